@@ -1,0 +1,94 @@
+"""What every benchmark shares: the command line, the machine, the rows, the table and the JSON file.
+
+A benchmark is a function ``main(options) -> list[Row]`` handed to `run`. Keys of the JSON file::
+
+    {"benchmark": NAME, "machine": {...}, "options": {...}, "rows": [{"claim", "value", "error", "unit", "target", "direction",
+     "holds", "peers", "seconds", "notes"}, ...]}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy
+import torch
+
+
+@dataclass
+class Row:
+    """One claim: what was measured, what was asked for, and what peers gave in the same run."""
+
+    claim: str
+    value: float
+    error: float | None = None
+    unit: str = ""
+    target: float | None = None
+    direction: str = "<="
+    peers: dict[str, float | str] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: dict = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the value meets the target; None for rows that only inform."""
+        if self.target is None:
+            return None
+        return self.value <= self.target if self.direction == "<=" else self.value >= self.target
+
+
+def machine() -> dict:
+    """Describe the machine: processor, cores, threads, versions."""
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else ""
+    return {
+        "processor": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def run(name: str, main: Callable[[argparse.Namespace], list[Row]], seeds: int = 3) -> None:
+    """Parse ``--quick --seeds --json``, run, print the table, write the JSON file; exit 1 when a full run misses a target."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, under a minute: shows that it runs, proves nothing")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    before, start = machine(), time.perf_counter()
+    rows = main(options)
+    print_table(rows)
+    print(
+        f"{name}: {sum(r.holds is True for r in rows)} held, {sum(r.holds is False for r in rows)} missed, {time.perf_counter() - start:.0f} s"
+    )
+    if options.json:
+        settings = {"quick": options.quick, "seeds": options.seeds}
+        document = {"benchmark": name, "machine": before, "options": settings, "rows": [asdict(r) | {"holds": r.holds} for r in rows]}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    sys.exit(int(not options.quick and any(row.holds is False for row in rows)))
+
+
+def print_table(rows: list[Row]) -> None:
+    """Print the rows as a Markdown table."""
+    print("| claim | value | target | holds | peers |\n|---|---|---|---|---|")
+    for row in rows:
+        error = "" if row.error is None else f" ± {row.error:.2g}"
+        target = "" if row.target is None else f"{row.direction} {row.target:g}"
+        holds = {True: "yes", False: "NO", None: ""}[row.holds]
+        peers = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.peers.items())
+        print(f"| {row.claim} | {row.value:.4g}{error} {row.unit} | {target} | {holds} | {peers} |")

@@ -1,0 +1,50 @@
+"""The named errors and warnings of the library, and the one way to say that a name is unknown.
+
+Most bad input is a plain `ValueError` or `TypeError`. The names below exist where a caller may want to catch one case.
+Every message names the argument, the value seen, the value wanted and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PopflowWarning(UserWarning):
+    """Something was done that the user probably did not mean; the message says what to change."""
+
+
+class ZeroWeightsError(ValueError):
+    """No particle of a population carries weight (all log weights are -inf), or a log weight is not a number."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A drift, growth, expert or loss produced a value that is not finite; the message says which one and when."""
+
+
+class StaleTrackingError(ValueError):
+    """A kernel would move particles and leave quantities tracked along the path (log-densities) behind."""
+
+
+class DivergenceError(RuntimeError):
+    """Training diverged more often than the guard was allowed to roll back."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, read, or does not belong to this run. Earlier checkpoints are untouched."""
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is absent; the message says which extra brings it."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return the message for an unknown name, with the closest known one.
+
+    >>> unknown("method", "compse", ["compose", "transport"])
+    "unknown method 'compse': did you mean 'compose'? Known: compose, transport."
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {kind} {name!r}: {hint}Known: {', '.join(known) or 'none'}."

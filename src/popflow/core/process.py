@@ -1,0 +1,102 @@
+"""What a process is (rates that depend on the whole population) and the one function that follows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from popflow.core.population import Population
+
+
+@dataclass(frozen=True, slots=True)
+class Ito:
+    """A scalar that is integrated along each particle's path: ``dA = dt * h + <dx, dX>``.
+
+    Left-point (Ito) integral; ``dX`` is what really moved the particle, drift and noise together.
+
+    Attributes:
+        dt: ``[*batch, n, *k]`` or a number: the coefficient of time.
+        dx: ``[*batch, n, *k, *event]``: the coefficient of the displacement, paired with it over the event; None for no such term.
+    """
+
+    dt: Tensor | float = 0.0
+    dx: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The three terms of ``d_t p = -div(p v) + 1/2 sigma^2 lap p + p (g - E[g])``, and what is tracked along the way.
+
+    Attributes:
+        drift: ``v``, ``[*batch, n, *event]``, per unit of signed time.
+        diffusion: ``sigma`` per square root of time: a number or a tensor that broadcasts against ``x``; None draws no noise.
+        growth: ``g`` as an `Ito` integral into ``log_w``; None leaves the weights alone.
+        track: name -> `Ito` integral into ``aux[name]``: log-densities, Girsanov weights, likelihoods.
+    """
+
+    drift: Tensor
+    diffusion: Tensor | float | None = None
+    growth: Ito | None = None
+    track: Mapping[str, Ito] = field(default_factory=dict)
+
+
+Process = Callable[[float, Population], Rates]
+"""Rates at a time, for a population (not a point: a drift may read the whole of it)."""
+
+
+def advance(pop: Population, rates: Rates, h: float, noise: Tensor | None = None) -> Population:
+    """Follow the rates for a signed time ``h``: one displacement moves ``x``, ``log_w`` and ``aux``. Pure; the unit to compile.
+
+    ``dX = drift h + diffusion sqrt|h| noise``, then ``x += dX``, ``log_w += growth``, ``aux[name] += track[name]``.
+
+    Args:
+        pop: The population.
+        rates: Rates at its present time.
+        h: Signed step; noise scales with ``sqrt|h|``.
+        noise: Standard normal values with the shape of ``x``; needed when ``rates.diffusion`` is given.
+
+    Raises:
+        ValueError: when noise is needed and absent, or a tracked quantity has no entry in ``aux``.
+
+    Example:
+        >>> import torch
+        >>> pop = Population.of(torch.ones(3, 2))
+        >>> rates = Rates(drift=-pop.x, growth=Ito(dt=1.0, dx=pop.x))
+        >>> moved = advance(pop, rates, 0.5)
+        >>> moved.x[0].tolist(), moved.log_w[0].item()
+        ([0.5, 0.5], -0.5)
+    """
+    displacement = rates.drift * h
+    if rates.diffusion is not None:
+        if noise is None:
+            raise ValueError("noise is None but rates.diffusion is given: pass standard normal values shaped like x, or diffusion=None.")
+        displacement = displacement + rates.diffusion * math.sqrt(abs(h)) * noise
+    event = len(pop.event)
+    log_w = pop.log_w
+    if rates.growth is not None:
+        log_w = log_w + integrate(rates.growth, h, displacement, event)
+    aux = pop.aux
+    if rates.track:
+        missing = rates.track.keys() - aux.keys()
+        if missing:
+            raise ValueError(
+                f"track names {sorted(missing)} absent from the population's aux {sorted(aux)}: start them, e.g. aux zeros [*batch, n]."
+            )
+        aux = {**aux, **{name: aux[name] + integrate(ito, h, displacement, event) for name, ito in rates.track.items()}}
+    return Population(pop.x + displacement, log_w, pop.log_z, aux)
+
+
+def integrate(ito: Ito, h: float, displacement: Tensor, event: int) -> Tensor | float:
+    """One left-point increment ``dt h + <dx, dX>``; the last ``event`` dimensions are paired and summed."""
+    total = ito.dt * h
+    if ito.dx is None:
+        return total
+    companions = ito.dx.ndim - displacement.ndim
+    if companions:
+        particles = displacement.ndim - event
+        displacement = displacement.reshape(*displacement.shape[:particles], *[1] * companions, *displacement.shape[particles:])
+    paired = ito.dx * displacement
+    return total + (paired.flatten(-event).sum(-1) if event else paired)
