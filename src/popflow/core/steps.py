@@ -7,7 +7,7 @@ The order that keeps the last weights and shows recorders the true effective sam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -19,10 +19,13 @@ from popflow.core.resampling import systematic
 from popflow.core.streams import Streams
 
 
+@runtime_checkable
 class Step(Protocol):
     """The one verb: take a population from ``t0`` to ``t1``. Stateless; randomness comes from the named streams alone."""
 
-    def __call__(self, pop: Population, t0: float, t1: float, rng: Streams, /) -> Population: ...
+    def __call__(self, pop: Population, t0: float, t1: float, rng: Streams, /) -> Population:
+        """Return the population at ``t1``."""
+        ...
 
 
 Scheme = Callable[[Tensor, Generator], Tensor]
