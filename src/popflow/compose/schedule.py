@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ Level = TypeVar("Level", float, Tensor)
 """A noise level, or a tensor of them."""
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What a network needs to know of its noising process."""
 
@@ -123,7 +124,7 @@ class RectifiedFlow:
 
     def sigma(self, time: Level) -> Level:
         """Return ``t / (1 - t)``; infinite at pure noise."""
-        return time / (self.scale - time)
+        return time / (self.scale - time) if isinstance(time, Tensor) or time < self.scale else math.inf
 
 
 @dataclass(frozen=True, eq=False)
