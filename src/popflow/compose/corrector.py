@@ -126,7 +126,8 @@ def feynman_kac(
         track: Carry ``log q_i`` of each expert in ``aux["log_q"]``.
 
     Raises:
-        ValueError: for ``zeta != 1`` with densities that have to be tracked, a negative ``zeta`` or ``clip``.
+        ValueError: for ``zeta != 1`` with densities that have to be tracked, a negative ``zeta`` or ``clip``, and while sampling for a
+            gradient-free reward of -inf before the last level.
         StaleTrackingError: when kernel steps would leave tracked densities behind (experts without ``log_prob``).
 
     Example:
@@ -168,9 +169,18 @@ def feynman_kac(
 
     def potentials(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         """Gradient-free rewards weigh by what they changed since the last level (Feynman-Kac steering)."""
-        now, before = sum_of_rewards(gradient_free, pop, math.sqrt(t1)), pop.aux["tilt"]
-        change = torch.where(before == -math.inf, 0.0, now - before)  # a particle ruled out has no weight to change
-        return pop.reweight(change).replace(aux={**pop.aux, "tilt": now})
+        now = sum_of_rewards(gradient_free, pop, math.sqrt(t1))
+        return pop.reweight(now - pop.aux["tilt"]).replace(aux={**pop.aux, "tilt": now})
+
+    def revocable(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+        """Refuse to go on from a potential of -inf: what it took away could not be given back."""
+        lost = int((pop.aux["tilt"] == -math.inf).sum())
+        if lost:
+            raise ValueError(
+                f"rewards {[r.name for r in gradient_free]} are -inf for {lost} particles at sigma={math.sqrt(t0):g}, before the last level: a "
+                "path ruled out here could still end well. Fix: a finite penalty, or a gamma(sigma) that is 0 until the last level."
+            )
+        return pop
 
     move = euler(feynman_kac_process(target, zeta=zeta, window=window if correct else (math.inf, -math.inf)))
     steps: list[Step] = [move]
@@ -181,7 +191,7 @@ def feynman_kac(
     if kernel_steps:
         steps.append(langevin(kernel_score, lambda v: step_size(math.sqrt(v)), kernel_steps, tracked=("log_q",), refresh=refresh))
     if correct and gradient_free:
-        steps.append(within(window, potentials))
+        steps = [revocable, *steps, within(window, potentials)]
     step, last = chain(*steps), denoise(target)
 
     def start(y: Tensor, sigma: float) -> Population:
