@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +35,18 @@ from popflow.compose import (
 from popflow.compose.corrector import excess, log_initial_normalizer
 from popflow.compose.experts import Output
 from popflow.compose.schedule import Schedule
-from popflow.core import NonFiniteError, PopflowWarning, Population, StaleTrackingError, State, Streams, Trace, ZeroWeightsError, multinomial, systematic
+from popflow.core import (
+    NonFiniteError,
+    PopflowWarning,
+    Population,
+    StaleTrackingError,
+    State,
+    Streams,
+    Trace,
+    ZeroWeightsError,
+    multinomial,
+    systematic,
+)
 
 F64 = torch.float64
 
@@ -231,7 +243,7 @@ def test_exponent_one_has_no_weights_and_is_the_plain_sampler_bit_for_bit(target
     rng = Streams(0)
     y = rng.normal("start", torch.empty(2, 64, 2, dtype=F64)) * 10
     v = GRID.square().tolist()
-    for v0, v1 in zip(v[:-1], v[1:], strict=True):
+    for v0, v1 in itertools.pairwise(v):
         y = y + (-Q1.score(y, math.sqrt(v0)) * (v1 - v0) + 1.0 * math.sqrt(v0 - v1) * rng.normal("noise", y))
     assert torch.equal(out.x, y)
 
@@ -286,6 +298,18 @@ def test_runs_do_not_touch_each_other():
     assert torch.equal(a.log_w[0], b.log_w[0])
     assert torch.equal(a.log_z[0], b.log_z[0])
     assert not torch.equal(a.x[1], b.x[1])
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_without_noise_a_step_is_that_of_ddim(beta: float):
+    """``y' = y + (sigma' - sigma) beta eps``: exact for data of one point at any step size."""
+    before = population()
+    after = feynman_kac(Q1**beta, zeta=0.0, correct=False).step(before, 1.7**2, 0.4**2, Streams(0))
+    assert torch.allclose(after.x, before.x + (0.4 - 1.7) * beta * -1.7 * Q1.score(before.x, 1.7), atol=1e-12)
+    point = kernel_mixture(torch.zeros(1, 2, dtype=F64), 1e-9)
+    grid = torch.tensor([3.0, 1.0, 0.1])
+    start = Streams(0).normal("start", torch.empty(2, 64, 2, dtype=F64)) * 3
+    assert torch.allclose(run(feynman_kac(point, zeta=0.0, correct=False), grid).x, start * 0.1 / 3, atol=1e-7)
 
 
 # options

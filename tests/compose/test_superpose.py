@@ -10,7 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from popflow.compose import Expert, Guidance, Sampler, average, both, either, feynman_kac, from_density, gaussian_mixture, karras, sample, scores
+from popflow.compose import (
+    Expert,
+    Guidance,
+    Sampler,
+    average,
+    both,
+    either,
+    feynman_kac,
+    from_density,
+    gaussian_mixture,
+    karras,
+    sample,
+    scores,
+)
 from popflow.core import Population, State, Streams, Trace
 
 F64 = torch.float64
@@ -19,7 +32,9 @@ GRID = karras(60, 0.05, 10.0)
 
 def mixture(seed: int, dim: int = 8, name: str = "q") -> Expert:
     rng = torch.Generator().manual_seed(seed)
-    return gaussian_mixture(torch.randn(3, dim, generator=rng, dtype=F64), 0.5 + torch.rand(3, generator=rng, dtype=F64), name=f"{name}{seed}")
+    return gaussian_mixture(
+        torch.randn(3, dim, generator=rng, dtype=F64), 0.5 + torch.rand(3, generator=rng, dtype=F64), name=f"{name}{seed}"
+    )
 
 
 EXPERTS = [mixture(seed) for seed in range(4)]
@@ -33,7 +48,9 @@ def run(sampler: Sampler, grid: Tensor = GRID, seed: int = 0, **options) -> Popu
 
 def population(m: int, n: int = 32) -> Population:
     x = 2 * torch.randn(2, n, 8, generator=torch.Generator().manual_seed(0), dtype=F64)
-    return Population.of(x, batch=1).replace(aux={"log_q": torch.zeros(2, n, m, dtype=F64), "kappa": torch.full((2, n, m), 1 / m, dtype=F64)})
+    return Population.of(x, batch=1).replace(
+        aux={"log_q": torch.zeros(2, n, m, dtype=F64), "kappa": torch.full((2, n, m), 1 / m, dtype=F64)}
+    )
 
 
 def increments(sampler: Sampler, m: int, s0: float = 1.5, s1: float = 1.4) -> tuple[Population, Population]:
@@ -70,20 +87,23 @@ def test_tracked_densities_approach_the_exact_ones(make: Callable[..., Sampler])
     coarse, fine = error(50), error(800)
     assert abs(float(fine.mean())) < 0.08
     assert 2.5 < float(coarse.std() / fine.std()) < 6
-    ode, finer = (error(steps, deterministic=True, probes=None).abs().mean() for steps in (50, 800))
-    assert finer < 0.02
-    assert 8 < ode / finer < 32
+    ode, finer = (error(steps, deterministic=True, probes=None) for steps in (20, 80))
+    assert finer.std() < 0.05
+    assert 3 < ode.abs().mean() / finer.abs().mean() < 6
 
 
 def test_probes_estimate_the_exact_divergence():
-    """Rademacher probes are unbiased: the mean over 4000 of them is the exact divergence within four standard errors."""
-    exact, _ = (increments(both(EXPERTS[:2], deterministic=True, probes=p), 2)[1] for p in (None, 1))
-    before = population(2)
-    one = both(EXPERTS[:2], deterministic=True, probes=None, ridge=1e9).step(before, 1.5**2, 1.4**2, Streams(0)).aux["log_q"]
-    rng, sampler = Streams(0), both(EXPERTS[:2], deterministic=True, probes=50, ridge=1e9)
-    each = torch.stack([sampler.step(before, 1.5**2, 1.4**2, rng).aux["log_q"] for _ in range(80)])
-    assert torch.isfinite(exact.x).all()
-    assert ((each.mean(0) - one).abs() / (each.std(0) / math.sqrt(80))).max() < 4.5
+    """Rademacher probes are unbiased: their mean over 20000 copies of a point is the exact divergence within four standard errors."""
+    point = 2 * torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=F64)
+    before = population(2).replace(x=point.repeat(1, 20000, 1), log_w=torch.zeros(1, 20000, dtype=F64))
+    before = before.replace(aux={"log_q": torch.zeros(1, 20000, 2, dtype=F64)})
+    once, exact = (
+        average(EXPERTS[:2], deterministic=True, probes=p).step(before, 1.5**2, 1.4**2, Streams(0)).aux["log_q"][0] for p in (1, None)
+    )
+    assert once.std(0).min() > 0.003
+    assert ((once.mean(0) - exact.mean(0)).abs() / (once.std(0) / math.sqrt(20000))).max() < 4
+    four = average(EXPERTS[:2], deterministic=True, probes=4).step(before, 1.5**2, 1.4**2, Streams(0)).aux["log_q"][0]
+    assert torch.allclose(four.std(0), once.std(0) / 2, rtol=0.05)
 
 
 def test_divergence_of_a_density_given_by_its_logarithm():
@@ -97,7 +117,7 @@ def test_densities_start_from_what_is_known():
     """Exact ones where every expert knows its own, else the common Gaussian of the first level."""
     seen: list[State] = []
     for experts in (EXPERTS[:2], BLIND[:2]):
-        run(average(experts), karras(2, 1.0, 10.0), record=[lambda state: seen.append(state)])
+        run(average(experts), karras(2, 1.0, 10.0), record=[seen.append])
     exact, gaussian = seen[0].pop, seen[3].pop
     for i, expert in enumerate(EXPERTS[:2]):
         assert expert.log_prob is not None
@@ -207,7 +227,7 @@ def test_feedback_closes_the_gap_of_the_first_level_by_its_share():
         gaps = Trace(gap=lambda state: (state.pop.aux["log_q"][..., 0] - state.pop.aux["log_q"][..., 1]).abs().mean())
         run(both(EXPERTS[:2], ridge=0.0, feedback=share), karras(10, 0.5, 4.0), record=[gaps])
         assert gaps["gap"][0] > 0.1
-        assert torch.allclose(gaps["gap"], gaps["gap"][0] * (1 - share) ** torch.arange(11), atol=1e-8)
+        assert torch.allclose(gaps["gap"], gaps["gap"][0] * (1 - share) ** torch.arange(11, dtype=F64), atol=1e-8)
 
 
 # OR
@@ -219,7 +239,7 @@ PAIR = [gaussian_mixture(m, 0.4, name=n) for m, n in zip(MODES, "ab", strict=Tru
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 100.0}, {"deterministic": True, "probes": None}], ids=["T=1", "T=100", "ode"])
 def test_or_covers_every_mode_of_both_in_equal_shares(options: dict):
-    steps = 150 if options.get("deterministic") else 300
+    steps = 60 if options.get("deterministic") else 300
     out = run(either(PAIR, **options), karras(steps, 0.01, 10.0), particles=4096, runs=1).x[0]
     gap = torch.cdist(out, MODES.reshape(4, 2).to(out))
     near, owner = gap.min(1)
@@ -269,7 +289,7 @@ def test_guidance_moves_by_the_guided_mixture_and_tracks_the_conditional_densiti
     before, after = increments(average(EXPERTS[:2], guidance=Guidance(NULL, w), deterministic=deterministic, probes=None), 2)
     S2, (a, b, u) = 1.5**2 - 1.4**2, scores([*EXPERTS[:2], NULL], before.x, 1.5)
     guided = u + w * ((a + b) / 2 - u)
-    moved = S2 / 2 * guided if deterministic else S2 * guided + math.sqrt(S2) * Streams(3).normal("noise", before.x)
+    moved = 1.5 * (1.5 - 1.4) * guided if deterministic else S2 * guided + math.sqrt(S2) * Streams(3).normal("noise", before.x)
     assert torch.allclose(after.x - before.x, moved, atol=1e-12)
     if not deterministic:
         expected = (a * moved).sum(-1) - S2 / 2 * a.square().sum(-1)

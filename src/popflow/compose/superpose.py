@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from popflow.compose.corrector import initial_densities
+from popflow.compose.corrector import initial_densities, straight
 from popflow.compose.sample import Sampler
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Ito, Population, Rates, Step, Streams, advance
@@ -188,13 +188,17 @@ class _Mix:
         return self.experts if self.guidance is None else (*self.experts, self.guidance.unconditional)
 
     def evaluate(self, pop: Population, v: float, rng: Streams) -> _Field:
-        sigma, m, w = math.sqrt(v), len(self.experts), 1.0 if self.guidance is None else self.guidance.w
-        s = scores(self.every, pop.x, sigma)
-        divergence = self._divergence(pop, sigma, rng) if self.deterministic else None
-        return _Field(s[:m], None if self.guidance is None else s[m], divergence, w, self.deterministic)
+        sigma, m = math.sqrt(v), len(self.experts)
+        if self.deterministic:
+            s, divergence = self._with_divergence(pop, sigma, rng)
+            s_u = None if self.guidance is None else self.guidance.unconditional.score(pop.x, sigma)
+        else:
+            every, divergence = scores(self.every, pop.x, sigma), None
+            s, s_u = every[:m], None if self.guidance is None else every[m]
+        return _Field(s, s_u, divergence, 1.0 if self.guidance is None else self.guidance.w, self.deterministic)
 
-    def _divergence(self, pop: Population, sigma: float, rng: Streams) -> Tensor:
-        """Divergence of every expert's score, ``[*batch, n, M]``: Rademacher probes, or exact over unit vectors."""
+    def _with_divergence(self, pop: Population, sigma: float, rng: Streams) -> tuple[Tensor, Tensor]:
+        """Scores ``[M, *x.shape]`` and their divergences ``[*batch, n, M]``: Rademacher probes, or exact over unit vectors."""
         event, dim = pop.event, math.prod(pop.event)
         rows = pop.x.flatten(0, len(pop.batch))
 
@@ -206,11 +210,11 @@ class _Mix:
             vectors = [unit.expand_as(rows).contiguous() for unit in units]
         else:
             vectors = [(2 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
-        total = torch.zeros(len(self.experts), len(rows), dtype=rows.dtype, device=rows.device)
+        s, total = rows, torch.zeros(len(self.experts), len(rows), dtype=rows.dtype, device=rows.device)
         for vector in vectors:
-            slope = torch.func.jvp(field, (rows,), (vector,))[1]
+            s, slope = torch.func.jvp(field, (rows,), (vector,))
             total = total + (slope * vector).flatten(2).sum(2)
-        return (total / (self.probes or 1)).movedim(0, -1).reshape(*pop.log_w.shape, len(self.experts))
+        return s.reshape(-1, *pop.x.shape), (total / (self.probes or 1)).movedim(0, -1).reshape(*pop.log_w.shape, len(self.experts))
 
     def sampler(self, step: Step) -> Sampler:
         m = len(self.experts)
@@ -219,6 +223,9 @@ class _Mix:
             pop = Population.of(y, batch=1)
             log_q = initial_densities(self.experts, pop, sigma)
             return pop.replace(aux={"log_q": log_q, "kappa": torch.full_like(log_q, 1 / m)})
+
+        if self.deterministic:
+            step = straight(step)
 
         def whole(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
             return step(pop, t0, t1, rng) if t1 > 0 else self._denoise(pop, t0, rng)
