@@ -4,7 +4,7 @@ from popflow.runs.config import ConfigError, config_of, plain, read_values
 from popflow.runs.metrics import Metrics
 from popflow.runs.recorders import checkpoint, checkpointed, last_checkpoint, training
 from popflow.runs.report import Figure, Measured, Report, Table, Verdict, read_report, render, rerender
-from popflow.runs.run import Run, RunBusyError
+from popflow.runs.run import Run, RunBusyError, cited
 
 __all__ = [
     "ConfigError",
@@ -18,6 +18,7 @@ __all__ = [
     "Verdict",
     "checkpoint",
     "checkpointed",
+    "cited",
     "config_of",
     "last_checkpoint",
     "plain",

@@ -26,7 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INK, _SOFT, _FAINT = "#1d1f23", "#5b616b", "#e4e4df"
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.edgecolor": _SOFT,
@@ -123,7 +123,7 @@ def lines(
     with _style():
         figure, axes = _axes(x_label, y_label)
         along = _flat(x)
-        for (label, values), colour, dash in zip(series.items(), cycle(COLOURS), cycle(_DASHES)):  # noqa: B905
+        for (label, values), colour, dash in zip(series.items(), cycle(COLOURS), cycle(_DASHES)):
             axes.plot(along, _flat(values), color=colour, linestyle=dash, label=label)
             if bands and label in bands:
                 axes.fill_between(along, _flat(bands[label][0]), _flat(bands[label][1]), color=colour, alpha=0.16, linewidth=0)
@@ -148,7 +148,7 @@ def scatter(
     """
     with _style():
         figure, axes = _axes(x_label, y_label, width=4.8, height=4.2)
-        for (label, points), colour, marker in zip(series.items(), cycle(COLOURS), cycle(_MARKERS)):  # noqa: B905
+        for (label, points), colour, marker in zip(series.items(), cycle(COLOURS), cycle(_MARKERS)):
             if points.ndim != 2 or points.shape[1] != 2:
                 raise ValueError(f"series {label!r} has shape {tuple(points.shape)}, wanted [n, 2]: choose two coordinates.")
             xy, size = points.detach().cpu().double(), 12.0
@@ -190,13 +190,13 @@ def histogram(
     edges = torch.linspace(low, high if high > low else low + 1.0, bins + 1, dtype=torch.float64).numpy()
     with _style():
         figure, axes = _axes(x_label, "density")
-        for (label, values), colour, dash in zip(flat.items(), cycle(COLOURS), cycle(_DASHES)):  # noqa: B905
+        for (label, values), colour, dash in zip(flat.items(), cycle(COLOURS), cycle(_DASHES)):
             keep = values.isfinite()
             weight = weights[label].detach().cpu().double().flatten()[keep].numpy() if weights and label in weights else None
             shape: dict[str, Any] = {"bins": edges, "weights": weight, "density": True, "color": colour}
             axes.hist(values[keep].numpy(), histtype="stepfilled", alpha=0.18, **shape)
             axes.hist(values[keep].numpy(), histtype="step", linestyle=dash, linewidth=1.3, label=label, **shape)
-        for (label, (x, y)), dash in zip((density or {}).items(), cycle(("-", *_DASHES[1:]))):  # noqa: B905
+        for (label, (x, y)), dash in zip((density or {}).items(), cycle(("-", *_DASHES[1:]))):
             axes.plot(_flat(x), _flat(y), color=_INK, linestyle=dash, linewidth=1.3, label=label)
         _legend(axes, len(series) + len(density or {}))
         return _uri(figure, "svg")
@@ -226,7 +226,7 @@ def bars(values: Mapping[str, Measured], *, x_label: str, reference: Mapping[str
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
         axes.margins(x=0.22)
-        for (label, at), dash in zip((reference or {}).items(), cycle(_DASHES[1:])):  # noqa: B905
+        for (label, at), dash in zip((reference or {}).items(), cycle(_DASHES[1:])):
             axes.axvline(at, color=_INK, linewidth=1.0, linestyle=dash, label=label)
         if reference:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, borderaxespad=0.2)
@@ -282,11 +282,12 @@ def _axes(x_label: str, y_label: str, *, width: float = 6.8, height: float = 3.1
 
 
 def _flat(values: Tensor | Sequence[float]) -> Any:
-    return (values.detach().cpu() if isinstance(values, Tensor) else torch.tensor(list(values))).double().flatten().numpy()
+    tensor = values.detach().cpu() if isinstance(values, Tensor) else torch.tensor([float(value) for value in values], dtype=torch.float64)
+    return tensor.double().flatten().numpy()
 
 
 def _references(axes: Axes, reference: Mapping[str, float] | None) -> None:
-    for (label, height), dash in zip((reference or {}).items(), cycle((_DASHES[2], _DASHES[1]))):  # noqa: B905
+    for (label, height), dash in zip((reference or {}).items(), cycle((_DASHES[2], _DASHES[1]))):
         axes.axhline(height, color=_INK, linewidth=1.0, linestyle=dash, label=label)
 
 

@@ -91,11 +91,10 @@ class Metrics:
         found = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
             try:
-                row = json.loads(line)
-                whole = line.endswith("\n") and isinstance(row["stage"], str) and isinstance(row["step"], int)
-            except (ValueError, KeyError, TypeError):
-                whole = False
-            if not whole:
+                row = json.loads(line) if line.endswith("\n") else {}
+            except ValueError:
+                row = {}
+            if not (isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int)):
                 break
             found.append((row, line))
         return found

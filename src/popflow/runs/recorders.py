@@ -18,9 +18,14 @@ class Trained(Protocol):
     """What a training loop reports: the step it has done and what it measured there."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """Steps done."""
+        ...
+
     @property
-    def metrics(self) -> Mapping[str, Any]: ...
+    def metrics(self) -> Mapping[str, Any]:
+        """Name -> number."""
+        ...
 
 
 def checkpointed(

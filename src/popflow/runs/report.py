@@ -176,10 +176,8 @@ def rerender(path: str | Path) -> Path:
     return write_atomic(Path(path) / "report.html", html)
 
 
-
-
 def text_of(value: Any) -> str:
-    """Return a cell of a table, as JSON holds it, as text."""
+    """Return a cell of a table, as it is or as JSON holds it, as text."""
     if isinstance(value, Mapping):
         return str(Measured(_float(value.get("value")), None if value.get("error") is None else _float(value["error"])))
     if value is None:

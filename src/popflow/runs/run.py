@@ -120,8 +120,12 @@ class Run:
             for name in os.listdir(path):
                 if _LEFT_BY_A_KILL.fullmatch(name):
                     (path / name).unlink(missing_ok=True)
-            if not resumed:
-                write_atomic(path / "env.json", _json(run.environment()))
+            if resumed:
+                before = read_values(path / "env.json").get("versions")
+                if before != run.environment()["versions"]:
+                    run.log(f"versions differ from those it began with: {before} then, {run.environment()['versions']} now")
+            else:
+                write_atomic(path / "env.json", _json({**run.environment(), "cite": run.cite}))
                 write_atomic(path / "config.json", _json({"job": job, **values}))
             run.log(f"{'resumed' if resumed else 'started'} {job}; {command or 'from Python'}")
         except BaseException:
@@ -199,6 +203,19 @@ class Run:
         }
 
 
+def cited(path: str | Path) -> list[str]:
+    """Return the BibTeX entries that a run, finished or not, asks to cite.
+
+    Raises:
+        CheckpointError: when the directory is not a run.
+    """
+    try:
+        entries = read_values(Path(path) / "env.json")["cite"]
+    except (ConfigError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a run directory: {error}. Fix: give the directory that popflow wrote.") from error
+    return [str(entry) for entry in entries]
+
+
 def _claim(path: Path) -> IO[str]:
     """Make the directory and take its lock; the lock goes with the process, however that ends."""
     try:
@@ -245,7 +262,9 @@ def _identify(path: Path, job: str, values: dict[str, Any], device: torch.device
         there = read_values(path / "config.json")
         environment = read_values(path / "env.json")
     except ConfigError as error:
-        raise CheckpointError(f"{error} The run in {path} cannot be told from another one: restore the file or give another --out.") from error
+        raise CheckpointError(
+            f"{error} The run in {path} cannot be told from another one: restore the file or give another --out."
+        ) from error
     now = {"job": job, **json.loads(_json(values)), "device": str(device)}
     there["device"] = environment.get("device")
     differing = [
