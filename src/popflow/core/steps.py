@@ -22,7 +22,9 @@ from popflow.core.streams import Streams
 class Step(Protocol):
     """The one verb: take a population from ``t0`` to ``t1``. Stateless; randomness comes from the named streams alone."""
 
-    def __call__(self, pop: Population, t0: float, t1: float, rng: Streams, /) -> Population: ...
+    def __call__(self, pop: Population, t0: float, t1: float, rng: Streams, /) -> Population:
+        """Return the population at ``t1``."""
+        ...
 
 
 Scheme = Callable[[Tensor, Generator], Tensor]
