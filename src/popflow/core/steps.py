@@ -7,7 +7,7 @@ The order that keeps the last weights and shows recorders the true effective sam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,7 @@ from popflow.core.resampling import systematic
 from popflow.core.streams import Streams
 
 
+@runtime_checkable
 class Step(Protocol):
     """The one verb: take a population from ``t0`` to ``t1``. Stateless; randomness comes from the named streams alone."""
 
