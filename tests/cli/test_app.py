@@ -10,7 +10,7 @@ import pytest
 from popflow import __version__
 from popflow.cli.app import app, main
 
-VERBS = ["cite", "demo", "doctor", "methods", "report"]
+VERBS = ["cite", "demo", "doctor", "methods", "report", "sample"]
 
 
 def popflow(*arguments, **kwargs):
@@ -54,6 +54,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["smaple"], "unknown command 'smaple': did you mean 'sample'"),
         (["demos"], "unknown command 'demos': did you mean 'demo'"),
         (["demo", "fkk"], "unknown method 'fkk': did you mean 'fkc'"),
         (["demo", "--sed", "1"], "No such option"),
