@@ -1,0 +1,268 @@
+"""Turn anything into an expert: networks of every output convention, mixtures with known densities, data sets.
+
+Conversions, with ``x = alpha x_0 + s eps`` and ``sigma = s / alpha`` (all are affine in epsilon at the same x, but sums of exponents other than
+one do not commute with them: experts are therefore always combined as scores):
+
+======== =======================================  =====================================
+output   what the network predicts                epsilon
+======== =======================================  =====================================
+epsilon  the noise                                the output
+x0       the clean sample                         ``(x - alpha x0) / s``
+v        ``alpha eps - s x_0`` (VP)               ``s x + alpha v``
+flow     ``eps - x_0`` (rectified flow)           ``(x + alpha v) / (alpha + s)``
+score    ``grad_x log q``                         ``-s score``
+======== =======================================  =====================================
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from popflow.compose.schedule import Schedule
+from popflow.compose.target import Expert
+
+Output = Callable[[Tensor, Tensor, float, float], Tensor]
+"""``output(network_output, x, alpha, s) -> epsilon``."""
+
+
+def epsilon_output(out: Tensor, x: Tensor, alpha: float, s: float) -> Tensor:
+    """Noise prediction: nothing to do."""
+    return out
+
+
+def x0_output(out: Tensor, x: Tensor, alpha: float, s: float) -> Tensor:
+    """Clean-sample prediction (``prediction_type="sample"``)."""
+    return (x - alpha * out) / s
+
+
+def v_output(out: Tensor, x: Tensor, alpha: float, s: float) -> Tensor:
+    """Velocity of variance-preserving models, ``v = alpha eps - s x_0`` (Salimans and Ho 2022)."""
+    return (s * x + alpha * out) / (alpha**2 + s**2)
+
+
+def flow_output(out: Tensor, x: Tensor, alpha: float, s: float) -> Tensor:
+    """Velocity of rectified flow, ``v = eps - x_0`` (Liu et al. 2023; the sign of diffusers)."""
+    return (x + alpha * out) / (alpha + s)
+
+
+def score_output(out: Tensor, x: Tensor, alpha: float, s: float) -> Tensor:
+    """Gradient of the log-density of ``x``."""
+    return -s * out
+
+
+def from_network(
+    network: Callable[..., Tensor],
+    schedule: Schedule,
+    event: Sequence[int],
+    *,
+    output: Output = epsilon_output,
+    cond: Tensor | None = None,
+    name: str = "network",
+    space: str = "data",
+    chunk: int | None = None,
+) -> Expert:
+    """Wrap ``network(x [rows, *event], time [rows], cond)`` trained under a schedule.
+
+    Args:
+        network: A module or function; a module is switched to evaluation.
+        schedule: Its noising process, for the scale of ``x`` and the value of time.
+        event: Shape of one sample.
+        output: How its output becomes epsilon: one of the functions of this file, or your own.
+        cond: Condition handed to the network; None calls ``network(x, time)``.
+        name: What errors and reports call it.
+        space: Label of the latent space.
+        chunk: Rows per call.
+
+    Example:
+        >>> from popflow.compose import VP, from_network
+        >>> gaussian = from_network(lambda x, t: x * 0.0, VP(), (2,), name="flat")
+        >>> gaussian.score(torch.ones(1, 2), 1.0).tolist()
+        [[-0.0, -0.0]]
+    """
+    if isinstance(network, nn.Module):
+        network.eval()
+
+    def model(y: Tensor, sigma: float, c: Tensor | None) -> Tensor:
+        alpha = schedule.alpha(sigma)
+        x = alpha * y
+        time = torch.full((len(y),), schedule.time(sigma), dtype=y.dtype, device=y.device)
+        return output(network(x, time) if c is None else network(x, time, c), x, alpha, alpha * sigma)
+
+    return Expert(model, tuple(event), cond, name, space, None, chunk)
+
+
+def from_edm(
+    network: Callable[..., Tensor],
+    event: Sequence[int],
+    *,
+    sigma_data: float = 0.5,
+    cond: Tensor | None = None,
+    name: str = "edm",
+    space: str = "data",
+    chunk: int | None = None,
+) -> Expert:
+    """Wrap the raw network ``F`` of Karras et al. (2022), table 1: ``D = c_skip y + c_out F(c_in y, log(sigma)/4)``.
+
+    ``c_skip = sd^2/(sigma^2 + sd^2)``, ``c_out = sigma sd/sqrt(sigma^2 + sd^2)``, ``c_in = 1/sqrt(sigma^2 + sd^2)``, ``eps = (y - D)/sigma``.
+    """
+    if isinstance(network, nn.Module):
+        network.eval()
+
+    def model(y: Tensor, sigma: float, c: Tensor | None) -> Tensor:
+        total = sigma**2 + sigma_data**2
+        time = torch.full((len(y),), math.log(sigma) / 4, dtype=y.dtype, device=y.device)
+        raw = network(y / math.sqrt(total), time) if c is None else network(y / math.sqrt(total), time, c)
+        return y * (sigma / total) - raw * (sigma_data / math.sqrt(total))
+
+    return Expert(model, tuple(event), cond, name, space, None, chunk)
+
+
+def from_density(
+    log_prob: Callable[[Tensor, float], Tensor], event: Sequence[int], *, name: str = "density", space: str = "data"
+) -> Expert:
+    """Make an expert from a differentiable log-density ``log_prob(y [rows, *event], sigma) -> [rows]``; its score by autograd."""
+
+    def model(y: Tensor, sigma: float, c: Tensor | None) -> Tensor:
+        with torch.enable_grad():
+            point = y.detach().requires_grad_()
+            (score,) = torch.autograd.grad(log_prob(point, sigma).sum(), point)
+        return -sigma * score
+
+    return Expert(model, tuple(event), None, name, space, log_prob)
+
+
+def gaussian_mixture(
+    means: Tensor,
+    std: float | Tensor,
+    weights: Tensor | None = None,
+    *,
+    name: str = "mixture",
+    space: str = "data",
+    chunk: int | None = None,
+) -> Expert:
+    """Isotropic Gaussian mixture with exact score and density at every noise level.
+
+    ``q(y, sigma) = sum_k w_k N(y; m_k, (c_k^2 + sigma^2) I)``. Evaluated in the dtype of ``y``.
+
+    Args:
+        means: ``[K, *event]``.
+        std: ``c_k``, one number or ``[K]``.
+        weights: ``[K]``, positive, normalised here; None for equal ones.
+        name: What errors and reports call it.
+        space: Label of the latent space.
+        chunk: Rows per call: memory is rows x K.
+
+    Raises:
+        ValueError: for negative weights or standard deviations.
+
+    Example:
+        >>> q = gaussian_mixture(torch.zeros(1, 2), std=1.0)
+        >>> q.score(torch.ones(1, 2), sigma=1.0).tolist()
+        [[-0.5, -0.5]]
+    """
+    count, event = len(means), tuple(means.shape[1:])
+    centres = means.reshape(count, -1).double()
+    variance = torch.as_tensor(std, dtype=torch.float64, device=means.device).expand(count).square()
+    prior = torch.ones(count, dtype=torch.float64, device=means.device) if weights is None else weights.double()
+    if not bool((prior >= 0).all()) or not bool(prior.sum() > 0) or prior.shape != (count,):
+        raise ValueError(f"weights of shape {tuple(prior.shape)} must be {count} non-negative numbers, not all zero.")
+    if not bool((torch.as_tensor(std) >= 0).all()):
+        raise ValueError(f"std={std}, wanted standard deviations >= 0.")
+    log_prior, origin = (prior / prior.sum()).log(), centres.mean(0)
+    centres = centres - origin
+    norms, dim = centres.square().sum(1), centres.shape[1]
+
+    def logits(y: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        point = y.flatten(1) - origin.to(y)
+        total = (variance + sigma**2).to(y)
+        square = point.square().sum(1, keepdim=True) - 2 * point @ centres.to(y).T + norms.to(y)
+        return point, total, (log_prior - dim / 2 * (2 * math.pi * (variance + sigma**2)).log()).to(y) - square / (2 * total)
+
+    def model(y: Tensor, sigma: float, c: Tensor | None) -> Tensor:
+        point, total, log_parts = logits(y, sigma)
+        share = log_parts.softmax(1) / total
+        return (sigma * (point * share.sum(1, keepdim=True) - share @ centres.to(y))).reshape(y.shape)
+
+    def log_prob(y: Tensor, sigma: float) -> Tensor:
+        return logits(y, sigma)[2].logsumexp(1)
+
+    return Expert(model, event, None, name, space, log_prob, chunk)
+
+
+def kernel_mixture(data: Tensor, bandwidth: float, *, name: str = "data", space: str = "data", chunk: int | None = None) -> Expert:
+    """Gaussian kernel density of a data set ``[N, *event]``: an expert without training, with exact score and density."""
+    if bandwidth <= 0:
+        raise ValueError(f"bandwidth={bandwidth}, wanted a positive kernel width in the units of the data.")
+    return gaussian_mixture(data, bandwidth, name=name, space=space, chunk=chunk)
+
+
+class Stack:
+    """Networks of one architecture evaluated together: parameters stacked, one vectorised call (`torch.func.vmap`).
+
+    Pays where single calls are short (small dense networks); for large networks plain calls one after another are as fast.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], schedule: Schedule, output: Output = epsilon_output):
+        signature = [{n: tuple(p.shape) for n, p in net.named_parameters()} for net in networks]
+        if any(s != signature[0] for s in signature[1:]):
+            raise ValueError("networks differ in their parameters' names or shapes: only networks of one architecture can be stacked.")
+        for network in networks:
+            network.eval()
+        self.parameters, self.buffers = torch.func.stack_module_state(list(networks))
+        self.skeleton = copy.deepcopy(networks[0]).to("meta")
+        self.schedule, self.output = schedule, output
+
+    def __call__(self, members: Sequence[int], y: Tensor, sigma: float, conds: Sequence[Tensor | None]) -> Tensor:
+        """Noise predictions ``[m, rows, *event]`` of some members at the same points."""
+        alpha = self.schedule.alpha(sigma)
+        x = alpha * y
+        time = torch.full((len(y),), self.schedule.time(sigma), dtype=y.dtype, device=y.device)
+        given = [c for c in conds if c is not None]
+        if len(given) not in (0, len(conds)):
+            raise ValueError("some stacked experts have a condition and some have none: give all or none of them a cond.")
+        chosen = list(members)
+        every = chosen == list(range(len(next(iter(self.parameters.values())))))
+        params, buffers = ({k: v if every else v[chosen] for k, v in d.items()} for d in (self.parameters, self.buffers))
+        extra = (torch.stack(given).unsqueeze(1).expand(len(given), len(y), *given[0].shape),) if given else ()
+
+        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], *cond: Tensor) -> Tensor:
+            return torch.func.functional_call(self.skeleton, (params, buffers), (x, time, *cond))
+
+        out = torch.func.vmap(one)(params, buffers, *extra)
+        return self.output(out, x, alpha, alpha * sigma)
+
+
+class _Member:
+    """The model of one stacked expert; evaluated alone it is a stack of one."""
+
+    def __init__(self, stack: Stack, index: int):
+        self.stack, self.index = stack, index
+
+    def __call__(self, y: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
+        return self.stack([self.index], y, sigma, [None if cond is None else cond[0]])[0]
+
+
+def stack(
+    networks: Sequence[nn.Module],
+    schedule: Schedule,
+    event: Sequence[int],
+    *,
+    output: Output = epsilon_output,
+    conds: Sequence[Tensor | None] | None = None,
+    names: Sequence[str] | None = None,
+    space: str = "data",
+) -> list[Expert]:
+    """Make experts of several networks of one architecture, evaluated together from stacked parameters.
+
+    Returns:
+        One expert per network, in order.
+    """
+    together = Stack(networks, schedule, output)
+    conds = conds or [None] * len(networks)
+    names = names or [f"network-{i}" for i in range(len(networks))]
+    return [Expert(_Member(together, i), tuple(event), c, n, space) for i, (c, n) in enumerate(zip(conds, names, strict=True))]

@@ -1,0 +1,157 @@
+"""Run a sampler down a grid of noise levels: populations of particles, many independent runs in one batch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from popflow.compose.schedule import check_levels
+from popflow.compose.target import Expert
+from popflow.core import PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """What `sample` needs to know of a way to sample: `popflow.compose.feynman_kac` and `superpose` make them.
+
+    Time is the clock ``v = sigma^2``, running down: then the step of the method is plain `euler` and ``|h|`` is exactly ``S^2``.
+
+    Attributes:
+        experts: The distinct experts, evaluated together.
+        step: From one clock value to the next; ``t1 = 0`` is the final denoising.
+        start: Turns initial samples ``[runs, n, *event]`` at ``sigma_max`` into a population with weights and companions.
+        precision: ``B(sigma_max)``, the sum of exponents: initial samples have variance ``sigma_max^2 / B``.
+        resamples: Whether particles of one run compete.
+        evaluations: Expert evaluations per particle and step.
+    """
+
+    experts: tuple[Expert, ...]
+    step: Step
+    start: Callable[[Tensor, float], Population]
+    precision: Callable[[float], float] = lambda sigma: 1.0
+    resamples: bool = False
+    evaluations: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What `sample` returns.
+
+    Attributes:
+        population: ``x [runs, particles, *event]`` with its last weights; ``aux`` holds ``ancestor``, and ``log_q``, ``clipped`` where tracked.
+        trace: ``sigma``, ``ess``, ``log_z``, ``ancestors`` (distinct ones) of every state, each ``[steps + 1, runs]``.
+    """
+
+    population: Population
+    trace: Trace
+
+    @property
+    def x(self) -> Tensor:
+        """Samples ``[runs, particles, *event]``; they carry weights, see `draw`."""
+        return self.population.x
+
+    def draw(self, n: int, rng: Streams) -> Tensor:
+        """Draw ``n`` unweighted samples from each run, ``[runs, n, *event]``."""
+        pop = self.population
+        weights = pop.weights()
+        if n == len(pop):
+            return pop.take(systematic(weights, rng("draw"))).x
+        idx = torch.multinomial(weights.reshape(-1, len(pop)), n, replacement=True, generator=rng("draw"))
+        return pop.take(idx.reshape(*pop.batch, n)).x
+
+    def pick(self, rng: Streams) -> Tensor:
+        """Draw one sample from each run by its weights, ``[runs, *event]``: independent samples without near-duplicates."""
+        return self.draw(1, rng).squeeze(1) if len(self.population) > 1 else self.population.x.squeeze(1)
+
+
+def sample(
+    sampler: Sampler,
+    sigmas: Tensor,
+    *,
+    particles: int,
+    runs: int = 1,
+    rng: Streams,
+    record: Iterable[Recorder] = (),
+    resume: State | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Sample:
+    """Sample from a composition.
+
+    Args:
+        sampler: From `feynman_kac`, `either`, `both`, `average`, ...
+        sigmas: Noise levels, decreasing, e.g. `karras(300, 0.02, 15.0)`; a last level of 0 denoises without noise or weights.
+        particles: Particles of one run: they share weights and are resampled together.
+        runs: Independent populations in one batch.
+        rng: Random streams: ``start``, ``noise``, ``resample``, ``kernel``.
+        record: Further recorders, e.g. a checkpoint.
+        resume: A state to go on from; the initial samples are then not drawn.
+        dtype: Of the particles and their weights.
+
+    Raises:
+        ValueError: for a grid that is not decreasing, a sum of exponents that is not positive, or no particles.
+        NonFiniteError: when an expert fails, naming it and the noise level.
+        ZeroWeightsError: when a run has no weight left.
+
+    Example:
+        >>> from popflow.compose import feynman_kac, gaussian_mixture, karras
+        >>> a = gaussian_mixture(torch.tensor([[0.0]]), std=1.0)
+        >>> out = sample(feynman_kac(a**2, kernel_steps=2), karras(100, 0.01, 20.0), particles=4096, rng=Streams(0))
+        >>> abs(float(out.population.mean(lambda x: x**2)) - 1 / 2) < 0.05
+        True
+    """
+    levels = check_levels(sigmas)
+    if particles < 1 or runs < 1:
+        raise ValueError(f"particles={particles}, runs={runs}, wanted at least one of each.")
+    if sampler.resamples and particles == 1:
+        warnings.warn(
+            "particles=1 with resampling: one particle has nothing to compete with, weights have no effect. Use particles >= 4.",
+            PopflowWarning,
+            stacklevel=2,
+        )
+    trace = Trace(
+        sigma=lambda state: math.sqrt(state.t),
+        ess=lambda state: state.pop.ess(),
+        log_z=lambda state: state.pop.log_normalizer(),
+        ancestors=lambda state: distinct(state.pop.aux["ancestor"]),
+    )
+    first = float(levels[0])
+    if resume is None:
+        total = sampler.precision(first)
+        if not total > 0:
+            raise ValueError(
+                f"the exponents sum to {total:g} at sigma={first:g}, wanted a positive sum: the initial N(0, sigma^2 / sum) does not exist. "
+                "Raise a positive exponent or weaken a negative one."
+            )
+        like = torch.empty(runs, particles, *sampler.experts[0].event, dtype=dtype, device=rng.device)
+        pop, start = sampler.start(rng.normal("start", like) * (first / math.sqrt(total)), first), 0
+        ancestor = torch.arange(particles, device=rng.device).expand(runs, particles)
+        pop = pop.replace(aux={**pop.aux, "ancestor": ancestor})
+    else:
+        pop, start = resume.pop, resume.k
+    pop = simulate(sampler.step, pop, levels.square(), rng=rng, record=(trace, *record), start=start)
+    if sampler.resamples and trace.rows:
+        _warn_of_collapse(trace["ess"], particles)
+    return Sample(pop, trace)
+
+
+def distinct(ancestor: Tensor) -> Tensor:
+    """Number of distinct initial ancestors, one per run."""
+    ordered = ancestor.sort(-1).values
+    return (ordered.diff(dim=-1) != 0).sum(-1) + 1
+
+
+def _warn_of_collapse(ess: Tensor, particles: int) -> None:
+    collapsed = (ess < 2).any(1) if particles >= 8 else torch.zeros(len(ess), dtype=torch.bool)
+    if int(collapsed.sum()) >= 3:
+        warnings.warn(
+            f"the effective sample size fell below 2 of {particles} particles at {int(collapsed.sum())} noise levels: the weights rest on single "
+            "particles. Remedies: (1) kernel_steps=5, which lets particles mix at each level; (2) more noise, zeta=2 or 3; (3) more particles or "
+            "levels, or an exponent that grows as sigma falls.",
+            PopflowWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,270 @@
+"""SuperDiff: several models mixed by their own log-densities, which are tracked along the path at no cost.
+
+Along any path driven with the noise of the reverse diffusion (``zeta = 1``) the log-density of model i obeys, on ``v = sigma^2`` running down,
+
+    d log q_i = <s_i, dy> + 1/2 |s_i|^2 dv                       (Ito; no divergence, no further network call)
+
+On this clock the Euler sum ``<s_i, dy> - 1/2 |s_i|^2 S^2`` is also the log-ratio of the Gaussian kernels of one denoising and one noising step
+(the detailed-balance estimator): the two published estimators coincide here. Without noise the divergence of the score appears instead.
+
+- `either` (OR, the mixture): ``kappa = softmax(T log q_i + bias_i)``;
+- `both` (AND): ``kappa`` such that all ``log q_i`` change alike, given this step's noise;
+- `average`: equal ``kappa``.
+
+Source: Skreta et al., *The superposition of diffusion models using the Ito density estimator*, ICLR 2025, arXiv:2412.17762: theorem 1 and
+propositions 3 to 6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from popflow.compose.corrector import initial_densities
+from popflow.compose.sample import Sampler
+from popflow.compose.target import Expert, check_same_space, scores
+from popflow.core import Ito, Population, Rates, Step, Streams, advance
+
+
+@dataclass(frozen=True, eq=False)
+class Guidance:
+    """Guide the mixture away from an unconditional model: score ``s_u + w (s - s_u)``. Densities stay those of the conditional models."""
+
+    unconditional: Expert
+    w: float
+
+
+def either(
+    experts: Sequence[Expert],
+    *,
+    temperature: float = 1.0,
+    bias: Sequence[float] | None = None,
+    guidance: Guidance | None = None,
+    deterministic: bool = False,
+    probes: int | None = 1,
+) -> Sampler:
+    """OR: the mixture ``sum_i w_i q_i``, by ``kappa_i = softmax(T log q_i + bias_i)``.
+
+    Args:
+        experts: Two or more.
+        temperature: ``T``; 1 is the exact mixture, a large one takes the likeliest model alone.
+        bias: ``log w_i``; None for equal shares.
+        guidance: Classifier-free guidance of the mixed score.
+        deterministic: Follow the probability-flow ODE; densities then need the divergence of each score.
+        probes: Rademacher probes of that divergence (one Jacobian-vector product each); None for the exact one, d products.
+
+    Example:
+        >>> import torch
+        >>> from popflow.compose import either, gaussian_mixture, karras, sample
+        >>> left, right = (gaussian_mixture(torch.tensor([[m]]), 0.3) for m in (-2.0, 2.0))
+        >>> out = sample(either([left, right]), karras(100, 0.01, 20.0), particles=1024, rng=Streams(0))
+        >>> abs(float((out.x > 0).float().mean()) - 0.5) < 0.1
+        True
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}, wanted a positive number: 1 is the exact mixture.")
+    offset = _bias(bias, experts)
+
+    mix = _Mix(tuple(experts), guidance, deterministic, probes)
+    return _superposition(mix, lambda log_q: (temperature * log_q + offset.to(log_q)).softmax(-1))
+
+
+def average(experts: Sequence[Expert], *, guidance: Guidance | None = None, deterministic: bool = False, probes: int | None = 1) -> Sampler:
+    """Equal shares of every score (the baseline known as composable diffusion), with densities tracked."""
+    mix = _Mix(tuple(experts), guidance, deterministic, probes)
+    return _superposition(mix, lambda log_q: torch.full_like(log_q, 1 / len(experts)))
+
+
+def both(
+    experts: Sequence[Expert],
+    *,
+    guidance: Guidance | None = None,
+    ridge: float = 1e-6,
+    feedback: float = 0.1,
+    bias: Sequence[float] | None = None,
+    deterministic: bool = False,
+    probes: int | None = 1,
+) -> Sampler:
+    """AND: follow the surface on which all models give the sample the same density.
+
+    At each step, with the noise drawn first, ``kappa`` (``sum kappa = 1``) solves ``d log q_1 = ... = d log q_M``. Written with the centred scores
+    ``c_i = s_i - mean s`` and ``kappa = 1/M + delta`` this is the symmetric system
+
+        w S^2 (C C^T + ridge tr(C C^T)/M I) delta = -centred(<s_i, dy_0> - S^2 |s_i|^2 / 2) - feedback centred(log q_i - bias_i)
+
+    where ``dy_0`` is the step at equal shares. It does not depend on the order of the experts and falls back to equal shares where they agree.
+
+    Args:
+        experts: Two or more; with M > d + 1 the system has no solution and the ridge decides.
+        guidance: Classifier-free guidance of the mixed score.
+        ridge: Relative ridge; 0 for the exact solution. kappa is unbounded where models nearly agree, a ridge of 1e-4 tames it.
+        feedback: Share of the present gap in log-densities that each step closes, in [0, 1]: removes differences at the start (where the exact
+            densities are known) and what rounding and the ridge leave; 0 is the published form.
+        bias: Wanted differences of the log-densities, reached through ``feedback``; None for equal ones.
+        deterministic: The ODE variant.
+        probes: As in `either`.
+
+    There is no stationary target density: this is a process on an iso-surface, not the product and not the minimum.
+    """
+    if not ridge >= 0:
+        raise ValueError(f"ridge={ridge}, wanted a number >= 0.")
+    if not 0 <= feedback <= 1:
+        raise ValueError(f"feedback={feedback}, wanted a share in [0, 1].")
+    if bias is not None and feedback == 0:
+        raise ValueError("bias without feedback has no effect in AND: pass feedback=0.1 or so.")
+    offset = _bias(bias, experts)
+
+    mix = _Mix(tuple(experts), guidance, deterministic, probes)
+
+    def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+        h, log_q = t1 - t0, pop.aux["log_q"]
+        field = mix.evaluate(pop, t0, rng)
+        noise = None if deterministic else rng.normal("noise", pop.x)
+        share = torch.full_like(log_q, 1 / len(experts))
+        gain = advance(pop, field.rates(share), h, noise).aux["log_q"] - log_q
+        wanted = -gain - feedback * (log_q - offset.to(log_q))
+        kappa = share + _solve(field.s, wanted, field.strength * -h, ridge, len(pop.event))
+        after = advance(pop, field.rates(kappa), h, noise)
+        return after.replace(aux={**after.aux, "kappa": kappa})
+
+    return mix.sampler(step)
+
+
+@dataclass(frozen=True, eq=False)
+class _Field:
+    """Scores of the experts at the particles, from which the rates for any shares follow."""
+
+    s: Tensor  # [M, *batch, n, *event]
+    s_u: Tensor | None
+    divergence: Tensor | None  # [*batch, n, M], of the scores; only without noise
+    w: float
+    deterministic: bool
+
+    @property
+    def strength(self) -> float:
+        """How much a unit of kappa moves a particle per unit of v and of score."""
+        return self.w * (0.5 if self.deterministic else 1.0)
+
+    def rates(self, kappa: Tensor) -> Rates:
+        """Rates for shares ``[*batch, n, M]``, with the densities tracked."""
+        event = self.s.ndim - kappa.ndim
+        shares = kappa.movedim(-1, 0)
+        mixed = (shares.reshape(*shares.shape, *[1] * event) * self.s).sum(0)
+        if self.s_u is not None:
+            mixed = self.s_u + self.w * (mixed - self.s_u)
+        each = self.s.movedim(0, kappa.ndim - 1)
+        dt = each.square().sum(tuple(range(-event, 0))) / 2
+        if self.divergence is not None:
+            dt = dt + self.divergence / 2
+        drift, diffusion = (-mixed / 2, None) if self.deterministic else (-mixed, 1.0)
+        return Rates(drift, diffusion, None, {"log_q": Ito(dt, each)})
+
+
+@dataclass(frozen=True, eq=False)
+class _Mix:
+    """The experts of a superposition and how their scores are found."""
+
+    experts: tuple[Expert, ...]
+    guidance: Guidance | None
+    deterministic: bool
+    probes: int | None
+
+    def __post_init__(self):
+        if len(self.experts) < 2:
+            raise ValueError(f"experts holds {len(self.experts)} model(s), wanted at least two to superpose.")
+        if self.probes is not None and self.probes < 1:
+            raise ValueError(f"probes={self.probes}, wanted at least 1, or None for the exact divergence.")
+        check_same_space(self.every)
+
+    @property
+    def every(self) -> tuple[Expert, ...]:
+        """The experts, and the unconditional one last."""
+        return self.experts if self.guidance is None else (*self.experts, self.guidance.unconditional)
+
+    def evaluate(self, pop: Population, v: float, rng: Streams) -> _Field:
+        sigma, m, w = math.sqrt(v), len(self.experts), 1.0 if self.guidance is None else self.guidance.w
+        s = scores(self.every, pop.x, sigma)
+        divergence = self._divergence(pop, sigma, rng) if self.deterministic else None
+        return _Field(s[:m], None if self.guidance is None else s[m], divergence, w, self.deterministic)
+
+    def _divergence(self, pop: Population, sigma: float, rng: Streams) -> Tensor:
+        """Divergence of every expert's score, ``[*batch, n, M]``: Rademacher probes, or exact over unit vectors."""
+        event, dim = pop.event, math.prod(pop.event)
+        rows = pop.x.flatten(0, len(pop.batch))
+
+        def field(y: Tensor) -> Tensor:
+            return scores(self.experts, y, sigma)
+
+        if self.probes is None:
+            units = torch.eye(dim, dtype=rows.dtype, device=rows.device).reshape(dim, 1, *event)
+            vectors = [unit.expand_as(rows).contiguous() for unit in units]
+        else:
+            vectors = [(2 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
+        total = torch.zeros(len(self.experts), len(rows), dtype=rows.dtype, device=rows.device)
+        for vector in vectors:
+            slope = torch.func.jvp(field, (rows,), (vector,))[1]
+            total = total + (slope * vector).flatten(2).sum(2)
+        return (total / (self.probes or 1)).movedim(0, -1).reshape(*pop.log_w.shape, len(self.experts))
+
+    def sampler(self, step: Step) -> Sampler:
+        m = len(self.experts)
+
+        def start(y: Tensor, sigma: float) -> Population:
+            pop = Population.of(y, batch=1)
+            log_q = initial_densities(self.experts, pop, sigma)
+            return pop.replace(aux={"log_q": log_q, "kappa": torch.full_like(log_q, 1 / m)})
+
+        def whole(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+            return step(pop, t0, t1, rng) if t1 > 0 else self._denoise(pop, t0, rng)
+
+        return Sampler(self.every, whole, start, evaluations=len(self.every))
+
+    def _denoise(self, pop: Population, v: float, rng: Streams) -> Population:
+        """Last step to sigma = 0 with the last shares: no noise, densities left as they are."""
+        rates = replace(self, deterministic=False).evaluate(pop, v, rng).rates(pop.aux["kappa"])
+        return advance(pop, Rates(rates.drift), -v)
+
+
+def _superposition(mix: _Mix, kappa: Callable[[Tensor], Tensor]) -> Sampler:
+    """Sampler whose shares are a function of the tracked densities before the step."""
+
+    def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+        shares = kappa(pop.aux["log_q"])
+        rates = mix.evaluate(pop, t0, rng).rates(shares)
+        noise = None if rates.diffusion is None else rng.normal("noise", pop.x)
+        after = advance(pop, rates, t1 - t0, noise)
+        return after.replace(aux={**after.aux, "kappa": shares})
+
+    return mix.sampler(step)
+
+
+def _solve(s: Tensor, wanted: Tensor, gain: float, ridge: float, event: int) -> Tensor:
+    """Solve ``gain (C C^T + ridge) delta = centred(wanted)`` per particle in float64; ``delta [*batch, n, M]`` sums to zero.
+
+    C holds the centred scores, so ``C C^T`` has the null vector of ones; adding its projector makes the system regular and changes nothing.
+    """
+    m = s.shape[0]
+    centred = (s - s.mean(0)).flatten(s.ndim - event).movedim(0, -2).double()
+    gram = centred @ centred.mT
+    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    agree = scale <= torch.finfo(s.dtype).tiny
+    scale = torch.where(agree, 1.0, scale)[..., None, None]
+    eye = torch.eye(m, dtype=gram.dtype, device=gram.device)
+    system = gram + scale * (max(ridge, 1e-14) * eye + 1 / m)
+    right = wanted.double()
+    right = (right - right.mean(-1, keepdim=True)) / gain
+    delta = torch.linalg.solve(system, right.unsqueeze(-1)).squeeze(-1)
+    return torch.where(agree[..., None], 0.0, delta).to(wanted.dtype)
+
+
+def _bias(bias: Sequence[float] | None, experts: Sequence[Expert]) -> Tensor:
+    if bias is None:
+        return torch.zeros(len(experts), dtype=torch.float64)
+    offset = torch.as_tensor(bias, dtype=torch.float64)
+    if offset.shape != (len(experts),):
+        raise ValueError(f"bias has shape {tuple(offset.shape)}, wanted one number for each of {len(experts)} experts.")
+    return offset

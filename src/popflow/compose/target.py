@@ -1,0 +1,281 @@
+"""The algebra of targets: ``a * b``, ``a ** beta``, ``a / b``, ``cfg(u, c, w)``, ``tilt(a, reward)``.
+
+An `Expert` is a model of one noised density ``q(y, sigma)`` that gives ``epsilon = -sigma * grad log q``. A `Target` is
+
+    p(y, sigma)  proportional to  prod_i q_i(y, sigma)^{beta_i(sigma)} * exp(sum_j gamma_j(sigma) r_j(y))
+
+whose exponents may depend on the noise level. Nothing is evaluated until a sampler asks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from popflow.core.errors import NonFiniteError
+
+Model = Callable[[Tensor, float, Tensor | None], Tensor]
+"""``model(y [rows, *event], sigma, cond [rows, *c] or None) -> epsilon [rows, *event]`` in sigma coordinates."""
+Exponent = float | Callable[[float], float]
+"""A number, or a function of the noise level sigma."""
+
+
+class _Algebra:
+    """Products, powers and quotients of experts and targets."""
+
+    def __mul__(self, other: Expert | Target) -> Target:
+        a, b = Target.of(self), Target.of(other)
+        return Target(a.factors + b.factors, a.rewards + b.rewards)
+
+    def __pow__(self, beta: Exponent) -> Target:
+        a = Target.of(self)
+        rewards = tuple(replace(r, gamma=_times(r.gamma, beta)) for r in a.rewards)
+        return Target(tuple((expert, _times(old, beta)) for expert, old in a.factors), rewards)
+
+    def __truediv__(self, other: Expert | Target) -> Target:
+        return self * Target.of(other) ** -1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Expert(_Algebra):
+    """A model of a noised density: ``model(y, sigma, cond) -> epsilon``, score ``-epsilon / sigma``.
+
+    Attributes:
+        model: The noise prediction in sigma coordinates. Experts with the same ``model`` object are evaluated in one batched call.
+        event: Shape of one sample.
+        cond: One condition (label, embedding), expanded over the rows; None for unconditional models.
+        name: What errors, tables and reports call it.
+        space: Label of the space the samples live in; experts of different latent spaces do not compose.
+        log_prob: ``log_prob(y [rows, *event], sigma) -> [rows]`` where the density is known exactly.
+        chunk: At most this many rows in one call of the model; None for all.
+
+    Example:
+        >>> from popflow.compose import gaussian_mixture
+        >>> a = gaussian_mixture(torch.tensor([[0.0], [2.0]]), std=0.5, name="a")
+        >>> b = gaussian_mixture(torch.tensor([[2.0]]), std=1.0, name="b")
+        >>> (a**2 * b / a).describe(sigma=1.0)
+        'a^1 * b^1'
+    """
+
+    model: Model
+    event: tuple[int, ...]
+    cond: Tensor | None = None
+    name: str = "expert"
+    space: str = "data"
+    log_prob: Callable[[Tensor, float], Tensor] | None = None
+    chunk: int | None = None
+
+    def given(self, cond: Tensor, name: str | None = None) -> Expert:
+        """Return the same model under a condition; experts made so are evaluated together."""
+        return replace(self, cond=cond, name=name or self.name)
+
+    def score(self, y: Tensor, sigma: float) -> Tensor:
+        """Gradient of the log-density at ``y [..., *event]``."""
+        return scores([self], y, sigma)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Reward:
+    """A factor ``exp(gamma(sigma) r(y))``.
+
+    Attributes:
+        function: ``r(y [rows, *event]) -> [rows]``.
+        gamma: Its strength at each noise level.
+        gradient: Whether ``r`` is differentiable: then its gradient guides the move. If not, it only weighs.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    gamma: Exponent
+    gradient: bool = True
+    name: str = "reward"
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Evaluate over all leading dimensions of ``y``; ``y`` is ``[*batch, n, *event]`` flattened to rows by the caller."""
+        value = self.function(y)
+        if not isinstance(value, Tensor) or value.shape != y.shape[:1]:
+            seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"reward {self.name!r} returned {seen} for {len(y)} samples, wanted one value per sample: shape ({len(y)},).")
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Target(_Algebra):
+    """A product of powers of experts, tilted by rewards. Built by the operators, not by hand.
+
+    Attributes:
+        factors: ``(expert, exponent)`` pairs; the same expert twice is merged into one.
+        rewards: Tilts.
+    """
+
+    factors: tuple[tuple[Expert, Exponent], ...]
+    rewards: tuple[Reward, ...] = field(default=())
+
+    def __post_init__(self):
+        merged: dict[int, tuple[Expert, Exponent]] = {}
+        for expert, beta in self.factors:
+            old = merged.get(id(expert))
+            merged[id(expert)] = (expert, beta if old is None else _plus(old[1], beta))
+        factors = tuple((expert, beta) for expert, beta in merged.values() if callable(beta) or beta != 0)
+        if not factors:
+            raise ValueError("target: every exponent is zero, nothing is left to sample from.")
+        object.__setattr__(self, "factors", factors)
+        check_same_space(self.experts)
+
+    @staticmethod
+    def of(item: object) -> Target:
+        """Return a target as it is, and an expert as the target with exponent one."""
+        if isinstance(item, Target):
+            return item
+        if isinstance(item, Expert):
+            return Target(((item, 1.0),))
+        raise TypeError(
+            f"wanted an Expert or a Target, got {type(item).__name__}: make one with popflow.compose.from_network or gaussian_mixture."
+        )
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """The distinct experts."""
+        return tuple(expert for expert, _ in self.factors)
+
+    @property
+    def varies(self) -> bool:
+        """Whether an exponent depends on the noise level."""
+        return any(callable(beta) for _, beta in self.factors)
+
+    def exponents(self, sigma: float) -> list[float]:
+        """Exponents ``beta_i`` at a noise level."""
+        return [at(beta, sigma) for _, beta in self.factors]
+
+    def describe(self, sigma: float = 0.0) -> str:
+        """Return the formula at a noise level."""
+        parts = [f"{expert.name}^{beta:g}" for expert, beta in zip(self.experts, self.exponents(sigma), strict=True)]
+        return " * ".join(parts + [f"exp({at(r.gamma, sigma):g} {r.name})" for r in self.rewards])
+
+
+def cfg(unconditional: Expert | Target, conditional: Expert | Target, w: Exponent) -> Target:
+    """Classifier-free guidance as a density: ``u^{1-w} c^w``, guided score ``s_u + w (s_c - s_u)`` (Ho and Salimans 2022)."""
+    return Target.of(unconditional) ** _plus(1.0, _times(w, -1.0)) * Target.of(conditional) ** w
+
+
+def tilt(
+    target: Expert | Target,
+    reward: Callable[[Tensor], Tensor],
+    gamma: Exponent = 1.0,
+    *,
+    gradient: bool = True,
+    name: str = "reward",
+) -> Target:
+    """Multiply a target by ``exp(gamma(sigma) r(y))``.
+
+    A number ``gamma`` is reached gradually, ``gamma / (1 + sigma^2)``: at large noise a reward of ``y`` says little about the data.
+
+    Args:
+        target: What is tilted.
+        reward: ``r(y [rows, *event]) -> [rows]``.
+        gamma: Strength at sigma = 0, or a function of sigma.
+        gradient: False for a reward that cannot be differentiated: it then weighs the particles without guiding them.
+        name: What errors call it.
+    """
+    strength = gamma if callable(gamma) else (lambda sigma: gamma / (1 + sigma**2))
+    base = Target.of(target)
+    return Target(base.factors, (*base.rewards, Reward(reward, strength, gradient, name)))
+
+
+def at(value: Exponent, sigma: float) -> float:
+    """Value of an exponent at a noise level."""
+    number = float(value(sigma)) if callable(value) else float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"an exponent is {number} at sigma={sigma:g}, wanted a finite number.")
+    return number
+
+
+def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
+    """Scores ``-epsilon_i / sigma`` of several experts at the same points: ``[M, *y.shape]``.
+
+    Experts that share a model are evaluated in one batched call, stacked networks in one vectorised call.
+
+    Raises:
+        NonFiniteError: naming the expert and the noise level, when an output is not finite.
+    """
+    event = experts[0].event
+    rows = y.reshape(-1, *event)
+    groups: dict[int, list[int]] = {}
+    for i, expert in enumerate(experts):
+        groups.setdefault(id(getattr(expert.model, "stack", expert.model)), []).append(i)
+    out: list[Tensor | None] = [None] * len(experts)
+    together = None
+    for members in groups.values():
+        together = _evaluate([experts[i] for i in members], rows, sigma)
+        for i, epsilon in zip(members, together, strict=True):
+            if not bool(epsilon.isfinite().all()):
+                bad = int((~epsilon.isfinite()).flatten(1).any(1).sum())
+                raise NonFiniteError(
+                    f"expert {experts[i].name!r} returned values that are not finite for {bad} of {len(rows)} samples at sigma={sigma:g}: "
+                    "check the model in this range of noise, its precision (fp16 overflows), and that the grid lies inside its training range."
+                )
+            out[i] = epsilon
+    stacked = together if len(groups) == 1 and together is not None else torch.stack([epsilon for epsilon in out if epsilon is not None])
+    return (stacked / -sigma).reshape(len(experts), *y.shape)
+
+
+def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
+    """Noise predictions ``[m, rows, *event]`` of experts that share weights or are stacked."""
+    first, m, n = experts[0], len(experts), len(rows)
+    with torch.no_grad():
+        if hasattr(first.model, "stack"):
+            out = first.model.stack([e.model.index for e in experts], rows, sigma, [e.cond for e in experts])  # pyright: ignore[reportFunctionMemberAccess]
+        elif m == 1:
+            out = _chunked(first, rows, sigma, None if first.cond is None else first.cond.expand(n, *first.cond.shape)).unsqueeze(0)
+        else:
+            conds = [e.cond for e in experts]
+            if any(c is None for c in conds):
+                raise ValueError(
+                    f"experts {[e.name for e in experts]} share one model but some have no condition: give each a cond, or use one expert alone."
+                )
+            cond = torch.stack([c for c in conds if c is not None]).repeat_interleave(n, 0)
+            out = _chunked(first, rows.repeat(m, *[1] * (rows.ndim - 1)), sigma, cond).unflatten(0, (m, n))
+    if out.shape != (m, *rows.shape):
+        raise ValueError(
+            f"expert {first.name!r} returned shape {tuple(out.shape[1:])} for samples {tuple(rows.shape)}: a model that also predicts variances "
+            "must drop that half, and event must be the shape of one sample."
+        )
+    return out.to(rows.dtype)
+
+
+def _chunked(expert: Expert, rows: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
+    if expert.chunk is None or expert.chunk >= len(rows):
+        return expert.model(rows, sigma, cond)
+    parts = range(0, len(rows), expert.chunk)
+    return torch.cat([expert.model(rows[k : k + expert.chunk], sigma, None if cond is None else cond[k : k + expert.chunk]) for k in parts])
+
+
+def check_same_space(experts: Sequence[Expert]) -> None:
+    """Refuse to compose experts whose samples differ in shape or in latent space."""
+    first = experts[0]
+    for other in experts[1:]:
+        if other.event != first.event:
+            raise ValueError(
+                f"experts {first.name!r} and {other.name!r} have samples of shape {first.event} and {other.event}, wanted the same: "
+                "only models of one space compose."
+            )
+        if other.space != first.space:
+            raise ValueError(
+                f"experts {first.name!r} and {other.name!r} live in the spaces {first.space!r} and {other.space!r}, wanted the same: "
+                "latents of different encoders do not compose."
+            )
+
+
+def _times(a: Exponent, b: Exponent) -> Exponent:
+    if callable(a) or callable(b):
+        return lambda sigma: at(a, sigma) * at(b, sigma)
+    return a * b
+
+
+def _plus(a: Exponent, b: Exponent) -> Exponent:
+    if callable(a) or callable(b):
+        return lambda sigma: at(a, sigma) + at(b, sigma)
+    return a + b
