@@ -33,13 +33,13 @@ def measured(code: str = MEASURE) -> dict:
 
 
 def test_import_is_quick_and_brings_no_extra() -> None:
-    runs = [measured() for _ in range(3)]
-    assert min(run["seconds"] for run in runs) < 0.3
+    run = next((run for run in (measured() for _ in range(3)) if run["seconds"] < 0.3), None)  # the best of three: machines are busy
+    assert run is not None, "import popflow took more than 0.3 s beyond torch, three times"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name for extra in project["optional-dependencies"].values() for name in map(_distribution, extra)}
     core = {name for name in map(_distribution, project["dependencies"])} - {"torch", "numpy", "jaxtyping"}
     heavy = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in (extras | core) - {"popflow"}}
-    brought = heavy & set(runs[0]["brought"])
+    brought = heavy & set(run["brought"])
     assert not brought, f"import popflow brings {sorted(brought)}: import them inside the function that needs them"
 
 
