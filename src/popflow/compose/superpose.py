@@ -65,8 +65,8 @@ def either(
         >>> abs(float((out.x > 0).float().mean()) - 0.5) < 0.1
         True
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}, wanted a positive number: 1 is the exact mixture.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature}, wanted a positive number: 1 is the exact mixture, 1e6 the likeliest model alone.")
     offset = _bias(bias, experts)
 
     mix = _Mix(tuple(experts), guidance, deterministic, probes)
@@ -116,6 +116,8 @@ def both(
         raise ValueError(f"feedback={feedback}, wanted a share in [0, 1].")
     if bias is not None and feedback == 0:
         raise ValueError("bias without feedback has no effect in AND: pass feedback=0.1 or so.")
+    if guidance is not None and guidance.w == 0:
+        raise ValueError("guidance.w=0 in AND: the shares have no effect and no solution; pass a positive weight.")
     offset = _bias(bias, experts)
 
     mix = _Mix(tuple(experts), guidance, deterministic, probes)
@@ -125,7 +127,8 @@ def both(
         field = mix.evaluate(pop, t0, rng)
         noise = None if deterministic else rng.normal("noise", pop.x)
         share = torch.full_like(log_q, 1 / len(experts))
-        gain = advance(pop, field.rates(share), h, noise).aux["log_q"] - log_q
+        still = pop.replace(aux={"log_q": torch.zeros_like(log_q)})
+        gain = advance(still, field.rates(share), h, noise).aux["log_q"]
         wanted = -gain - feedback * (log_q - offset.to(log_q))
         kappa = share + _solve(field.s, wanted, field.strength * -h, ridge, len(pop.event))
         after = advance(pop, field.rates(kappa), h, noise)
@@ -246,12 +249,14 @@ def _solve(s: Tensor, wanted: Tensor, gain: float, ridge: float, event: int) -> 
     """Solve ``gain (C C^T + ridge) delta = centred(wanted)`` per particle in float64; ``delta [*batch, n, M]`` sums to zero.
 
     C holds the centred scores, so ``C C^T`` has the null vector of ones; adding its projector makes the system regular and changes nothing.
+    Scores that differ by no more than rounding (64 units in the last place of their norm) count as equal: ``delta = 0``.
     """
     m = s.shape[0]
-    centred = (s - s.mean(0)).flatten(s.ndim - event).movedim(0, -2).double()
+    flat = s.flatten(s.ndim - event).movedim(0, -2).double()
+    centred = flat - flat.mean(-2, keepdim=True)
     gram = centred @ centred.mT
     scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    agree = scale <= torch.finfo(s.dtype).tiny
+    agree = scale <= (64 * torch.finfo(s.dtype).eps) ** 2 * flat.square().sum(-1).mean(-1)
     scale = torch.where(agree, 1.0, scale)[..., None, None]
     eye = torch.eye(m, dtype=gram.dtype, device=gram.device)
     system = gram + scale * (max(ridge, 1e-14) * eye + 1 / m)
