@@ -128,3 +128,40 @@ def test_a_composition_that_was_cut_off_goes_on(tmp_path):
     assert torch.equal(ends[0].x, ends[1].x)
     assert torch.equal(ends[0].log_normalizer(), ends[1].log_normalizer())
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_training_that_was_cut_off_goes_on(tmp_path):
+    """The rows of an interrupted `popflow.learn.fit` are those of an uninterrupted one."""
+    from popflow.learn import fit
+
+    def loss(params, batch):
+        return (params["mean"] - batch).square().mean(), {}
+
+    def go(path, cut=None):
+        def power(progress):
+            if progress.step == cut:
+                raise CutError
+
+        with Run.open(path, {"seed": 0}, job="test") as run:
+            state = path / "fit.safetensors"
+            record = [training(run, "fit", 40), power]
+            batches = lambda rng: rng.normal("data", torch.empty(8, 2))  # noqa: E731
+            done = fit(
+                loss,
+                {"mean": torch.ones(2)},
+                batches,
+                steps=40,
+                rng=Streams(0),
+                record=record,
+                log_every=4,
+                checkpoint=state,
+                checkpoint_every=10,
+            )
+            return done.params["mean"], run.metrics.path.read_bytes()
+
+    with pytest.raises(CutError):
+        go(tmp_path / "cut", 28)
+    (mean, rows), (whole, whole_rows) = go(tmp_path / "cut"), go(tmp_path / "whole")
+    assert torch.equal(mean, whole)
+    assert rows == whole_rows
+    assert rows.count(b"\n") == 10
