@@ -112,7 +112,7 @@ def values_and_divergences(f: Callable[[Tensor], Tensor], x: Tensor, probes: Seq
     values, total = None, None
     with torch.no_grad():
         for direction in directions:
-            values, slope = torch.func.jvp(f, (x,), (direction,))
+            values, slope = torch.func.jvp(f, (x,), (direction,))  # pyright: ignore[reportAssignmentType]
             part = (slope * direction).flatten(2).sum(2)
             total = part if total is None else total + part
     assert values is not None
