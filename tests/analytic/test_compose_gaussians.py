@@ -79,7 +79,9 @@ def run(case: str, sigma: float, *, correct: bool = True) -> tuple[Target, tuple
     return Target.of(target), standard_errors(out.mean()[:, 0], mean), standard_errors(second, variance), out.log_normalizer()
 
 
-@pytest.mark.parametrize(("case", "sigma"), [*((c, 0.01) for c in CASES), *((c, 1.0) for c in ("power 3", "product", "guidance", "reward"))])
+@pytest.mark.parametrize(
+    ("case", "sigma"), [*((c, 0.01) for c in CASES), *((c, 1.0) for c in ("power 3", "product", "guidance", "reward"))]
+)
 def test_moments_and_normaliser(case: str, sigma: float):
     target, (z_mean, error_mean), (z_variance, error_variance), log_z = run(case, sigma)
     _, variance, true_log_z = truth(target, sigma)

@@ -66,13 +66,13 @@ def test_rewards_travel_with_products_and_powers():
 
 def test_a_number_is_no_target():
     with pytest.raises(TypeError, match="wanted an Expert or a Target, got float"):
-        A * 2.0  # pyright: ignore[reportOperatorIssue]  # noqa: B018
+        A * 2.0  # pyright: ignore[reportOperatorIssue]
 
 
 def test_experts_of_different_spaces_do_not_compose():
     other = gaussian_mixture(torch.zeros(1, 3), 1.0, name="wide")
     with pytest.raises(ValueError, match=r"'a' and 'wide' have samples of shape \(2,\) and \(3,\)"):
-        A * other  # noqa: B018
+        A * other
     latent = replace(A, space="vae-4", name="latent")
     with pytest.raises(ValueError, match="'a' and 'latent' live in the spaces 'data' and 'vae-4'"):
         cfg(A, latent, 2.0)
@@ -86,7 +86,9 @@ def test_an_expert_that_fails_is_named_with_the_noise_level():
     y = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0]])
     with pytest.raises(NonFiniteError, match=r"expert 'broken' returned .* not finite for 2 of 3 samples at sigma=0.25: check the model"):
         scores([A, bad], y, 0.25)
-    with pytest.raises(NonFiniteError, match=r"expert 'a' .* for 1 of 2 samples at sigma=0.5: 1 of the samples it was given were not finite"):
+    with pytest.raises(
+        NonFiniteError, match=r"expert 'a' .* for 1 of 2 samples at sigma=0.5: 1 of the samples it was given were not finite"
+    ):
         scores([A], torch.tensor([[0.0, math.inf], [0.0, 0.0]]), 0.5)
 
 

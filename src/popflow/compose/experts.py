@@ -209,7 +209,9 @@ class Stack:
     def __init__(self, networks: Sequence[nn.Module], schedule: Schedule, output: Output = epsilon_output):
         signature = [({n: tuple(p.shape) for n, p in net.named_parameters()}, type(net), repr(net)) for net in networks]
         if any(s != signature[0] for s in signature[1:]):
-            raise ValueError("networks differ in their class, modules or parameters' shapes: only networks of one architecture can be stacked.")
+            raise ValueError(
+                "networks differ in their class, modules or parameters' shapes: only networks of one architecture can be stacked."
+            )
         for network in networks:
             network.eval()
         self.parameters, self.buffers = torch.func.stack_module_state(list(networks))

@@ -28,6 +28,7 @@ from popflow.compose.corrector import initial_densities
 from popflow.compose.sample import Sampler
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Ito, Population, Rates, Step, Streams, advance
+from popflow.core.calculus import values_and_divergences
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,28 +191,20 @@ class _Mix:
 
     def evaluate(self, pop: Population, v: float, rng: Streams) -> _Field:
         sigma, m, w = math.sqrt(v), len(self.experts), 1.0 if self.guidance is None else self.guidance.w
-        s = scores(self.every, pop.x, sigma)
-        divergence = self._divergence(pop, sigma, rng) if self.deterministic else None
+        if not self.deterministic:
+            s, divergence = scores(self.every, pop.x, sigma), None
+        else:
+            s, divergence = self._with_divergence(pop, sigma, rng)
+            divergence = divergence[..., :m]
         return _Field(s[:m], None if self.guidance is None else s[m], divergence, w, self.deterministic)
 
-    def _divergence(self, pop: Population, sigma: float, rng: Streams) -> Tensor:
-        """Divergence of every expert's score, ``[*batch, n, M]``: Rademacher probes, or exact over unit vectors."""
-        event, dim = pop.event, math.prod(pop.event)
-        rows = pop.x.flatten(0, len(pop.batch))
-
-        def field(y: Tensor) -> Tensor:
-            return scores(self.experts, y, sigma)
-
-        if self.probes is None:
-            units = torch.eye(dim, dtype=rows.dtype, device=rows.device).reshape(dim, 1, *event)
-            vectors = [unit.expand_as(rows).contiguous() for unit in units]
-        else:
-            vectors = [(2 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
-        total = torch.zeros(len(self.experts), len(rows), dtype=rows.dtype, device=rows.device)
-        for vector in vectors:
-            slope = torch.func.jvp(field, (rows,), (vector,))[1]
-            total = total + (slope * vector).flatten(2).sum(2)
-        return (total / (self.probes or 1)).movedim(0, -1).reshape(*pop.log_w.shape, len(self.experts))
+    def _with_divergence(self, pop: Population, sigma: float, rng: Streams) -> tuple[Tensor, Tensor]:
+        """Scores of all models and their divergences ``[*batch, n, every]``: Rademacher probes, or exact."""
+        rows, probes = pop.x.flatten(0, len(pop.batch)), None
+        if self.probes is not None:
+            probes = [(2 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
+        s, divergence = values_and_divergences(lambda y: scores(self.every, y, sigma), rows, probes)
+        return s.reshape(len(s), *pop.x.shape), divergence.movedim(0, -1).reshape(*pop.log_w.shape, len(s))
 
     def sampler(self, step: Step) -> Sampler:
         m = len(self.experts)
