@@ -84,7 +84,7 @@ def both(
     *,
     guidance: Guidance | None = None,
     ridge: float = 1e-6,
-    feedback: float = 0.0,
+    feedback: float = 0.1,
     bias: Sequence[float] | None = None,
     deterministic: bool = False,
     probes: int | None = 1,
@@ -102,7 +102,8 @@ def both(
         experts: Two or more; with M > d + 1 the system has no solution and the ridge decides.
         guidance: Classifier-free guidance of the mixed score.
         ridge: Relative ridge; 0 for the exact solution. kappa is unbounded where models nearly agree, a ridge of 1e-4 tames it.
-        feedback: Share of the present gap in log-densities that each step tries to close, in [0, 1].
+        feedback: Share of the present gap in log-densities that each step closes, in [0, 1]: removes differences at the start (where the exact
+            densities are known) and what rounding and the ridge leave; 0 is the published form.
         bias: Wanted differences of the log-densities, reached through ``feedback``; None for equal ones.
         deterministic: The ODE variant.
         probes: As in `either`.
