@@ -17,6 +17,8 @@ from popflow.cli.methods import methods
 from popflow.cli.output import print_json
 from popflow.cli.report import report
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(
     name="popflow",
     help="Move, weigh and breed populations of samples.",
@@ -53,9 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = command.main(args=list(arguments), prog_name="popflow", standalone_mode=False, obj=arguments)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(arguments, 1, "Interrupted", "interrupted; the same command goes on from the last checkpoint")
+        code = _INTERRUPTED
     except Exception as error:
         return _fail(arguments, _code(error), type(error).__name__, _message(error))
+    if code == _INTERRUPTED:
+        return _fail(arguments, 1, "KeyboardInterrupt", "interrupted; the same command goes on from the last checkpoint")
     return code if isinstance(code, int) else 0
 
 
