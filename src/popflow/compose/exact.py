@@ -11,7 +11,7 @@ and powers are bounded from above by mixtures: ``(sum u_i f_i)^s <= sum u_i f_i^
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -61,6 +61,18 @@ def product_draws(a: Tensor, b: Tensor, bandwidth: float, n: int, rng: Streams, 
         return _log_slack(y, m, s, h) + _log_slack(y, w, t, h)
 
     return _reject(propose, accept, n, rng).to(a.dtype).reshape(n, *a.shape[1:])
+
+
+def mixture_draws(data: Sequence[Tensor], bandwidth: float, n: int, rng: Streams) -> Tensor:
+    """Draw from the mixture, in equal shares, of the kernel mixtures of several data sets; ``[n, *event]``.
+
+    >>> mixture_draws([torch.zeros(3, 2), torch.ones(5, 2)], 1e-3, 1000, Streams(0)).mean().round(decimals=1).item()
+    0.5
+    """
+    which = torch.randint(len(data), (n,), generator=rng("exact"), device=rng.device)
+    each = [one[torch.randint(len(one), (n,), generator=rng("exact"), device=rng.device)] for one in data]
+    centres = torch.stack(each)[which, torch.arange(n)]
+    return centres + bandwidth * rng.normal("exact", centres)
 
 
 def guided_draws(everything: Tensor, chosen: Tensor, bandwidth: float, w: float, n: int, rng: Streams) -> Tensor:
