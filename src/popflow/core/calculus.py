@@ -8,14 +8,15 @@ graph, which `autograd.grad(create_graph=True)` does not), and `torch.autograd.g
 which holds only when row ``j`` does not read ``x_i``. For a network that couples the rows (batch normalisation, attention over the
 population, a population embedding) the results below are the derivative of the *sum*, not of the row.
 
-No forward mode is used: differentiating through the forward mode of ``det``, ``slogdet``, ``solve`` and ``layer_norm`` is silently
-wrong in torch 2.13, so a Laplacian here is reverse over reverse. Results may themselves be differentiated, in parameters or inputs.
+Differentiating through the forward mode of ``det``, ``slogdet``, ``solve`` and ``layer_norm`` is silently wrong in torch 2.13, so a
+Laplacian here is reverse over reverse, and results may themselves be differentiated, in parameters or inputs. Forward mode serves in one
+place, `values_and_divergences`, whose results are cut off from differentiation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +80,44 @@ def value_and_divergence(f: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor
     """
     value, back, _ = _vjp(lambda x: (f(x), ()), x)
     return value, _trace(value, back, x, probe)
+
+
+def values_and_divergences(f: Callable[[Tensor], Tensor], x: Tensor, probes: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Values and divergences of several vector fields at the same points, by one Jacobian-vector product per probe (forward mode).
+
+    One product serves all fields and brings their values along, without a graph in memory. Not differentiable: see the module.
+
+    Args:
+        f: Vector fields ``[rows, *event] -> [M, rows, *event]`` of independent rows.
+        x: ``[rows, *event]``.
+        probes: Rademacher directions shaped like ``x``, averaged over; None for the exact divergence, one product per number in a row.
+
+    Returns:
+        ``f(x)`` and divergences ``[M, rows]``.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> values, divergences = values_and_divergences(lambda x: torch.stack([x**2, -x]), x)
+        >>> values.tolist(), divergences.tolist()
+        ([[[1.0, 4.0]], [[-1.0, -2.0]]], [[6.0], [-2.0]])
+    """
+    size = math.prod(x.shape[1:])
+    if probes is None:
+        basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
+        directions = [direction.expand_as(x).contiguous() for direction in basis]
+    else:
+        directions = list(probes)
+    if not directions:
+        raise ValueError("probes is empty, wanted at least one direction, or None for the exact divergence.")
+    values, total = None, None
+    with torch.no_grad():
+        for direction in directions:
+            values, slope = torch.func.jvp(f, (x,), (direction,))  # pyright: ignore[reportAssignmentType]
+            part = (slope * direction).flatten(2).sum(2)
+            total = part if total is None else total + part
+    assert values is not None
+    assert total is not None
+    return values, total if probes is None else total / len(directions)
 
 
 def value_grad_and_laplacian(f: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
