@@ -224,14 +224,16 @@ def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
 
 def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
     """Noise predictions ``[m, rows, *event]`` of experts that share weights or are stacked."""
-    first, m, n = experts[0], len(experts), len(rows)
+    first, m, n, conds = experts[0], len(experts), len(rows), [e.cond for e in experts]
     with torch.no_grad():
         if hasattr(first.model, "stack"):
-            out = first.model.stack([e.model.index for e in experts], rows, sigma, [e.cond for e in experts])  # pyright: ignore[reportFunctionMemberAccess]
+            out = first.model.stack([e.model.index for e in experts], rows, sigma, conds)  # pyright: ignore[reportFunctionMemberAccess]
+        elif all(c is None for c in conds):
+            alone = _chunked(first, rows, sigma, None)
+            out = alone.expand(m, *alone.shape)
         elif m == 1:
-            out = _chunked(first, rows, sigma, None if first.cond is None else first.cond.expand(n, *first.cond.shape)).unsqueeze(0)
+            out = _chunked(first, rows, sigma, conds[0].expand(n, *conds[0].shape)).unsqueeze(0)
         else:
-            conds = [e.cond for e in experts]
             if any(c is None for c in conds):
                 raise ValueError(
                     f"experts {[e.name for e in experts]} share one model but some have no condition: give each a cond, or use one expert alone."
