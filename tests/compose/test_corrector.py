@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +35,18 @@ from popflow.compose import (
 from popflow.compose.corrector import excess, log_initial_normalizer
 from popflow.compose.experts import Output
 from popflow.compose.schedule import Schedule
-from popflow.core import NonFiniteError, PopflowWarning, Population, StaleTrackingError, State, Streams, Trace, ZeroWeightsError, multinomial, systematic
+from popflow.core import (
+    NonFiniteError,
+    PopflowWarning,
+    Population,
+    StaleTrackingError,
+    State,
+    Streams,
+    Trace,
+    ZeroWeightsError,
+    multinomial,
+    systematic,
+)
 
 F64 = torch.float64
 
@@ -231,7 +243,7 @@ def test_exponent_one_has_no_weights_and_is_the_plain_sampler_bit_for_bit(target
     rng = Streams(0)
     y = rng.normal("start", torch.empty(2, 64, 2, dtype=F64)) * 10
     v = GRID.square().tolist()
-    for v0, v1 in zip(v[:-1], v[1:], strict=True):
+    for v0, v1 in itertools.pairwise(v):
         y = y + (-Q1.score(y, math.sqrt(v0)) * (v1 - v0) + 1.0 * math.sqrt(v0 - v1) * rng.normal("noise", y))
     assert torch.equal(out.x, y)
 

@@ -31,7 +31,7 @@ def test_shapes_precision_and_the_trace():
 
 def test_the_initial_law_has_variance_sigma_squared_over_the_sum_of_exponents():
     seen: list[State] = []
-    sample(feynman_kac(A**3.0 * B), GRID, particles=20000, rng=Streams(0), record=[lambda state: seen.append(state)])
+    sample(feynman_kac(A**3.0 * B), GRID, particles=20000, rng=Streams(0), record=[seen.append])
     assert float(seen[0].pop.x.var()) == pytest.approx(25 / 4, rel=0.02)
 
 
@@ -99,7 +99,9 @@ def test_one_particle_with_resampling_is_warned_of_and_without_is_not():
 
 def test_repeated_collapse_of_the_effective_sample_size_says_the_remedies():
     far = [gaussian_mixture(torch.full((1, 64), m), 0.1, name=f"{m}") for m in (-2.0, 2.0)]
-    with pytest.warns(PopflowWarning, match=r"fell below 2 of 32 .* \(1\) kernel_steps=5.* \(2\) more noise, zeta=2.* \(3\) more particles or levels"):
+    with pytest.warns(
+        PopflowWarning, match=r"fell below 2 of 32 .* \(1\) kernel_steps=5.* \(2\) more noise, zeta=2.* \(3\) more particles or levels"
+    ):
         sample(feynman_kac(cfg(*far, 4.0)), karras(30, 0.05, 10.0), particles=32, rng=Streams(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

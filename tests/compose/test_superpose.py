@@ -10,7 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from popflow.compose import Expert, Guidance, Sampler, average, both, either, feynman_kac, from_density, gaussian_mixture, karras, sample, scores
+from popflow.compose import (
+    Expert,
+    Guidance,
+    Sampler,
+    average,
+    both,
+    either,
+    feynman_kac,
+    from_density,
+    gaussian_mixture,
+    karras,
+    sample,
+    scores,
+)
 from popflow.core import Population, State, Streams, Trace
 
 F64 = torch.float64
@@ -19,7 +32,9 @@ GRID = karras(60, 0.05, 10.0)
 
 def mixture(seed: int, dim: int = 8, name: str = "q") -> Expert:
     rng = torch.Generator().manual_seed(seed)
-    return gaussian_mixture(torch.randn(3, dim, generator=rng, dtype=F64), 0.5 + torch.rand(3, generator=rng, dtype=F64), name=f"{name}{seed}")
+    return gaussian_mixture(
+        torch.randn(3, dim, generator=rng, dtype=F64), 0.5 + torch.rand(3, generator=rng, dtype=F64), name=f"{name}{seed}"
+    )
 
 
 EXPERTS = [mixture(seed) for seed in range(4)]
@@ -33,7 +48,9 @@ def run(sampler: Sampler, grid: Tensor = GRID, seed: int = 0, **options) -> Popu
 
 def population(m: int, n: int = 32) -> Population:
     x = 2 * torch.randn(2, n, 8, generator=torch.Generator().manual_seed(0), dtype=F64)
-    return Population.of(x, batch=1).replace(aux={"log_q": torch.zeros(2, n, m, dtype=F64), "kappa": torch.full((2, n, m), 1 / m, dtype=F64)})
+    return Population.of(x, batch=1).replace(
+        aux={"log_q": torch.zeros(2, n, m, dtype=F64), "kappa": torch.full((2, n, m), 1 / m, dtype=F64)}
+    )
 
 
 def increments(sampler: Sampler, m: int, s0: float = 1.5, s1: float = 1.4) -> tuple[Population, Population]:
@@ -97,7 +114,7 @@ def test_densities_start_from_what_is_known():
     """Exact ones where every expert knows its own, else the common Gaussian of the first level."""
     seen: list[State] = []
     for experts in (EXPERTS[:2], BLIND[:2]):
-        run(average(experts), karras(2, 1.0, 10.0), record=[lambda state: seen.append(state)])
+        run(average(experts), karras(2, 1.0, 10.0), record=[seen.append])
     exact, gaussian = seen[0].pop, seen[3].pop
     for i, expert in enumerate(EXPERTS[:2]):
         assert expert.log_prob is not None
