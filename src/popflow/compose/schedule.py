@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-Level = TypeVar("Level", float, Tensor)
-"""A noise level, or a tensor of them."""
+Level = Any
+"""A number, or a tensor of them; what goes in comes out."""
 
 
 @runtime_checkable

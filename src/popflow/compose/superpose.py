@@ -28,6 +28,7 @@ from popflow.compose.corrector import initial_densities, straight
 from popflow.compose.sample import Sampler
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Ito, Population, Rates, Step, Streams, advance
+from popflow.core.calculus import values_and_divergences
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def both(
     *,
     guidance: Guidance | None = None,
     ridge: float = 1e-6,
-    feedback: float = 0.0,
+    feedback: float = 0.1,
     bias: Sequence[float] | None = None,
     deterministic: bool = False,
     probes: int | None = 1,
@@ -102,7 +103,8 @@ def both(
         experts: Two or more; with M > d + 1 the system has no solution and the ridge decides.
         guidance: Classifier-free guidance of the mixed score.
         ridge: Relative ridge; 0 for the exact solution. kappa is unbounded where models nearly agree, a ridge of 1e-4 tames it.
-        feedback: Share of the present gap in log-densities that each step tries to close, in [0, 1].
+        feedback: Share of the present gap in log-densities that each step closes, in [0, 1]: removes differences at the start (where the exact
+            densities are known) and what rounding and the ridge leave; 0 is the published form.
         bias: Wanted differences of the log-densities, reached through ``feedback``; None for equal ones.
         deterministic: The ODE variant.
         probes: As in `either`.
@@ -188,33 +190,21 @@ class _Mix:
         return self.experts if self.guidance is None else (*self.experts, self.guidance.unconditional)
 
     def evaluate(self, pop: Population, v: float, rng: Streams) -> _Field:
-        sigma, m = math.sqrt(v), len(self.experts)
-        if self.deterministic:
-            s, divergence = self._with_divergence(pop, sigma, rng)
-            s_u = None if self.guidance is None else self.guidance.unconditional.score(pop.x, sigma)
+        sigma, m, w = math.sqrt(v), len(self.experts), 1.0 if self.guidance is None else self.guidance.w
+        if not self.deterministic:
+            s, divergence = scores(self.every, pop.x, sigma), None
         else:
-            every, divergence = scores(self.every, pop.x, sigma), None
-            s, s_u = every[:m], None if self.guidance is None else every[m]
-        return _Field(s, s_u, divergence, 1.0 if self.guidance is None else self.guidance.w, self.deterministic)
+            s, divergence = self._with_divergence(pop, sigma, rng)
+            divergence = divergence[..., :m]
+        return _Field(s[:m], None if self.guidance is None else s[m], divergence, w, self.deterministic)
 
     def _with_divergence(self, pop: Population, sigma: float, rng: Streams) -> tuple[Tensor, Tensor]:
-        """Scores ``[M, *x.shape]`` and their divergences ``[*batch, n, M]``: Rademacher probes, or exact over unit vectors."""
-        event, dim = pop.event, math.prod(pop.event)
-        rows = pop.x.flatten(0, len(pop.batch))
-
-        def field(y: Tensor) -> Tensor:
-            return scores(self.experts, y, sigma)
-
-        if self.probes is None:
-            units = torch.eye(dim, dtype=rows.dtype, device=rows.device).reshape(dim, 1, *event)
-            vectors = [unit.expand_as(rows).contiguous() for unit in units]
-        else:
-            vectors = [(2 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
-        s, total = rows, torch.zeros(len(self.experts), len(rows), dtype=rows.dtype, device=rows.device)
-        for vector in vectors:
-            s, slope = torch.func.jvp(field, (rows,), (vector,))
-            total = total + (slope * vector).flatten(2).sum(2)
-        return s.reshape(-1, *pop.x.shape), (total / (self.probes or 1)).movedim(0, -1).reshape(*pop.log_w.shape, len(self.experts))
+        """Scores of all models and their divergences ``[*batch, n, every]``: Rademacher probes, or exact."""
+        rows, probes = pop.x.flatten(0, len(pop.batch)), None
+        if self.probes is not None:
+            probes = [(2 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
+        s, divergence = values_and_divergences(lambda y: scores(self.every, y, sigma), rows, probes)
+        return s.reshape(len(s), *pop.x.shape), divergence.movedim(0, -1).reshape(*pop.log_w.shape, len(s))
 
     def sampler(self, step: Step) -> Sampler:
         m = len(self.experts)
