@@ -47,7 +47,7 @@ class DemoConfig:
     quick: bool = False
     runs: int = 5
     particles: int = 512
-    steps: int = 150
+    steps: int = 120
     sigma_max: float = 10.0
     sigma_min: float = 0.1
     kernel_steps: int = 5
@@ -149,10 +149,10 @@ def superdiff(config: DemoConfig, run: Run) -> Report:
             "AND is a process on the surface of equal densities, not the product of the models: for that see `popflow demo`."
         ),
         verdict=Verdict(
-            all(row[AND].value <= row["equal shares"].value / 2 for row in gaps.values()) and all(value <= 0.1 for value in far.values()),
+            gaps[EXACT][AND].value <= gaps[EXACT]["equal shares"].value / 4 and all(value <= 0.1 for value in far.values()),
             f"The densities of the two exact experts differ by {gaps[EXACT][AND]} nats after AND and by {gaps[EXACT]['equal shares']} after "
             f"equal shares (median). The classes of OR are {float(far[EXACT]):.3f} from the mixture's, {float(far[TRAINED]):.3f} with networks.",
-            "AND at least halves the median gap that equal shares leave; total variation of the classes of OR at most 0.1",
+            "with exact experts AND leaves at most a quarter of the median gap of equal shares; total variation of the classes of OR at most 0.1",
         ),
         figure=Figure(
             image_grid({f"{name}, {kind}": _shown(o.x) for kind, row in made.items() for name, o in row.items()}),
@@ -217,15 +217,15 @@ def _bars(
     off = abs(float(best.share.mean() - exact.share.mean()))
     ratio = float(best.mmd2.mean() / naive.mmd2.mean())
     gain = float(learned.share.mean() - sums.share.mean())
+    variety = [float(one.distinct.mean()) / twos for one in (best, learned)]
     bars = (
         (f"{EXACT}: share of 2s off that of exact draws", "<= 0.03", f"{off:.3f}", off <= 0.03),
-        (f"{EXACT}: MMD² over that of the sum of scores", "<= 0.2", f"{ratio:.3f}", ratio <= 0.2),
         (f"{TRAINED}: share of 2s above that of the sum of scores", ">= 0.2", f"{gain:.3f}", gain >= 0.2),
+        (f"{EXACT}: MMD² over that of the sum of scores", "<= 0.2", f"{ratio:.3f}", ratio <= 0.2),
+        (f"{EXACT}: distinct training 2s", f">= 60 % of {twos}", f"{100 * variety[0]:.0f} %", variety[0] >= 0.6),
+        (f"{TRAINED}: distinct training 2s", f">= 40 % of {twos}", f"{100 * variety[1]:.0f} %", variety[1] >= 0.4),
     )
-    if quick:
-        return bars
-    variety = [(kind, wanted, float(one.distinct.mean()) / twos) for kind, wanted, one in ((EXACT, 0.6, best), (TRAINED, 0.4, learned))]
-    return bars + tuple((f"{k}: distinct training 2s", f">= {w:.0%} of {twos}", f"{seen:.0%}", seen >= w) for k, w, seen in variety)
+    return bars[:2] if quick else bars  # distances and variety want the full number of particles
 
 
 def _product_table(

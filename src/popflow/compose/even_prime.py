@@ -24,7 +24,7 @@ from popflow.core import Streams
 from popflow.core.metrics import mmd2
 
 DRAWS = 1024
-"""Exact draws that samples are compared with, at most."""
+"""Exact draws from which distances are measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,13 @@ class Truth:
     Attributes:
         product: Exact draws from the product of the exact experts, ``[runs, particles, 1, 8, 8]``.
         mixture: Exact draws from their mixture in equal shares, of the same shape.
+        reference: Further exact draws of the product, ``[1024, 64]``, from which distances are measured.
         twos: Training images of the answer, ``[n, 1, 8, 8]``.
     """
 
     product: Tensor
     mixture: Tensor
+    reference: Tensor
     twos: Tensor
 
 
@@ -89,15 +91,14 @@ def truth(runs: int, particles: int, sigma_min: float, rng: Streams) -> Truth:
     """Draw exactly from product and mixture, blurred as the last noise level leaves samples."""
     even, prime = (digits.training().of(classes).images for classes in (digits.EVEN, digits.PRIME))
     width, n, shape = math.hypot(digits.BANDWIDTH, sigma_min), runs * particles, (runs, particles, *digits.EVENT)
-    product, mixture = product_draws(even, prime, width, n, rng), mixture_draws([even, prime], width, n, rng)
-    return Truth(product.reshape(shape), mixture.reshape(shape), digits.training().of((2,)).images)
+    product, mixture = product_draws(even, prime, width, n + DRAWS, rng), mixture_draws([even, prime], width, n, rng)
+    return Truth(product[:n].reshape(shape), mixture.reshape(shape), product[n:].flatten(1), digits.training().of((2,)).images)
 
 
 def judge(x: Tensor, known: Truth) -> Judgement:
     """Measure samples of the product ``[runs, n, 1, 8, 8]`` run by run."""
-    against = known.product.flatten(0, 1)[-DRAWS:].flatten(1)
-    width = float(torch.pdist(against).median())
-    far = [mmd2(one.flatten(1), against, [width], unbiased=True) for one in x]
+    width = float(torch.pdist(known.reference).median())
+    far = [mmd2(one.flatten(1), known.reference, [width], unbiased=True) for one in x]
     nearest = [torch.cdist(one.flatten(1), known.twos.flatten(1)).argmin(1) for one in x]
     return Judgement(share(x, 2).double(), torch.stack(far), torch.tensor([len(index.unique()) for index in nearest]).double())
 
