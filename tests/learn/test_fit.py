@@ -34,8 +34,8 @@ def data(rng):
 
 def problem(seed=0):
     """A small network regressed on sin, with a loss that has an input gradient."""
-    torch.manual_seed(seed)
-    network = MLP(1, out=1, width=8, depth=2)
+    with Streams(seed).layers():
+        network = MLP(1, out=1, width=8, depth=2)
 
     def loss(params, batch):
         x, t = batch
