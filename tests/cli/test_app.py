@@ -1,16 +1,16 @@
 """The command: exit codes, what goes to which stream, and how fast it starts."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from popflow import __version__
 from popflow.cli.app import app, main
 
-VERBS = ["cite", "demo", "doctor", "methods", "report"]
+VERBS = ["cite", "demo", "doctor", "methods", "report", "sample"]
 
 
 def popflow(*arguments, **kwargs):
@@ -31,13 +31,12 @@ def test_help_and_methods_do_not_import_torch():
         assert verb in done.stdout
 
 
-def test_help_comes_within_a_second():
-    best = 10.0
-    for _ in range(3):
-        begun = time.perf_counter()
-        popflow("--help")
-        best = min(best, time.perf_counter() - begun)
-    assert best < 1.0
+def test_help_costs_little():
+    """Processor time, which other work on the machine does not lengthen."""
+    before = os.times()
+    popflow("--help")
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.6
 
 
 def test_the_verbs_are_those_of_the_documentation():
@@ -54,6 +53,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["smaple"], "unknown command 'smaple': did you mean 'sample'"),
         (["demos"], "unknown command 'demos': did you mean 'demo'"),
         (["demo", "fkk"], "unknown method 'fkk': did you mean 'fkc'"),
         (["demo", "--sed", "1"], "No such option"),

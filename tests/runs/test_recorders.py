@@ -102,3 +102,66 @@ def test_progress_is_told(tmp_path):
         rows = run.metrics.rows("fit")
     assert told == [("fit", 1, 2), ("fit", 2, 2)]
     assert rows == [{"stage": "fit", "step": 1, "loss": 0.5}, {"stage": "fit", "step": 2, "loss": 0.25}]
+
+
+def test_a_composition_that_was_cut_off_goes_on(tmp_path):
+    """The recorders serve `popflow.compose.sample` as they are: samples, weights and random streams go on bit for bit."""
+    from popflow.compose import feynman_kac, gaussian_mixture, karras, sample
+
+    expert = gaussian_mixture(torch.tensor([[-1.0], [1.0]]), std=0.5)
+    sampler, sigmas = feynman_kac(expert**2, kernel_steps=1), karras(15, 0.05, 10.0)
+
+    def go(path, cut=None):
+        def power(state):
+            if state.k == cut:
+                raise CutError
+
+        with Run.open(path, {"seed": 3}, job="sample") as run:
+            rng = Streams(3)
+            state = last_checkpoint(run, "sample", rng)
+            recorder = checkpoint(run, "sample", last=len(sigmas) - 1, every=4, ess=lambda s: s.pop.ess())
+            return sample(sampler, sigmas, particles=16, runs=2, rng=rng, record=[power, recorder], resume=state).population
+
+    with pytest.raises(CutError):
+        go(tmp_path / "cut", 10)
+    ends = go(tmp_path / "cut"), go(tmp_path / "whole")
+    assert torch.equal(ends[0].x, ends[1].x)
+    assert torch.equal(ends[0].log_normalizer(), ends[1].log_normalizer())
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_training_that_was_cut_off_goes_on(tmp_path):
+    """The rows of an interrupted `popflow.learn.fit` are those of an uninterrupted one."""
+    from popflow.learn import fit
+
+    def loss(params, batch):
+        return (params["mean"] - batch).square().mean(), {}
+
+    def go(path, cut=None):
+        def power(progress):
+            if progress.step == cut:
+                raise CutError
+
+        with Run.open(path, {"seed": 0}, job="test") as run:
+            state = path / "fit.safetensors"
+            record = [training(run, "fit", 40), power]
+            batches = lambda rng: rng.normal("data", torch.empty(8, 2))  # noqa: E731
+            done = fit(
+                loss,
+                {"mean": torch.ones(2)},
+                batches,
+                steps=40,
+                rng=Streams(0),
+                record=record,
+                log_every=4,
+                checkpoint=state,
+                checkpoint_every=10,
+            )
+            return done.params["mean"], run.metrics.path.read_bytes()
+
+    with pytest.raises(CutError):
+        go(tmp_path / "cut", 28)
+    (mean, rows), (whole, whole_rows) = go(tmp_path / "cut"), go(tmp_path / "whole")
+    assert torch.equal(mean, whole)
+    assert rows == whole_rows
+    assert rows.count(b"\n") == 10

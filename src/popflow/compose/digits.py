@@ -70,9 +70,9 @@ def everything() -> Digits:
     """All 1797 images in the order of the published file."""
     from sklearn.datasets import load_digits
 
-    raw = load_digits()
-    images = torch.from_numpy(raw["images"]).float().reshape(-1, *EVENT) / 8 - 1
-    return Digits(images, torch.from_numpy(raw["target"]).long())
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).float().reshape(-1, *EVENT) / 8 - 1
+    return Digits(images, torch.from_numpy(labels).long())
 
 
 def training() -> Digits:
