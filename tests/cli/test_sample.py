@@ -12,11 +12,11 @@ from popflow.registry import Method
 from popflow.runs import Report
 
 EVERY = {
-    "experts": ["zoo:a", "zoo:b"],
+    "experts": ["zoo:digits-even", "zoo:digits-class:3"],
     "op": "product",
     "beta": [1.0, 2.5],
     "temperature": 0.5,
-    "unconditional": "zoo:u",
+    "unconditional": "zoo:digits-class",
     "guidance": 3.0,
     "steps": 7,
     "sigma_min": 0.1,
@@ -72,17 +72,23 @@ def test_every_field_has_an_option(capsys, tmp_path):
 
 
 def test_what_is_not_given_stays_as_the_configuration_has_it(tmp_path):
-    (tmp_path / "mine.json").write_text('{"experts": ["a"], "beta": [2], "seed": 4, "steps": 11}')
+    (tmp_path / "mine.json").write_text('{"experts": ["zoo:digits-all"], "beta": [2], "seed": 4, "steps": 11}')
     assert main(["sample", "--config", "mine.json", "--seed", "5", "--out", "here"]) == 0
     config = json.loads((tmp_path / "here/config.json").read_text())
-    assert (config["experts"], config["beta"], config["seed"], config["steps"], config["op"]) == (["a"], [2.0], 5, 11, "product")
+    assert (config["experts"], config["beta"], config["seed"], config["steps"], config["op"]) == (
+        ["zoo:digits-all"],
+        [2.0],
+        5,
+        11,
+        "product",
+    )
 
 
 @pytest.mark.parametrize(
     ("op", "name"), [(None, "fkc"), ("product", "fkc"), ("and", "superdiff"), ("or", "superdiff"), ("average", "superdiff")]
 )
 def test_the_operation_decides_what_is_cited(capsys, op, name):
-    assert main(["sample", "--expert", "a", *(["--op", op] if op else []), "--out", "here"]) == 0
+    assert main(["sample", "--expert", "zoo:digits-all", *(["--op", op] if op else []), "--out", "here"]) == 0
     assert f"\n{name}\n" in capsys.readouterr().out
     assert main(["cite", "here"]) == 0
     assert ("Superposition" in capsys.readouterr().out) is (name == "superdiff")
@@ -92,10 +98,10 @@ def test_the_operation_decides_what_is_cited(capsys, op, name):
     ("arguments", "message"),
     [
         ([], "SampleConfig lacks 'experts'"),
-        (["--expert", "a", "--op", "produt"], "unknown op 'produt': did you mean 'product'"),
-        (["--expert", "a", "--particles", "few"], "--particles"),
-        (["--expert", "a", "--op", "or", "--beta", "2"], "belong to op='product'"),
-        (["--experts", "a"], "No such option: --experts"),
+        (["--expert", "zoo:digits-all", "--op", "produt"], "unknown op 'produt': did you mean 'product'"),
+        (["--expert", "zoo:digits-all", "--particles", "few"], "--particles"),
+        (["--expert", "zoo:digits-all", "--op", "or", "--beta", "2"], "belong to op='product'"),
+        (["--experts", "zoo:digits-all"], "No such option: --experts"),
     ],
 )
 def test_bad_usage(capsys, tmp_path, arguments, message):

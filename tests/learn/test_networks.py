@@ -11,6 +11,13 @@ from popflow.core.streams import Streams
 from popflow.learn.networks import MLP, TimeEmbedding, UNet
 
 
+@pytest.fixture(autouse=True)
+def first_parameters():
+    """Torch layers draw them from the global generator."""
+    with Streams(0).layers():
+        yield
+
+
 def lively(network):
     """The same network with every parameter at random: blocks that start as zero would hide mistakes."""
     rng = Streams(5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from popflow.compose.schedule import geometric, karras, linear
 from popflow.compose.superpose import Guidance, average, both, either
 from popflow.compose.target import Expert, Target
 from popflow.core import Streams
+from popflow.core.errors import unknown
 from popflow.runs import Figure, Measured, Report, Run, Table, checkpoint, figures, last_checkpoint
 
 _GRIDS = {"karras": karras, "linear": linear, "geometric": geometric}
@@ -87,6 +89,8 @@ class SampleConfig:
     def __post_init__(self):
         if not self.experts:
             raise ValueError("experts is empty, wanted at least one: for example --expert zoo:digits-even.")
+        for spec in self.experts if self.unconditional is None else (*self.experts, self.unconditional):
+            check_expert(spec)
         if len(self.beta) not in (0, 1, len(self.experts)):
             raise ValueError(f"beta has {len(self.beta)} values for {len(self.experts)} experts, wanted one for each, or one for all.")
         if not self.temperature > 0:
@@ -99,35 +103,61 @@ class SampleConfig:
             raise ValueError("op='product' takes no bias and is not deterministic: they belong to 'or', 'and' and 'average'.")
 
 
+def check_expert(spec: str) -> tuple[str, str]:
+    """Return kind and rest of a string that names an expert, having looked whether there is such a thing, without loading it.
+
+    Raises:
+        ValueError: for an unknown kind or name (the closest one is given), a label that does not exist, a file that is not there.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind not in ("zoo", "kernel", "python") or not rest:
+        raise ValueError(f"expert {spec!r}: wanted zoo:NAME, zoo:NAME:LABEL, kernel:FILE:WIDTH or python:MODULE:NAME.")
+    if kind == "zoo":
+        name, _, label = rest.partition(":")
+        if name not in zoo.ENTRIES:
+            raise ValueError(unknown("expert", name, zoo.ENTRIES))
+        if label and not zoo.ENTRIES[name].conditional:
+            raise ValueError(f"expert {spec!r}: this expert takes no label; leave ':{label}' away, or use a class-conditional one.")
+        if label and (not label.isdigit() or int(label) > zoo.NO_CLASS):
+            raise ValueError(
+                f"expert {spec!r}: label {label!r}, wanted a class number from 0 to {zoo.NO_CLASS} ({zoo.NO_CLASS}: any class)."
+            )
+    if kind == "kernel":
+        file, _, width = rest.rpartition(":")
+        if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", width) or not file:
+            raise ValueError(
+                f"expert {spec!r}: kernel width {width!r} is not a number, wanted kernel:FILE:WIDTH, e.g. kernel:points.npy:0.3."
+            )
+        if not Path(file).is_file():
+            raise ValueError(f"expert {spec!r}: cannot read {file!r}: no such file.")
+    return kind, rest
+
+
 def load_expert(spec: str, device: torch.device | str = "cpu") -> Expert:
     """Return the expert that a string names; see `SampleConfig.experts`.
 
     Raises:
-        ValueError: for an unknown kind or name (the closest one is given), a label that is not a number, a file that does not fit.
+        ValueError: as `check_expert`, and for a file or module that does not hold what it should.
     """
-    kind, _, rest = spec.partition(":")
-    loaders = {"zoo": _from_zoo, "kernel": _from_file, "python": _from_python}
-    if kind not in loaders or not rest:
-        raise ValueError(f"expert {spec!r}: wanted zoo:NAME, zoo:NAME:LABEL, kernel:FILE:WIDTH or python:MODULE:NAME.")
-    return loaders[kind](spec, rest, device)
+    kind, rest = check_expert(spec)
+    if kind == "zoo":
+        name, _, label = rest.partition(":")
+        expert = zoo.load(name, device=device)
+        return _labelled(expert, spec, label) if label else expert
+    return _from_file(spec, rest, device) if kind == "kernel" else _from_python(spec, rest)
 
 
 def composition(config: SampleConfig, device: torch.device | str = "cpu") -> Sampler:
     """Return the sampler that a configuration describes."""
-    loaded: dict[str, Expert] = {}
-    bases: dict[str, Expert] = {}
+    networks: dict[str, Expert] = {}
 
     def load(spec: str) -> Expert:
-        """The same network is loaded once, so that its conditions are evaluated together."""
-        if spec not in loaded:
-            name, _, label = spec.removeprefix("zoo:").partition(":")
-            if spec.startswith("zoo:") and label:
-                if name not in bases:
-                    bases[name] = load_expert(f"zoo:{name}", device)
-                loaded[spec] = _labelled(bases[name], spec, label, device)
-            else:
-                loaded[spec] = bases.setdefault(name, load_expert(spec, device)) if spec.startswith("zoo:") else load_expert(spec, device)
-        return loaded[spec]
+        """A network is loaded once, so that its conditions are evaluated together."""
+        kind, name, label = (*spec.split(":", 2), "")[:3]
+        whole = f"{kind}:{name}" if kind == "zoo" else spec
+        if whole not in networks:
+            networks[whole] = load_expert(whole, device)
+        return _labelled(networks[whole], spec, label) if kind == "zoo" and label else networks[whole]
 
     experts = [load(spec) for spec in config.experts]
     base = None if config.unconditional is None else load(config.unconditional)
@@ -244,30 +274,15 @@ def _picture(picked: Tensor) -> Figure | None:
     return Figure(figures.scatter({"samples": flat[:, :2]}, x_label="x 1", y_label="x 2"), "One sample of each run, first two coordinates.")
 
 
-def _from_zoo(spec: str, rest: str, device: torch.device | str) -> Expert:
-    name, _, label = rest.partition(":")
-    expert = zoo.load(name, device=device)
-    return _labelled(expert, spec, label, device) if label else expert
-
-
-def _labelled(expert: Expert, spec: str, label: str, device: torch.device | str) -> Expert:
-    if expert.cond is None:
-        raise ValueError(f"expert {spec!r}: this expert takes no label; leave ':{label}' away, or use a class-conditional one.")
-    if not label.isdigit() or int(label) > zoo.NO_CLASS:
-        raise ValueError(f"expert {spec!r}: label {label!r}, wanted a class number from 0 to {zoo.NO_CLASS} ({zoo.NO_CLASS}: any class).")
-    return expert.given(torch.tensor(int(label), device=device), name=spec.removeprefix("zoo:"))
+def _labelled(expert: Expert, spec: str, label: str) -> Expert:
+    assert expert.cond is not None
+    return expert.given(torch.full_like(expert.cond, int(label)), name=spec.removeprefix("zoo:"))
 
 
 def _from_file(spec: str, rest: str, device: torch.device | str) -> Expert:
     import numpy
 
     file, _, width = rest.rpartition(":")
-    try:
-        bandwidth = float(width)
-    except ValueError:
-        raise ValueError(
-            f"expert {spec!r}: kernel width {width!r} is not a number, wanted kernel:FILE:WIDTH, e.g. kernel:points.npy:0.3."
-        ) from None
     try:
         if file.endswith(".csv"):
             data = numpy.loadtxt(file, delimiter=",", ndmin=2)
@@ -281,10 +296,10 @@ def _from_file(spec: str, rest: str, device: torch.device | str) -> Expert:
         raise ValueError(
             f"expert {spec!r}: the array has shape {tuple(points.shape)}, wanted finite samples [N, *event] with at least two axes."
         )
-    return kernel_mixture(points, bandwidth, name=Path(file).stem)
+    return kernel_mixture(points, float(width), name=Path(file).stem)
 
 
-def _from_python(spec: str, rest: str, device: torch.device | str) -> Expert:
+def _from_python(spec: str, rest: str) -> Expert:
     module, _, name = rest.partition(":")
     try:
         expert = getattr(importlib.import_module(module), name)
