@@ -126,3 +126,8 @@ def test_unet_blocks_start_as_the_identity():
     network = UNet(1, width=8)
     assert network(torch.ones(1, 1, 8, 8), 0.0).abs().max() == 0
     assert isinstance(network.leave[2], nn.Conv2d)
+
+
+@pytest.mark.parametrize("width", [8, 56, 72])
+def test_any_multiple_of_eight_is_a_width(width):
+    assert UNet(1, width=width, levels=(1, 2))(torch.zeros(2, 1, 8, 8), 0.0).shape == (2, 1, 8, 8)
