@@ -1,7 +1,5 @@
 """Networks: shapes, conditioning, independence of rows, sizes, and that they can learn."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -9,6 +7,12 @@ from torch import nn
 from popflow.core.calculus import value_and_grad
 from popflow.core.streams import Streams
 from popflow.learn.networks import MLP, TimeEmbedding, UNet
+
+
+@pytest.fixture(autouse=True)
+def torch_layers_draw_their_first_parameters():
+    with torch.random.fork_rng():
+        yield
 
 
 def lively(network):
@@ -89,8 +93,8 @@ def test_unet_learns_to_denoise_with_the_right_dependence_on_sigma():
         noise = rng.normal("noise", clean.contiguous())
         return clean, clean + log_sigma.exp()[:, None, None, None] * noise, log_sigma
 
-    for _ in range(200):
-        clean, noisy, log_sigma = draw(64)
+    for _ in range(150):
+        clean, noisy, log_sigma = draw(48)
         loss = (network(noisy, log_sigma) - clean).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -100,10 +104,9 @@ def test_unet_learns_to_denoise_with_the_right_dependence_on_sigma():
         error = (network(noisy, log_sigma) - clean).square().mean()
         sigma2 = (2 * log_sigma).exp()
         best = (sigma2 / (pixels + sigma2)).mean()
-        without_time = (noisy.mean((2, 3), keepdim=True) * pixels / (pixels + sigma2.mean()) - clean).square().mean()
+        misled = (network(noisy, log_sigma.flip(0)) - clean).square().mean()
     assert best < error < 1.3 * best
-    assert without_time > 0
-    assert not math.isnan(error)
+    assert misled > 1.5 * error
 
 
 def test_bad_sizes_are_named():
