@@ -156,7 +156,9 @@ class Ansatz:
         if not angles.is_floating_point():
             raise TypeError(f"angles are {angles.dtype}, wanted real: float32 or float64. Fix: angles.real, or angles.double().")
         if tuple(angles.shape[-3:]) != self.shape:
-            raise ValueError(f"angles have shape {tuple(angles.shape)}, wanted [*batch, {', '.join(map(str, self.shape))}] (depth, qubit, angle).")
+            raise ValueError(
+                f"angles have shape {tuple(angles.shape)}, wanted [*batch, {', '.join(map(str, self.shape))}] (depth, qubit, angle)."
+            )
 
 
 def rotations(angles: Tensor) -> Tensor:

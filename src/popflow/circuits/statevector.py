@@ -15,6 +15,7 @@ cotangent ``g = dL/dp``: energies, entropies, tail means, likelihoods all differ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -138,7 +139,9 @@ class _Born(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent):
         if torch.is_grad_enabled():
-            raise RuntimeError("born: the adjoint gradient differentiates once. Fix: drop create_graph, or use amplitudes(...).abs().square().")
+            raise RuntimeError(
+                "born: the adjoint gradient differentiates once. Fix: drop create_graph, or use amplitudes(...).abs().square()."
+            )
         psi, gates = ctx.saved_tensors
         bra = (psi * (2 * cotangent)).conj_physical_()
         # psi as saved stays whole; three buffers go round
@@ -270,15 +273,15 @@ def _groups(n: int, crossed: set[int], is_complex: bool) -> tuple[tuple[int, int
     product, a constant for memory, and one for the call, which weighs most on few qubits.
     """
     fixed = (8 if is_complex else 32) + 2.0 ** (18 - n)
-    best: list[tuple[float, tuple[tuple[int, int], ...]] | None] = [(0.0, ())] + [None] * n
+    best: list[tuple[float, tuple[tuple[int, int], ...]]] = [(0.0, ())] + [(math.inf, ())] * n
     for end in range(1, n + 1):
         if end in crossed and end < n:
             continue
         for width in range(1, min(6, end) + 1):
-            there = best[end - width]
-            if there is not None and (best[end] is None or there[0] + 2**width + fixed < best[end][0]):
-                best[end] = (there[0] + 2**width + fixed, (*there[1], (end - width, width)))
-    return None if best[n] is None else best[n][1]
+            cost, cut = best[end - width]
+            if cost + 2**width + fixed < best[end][0]:
+                best[end] = (cost + 2**width + fixed, (*cut, (end - width, width)))
+    return None if best[n][0] == math.inf else best[n][1]
 
 
 def _check_memory(ansatz: Ansatz, gates: Tensor) -> None:
