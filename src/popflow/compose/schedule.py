@@ -12,15 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-Level = TypeVar("Level", float, Tensor)
-"""A noise level, or a tensor of them."""
+Level = Any
+"""A number, or a tensor of them; what goes in comes out."""
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What a network needs to know of its noising process."""
 
@@ -123,7 +124,7 @@ class RectifiedFlow:
 
     def sigma(self, time: Level) -> Level:
         """Return ``t / (1 - t)``; infinite at pure noise."""
-        return time / (self.scale - time)
+        return time / (self.scale - time) if isinstance(time, Tensor) or time < self.scale else math.inf
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,11 +32,12 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"cannot write {path}: {error.strerror or error}. What stood there before is whole. Fix: free space, or give another folder."
         ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
     return path
 
 

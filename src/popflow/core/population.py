@@ -99,8 +99,12 @@ class Population:
         return (weights.reshape(*weights.shape, *[1] * extra) * value).sum(weights.ndim - 1)
 
     def reweight(self, delta: Tensor) -> Population:
-        """Return the population with ``delta`` added to the log weights."""
-        return Population(self.x, self.log_w + delta, self.log_z, self.aux)
+        """Return the population with ``delta`` ``[*batch, n]`` added to the log weights.
+
+        Raises:
+            ValueError: when ``delta`` has a shape that would change that of the weights.
+        """
+        return Population(self.x, add("delta", self.log_w, delta), self.log_z, self.aux)
 
     def log_normalizer(self) -> Tensor:
         """Log of the total mass: closed blocks plus ``logmeanexp(log_w)``. The only log Z that is ever reported."""
@@ -134,6 +138,17 @@ class Population:
             return moved if value.is_floating_point() else moved.to(value.dtype)
 
         return Population(move(self.x), move(self.log_w), move(self.log_z), {k: move(v) for k, v in self.aux.items()})
+
+
+def add(name: str, value: Tensor, increment: Tensor | float) -> Tensor:
+    """Add without changing the shape: an increment ``[n, 1]`` on ``[n]`` is an error that says so, not an ``[n, n]``."""
+    total = value + increment
+    if total.shape != value.shape:
+        seen = tuple(increment.shape) if isinstance(increment, Tensor) else ()
+        raise ValueError(
+            f"{name} has shape {seen}, wanted {tuple(value.shape)} or what broadcasts to it: reshape it, one entry per particle."
+        )
+    return total
 
 
 def _no_weight(log_w: Tensor) -> ZeroWeightsError:

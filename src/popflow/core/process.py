@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from popflow.core.population import Population
+from popflow.core.population import Population, add
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def advance(pop: Population, rates: Rates, h: float, noise: Tensor | None = None
         noise: Standard normal values with the shape of ``x``; needed when ``rates.diffusion`` is given.
 
     Raises:
-        ValueError: when noise is needed and absent, or a tracked quantity has no entry in ``aux``.
+        ValueError: when noise is needed and absent, a tracked quantity has no entry in ``aux``, or a rate has a shape that does not fit.
 
     Example:
         >>> import torch
@@ -77,7 +77,7 @@ def advance(pop: Population, rates: Rates, h: float, noise: Tensor | None = None
     event = len(pop.event)
     log_w = pop.log_w
     if rates.growth is not None:
-        log_w = log_w + integrate(rates.growth, h, displacement, event)
+        log_w = add("growth", log_w, integrate(rates.growth, h, displacement, event))
     aux = pop.aux
     if rates.track:
         missing = rates.track.keys() - aux.keys()
@@ -85,8 +85,9 @@ def advance(pop: Population, rates: Rates, h: float, noise: Tensor | None = None
             raise ValueError(
                 f"track names {sorted(missing)} absent from the population's aux {sorted(aux)}: start them, e.g. aux zeros [*batch, n]."
             )
-        aux = {**aux, **{name: aux[name] + integrate(ito, h, displacement, event) for name, ito in rates.track.items()}}
-    return Population(pop.x + displacement, log_w, pop.log_z, aux)
+        moved = {name: add(f"track {name!r}", aux[name], integrate(ito, h, displacement, event)) for name, ito in rates.track.items()}
+        aux = {**aux, **moved}
+    return Population(add("drift", pop.x, displacement), log_w, pop.log_z, aux)
 
 
 def integrate(ito: Ito, h: float, displacement: Tensor, event: int) -> Tensor | float:

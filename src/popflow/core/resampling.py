@@ -24,9 +24,9 @@ def systematic(weights: Weights, generator: Generator) -> Indices:
     >>> systematic(torch.tensor([0.5, 0.0, 0.25, 0.25]), torch.Generator().manual_seed(0)).tolist()
     [0, 0, 2, 3]
     """
-    cdf, n = _cdf(weights), weights.shape[-1]
+    position, n = _positions(weights), weights.shape[-1]
     u = torch.rand(*weights.shape[:-1], 1, generator=generator, dtype=torch.float64, device=weights.device)
-    return _expand(torch.ceil(n * cdf - u).clamp_(0, n))
+    return _expand(torch.ceil(position - u.clamp_(max=1 - n * 2.0**-52)).clamp_(min=0))  # so that n - u never rounds to n - 1
 
 
 def stratified(weights: Weights, generator: Generator) -> Indices:
@@ -35,9 +35,8 @@ def stratified(weights: Weights, generator: Generator) -> Indices:
     >>> stratified(torch.full((4,), 0.25), torch.Generator().manual_seed(0)).tolist()
     [0, 1, 2, 3]
     """
-    cdf, n = _cdf(weights), weights.shape[-1]
+    position, n = _positions(weights), weights.shape[-1]
     u = torch.rand(weights.shape, generator=generator, dtype=torch.float64, device=weights.device)
-    position = n * cdf
     stratum = position.floor().clamp_(max=n - 1)
     return _expand(stratum + (u.gather(-1, stratum.long()) < position - stratum))
 
@@ -71,6 +70,14 @@ def _cdf(weights: Tensor) -> Tensor:
     """Cumulative weights in float64 whose last entry is exactly 1."""
     cdf = weights.double().cumsum(-1)
     return cdf / cdf[..., -1:]
+
+
+def _positions(weights: Tensor) -> Tensor:
+    """``n`` times the cumulative weights; one within rounding of an integer is that integer, so that uniform weights stay uniform."""
+    n = weights.shape[-1]
+    position = n * _cdf(weights)
+    nearest = position.round()
+    return torch.where((position - nearest).abs() <= min(n * n * 2.0**-53, 1e-3), nearest, position)
 
 
 def _draw(cdf: Tensor, generator: Generator) -> Tensor:

@@ -6,8 +6,9 @@ The order that keeps the last weights and shows recorders the true effective sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -19,10 +20,13 @@ from popflow.core.resampling import systematic
 from popflow.core.streams import Streams
 
 
+@runtime_checkable
 class Step(Protocol):
     """The one verb: take a population from ``t0`` to ``t1``. Stateless; randomness comes from the named streams alone."""
 
-    def __call__(self, pop: Population, t0: float, t1: float, rng: Streams, /) -> Population: ...
+    def __call__(self, pop: Population, t0: float, t1: float, rng: Streams, /) -> Population:
+        """Return the population at ``t1``."""
+        ...
 
 
 Scheme = Callable[[Tensor, Generator], Tensor]
@@ -154,11 +158,12 @@ def langevin(
 
     Raises:
         StaleTrackingError: when the population carries a tracked name and there is no ``refresh``.
+        ValueError: when the step size is not finite and above 0.
     """
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         _refuse_stale(pop, tracked, refresh)
-        eta = step_size(t1) if callable(step_size) else step_size
+        eta = _size(step_size, t1)
         moved = pop
         for _ in range(steps):
             moved = moved.replace(x=moved.x + eta * score(t1, moved) + (2 * eta) ** 0.5 * rng.normal(stream, moved.x))
@@ -194,9 +199,8 @@ def metropolis(
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         _refuse_stale(pop, tracked, refresh)
-        eta = step_size(t1) if callable(step_size) else step_size
-        event = tuple(range(pop.log_w.ndim, pop.x.ndim))
-        start, shape = pop, (*pop.log_w.shape, *[1] * len(event))
+        eta = _size(step_size, t1)
+        start, shape = pop, (*pop.log_w.shape, *[1] * len(pop.event))
 
         def ends(at: Population) -> tuple[Tensor, Tensor | float]:
             return log_density(t1, at), 0.0 if score is None else eta * score(t1, at)
@@ -208,7 +212,7 @@ def metropolis(
             proposal = pop.replace(x=pop.x + pull + (2 * eta) ** 0.5 * z)
             new_log_p, new_pull = ends(proposal)
             back = pop.x - proposal.x - new_pull
-            log_ratio = new_log_p - log_p + z.square().sum(event) / 2 - back.square().sum(event) / (4 * eta)
+            log_ratio = new_log_p - log_p + _squared_norm(z, log_p) / 2 - _squared_norm(back, log_p) / (4 * eta)
             accept = torch.rand(log_p.shape, generator=rng(stream), dtype=log_p.dtype, device=log_p.device).log() < log_ratio
             mask = accept.reshape(shape)
             pop = pop.replace(x=torch.where(mask, proposal.x, pop.x))
@@ -222,6 +226,18 @@ def metropolis(
         return pop if refresh is None else refresh(t1, start, pop)
 
     return step
+
+
+def _squared_norm(value: Tensor, per_particle: Tensor) -> Tensor:
+    """``|value|^2`` over the event, which may be empty: ``[*batch, n, *event]`` -> ``[*batch, n]``."""
+    return value.square().reshape(*per_particle.shape, -1).sum(-1)
+
+
+def _size(step_size: float | Callable[[float], float], t: float) -> float:
+    eta = step_size(t) if callable(step_size) else step_size
+    if not 0 < eta < math.inf:
+        raise ValueError(f"step_size is {eta!r} at t={t!r}, wanted a finite number above 0.")
+    return eta
 
 
 def _refuse_stale(pop: Population, tracked: Sequence[str], refresh: Refresh | None) -> None:

@@ -1,0 +1,91 @@
+"""The command `popflow`: verbs, exit codes (0 done, 1 failed, 2 bad usage) and how errors are told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from popflow import __version__
+from popflow.cli.cite import cite
+from popflow.cli.demo import demo
+from popflow.cli.doctor import doctor
+from popflow.cli.methods import methods
+from popflow.cli.output import print_json
+from popflow.cli.report import report
+
+app = typer.Typer(
+    name="popflow",
+    help="Move, weigh and breed populations of samples.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (demo, methods, report, cite, doctor):
+    app.command()(verb)
+
+
+@app.callback(invoke_without_command=True)
+def popflow(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Move, weigh and breed populations of samples. Begin with `popflow demo`."""
+    if version:
+        typer.echo(f"popflow {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; every error is one clear message on standard error (and JSON with ``--json``)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = get_command(app)
+    verbs: Iterable[str] = getattr(command, "commands", {})
+    typed = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if typed is not None and typed not in verbs:
+        from popflow.core.errors import unknown
+
+        return _fail(arguments, 2, "UsageError", unknown("command", typed, verbs))
+    try:
+        code = command.main(args=list(arguments), prog_name="popflow", standalone_mode=False, obj=arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(arguments, 1, "Interrupted", "interrupted; the same command goes on from the last checkpoint")
+    except Exception as error:
+        return _fail(arguments, _code(error), type(error).__name__, _message(error))
+    return code if isinstance(code, int) else 0
+
+
+def _code(error: Exception) -> int:
+    if hasattr(error, "format_message"):
+        return 2
+    if "popflow.runs" not in sys.modules:
+        return 1
+    from popflow.runs import ConfigError
+
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _message(error: Any) -> str:
+    """One message: as the named errors say it, with the type in front of anything else, and the usage after bad usage."""
+    if hasattr(error, "format_message"):
+        context = getattr(error, "ctx", None)
+        hint = f"\nSee `{context.command_path} --help`." if context is not None else ""
+        return error.format_message() + hint
+    known = isinstance(error, ValueError) or type(error).__module__.startswith("popflow")
+    text = str(error) if known and str(error) else f"{type(error).__name__}: {error}"
+    return "\n".join([text, *getattr(error, "__notes__", ())])
+
+
+def _fail(arguments: Sequence[str], code: int, kind: str, message: str) -> int:
+    if "--json" in arguments:
+        print_json({"ok": False, "error": {"type": kind, "message": message}})
+    typer.secho(f"error: {message}", err=True, fg="red")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

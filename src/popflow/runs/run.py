@@ -1,0 +1,288 @@
+"""The run directory: what a long job leaves behind, whole after any crash, and where it goes on from.
+
+    config.json        the job and its configuration, accepted back by --config
+    env.json           versions, device, seed, command line
+    metrics.jsonl      one JSON object per recorded step, the same bytes whether or not the job was interrupted
+    *.safetensors      checkpoints and results
+    report.html/.json  what came out
+    log.txt            wall-clock times, messages, tracebacks
+
+Nothing is pickled. One process at a time may have a run open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from popflow.core.checkpoint import load_tensors, save_tensors, write_atomic
+from popflow.core.errors import CheckpointError
+from popflow.runs.config import ConfigError, plain, read_values
+from popflow.runs.metrics import Metrics
+from popflow.runs.report import Report, render
+
+Progress = Callable[[str, int, int], None]
+"""``progress(stage, done, total)``: told where a job stands."""
+
+_LOCK = ".lock"
+_LEFT_BY_A_KILL = re.compile(r"\.(?:[\w.-]+\.(?:json|jsonl|html|safetensors))\.\w+\.tmp")
+
+
+class RunBusyError(CheckpointError):
+    """Another process has this run directory open."""
+
+
+@dataclass(slots=True)
+class Run:
+    """An open run directory; a context manager that releases it at the end.
+
+    Attributes:
+        path: The directory.
+        job: What runs, such as ``"demo fkc"`` or ``"sample"``; part of the identity of the run.
+        config: The configuration as JSON holds it; the rest of the identity.
+        device: Where the job computes.
+        cite: BibTeX entries of what the job uses.
+        command: The command line that started it, or None from Python.
+        progress: Told of every step.
+        resumed: Whether the directory held this run already.
+        metrics: The file ``metrics.jsonl``.
+
+    Example:
+        >>> import tempfile
+        >>> from popflow.runs import Run
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> with Run.open(folder, {"beta": 1.0}, job="sample") as run:
+        ...     _ = run.save("result", {"x": torch.ones(2)})
+        >>> with Run.open(folder, {"beta": 1.0}, job="sample") as run:
+        ...     run.resumed, run.load("result")[0]["x"].tolist()
+        (True, [1.0, 1.0])
+        >>> Run.open(folder, {"beta": 2.0}, job="sample")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        popflow.core.errors.CheckpointError: ... holds another run: beta is 1.0 there and 2.0 now. ...
+    """
+
+    path: Path
+    job: str
+    config: dict[str, Any]
+    device: torch.device
+    cite: tuple[str, ...]
+    command: str | None
+    progress: Progress
+    resumed: bool
+    metrics: Metrics = field(init=False)
+    _lock: IO[str] | None = field(repr=False, default=None)
+
+    @staticmethod
+    def open(
+        path: str | Path,
+        config: Any,
+        *,
+        job: str,
+        device: torch.device | str = "cpu",
+        cite: Sequence[str] = (),
+        command: str | None = None,
+        progress: Progress | None = None,
+    ) -> Run:
+        """Make the run directory, or open the one that holds this very job and configuration, to go on.
+
+        Args:
+            path: The directory; absent, empty, or a run of the same job, configuration and device.
+            config: A frozen dataclass (or a mapping) of what `popflow.runs.config.plain` accepts.
+            job: What runs.
+            device: Where it computes.
+            cite: BibTeX entries.
+            command: The command line, for the report.
+            progress: Told of every step.
+
+        Raises:
+            CheckpointError: when the directory holds another run (naming the differing keys), foreign files, a damaged
+                ``config.json``, or cannot be written.
+            RunBusyError: when another process has it open.
+        """
+        path, device, values = Path(path), torch.device(device), plain(config)
+        lock = _claim(path)
+        try:
+            resumed = _identify(path, job, values, device)
+            run = Run(path, job, values, device, tuple(cite), command, progress or (lambda stage, done, total: None), resumed, lock)
+            run.metrics = Metrics(path / "metrics.jsonl")
+            for name in os.listdir(path):
+                if _LEFT_BY_A_KILL.fullmatch(name):
+                    (path / name).unlink(missing_ok=True)
+            if resumed:
+                before = read_values(path / "env.json").get("versions")
+                if before != run.environment()["versions"]:
+                    run.log(f"versions differ from those it began with: {before} then, {run.environment()['versions']} now")
+            else:
+                write_atomic(path / "env.json", _json({**run.environment(), "cite": run.cite}))
+                write_atomic(path / "config.json", _json({"job": job, **values}))
+            run.log(f"{'resumed' if resumed else 'started'} {job}; {command or 'from Python'}")
+        except BaseException:
+            lock.close()
+            raise
+        return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the directory."""
+        self.metrics.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def log(self, text: str) -> None:
+        """Add a line with the time to ``log.txt``; a log that cannot be written stops nothing."""
+        with contextlib.suppress(OSError), open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text.rstrip()}\n")
+
+    def save(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> Path:
+        """Write named tensors to ``NAME.safetensors``, whole or not at all; metrics written before it are on disk first."""
+        self.metrics.sync()
+        return save_tensors(self.path / f"{name}.safetensors", tensors, about)
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read tensors and description of ``NAME.safetensors``."""
+        return load_tensors(self.path / f"{name}.safetensors")
+
+    def has(self, name: str) -> bool:
+        """Say whether ``NAME.safetensors`` is there."""
+        return (self.path / f"{name}.safetensors").exists()
+
+    def finish(self, report: Report) -> Path:
+        """Write ``report.json`` and ``report.html``, and return the path of the latter."""
+        self.metrics.sync()
+        content = {
+            "run": {
+                "job": self.job,
+                "config": self.config,
+                "environment": self.environment(),
+                "cite": list(self.cite),
+            },
+            "report": report.plain(),
+        }
+        write_atomic(self.path / "report.json", _json(content))
+        html = write_atomic(self.path / "report.html", render(content))
+        self.log(f"done; {html}")
+        return html
+
+    def environment(self) -> dict[str, Any]:
+        """Return what, besides the configuration, the numbers may depend on: versions, device, threads, seed, command line."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        def found(name: str) -> str | None:
+            try:
+                return version(name)
+            except PackageNotFoundError:
+                return None
+
+        versions = {name: found(name) for name in ("popflow", "torch", "numpy")}
+        return {
+            "versions": {"python": platform.python_version(), **{name: one for name, one in versions.items() if one}},
+            "platform": f"{platform.system()} {platform.machine()}",
+            "device": str(self.device),
+            "gpu": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None,
+            "threads": torch.get_num_threads(),
+            "seed": self.config.get("seed"),
+            "command": self.command,
+        }
+
+
+def cited(path: str | Path) -> list[str]:
+    """Return the BibTeX entries that a run, finished or not, asks to cite.
+
+    Raises:
+        CheckpointError: when the directory is not a run.
+    """
+    try:
+        entries = read_values(Path(path) / "env.json")["cite"]
+    except (ConfigError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a run directory: {error}. Fix: give the directory that popflow wrote.") from error
+    return [str(entry) for entry in entries]
+
+
+def _claim(path: Path) -> IO[str]:
+    """Make the directory and take its lock; the lock goes with the process, however that ends."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+        held = _foreign(path)
+        if held:
+            raise CheckpointError(
+                f"{path} holds files that are not of a run ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''}), wanted an empty or new "
+                "directory, or a run to go on with. Fix: give another --out."
+            )
+        lock = open(path / _LOCK, "a", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise CheckpointError(f"cannot write the run directory {path}: {error.strerror or error}. Fix: give another --out.") from error
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise RunBusyError(
+                f"{path} is open in another process. Fix: wait for it, stop it (the run can be resumed), or give another --out."
+            ) from error
+    return lock
+
+
+def _foreign(path: Path) -> list[str]:
+    """Return the files of a directory that is not a run; none when it is new, empty or a run (a damaged one too)."""
+    names = sorted(name for name in os.listdir(path) if name not in (_LOCK, "log.txt", "env.json") and not _LEFT_BY_A_KILL.fullmatch(name))
+    if "config.json" in names:
+        with contextlib.suppress(ConfigError):
+            return [] if isinstance(read_values(path / "config.json").get("job"), str) else names
+        return []
+    return names
+
+
+def _identify(path: Path, job: str, values: dict[str, Any], device: torch.device) -> bool:
+    """Say whether the directory holds this job already; refuse another one."""
+    if not (path / "config.json").exists():
+        return False
+    try:
+        there = read_values(path / "config.json")
+        environment = read_values(path / "env.json")
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{error} The run in {path} cannot be told from another one: restore the file or give another --out."
+        ) from error
+    now = {"job": job, **json.loads(_json(values)), "device": str(device)}
+    there["device"] = environment.get("device")
+    differing = [
+        f"{key} is {_show(there, key)} there and {_show(now, key)} now"
+        for key in dict.fromkeys([*there, *now])
+        if there.get(key, ...) != now.get(key, ...)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path} holds another run: {'; '.join(differing)}. Fix: give another --out, or --config {path / 'config.json'} to go on with that one."
+        )
+    return True
+
+
+def _show(values: Mapping[str, Any], key: str) -> str:
+    text = repr(values[key]) if key in values else "absent"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _json(content: Any) -> str:
+    return json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,58 @@
+"""What every test shares: checked shapes and types, one torch thread, the data folder, and no use of global random numbers."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Annotations of popflow are checked at every call; an int is accepted where a float is annotated, as static checkers do.
+install_import_hook("popflow", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+importlib.import_module("popflow.core")  # now, not in a test: the checkers' own first imports may draw from numpy's generator
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest_plugins = ["pytester"]
+
+
+def data_folder() -> Path | None:
+    """Return ``$POPFLOW_DATA``, or the ``shared/data`` beside the repository (or beside a folder above it), or None."""
+    if os.environ.get("POPFLOW_DATA"):
+        return Path(os.environ["POPFLOW_DATA"])
+    return next((parent / "shared/data" for parent in ROOT.parents if (parent / "shared/data").is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Return the folder of published data sets; without it the test is skipped, and fails under CI, which has them."""
+    folder = data_folder()
+    if folder is None or not folder.is_dir():
+        reason = f"no data: POPFLOW_DATA={os.environ.get('POPFLOW_DATA')!r} and no shared/data beside {ROOT}"
+        if os.environ.get("CI"):
+            pytest.fail(reason + "; CI must have it")
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_global_random_numbers() -> Iterator[None]:
+    """Fail a test after which a global generator stands elsewhere than before it: randomness comes from `Streams` alone.
+
+    A test that builds plain torch layers does so under ``torch.random.fork_rng()``.
+    """
+    before = _global_states()
+    yield
+    after = _global_states()
+    moved = [name for name in before if before[name] != after[name]]
+    assert not moved, f"the global random generators of {moved} were used: draw from Streams or a torch.Generator"
+
+
+def _global_states() -> dict[str, object]:
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {"torch": torch.get_rng_state().numpy().tobytes(), "numpy": (kind, keys.tobytes(), *rest)}
