@@ -82,7 +82,7 @@ class Cost:
         if len(labels) < 2:
             raise ValueError(f"y holds the one label {labels[0]:g}, wanted at least 2 classes: there is nothing to learn.")
         rows, count = torch.cat((x.double(), y.double().unsqueeze(1)), 1).unique(dim=0, return_counts=True)
-        merged = (rows[:, :-1].contiguous(), rows[:, -1].long(), count / len(x))
+        merged = (rows[:, :-1].contiguous(), rows[:, -1].long(), count.double() / len(x))
         object.__setattr__(self, "_merged", merged)
 
     def __call__(self, bits: Tensor) -> Tensor:

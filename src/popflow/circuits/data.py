@@ -52,10 +52,10 @@ def digits(first: int, second: int, side: int = 4) -> Dataset:
     cuts = {3: [0, 3, 5, 8], 4: [0, 2, 4, 6, 8], 8: list(range(9)), 2: [0, 4, 8]}
     if side not in cuts:
         raise ValueError(f"side={side}: 8 x 8 images are pooled to one of {sorted(cuts)}.")
-    bunch = load_digits()
-    keep = (bunch.target == first) | (bunch.target == second)
-    images = torch.from_numpy(bunch.images[keep] / 16.0)
-    y = torch.from_numpy((bunch.target[keep] == second).astype(int))
+    pixels, target = load_digits(return_X_y=True)
+    keep = (target == first) | (target == second)
+    images = torch.from_numpy(pixels[keep].reshape(-1, 8, 8) / 16.0)
+    y = torch.from_numpy((target[keep] == second).astype(int))
     spans = list(zip(cuts[side][:-1], cuts[side][1:], strict=True))
     pooled = torch.stack([images[:, a:b, c:d].mean((1, 2)) for a, b in spans for c, d in spans], 1)
     test = torch.arange(len(y)) % 5 == 4

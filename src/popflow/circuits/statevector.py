@@ -137,7 +137,7 @@ class _Born(torch.autograd.Function):
         return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()
 
     @staticmethod
-    def backward(ctx, cotangent):
+    def backward(ctx, cotangent):  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "born: the adjoint gradient differentiates once. Fix: drop create_graph, or use amplitudes(...).abs().square()."
@@ -273,7 +273,7 @@ def _groups(n: int, crossed: set[int], is_complex: bool) -> tuple[tuple[int, int
     product, a constant for memory, and one for the call, which weighs most on few qubits.
     """
     fixed = (8 if is_complex else 32) + 2.0 ** (18 - n)
-    best: list[tuple[float, tuple[tuple[int, int], ...]]] = [(0.0, ())] + [(math.inf, ())] * n
+    best: dict[int, tuple[float, tuple[tuple[int, int], ...]]] = {0: (0.0, ())} | {end: (math.inf, ()) for end in range(1, n + 1)}
     for end in range(1, n + 1):
         if end in crossed and end < n:
             continue
