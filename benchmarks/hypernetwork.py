@@ -120,14 +120,24 @@ def trained(name: str, depth: int, restarts: int, objective: Objective, steps: i
             return {key: getattr(found, key).tolist() for key in names}
 
         label = getattr(objective, "label", objective.__name__)
-        parts.append(cell(make, part="depth", instance=name, depth=depth, first=first, last=min(first + block, restarts), steps=steps, objective=label))
+        parts.append(
+            cell(
+                make, part="depth", instance=name, depth=depth, first=first, last=min(first + block, restarts), steps=steps, objective=label
+            )
+        )
 
     def joined(key: str, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.cat([torch.tensor(part[key], dtype=dtype) for part in parts])
 
     exact = [joined(key) for key in ("optimum_mass", "entropy")]
     return Trained(
-        ansatz, joined("angles", torch.float32), joined("energy"), joined("code", torch.int64), joined("cost"), *exact, joined("evaluations", torch.int64)
+        ansatz,
+        joined("angles", torch.float32),
+        joined("energy"),
+        joined("code", torch.int64),
+        joined("cost"),
+        *exact,
+        joined("evaluations", torch.int64),
     )
 
 
@@ -155,7 +165,10 @@ def depth_rows(options: argparse.Namespace) -> list[Row]:
             s = success(found, table)
             shares[depth] = (s.energy.value, restarts)
             notes = {"instance": name, "depth": depth, "restarts": restarts}
-            notes |= {k: {"value": r.value, "low": r.low, "high": r.high} for k, r in (("energy", s.energy), ("top", s.top), ("sampled", s.sampled))}
+            notes |= {
+                k: {"value": r.value, "low": r.low, "high": r.high}
+                for k, r in (("energy", s.energy), ("top", s.top), ("sampled", s.sampled))
+            }
             notes["median_gap"] = float((found.energy - table.min()).median())
             peers = {"S_top": s.top.value, "S_100 shots": s.sampled.value, "low": s.energy.low, "high": s.energy.high}
             claim = f"{name} (n={found.ansatz.n}) depth {depth}: share of {restarts} restarts within 1 % of the optimum"
@@ -164,7 +177,11 @@ def depth_rows(options: argparse.Namespace) -> list[Row]:
             rows.append(Row("Dg373: success at depth 8 minus depth 1", shares[8][0] - shares[1][0], None, "", 0.3, ">="))
         test = interior(shares)
         rows.append(
-            Row(f"{name}: depth of the highest success (z of its difference to both ends beside it)", test.pop("best depth"), peers=dict(test))
+            Row(
+                f"{name}: depth of the highest success (z of its difference to both ends beside it)",
+                test.pop("best depth"),
+                peers=dict(test),
+            )
         )
         rows[-1].seconds = time.process_time() - before
     return rows
@@ -175,14 +192,20 @@ def joint_rows(options: argparse.Namespace) -> list[Row]:
     restarts, rows, shares = (8, [], {}) if options.quick else (200, [], {})
     tail = tail_mean(0.1)
     tail.label = "tail mean 0.1"  # type: ignore[attr-defined]
-    plan = [(energy, "energy", depth) for depth in ((4,) if options.quick else DEPTHS)] + [(tail, "tail mean of the best tenth", d) for d in ((4,) if options.quick else (2, 4, 8))]
+    plan = [(energy, "energy", depth) for depth in ((4,) if options.quick else DEPTHS)] + [
+        (tail, "tail mean of the best tenth", d) for d in ((4,) if options.quick else (2, 4, 8))
+    ]
     for objective, label, depth in plan:
         found = trained("joint", depth, restarts, objective, 40 if options.quick else 200)
         s = success(found, table)
         shares[label, depth] = s.top
-        notes = {k: {"value": r.value, "low": r.low, "high": r.high} for k, r in (("energy", s.energy), ("top", s.top), ("sampled", s.sampled))}
+        notes = {
+            k: {"value": r.value, "low": r.low, "high": r.high} for k, r in (("energy", s.energy), ("top", s.top), ("sampled", s.sampled))
+        }
         claim = f"width, activation, alphabet (n={cost.space.n}) depth {depth}, {label}: share of {restarts} restarts whose top network is the optimum"
-        rows.append(Row(claim, s.top.value, None, "", None, ">=", {"low": s.top.low, "high": s.top.high, "S_E": s.energy.value}, 0.0, notes))
+        rows.append(
+            Row(claim, s.top.value, None, "", None, ">=", {"low": s.top.low, "high": s.top.high, "S_E": s.energy.value}, 0.0, notes)
+        )
     for label in ("energy", "tail mean of the best tenth"):
         (_, depth), best = max(((key, rate) for key, rate in shares.items() if key[0] == label), key=lambda item: item[1].value)
         peers = {"depth": depth, "low": best.low, "high": best.high}
@@ -190,7 +213,9 @@ def joint_rows(options: argparse.Namespace) -> list[Row]:
         rows.append(Row(f"width, activation, alphabet: best depth <= 16, {label}", best.value, None, "", target, ">=", peers))
     exact = truth(table)
     winner = cost.space.describe(int(exact.codes[0]))
-    rows.append(Row("width, activation, alphabet: enumerated optimum", exact.optimum, notes={"network": winner, "optima": len(exact.codes)}))
+    rows.append(
+        Row("width, activation, alphabet: enumerated optimum", exact.optimum, notes={"network": winner, "optima": len(exact.codes)})
+    )
     print(f"optimum of the joint search: {winner}", file=sys.stderr)
     return rows
 
@@ -238,7 +263,9 @@ def classical_rows(options: argparse.Namespace) -> list[Row]:
                     assert int(found.calls.max()) == calls
                     return {"share": float((found.cost <= near).double().mean())}
 
-                shares[method.__name__] = cell(make, part="classical", instance=name, calls=calls, runs=runs, method=method.__name__)["share"]
+                shares[method.__name__] = cell(make, part="classical", instance=name, calls=calls, runs=runs, method=method.__name__)[
+                    "share"
+                ]
 
             few = 20 if n > 14 or options.quick else 50
 
@@ -247,7 +274,9 @@ def classical_rows(options: argparse.Namespace) -> list[Row]:
                 return {"share": float((found.cost <= near).double().mean())}
 
             if name != "G4" or calls == 256:
-                shares[f"straight_through ({few} runs, uses gradients)"] = cell(straight, part="classical", instance=name, calls=calls, runs=few, method="ste")["share"]
+                shares[f"straight_through ({few} runs, uses gradients)"] = cell(
+                    straight, part="classical", instance=name, calls=calls, runs=few, method="ste"
+                )["share"]
 
             def shots(calls=calls) -> dict:
                 ansatz, hits, each = Ansatz(n, 2, phases=False), 0, 50

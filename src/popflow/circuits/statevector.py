@@ -273,14 +273,16 @@ def _groups(n: int, crossed: set[int], is_complex: bool) -> tuple[tuple[int, int
     product, a constant for memory, and one for the call, which weighs most on few qubits.
     """
     fixed = (8 if is_complex else 32) + 2.0 ** (18 - n)
-    best: dict[int, tuple[float, tuple[tuple[int, int], ...]]] = {0: (0.0, ())} | {end: (math.inf, ()) for end in range(1, n + 1)}
+    best: list[tuple[float, tuple[tuple[int, int], ...]]] = [(math.inf, ()) for _ in range(n + 1)]
+    best[0] = (0.0, ())
     for end in range(1, n + 1):
         if end in crossed and end < n:
             continue
         for width in range(1, min(6, end) + 1):
-            cost, cut = best[end - width]
-            if cost + 2**width + fixed < best[end][0]:
-                best[end] = (cost + 2**width + fixed, (*cut, (end - width, width)))
+            longer: tuple[tuple[int, int], ...] = (*best[end - width][1], (end - width, width))
+            cost = best[end - width][0] + 2**width + fixed
+            if cost < best[end][0]:
+                best[end] = (cost, longer)
     return None if best[n][0] == math.inf else best[n][1]
 
 
