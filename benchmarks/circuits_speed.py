@@ -44,7 +44,7 @@ def least(functions: dict[str, Callable[[], object]], budget: float) -> dict[str
 
 
 def problem(n: int, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    cost = (0.37 * torch.arange(2**n, dtype=torch.float64, device=device)).sin().square()
+    cost = torch.arange(2**n, dtype=torch.float64, device=device).mul_(0.37).sin_().square_()
     return cost, Ansatz(n, DEPTH).random(1, Streams(0), torch.float64)[0].to(device)
 
 

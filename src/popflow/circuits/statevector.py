@@ -16,6 +16,7 @@ cotangent ``g = dL/dp``: energies, entropies, tail means, likelihoods all differ
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -102,7 +103,7 @@ def born_of(ansatz: Ansatz, gates: Tensor) -> Tensor:
     _check_memory(ansatz, gates)
     layouts = [_layout(ansatz, layer, gates.dtype.is_complex, gates.device) for layer in range(2, ansatz.depth + 1)]
     flat = gates.flatten(0, -5) if gates.ndim > 4 else gates.unsqueeze(0)
-    probabilities = _Born.apply(layouts, _product_state(flat[:, 0]), flat)
+    probabilities = _Born.apply(layouts, *_product_halves(flat[:, 0]), flat)
     return probabilities.unflatten(0, gates.shape[:-4]) if gates.ndim > 4 else probabilities[0]
 
 
@@ -111,7 +112,7 @@ def amplitudes(ansatz: Ansatz, gates: Tensor) -> Tensor:
     _check_memory(ansatz, gates)
     layouts = [_layout(ansatz, layer, gates.dtype.is_complex, gates.device) for layer in range(2, ansatz.depth + 1)]
     flat = gates.flatten(0, -5) if gates.ndim > 4 else gates.unsqueeze(0)
-    psi = _forward(layouts, _product_state(flat[:, 0]), _matrices(layouts, flat), [])
+    psi = _forward(layouts, _outer(*_product_halves(flat[:, 0])), _matrices(layouts, flat), [])
     return psi.unflatten(0, gates.shape[:-4]) if gates.ndim > 4 else psi[0]
 
 
@@ -130,11 +131,14 @@ def sample(probabilities: Tensor, shots: int, generator: torch.Generator) -> Ten
 
 class _Born(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, layouts, first, gates):
+    def forward(ctx, layouts, high, low, gates):
         ctx.layouts, ctx.matrices = layouts, _matrices(layouts, gates)
-        psi = _forward(layouts, first, ctx.matrices, [torch.empty_like(first) for _ in range(2 if layouts else 0)])
-        ctx.save_for_backward(psi, gates)
-        return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()
+        first = _outer(high, low)
+        buffers = [torch.empty_like(first), first] if layouts else []
+        psi = _forward(layouts, first, ctx.matrices, buffers)
+        ctx.spare = [buffer for buffer in buffers if buffer.data_ptr() != psi.data_ptr()]
+        ctx.save_for_backward(psi, high, low, gates)
+        return psi.real.square().addcmul_(psi.imag, psi.imag) if psi.is_complex() else psi.square()
 
     @staticmethod
     def backward(ctx, cotangent):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -142,10 +146,13 @@ class _Born(torch.autograd.Function):
             raise RuntimeError(
                 "born: the adjoint gradient differentiates once. Fix: drop create_graph, or use amplitudes(...).abs().square()."
             )
-        psi, gates = ctx.saved_tensors
-        bra = (psi * (2 * cotangent)).conj_physical_()
+        psi, high, low, gates = ctx.saved_tensors
+        # 2 g conj(psi), without the complex copy of g that mixed dtypes would cost
+        weigh = cotangent.unsqueeze(-1) if psi.is_complex() else cotangent
+        parts = torch.mul(torch.view_as_real(psi) if psi.is_complex() else psi, weigh).mul_(2)
+        bra = torch.view_as_complex(parts).conj_physical_() if psi.is_complex() else parts
         # psi as saved stays whole; three buffers go round
-        spare = [torch.empty_like(psi) for _ in range(2 if ctx.layouts else 0)]
+        spare = [*ctx.spare, torch.empty_like(psi)] if ctx.layouts else []
         saved, overlaps, k = psi, [], len(ctx.matrices)
         for layout in reversed(ctx.layouts):
             for _, width in reversed(layout.groups):
@@ -167,17 +174,19 @@ class _Born(torch.autograd.Function):
                 spare.append(old)
                 bra, old = layout.across.inverse(bra, spare.pop()), bra
                 spare.append(old)
-        return None, bra.conj_physical_(), _gate_gradient(ctx.layouts, overlaps[::-1], gates)
+        bra = bra.view(len(bra), high.shape[1], low.shape[1])
+        halves = (bra @ low.unsqueeze(-1))[..., 0].conj(), (bra.mT @ high.unsqueeze(-1))[..., 0].conj()
+        return None, *halves, _gate_gradient(ctx.layouts, overlaps[::-1], gates)
 
 
-def _forward(layouts: list[Layout], psi: Tensor, matrices: list[Tensor], buffers: list[Tensor]) -> Tensor:
-    """Run the layers after the first; with two buffers, without new memory (and without autograd)."""
+def _forward(layouts: list[Layout], psi: Tensor, matrices: list[Tensor], buffers: Sequence[Tensor]) -> Tensor:
+    """Run the layers after the first; with two buffers, of which ``psi`` is the second, without new memory (and without autograd)."""
     k = passes = 0
 
     def buffer() -> Tensor | None:
         nonlocal passes
         passes += 1
-        return buffers[passes % 2] if buffers else None
+        return buffers[(passes - 1) % 2] if buffers else None
 
     for layout in layouts:
         if layout.across is not None:
@@ -191,13 +200,17 @@ def _forward(layouts: list[Layout], psi: Tensor, matrices: list[Tensor], buffers
     return psi
 
 
-def _product_state(gates: Tensor) -> Tensor:
-    """Return the state after layer 1: the outer product of the first columns of its gates ``[batch, n, 2, 2]``."""
+def _outer(high: Tensor, low: Tensor) -> Tensor:
+    return (high.unsqueeze(-1) @ low.unsqueeze(-2)).flatten(-2)
+
+
+def _product_halves(gates: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the state after layer 1 in two factors: outer products of the first columns of its gates ``[batch, n, 2, 2]``."""
     factors = list(gates[..., 0].unbind(1))
-    while len(factors) > 1:
+    while len(factors) > 2:
         pairs = zip(factors[::2], factors[1::2], strict=False)
-        factors = [(high.unsqueeze(-1) @ low.unsqueeze(-2)).flatten(-2) for low, high in pairs] + factors[len(factors) // 2 * 2 :]
-    return factors[0]
+        factors = [_outer(high, low) for low, high in pairs] + factors[len(factors) // 2 * 2 :]
+    return factors[1], factors[0]
 
 
 def _alike(layouts: list[Layout]) -> list[tuple[Layout, list[int]]]:
