@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,6 +203,16 @@ def test_shared_weights_are_one_call_and_equal_single_calls():
     assert (network.calls, network.rows) == (1, [15])
     assert together.shape == (3, 1, 5, 3)
     assert torch.allclose(together, single, atol=1e-12)
+
+
+def test_the_same_unconditional_model_twice_is_evaluated_once():
+    network = Net(0)
+    experts = [from_network(network, VP(), (3,), name="net")] * 2
+    y = points(5)
+    together = scores([experts[0], TRUTH, replace(experts[1], name="twin")], y, 0.8)
+    assert (network.calls, network.rows) == (1, [5])
+    assert torch.equal(together[0], together[2])
+    assert torch.equal(together[1], TRUTH.score(y, 0.8))
 
 
 def test_shared_weights_between_other_experts_keep_their_order():

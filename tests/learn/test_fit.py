@@ -304,7 +304,7 @@ def test_no_global_randomness_is_used():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_compiled_equals_eager_and_survives_a_rollback():
+def test_compiled_equals_eager_and_survives_a_rollback(unchecked):
     """One graph for gradients, clipping, AdamW and the average: one compilation serves changing rates, averages, and going back."""
     loss, params, batches = problem()
     run = partial(fit, loss, params, batches, steps=40, optimizer=ADAM, ema=0.9, clip_norm=1.0, schedule=cosine(40, 5), log_every=10)

@@ -224,20 +224,22 @@ def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
 
 def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
     """Noise predictions ``[m, rows, *event]`` of experts that share weights or are stacked."""
-    first, m, n = experts[0], len(experts), len(rows)
+    first, m, n, conds = experts[0], len(experts), len(rows), [e.cond for e in experts]
+    given = [c for c in conds if c is not None]
     with torch.no_grad():
         if hasattr(first.model, "stack"):
-            out = first.model.stack([e.model.index for e in experts], rows, sigma, [e.cond for e in experts])  # pyright: ignore[reportFunctionMemberAccess]
-        elif m == 1:
-            out = _chunked(first, rows, sigma, None if first.cond is None else first.cond.expand(n, *first.cond.shape)).unsqueeze(0)
+            out = first.model.stack([e.model.index for e in experts], rows, sigma, conds)  # pyright: ignore[reportFunctionMemberAccess]
+        elif not given:
+            alone = _chunked(first, rows, sigma, None)
+            out = alone.expand(m, *alone.shape)
+        elif len(given) < m:
+            raise ValueError(
+                f"experts {[e.name for e in experts]} share one model but some have no condition: give each a cond, or use one expert alone."
+            )
         else:
-            conds = [e.cond for e in experts]
-            if any(c is None for c in conds):
-                raise ValueError(
-                    f"experts {[e.name for e in experts]} share one model but some have no condition: give each a cond, or use one expert alone."
-                )
-            cond = torch.stack([c for c in conds if c is not None]).repeat_interleave(n, 0)
-            out = _chunked(first, rows.repeat(m, *[1] * (rows.ndim - 1)), sigma, cond).unflatten(0, (m, n))
+            cond = torch.stack(given).unsqueeze(1).expand(m, n, *given[0].shape).flatten(0, 1)
+            every = rows if m == 1 else rows.repeat(m, *[1] * (rows.ndim - 1))
+            out = _chunked(first, every, sigma, cond).unflatten(0, (m, n))
     if out.shape != (m, *rows.shape):
         raise ValueError(
             f"expert {first.name!r} returned shape {tuple(out.shape[1:])} for samples {tuple(rows.shape)}: a model that also predicts variances "
