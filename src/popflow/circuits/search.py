@@ -121,7 +121,7 @@ def annealing(
     ledger, n = _Ledger(oracle, calls, runs), oracle.n
     start = _random(generator, runs, min(probes, calls), n)
     costs = ledger.ask(start)
-    spread = costs.std(1).nan_to_num(1.0).clamp_min(1e-300)
+    spread = costs.std(1, correction=0).clamp_min(1e-300)
     cost, where = costs.min(1)
     every = torch.arange(runs)
     state, steps = start[every, where], calls - start.shape[1]
