@@ -182,7 +182,11 @@ def train_lbfgs(
 
     for start in angles.double():
         found = minimize(
-            value_and_gradient, start.flatten().cpu().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "gtol": tolerance, "ftol": 1e-15}
+            value_and_gradient,
+            start.flatten().cpu().numpy(),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": steps, "gtol": tolerance, "ftol": 1e-15},
         )
         done.append(torch.from_numpy(found.x).reshape(ansatz.shape))
         evaluations.append(found.nfev)
