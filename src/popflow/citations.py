@@ -27,3 +27,16 @@ SUPERDIFF = """\
   eprint    = {2412.17762},
   archivePrefix = {arXiv}
 }"""
+
+QUANTUM_HYPERNETWORKS = """\
+@article{carrasquilla2023quantum,
+  title     = {Quantum {HyperNetworks}: Training Binary Neural Networks in
+               Quantum Superposition},
+  author    = {Carrasquilla, Juan and Hibat-Allah, Mohamed and Inack, Estelle and
+               Makhzani, Alireza and Neklyudov, Kirill and Taylor, Graham W. and
+               Torlai, Giacomo},
+  journal   = {arXiv preprint arXiv:2301.08292},
+  year      = {2023},
+  eprint    = {2301.08292},
+  archivePrefix = {arXiv}
+}"""

@@ -100,6 +100,15 @@ BUILT_IN = (
         demo="popflow.compose.demo:superdiff",
         demo_config="popflow.compose.demo:DemoConfig",
     ),
+    Method(
+        name="qhn",
+        summary="Binary networks, parameters, hyper-parameters and architecture together, from a variational circuit (quantum hypernetworks).",
+        cite=(citations.QUANTUM_HYPERNETWORKS,),
+        config="popflow.circuits.job:SearchConfig",
+        run="popflow.circuits.job:run",
+        demo="popflow.circuits.job:demo",
+        demo_config="popflow.circuits.job:DemoConfig",
+    ),
 )
 
 

@@ -18,6 +18,7 @@ from popflow.cli.methods import methods
 from popflow.cli.output import print_json
 from popflow.cli.report import report
 from popflow.cli.sample import sample
+from popflow.cli.search import search
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, sample, methods, report, cite, doctor):
+for verb in (demo, sample, search, methods, report, cite, doctor):
     app.command()(verb)
 
 

@@ -1,0 +1,177 @@
+r"""The quantum hypernetwork's circuit: layers of entangling gates and one-qubit rotations, from ``|0...0>``.
+
+    U(theta) = prod_{d=D..1} [ prod_j R_z(phi_{d,j}) R_y(theta_{d,j}) ] [ entangling gates of layer d ]
+
+Qubit ``j`` is bit ``j`` of the index of a basis state, the least significant first. Angles have the shape ``[*batch, depth, n, 2]``
+(``theta, phi``), or ``[*batch, depth, n, 1]`` without the ``R_z``: then every amplitude is real.
+
+Source: Carrasquilla, Hibat-Allah, Inack, Makhzani, Neklyudov, Taylor and Torlai, *Quantum HyperNetworks*, arXiv 2301.08292. Their ``L``
+layers are ``depth = 2 L`` here; depth 1 is a product state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from popflow.core import Streams
+
+Pairs = Sequence[tuple[int, int]]
+Entangler = Callable[[int, int], Pairs]
+"""``entangler(n, layer) -> pairs`` of qubits (control, target) in the order in which the gates act; layers count from 1."""
+
+
+def brick(n: int, layer: int) -> Pairs:
+    """Neighbours in alternation, the circuit of the paper: odd layers (1,2)(3,4)..., even layers (0,1)(2,3)...
+
+    >>> brick(5, 1), brick(5, 2)
+    ([(1, 2), (3, 4)], [(0, 1), (2, 3)])
+    """
+    return [(j, j + 1) for j in range(layer % 2, n - 1, 2)]
+
+
+def linear(n: int, layer: int) -> Pairs:
+    """A chain (0,1)(1,2)...(n-2,n-1) in every layer."""
+    return [(j, j + 1) for j in range(n - 1)]
+
+
+def ring(n: int, layer: int) -> Pairs:
+    """The chain, closed by (n-1,0)."""
+    return [*linear(n, layer), *([(n - 1, 0)] if n > 2 else [])]
+
+
+def all_to_all(n: int, layer: int) -> Pairs:
+    """Every pair, the lower qubit controlling: (0,1)(0,2)...(n-2,n-1)."""
+    return [(c, t) for c in range(n) for t in range(c + 1, n)]
+
+
+@dataclass(frozen=True, slots=True)
+class TwoQubitGate:
+    """A two-qubit gate that maps basis states to signed basis states, and Pauli operators to Pauli operators.
+
+    Attributes:
+        name: In OpenQASM.
+        act: ``act(codes, c, t) -> (codes, flips)``: the image of basis states, and 1 where its sign is negative.
+        conjugate: ``conjugate(x, z, c, t)``: updates, in place, the X and Z parts ``[..., n]`` of Pauli operators moved behind the gate.
+    """
+
+    name: str
+    act: Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+    conjugate: Callable[[Tensor, Tensor, int, int], None]
+
+
+def _cx(codes: Tensor, c: int, t: int) -> tuple[Tensor, Tensor]:
+    return codes ^ (((codes >> c) & 1) << t), torch.zeros_like(codes)
+
+
+def _cx_paulis(x: Tensor, z: Tensor, c: int, t: int) -> None:
+    x[..., t] ^= x[..., c]
+    z[..., c] ^= z[..., t]
+
+
+def _cz(codes: Tensor, c: int, t: int) -> tuple[Tensor, Tensor]:
+    return codes, (codes >> c) & (codes >> t) & 1
+
+
+def _cz_paulis(x: Tensor, z: Tensor, c: int, t: int) -> None:
+    z[..., t] ^= x[..., c]
+    z[..., c] ^= x[..., t]
+
+
+cx = TwoQubitGate("cx", _cx, _cx_paulis)
+"""``|c, t> -> |c, t xor c>``."""
+cz = TwoQubitGate("cz", _cz, _cz_paulis)
+"""``|c, t> -> (-1)^(c t) |c, t>``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ansatz:
+    """A circuit family on ``n`` qubits.
+
+    Attributes:
+        n: Qubits, one per bit of the network.
+        depth: Layers; 1 is a product state, because the entangling gates of layer 1 act on ``|0...0>``.
+        entangler: Which pairs a layer couples.
+        gate: `cx` or `cz`.
+        phases: Whether ``R_z`` follows ``R_y``. Without it amplitudes are real: half the memory, and faster.
+
+    Raises:
+        ValueError: on a depth below 1, fewer than 2 qubits, or a pair that is none.
+
+    Example:
+        >>> Ansatz(n=3, depth=2).parameters
+        12
+    """
+
+    n: int
+    depth: int
+    entangler: Entangler = brick
+    gate: TwoQubitGate = cx
+    phases: bool = True
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"depth={self.depth}: wanted at least 1 layer (1 is a product state).")
+        if self.n < 2:
+            raise ValueError(f"n={self.n}: the two-qubit gates need at least 2 qubits. Fix: a search space of 2 bits or more.")
+        for layer in (1, 2):
+            for c, t in self.pairs(layer):
+                if not (0 <= c < self.n and 0 <= t < self.n and c != t):
+                    raise ValueError(f"entangler: pair ({c}, {t}) in layer {layer}, wanted two different qubits in 0..{self.n - 1}.")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the angles of one circuit."""
+        return self.depth, self.n, 2 if self.phases else 1
+
+    @property
+    def parameters(self) -> int:
+        """Number of angles."""
+        return math.prod(self.shape)
+
+    def pairs(self, layer: int) -> Pairs:
+        """Return the pairs of a layer, counted from 1."""
+        return self.entangler(self.n, layer)
+
+    def random(self, restarts: int, rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw angles ``[restarts, depth, n, r]`` uniformly in ``[0, 2 pi)``.
+
+        The numbers of a restart are those of the seed, whatever the dtype; those of the first restarts do not depend on how many follow.
+        """
+        if restarts < 1:
+            raise ValueError(f"restarts={restarts}: wanted at least 1.")
+        return (2 * math.pi * rng.uniform("angles", (restarts, *self.shape))).to(dtype)
+
+    def check(self, angles: Tensor) -> None:
+        """Refuse angles of another shape or type.
+
+        Raises:
+            ValueError: naming the shapes.
+            TypeError: on complex or integer angles.
+        """
+        if not angles.is_floating_point():
+            raise TypeError(f"angles are {angles.dtype}, wanted real: float32 or float64. Fix: angles.real, or angles.double().")
+        if tuple(angles.shape[-3:]) != self.shape:
+            raise ValueError(
+                f"angles have shape {tuple(angles.shape)}, wanted [*batch, {', '.join(map(str, self.shape))}] (depth, qubit, angle)."
+            )
+
+
+def rotations(angles: Tensor) -> Tensor:
+    """Return the one-qubit gates ``R_z(phi) R_y(theta)``, ``[*batch, depth, n, 2, 2]``: complex with phases, real without.
+
+    >>> rotations(torch.tensor([[[3.141592653589793]]], dtype=torch.float64)).squeeze().round(decimals=9).tolist()
+    [[0.0, -1.0], [1.0, 0.0]]
+    """
+    half = angles / 2
+    c, s = half[..., 0].cos(), half[..., 0].sin()
+    real = torch.stack((c, -s, s, c), -1).unflatten(-1, (2, 2))
+    if angles.shape[-1] == 1:
+        return real
+    cosine, sine = half[..., 1].cos(), half[..., 1].sin()
+    phase = torch.complex(torch.stack((cosine, cosine), -1), torch.stack((-sine, sine), -1))
+    return phase.unsqueeze(-1) * real

@@ -1,0 +1,130 @@
+"""Quantum hypernetworks in the manners of scikit-learn: ``fit(X, y).predict(X)``, one network or an ensemble of the Born distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from popflow.circuits.ansatz import Ansatz
+from popflow.circuits.cost import Cost, cross_entropy
+from popflow.circuits.hypernetwork import energy, train_adam
+from popflow.circuits.space import BinaryMLP, bits_of
+from popflow.circuits.statevector import MAX_QUBITS, born
+from popflow.core import Streams
+
+
+class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
+    """Binary network found by a quantum hypernetwork, simulated exactly.
+
+    Features are standardised with the mean and standard deviation of the training set. At these sizes the optimum is known by
+    enumeration, as ``truth_cost_``; this is a method to study, not the fastest way to a binary network.
+
+    Args:
+        hidden: Widths of hidden layers, numbers or `Choice`.
+        activation: A function or a `Choice`.
+        alphabet: ``(low, high)`` or a `Choice`.
+        depth: Layers of the circuit.
+        restarts: Trainings from random angles; the one whose most probable network costs least is kept.
+        steps: Adam steps.
+        lr: Learning rate.
+        objective: `energy`, or what `free_energy` or `tail_mean` return.
+        members: Networks of the ensemble: the most probable ones, weighted by probability. 1 is a single network.
+        phases: Whether the circuit has ``R_z``; without, it is faster.
+        seed: Of the starting angles.
+
+    Attributes:
+        space_: The search space.
+        bits_: The most probable network.
+        cost_: Its training cost.
+        truth_cost_: The exact optimum.
+        members_: ``[k, n]`` networks of the ensemble.
+        weights_: Their weights.
+        result_: What training returned.
+
+    Raises:
+        ValueError: in ``fit``, when the network has more bits than can be simulated, or y a single class.
+
+    Example:
+        >>> from sklearn.datasets import load_iris
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = QuantumHypernetworkClassifier(depth=4, restarts=4).fit(X[:100], y[:100])
+        >>> model.bits_, model.score(X[:100], y[:100]), model.cost_ == model.truth_cost_
+        ('10111', 1.0, True)
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden=(),
+        activation=torch.relu,
+        alphabet=(-1.0, 1.0),
+        depth=6,
+        restarts=16,
+        steps=200,
+        lr=0.1,
+        objective=energy,
+        members=1,
+        phases=True,
+        seed=0,
+    ):
+        self.hidden, self.activation, self.alphabet = hidden, activation, alphabet
+        self.depth, self.restarts, self.steps, self.lr = depth, restarts, steps, lr
+        self.objective, self.members, self.phases, self.seed = objective, members, phases, seed
+
+    def fit(self, X: Any, y: Any) -> QuantumHypernetworkClassifier:
+        """Train on ``X [N, features]`` and labels ``y [N]`` of any kind."""
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        if y.dtype.kind == "f" and not np.array_equal(y, np.round(y)):
+            raise ValueError("Unknown label type: continuous. wanted class labels. Fix: bin y, or use a regressor.")
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds one class, {self.classes_[0]!r}: this classifier needs at least 2 classes.")
+        if self.members < 1:
+            raise ValueError(f"members={self.members}: wanted at least 1 network.")
+        self.mean_, self.scale_ = X.mean(0), np.where(X.std(0) > 0, X.std(0), 1.0)
+        outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
+        self.space_ = BinaryMLP(X.shape[1], tuple(self.hidden), outputs, activation=self.activation, alphabet=self.alphabet)
+        n = self.space_.n
+        if n > MAX_QUBITS:
+            raise ValueError(
+                f"{X.shape[1]} features and {len(self.classes_)} classes make a network of n={n} bits, a state of {8 * 2**n:,} bytes; wanted "
+                f"n <= {MAX_QUBITS}. Fix: fewer features (PCA, feature selection), fewer hidden units, or circuits.matrix_product."
+            )
+        cost = Cost(self.space_, self._scaled(X), torch.from_numpy(codes), cross_entropy)
+        table = cost.table()
+        ansatz = Ansatz(n, self.depth, phases=self.phases)
+        start = ansatz.random(self.restarts, Streams(self.seed))
+        self.result_ = train_adam(ansatz, table, start, steps=self.steps, lr=self.lr, objective=self.objective)
+        best = self.result_.best()
+        p = born(ansatz, self.result_.angles[best].double())
+        likely, networks = p.topk(min(self.members, len(p)))
+        self.members_, self.weights_ = bits_of(networks, n), likely / likely.sum()
+        self.bits_ = "".join(map(str, self.members_[0].tolist()))
+        self.cost_, self.truth_cost_ = float(table[networks[0]]), float(table.min())
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return class probabilities ``[N, classes]``: those of the members, averaged with their weights."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        z = self.space_.logits(self.members_, self._scaled(X))
+        p = torch.cat(((-z).sigmoid(), z.sigmoid()), -1) if z.shape[-1] == 1 else z.softmax(-1)
+        return torch.tensordot(self.weights_, p, 1).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable class ``[N]``."""
+        check_is_fitted(self)
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that two-valued weights cannot separate everything."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True
+        return tags
+
+    def _scaled(self, X: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy((X - self.mean_) / self.scale_)

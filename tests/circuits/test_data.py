@@ -1,0 +1,52 @@
+"""Image files in the format of MNIST, and the scaling of the paper."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from popflow.circuits.data import mnist, read_idx
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + b"".join(int(s).to_bytes(4, "big") for s in array.shape) + array.numpy().tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 40), ("t10k", 12)):
+        images = torch.randint(256, (count, 28, 28), generator=generator, dtype=torch.uint8)
+        labels = torch.arange(count).remainder(10).to(torch.uint8)
+        (tmp_path / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return tmp_path
+
+
+def test_scaling_is_bilinear_without_smoothing(folder):
+    data = mnist(folder, 3, 7)
+    assert data.x.shape == (8, 16)
+    assert data.y.tolist() == [0, 1] * 4
+    images = read_idx(folder / "train-images-idx3-ubyte.gz")
+    labels = read_idx(folder / "train-labels-idx1-ubyte")
+    chosen = images[(labels == 3) | (labels == 7)].double() / 255
+    scaled = interpolate(chosen.unsqueeze(1), size=(4, 4), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(data.x, scaled.flatten(1), atol=1e-12, rtol=0)
+
+
+def test_bad_files(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"side=5: .*4 or 28"):
+        mnist(folder, 3, 7, 5)
+    (folder / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no t10k-labels-idx1-ubyte"):
+        mnist(folder, 3, 7)
+    other = tmp_path / "other"
+    other.write_bytes(b"P6 12 12")
+    with pytest.raises(ValueError, match="begins with the bytes 50 36 20 31"):
+        read_idx(other)
+    other.write_bytes(idx(torch.zeros(3, 3, dtype=torch.uint8))[:-1])
+    with pytest.raises(ValueError, match=r"holds 8 bytes after its header, wanted 9"):
+        read_idx(other)

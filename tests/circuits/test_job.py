@@ -1,0 +1,83 @@
+"""`popflow search` from the command line to the report; names that are wrong; going on with a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from popflow.circuits.job import DemoConfig, SearchConfig, demo, run, task
+from popflow.cli.app import main
+from popflow.runs import ConfigError, Run, config_of
+
+SMALL = SearchConfig(data="digits:3,7:3", depth=2, curve=(1,), restarts=4, steps=30, calls=40, runs=5)
+
+
+def test_search_from_the_command_line(tmp_path, capsys):
+    arguments = ["search", "--data", "gaussians:60", "--net", "mlp:1-2", "--depth", "2", "--curve", "1", "--restarts", "3", "--steps", "20"]
+    code = main(
+        [*arguments, "--alphabet", "-1,1", "--loss", "squared", "--calls", "50", "--runs", "4", "--json", "--out", str(tmp_path / "run")]
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert told["ok"]
+    network = json.loads((tmp_path / "run/network.json").read_text())
+    assert network["width"] in (1, 2)
+    assert network["activation"] in ("relu", "sigmoid")
+    assert len(network["bits"]) == len(network["names"]) == 11
+    assert (tmp_path / "run/circuit.qasm").read_text().startswith("OPENQASM 3.0;")
+    page = (tmp_path / "run/report.html").read_text()
+    for part in (
+        "Share of runs that find the exact optimum",
+        "Success against depth",
+        "Born distribution",
+        "circuit diagram",
+        "exact optimum",
+    ):
+        assert part in page
+
+
+def test_a_run_goes_on_and_gives_the_same(tmp_path):
+    with Run.open(tmp_path / "run", SMALL, job="search") as one:
+        first = run(SMALL, one).plain()
+    (tmp_path / "run/depth_2.safetensors").unlink()
+    with Run.open(tmp_path / "run", SMALL, job="search") as two:
+        assert run(SMALL, two).plain() == first
+    assert first["results"]["exact optimum"]["value"] == pytest.approx(0.4957010649)
+
+
+def test_digits_are_as_fine_as_eighteen_bits_allow():
+    assert [task(SearchConfig(net=net))[0].space.n for net in ("logistic", "mlp:2")] == [17, 14]
+    cost, data = task(SearchConfig(data="digits:0,1:8", alphabet=("-1,1", "0,1")))
+    assert (cost.space.n, data.x.shape[1]) == (66, 64)
+
+
+def test_the_demo_finds_the_optimum(tmp_path):
+    config = DemoConfig(quick=True)
+    with Run.open(tmp_path / "run", config, job="demo qhn") as opened:
+        report = demo(config, opened)
+    assert report.verdict is not None
+    assert report.verdict.passed
+    assert torch.tensor(report.results["test accuracy"].value).item() == pytest.approx(0.9583, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": "digit:3,7"}, "unknown data 'digit': did you mean 'digits'"),
+        ({"data": "digits:3"}, "wanted digits:3,7 or digits:3,7:4"),
+        ({"net": "mpl:2"}, "wanted logistic, mlp:WIDTH"),
+        ({"net": "mlp:3-2"}, "the narrowest first"),
+        ({"activation": ["relo"]}, "unknown activation 'relo': did you mean 'relu'"),
+        ({"alphabet": ["-1;1"]}, "wanted two numbers LOW,HIGH"),
+        ({"restarts": 0}, "restarts=0: wanted at least 1"),
+        ({"curve": [0]}, "wanted depths of at least 1"),
+        ({"dept": 3}, "did you mean 'depth'"),
+        ({"entangler": "brik"}, "brick"),
+        ({"optimiser": "lbfgs", "objective": "free-energy"}, "Fix: optimiser adam"),
+    ],
+)
+def test_bad_input(values, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        config_of(SearchConfig, values)

@@ -1,0 +1,122 @@
+"""Bits are networks: round trips, order, and the vectorised evaluation against modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from popflow.circuits.cost import Cost, cross_entropy
+from popflow.circuits.space import BinaryMLP, Choice, Gate, bits_of, codes_of
+
+ACTIVATION = Choice("activation", (torch.relu, torch.sigmoid))
+ALPHABET = Choice("alphabet", ((0.0, 1.0), (-1.0, 1.0), (-2.0, 1.0), (-3.0, 1.0)))
+SPACES = {
+    "logistic": BinaryMLP(4),
+    "encoding": BinaryMLP(3, alphabet=ALPHABET),
+    "hidden": BinaryMLP(2, (2,), activation=ACTIVATION),
+    "width": BinaryMLP(1, (Choice("width", (1, 2, 3)),), bias=False, activation=ACTIVATION),
+    "skip": BinaryMLP(2, (1,), skip=Gate("skip"), gates=(Gate("first", (0,)), Gate("second", (1,)))),
+    "deep": BinaryMLP(1, (2, Choice("width", (1, 2))), activation=ACTIVATION),
+    "classes": BinaryMLP(2, outputs=3),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_network_round_trips(name):
+    space = SPACES[name]
+    codes = torch.arange(2**space.n) if space.n <= 12 else torch.arange(0, 2**space.n, 61)
+    for bits in bits_of(codes, space.n):
+        assert space.encode(space.decode(bits)) == bits.tolist()
+    assert codes_of(bits_of(codes, space.n)).tolist() == codes.tolist()
+    assert len(set(space.names)) == space.n
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_many_at_once_equal_modules(name):
+    space = SPACES[name]
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(2, (256, space.n), generator=generator, dtype=torch.uint8)
+    x = torch.randn(5, space.inputs, generator=generator, dtype=torch.float64)
+    together = space.logits(bits, x)
+    for row, one in zip(bits, together, strict=True):
+        torch.testing.assert_close(space.decode(row)(x), one, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_table_equals_every_module(name):
+    space = SPACES[name]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(12, space.inputs, generator=generator, dtype=torch.float64)
+    y = torch.arange(12) % max(2, space.outputs)
+    table = Cost(space, x, y).table()
+    for code in torch.randint(len(table), (64,), generator=generator).tolist():
+        assert float(table[code]) == pytest.approx(float(cross_entropy(space.decode(code)(x), y).mean()), rel=1e-10)
+
+
+def test_order_of_the_paper():
+    space = BinaryMLP(2, (4,), activation=ACTIVATION)
+    assert space.n == 18
+    assert [space.fields[name][0].start for name in ("W1", "W2", "b2", "b1", "activation")] == [0, 8, 12, 13, 17]
+    network = space.decode("10" + "0" * 16)
+    assert network.W1[0, 0] == 1
+    assert network.W1[0, 1] == -1
+    assert network.activation is torch.relu
+    assert space.decode("0" * 17 + "1").activation is torch.sigmoid
+    encoding = BinaryMLP(16, alphabet=ALPHABET)
+    assert encoding.n == 19
+    assert [encoding.decode("1" + "0" * 16 + e).W1.unique().tolist() for e in ("00", "01", "10", "11")] == [
+        [0, 1],
+        [-1, 1],
+        [-2, 1],
+        [-3, 1],
+    ]
+
+
+def test_codes_beyond_a_choice_wrap():
+    space = SPACES["width"]
+    network = space.bits("1" * (space.n - 2) + "11")
+    assert space.describe(network)["width"] == 1
+    assert space.decode(network).widths == [1]
+
+
+def test_gates_close_inputs_and_skips():
+    space = SPACES["skip"]
+    closed, opened = space.decode("1" * (space.n - 3) + "000"), space.decode("1" * (space.n - 3) + "111")
+    x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    assert closed(x).unique().numel() == 1
+    assert space.describe("1" * space.n)["skip"] == "open"
+    hidden = torch.relu(x.sum(1, keepdim=True) + 1)
+    torch.testing.assert_close(opened(x), hidden + 1 + x.sum(1, keepdim=True))
+
+
+def test_changed_weights_are_read_and_foreign_ones_refused():
+    space = SPACES["logistic"]
+    network = space.decode("00000")
+    network.W1[2, 0] = 1.0
+    assert space.encode(network) == [0, 0, 1, 0, 0]
+    network.W1[2, 0] = 0.5
+    with pytest.raises(ValueError, match=r"W1 holds .*0\.5"):
+        space.encode(network)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="'width' has 1 options"):
+        Choice("width", (2,))
+    with pytest.raises(ValueError, match="lists an option twice"):
+        Choice("width", (2, 2))
+    with pytest.raises(ValueError, match="'twin' is used by 2"):
+        BinaryMLP(2, gates=(Gate("twin", (0,)), Gate("twin", (1,))))
+    with pytest.raises(ValueError, match="'b1' is that of a weight"):
+        BinaryMLP(2, gates=(Gate("b1", (0,)),)).n
+    with pytest.raises(ValueError, match="inputs=0"):
+        BinaryMLP(0)
+    with pytest.raises(ValueError, match=r"'far' is on the inputs \(2,\)"):
+        BinaryMLP(2, gates=(Gate("far", (2,)),))
+    with pytest.raises(ValueError, match="nothing to skip"):
+        BinaryMLP(2, skip=Gate("skip"))
+    with pytest.raises(ValueError, match="two different values"):
+        BinaryMLP(2, alphabet=(1.0, 1.0))
+    with pytest.raises(ValueError, match=r"4 characters, wanted 5"):
+        SPACES["logistic"].decode("0101")
+    with pytest.raises(ValueError, match="of 0 and 1"):
+        SPACES["logistic"].decode("0101x")

@@ -1,0 +1,49 @@
+"""Walsh coefficients: inverse, variance, the vanishing odd orders of a logistic cost, and the quadratic truncation."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from popflow.circuits import BinaryMLP, Choice, Cost, bits_of, digits, gaussians, quadratic, squared_error, walsh, weights
+
+
+def test_transform_by_its_definition():
+    table = torch.arange(16, dtype=torch.float64).sin()
+    for s in range(16):
+        signs = torch.tensor([(-1.0) ** bin(s & i).count("1") for i in range(16)], dtype=torch.float64)
+        assert float(walsh(table)[s]) == pytest.approx(float(signs @ table / 16), abs=1e-15)
+    torch.testing.assert_close(walsh(walsh(table)) * 16, table, atol=1e-15, rtol=0)
+    assert float(walsh(table)[1:].square().sum()) == pytest.approx(float(table.var(correction=0)))
+
+
+def test_odd_orders_of_a_logistic_cost_vanish():
+    """softplus(z) - z/2 is even and z is linear in the signs of weights in {-1, 1}: orders 3, 5, ... are zero, order 1 is not."""
+    data = digits(3, 7, 4)
+    share = weights(Cost(BinaryMLP(16), data.x, data.y).table())
+    assert share[3::2].abs().max() < 1e-25
+    assert share[[1, 2, 4]].tolist() == pytest.approx([0.219, 0.768, 0.0125], abs=5e-4)
+
+
+def test_published_orders_of_the_gaussian_task():
+    data = gaussians(2000)
+    space = BinaryMLP(2, (2,), activation=Choice("activation", (torch.relu, torch.sigmoid)))
+    share = weights(Cost(space, data.x, data.y, squared_error).table())
+    assert share[1:5].tolist() == pytest.approx([0.060, 0.563, 0.210, 0.136], abs=6e-4)
+
+
+def test_quadratic_truncation():
+    """It equals its own terms for every network, in spins and as a QUBO; the residual is what the orders above 2 weigh."""
+    table = torch.arange(64, dtype=torch.float64).cos()
+    found = quadratic(table)
+    bits = bits_of(torch.arange(64), 6).double()
+    spins = 1 - 2 * bits
+    pairs = sum(found.coupling[p, q] * spins[:, p] * spins[:, q] for p, q in itertools.combinations(range(6), 2))
+    torch.testing.assert_close(found.constant + spins @ found.field + pairs, found.table, atol=1e-14, rtol=0)
+    q, offset = found.qubo()
+    assert torch.equal(q, q.triu())
+    torch.testing.assert_close(offset + torch.einsum("sp,pq,sq->s", bits, q, bits), found.table, atol=1e-14, rtol=0)
+    assert found.residual == pytest.approx(float(weights(table)[3:].sum()), abs=1e-14)
+    assert found.residual == pytest.approx(float((table - found.table).square().mean() / table.var(correction=0)), abs=1e-14)
