@@ -56,7 +56,9 @@ class Layer:
 
     def view(self, tensor: Tensor) -> Tensor:
         """Return the layer's rows of something shaped like the weight or the bias, as ``[B, d, p]`` or ``[B, d, 1]``."""
-        return tensor[self.start : self.start + self.blocks * self.d].reshape(self.blocks, self.d, -1)
+        count = self.blocks * self.d
+        part = tensor if count == len(tensor) else tensor[self.start : self.start + count]
+        return part.reshape(self.blocks, self.d, -1)
 
     def parameters(self) -> list[nn.Parameter]:
         """Weight and bias."""

@@ -16,7 +16,9 @@ Source: Lin et al., ICML 2024, arXiv 2312.05705 (SINGD); Lin et al., ICML 2023, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -129,6 +131,57 @@ def _keep(old: Factor, new: Factor, valid: Tensor | None, rounding: Generator | 
     if valid is not None:
         new = tuple(torch.where(valid.reshape(-1, *[1] * (b.ndim - 1)), b, a.to(b.dtype)) for a, b in zip(old, new, strict=True))
     return tuple(rounded(b, a.dtype, rounding) for a, b in zip(old, new, strict=True))
+
+
+def refresh_diagonal(
+    pairs: Sequence[tuple[Side, Side, Factor, Factor]], *, lr_cov: float, damping: float, alpha1: float, adaptive: bool, rounding: Generator | None
+) -> None:
+    """Do what `refresh` does for many pairs of `Diagonal` factors of unequal sizes, in one pass over all their numbers.
+
+    Args:
+        pairs: ``(k, c, h_k, h_c)`` of each batch.
+        lr_cov: ``beta``.
+        damping: ``lambda``.
+        alpha1: Riemannian momentum.
+        adaptive: SINGD rather than IKFAC.
+        rounding: Rounds low-precision factors without bias.
+    """
+    sides = [side for k, c, _, _ in pairs for side in (k, c)]
+    shapes = tuple((len(side.value[0]), side.n) for side in sides)
+    segment, partner, sizes = _segments(shapes, str(sides[0].value[0].device))
+    dtype = torch.promote_types(sides[0].value[0].dtype, torch.float32)
+    value = torch.cat([side.value[0].flatten() for side in sides]).to(dtype)
+    h = torch.cat([part[0].flatten() for _, _, *both in pairs for part in both])
+    both = torch.stack([h, value * value])
+    if adaptive:
+        means = both.new_zeros(2, len(sizes)).index_add_(1, segment, both).div_(sizes)[:, partner]
+        means[1] *= damping
+        step = (both * means[:, segment]).sum(0)
+    else:
+        step = torch.add(h, both[1], alpha=damping)
+    step = step.sub_(1).mul_(0.5)
+    if sides[0].momentum is not None:
+        step.add_(torch.cat([side.momentum[0].flatten() for side in sides if side.momentum is not None]), alpha=alpha1)
+    bound = step.new_ones(len(sizes)).scatter_reduce_(0, segment, step.abs(), "amax")
+    value = torch.addcmul(value, value, step / bound[segment], value=-lr_cov)
+    counts = [batch * n for batch, n in shapes]
+    for side, shape, new, m in zip(sides, shapes, value.split(counts), step.split(counts), strict=True):
+        side.value = (rounded(new, side.value[0].dtype, rounding).view(shape),)
+        if side.momentum is not None:
+            side.momentum = (rounded(m, side.momentum[0].dtype, rounding).view(shape),)
+
+
+@lru_cache(maxsize=64)
+def _segments(shapes: tuple[tuple[int, int], ...], device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which matrix each number is of, the other matrix of the pair, and the sides."""
+    segment, partner, sizes = [], [], []
+    for i, (batch, n) in enumerate(shapes):
+        first = len(sizes)
+        segment += [first + b for b in range(batch) for _ in range(n)]
+        other = batch if i % 2 == 0 else -batch
+        partner += [first + b + other for b in range(batch)]
+        sizes += [n] * batch
+    return torch.tensor(segment, device=device), torch.tensor(partner, device=device), torch.tensor(sizes, device=device)
 
 
 def warm_start(k: Side, c: Side, u: Tensor, g: Tensor, *, damping: float, adaptive: bool, valid: Tensor | None = None) -> None:

@@ -19,14 +19,15 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
-from popflow.optim.kronecker import Side, refresh, rounded, warm_start
-from popflow.optim.structures import Auto, Dense, Factor, Structure, scaled, trace
+from popflow.optim.kronecker import Side, refresh, refresh_diagonal, rounded, warm_start
+from popflow.optim.structures import Auto, Dense, Diagonal, Factor, Structure
 
 Structures = Structure | tuple[Structure, Structure] | Auto
 """One structure for both factors, ``(inputs, outputs)``, or `Auto`."""
@@ -54,7 +55,7 @@ class Bucket:
         k: Input factors.
         c: Output factors.
         momentum: ``[B, d, inputs]``, or None before the first step and without momentum.
-        started: ``[B]``, whether a member has met its first batch.
+        started: Whether a member has met its first batch.
         heard: One per layer.
         metric: Cached ``K K^T``, ``C C^T`` where that saves work; not part of the state.
     """
@@ -64,14 +65,13 @@ class Bucket:
     k: Side
     c: Side
     momentum: Tensor | None = None
-    started: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    started: list[bool] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
     metric: list[Factor | None] = field(default_factory=lambda: [None, None])
 
-    def slices(self) -> list[slice]:
-        """Members of the batch that belong to each layer."""
-        ends = torch.tensor([0, *(layer.blocks for layer in self.layers)]).cumsum(0).tolist()
-        return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    def __post_init__(self):
+        ends = list(accumulate((layer.blocks for layer in self.layers), initial=0))
+        self.slices = [slice(a, b) for a, b in pairwise(ends)]
 
     def size(self) -> int:
         """Numbers stored."""
@@ -275,8 +275,7 @@ class SINGD(torch.optim.Optimizer):
         like = torch.empty(0, dtype=self._factor_dtype(first.weight), device=first.weight.device)
         k = Side.identity(s_k, first.inputs, batch, like, group["alpha1"] > 0)
         c = Side.identity(s_c, first.d, batch, like, group["alpha1"] > 0)
-        started = torch.zeros(batch, dtype=torch.bool, device=like.device)
-        return Bucket(group, layers, k, c, None, started, [Heard() for _ in layers])
+        return Bucket(group, layers, k, c, None, [False] * batch, [Heard() for _ in layers])
 
     def _factor_dtype(self, weight: Tensor) -> torch.dtype:
         return self.factor_dtype or torch.promote_types(weight.dtype, torch.float32)
@@ -329,7 +328,7 @@ class SINGD(torch.optim.Optimizer):
         new = []
         for side, x in ((bucket.k, a), (bucket.c, g)):
             value = tuple(part[members].to(dtype) for part in side.value)
-            h = side.structure.gram(side.structure.right(value, x))
+            h = side.structure.gram(value, x)
             new.append(h if keep == 1 else tuple(part * share for part in h))
         if heard.h_k is None or heard.h_c is None:
             heard.h_k, heard.h_c = new
@@ -343,7 +342,7 @@ class SINGD(torch.optim.Optimizer):
         if homes is None or len(homes) != sum(len(bucket.layers) for bucket in self.buckets):
             homes = {}
             for bucket in self.buckets:
-                for index, (one, members) in enumerate(zip(bucket.layers, bucket.slices(), strict=True)):
+                for index, (one, members) in enumerate(zip(bucket.layers, bucket.slices, strict=True)):
                     homes[one] = (bucket, index, members)
             self._homes = homes
         return homes[layer]
@@ -358,55 +357,61 @@ class SINGD(torch.optim.Optimizer):
                 f"layer {layer.name!r} has a gradient but no layer was heard since the last refresh. Fix: call model.train() and run the model "
                 "that the optimiser was made with; with listen=False call observe(); or call detach() to keep the factors as they are."
             )
-        for bucket in self.buckets:
-            self._refresh_bucket(bucket, scale)
+        ready = [(bucket, *taken) for bucket in self.buckets if (taken := self._take(bucket, scale)) is not None]
+        if not ready:
+            return
+        traces = torch.cat([side.structure.diagonal(h, side.n).sum(-1) for b, *both, _ in ready for side, h in zip((b.k, b.c), both, strict=True)])
+        finite = iter(map(math.isfinite, traces.tolist()))
+        for group in self.param_groups:
+            diagonal = []
+            options = {"damping": group["damping"], "adaptive": self.adaptive}
+            lr_cov = group["lr_cov"](self.refreshes) if callable(group["lr_cov"]) else group["lr_cov"]
+            moving = options | {"lr_cov": lr_cov, "alpha1": group["alpha1"], "rounding": self.rounding}
+            for bucket, h_k, h_c, present in ready:
+                if bucket.group is not group:
+                    continue
+                good = [[next(finite) for _ in bucket.started] for _ in range(2)]
+                heard = [there for layer, there in zip(bucket.layers, present, strict=True) for _ in range(layer.blocks)]
+                sound = [a and b and there for a, b, there in zip(*good, heard, strict=True)]
+                self._count_skipped(bucket, sound, present)
+                bucket.metric = [None, None]
+                moves = [s and (begun or not self.warm) for s, begun in zip(sound, bucket.started, strict=True)]
+                starts = [s and not m for s, m in zip(sound, moves, strict=True)]
+                if any(starts):
+                    u, g = bucket.k.structure.diagonal(h_k, bucket.k.n), bucket.c.structure.diagonal(h_c, bucket.c.n)
+                    warm_start(bucket.k, bucket.c, u, g, valid=_mask(starts, u), **options)
+                bucket.started = [s or begun for s, begun in zip(sound, bucket.started, strict=True)]
+                if all(moves) and type(bucket.k.structure) is type(bucket.c.structure) is Diagonal:
+                    diagonal.append((bucket.k, bucket.c, h_k, h_c))
+                elif any(moves):
+                    refresh(bucket.k, bucket.c, h_k, h_c, valid=_mask(moves, h_k[0]), **moving)
+            if diagonal:
+                refresh_diagonal(diagonal, **moving)
         self.refreshes += 1
 
-    def _refresh_bucket(self, bucket: Bucket, scale: float) -> None:
-        group, k, c = bucket.group, bucket.k, bucket.c
+    def _take(self, bucket: Bucket, scale: float) -> tuple[Factor, Factor, list[bool]] | None:
+        """Return what the layers of a bucket told, normalised and joined, and which of them did; None when none did."""
         h_k, h_c = [], []
         for layer, heard in zip(bucket.layers, bucket.heard, strict=True):
             if heard.h_k is None or heard.h_c is None or heard.scale is None:
-                blank = [_zeros(side, layer.blocks) for side in (k, c)]
-                h_k.append(blank[0])
-                h_c.append(blank[1])
+                h_k.append(_zeros(bucket.k, layer.blocks))
+                h_c.append(_zeros(bucket.c, layer.blocks))
             else:
                 h_k.append(tuple(part.div_(heard.rows) for part in heard.h_k))
-                factor = heard.scale(heard.data, heard.rows) / scale**2
-                h_c.append(heard.h_c if factor == 1 else tuple(part.mul_(factor) for part in heard.h_c))
+                h_c.append(tuple(part.mul_(heard.scale(heard.data, heard.rows) / scale**2) for part in heard.h_c))
         present = [heard.h_k is not None for heard in bucket.heard]
-        bucket.heard = [Heard() for _ in bucket.layers]
+        if any(present):
+            bucket.heard = [Heard() for _ in bucket.layers]
         joined_k, joined_c = _joined(h_k), _joined(h_c)
         if _distributed():
             present = _average(self.process_group, joined_k, joined_c, present)
-        if not any(present):
-            return
-        diagonal_k = k.structure.diagonal(joined_k, k.n)
-        diagonal_c = c.structure.diagonal(joined_c, c.n)
-        finite = (diagonal_k.sum(-1) + diagonal_c.sum(-1)).isfinite()
-        if not all(present):
-            repeats = torch.tensor([layer.blocks for layer in bucket.layers])
-            finite &= torch.tensor(present).repeat_interleave(repeats).to(finite.device)
-        flags = torch.stack([finite, bucket.started]).tolist()
-        self._count_skipped(bucket, flags[0], present)
-        options = {"damping": group["damping"], "adaptive": self.adaptive}
-        fresh = self.warm and not all(flags[1])
-        ready = finite & bucket.started if fresh else finite
-        if fresh:
-            first = finite & ~bucket.started
-            warm_start(k, c, diagonal_k, diagonal_c, valid=None if not any(flags[1]) and all(flags[0]) else first, **options)
-        if not fresh or any(f and s for f, s in zip(*flags, strict=True)):
-            lr_cov = group["lr_cov"](self.refreshes) if callable(group["lr_cov"]) else group["lr_cov"]
-            valid = None if all(flags[0]) and not fresh else ready
-            refresh(k, c, joined_k, joined_c, lr_cov=lr_cov, alpha1=group["alpha1"], valid=valid, rounding=self.rounding, **options)
-        bucket.started |= finite
-        bucket.metric = [None, None]
+        return (joined_k, joined_c, present) if any(present) else None
 
-    def _count_skipped(self, bucket: Bucket, finite: list[bool], present: list[bool]) -> None:
+    def _count_skipped(self, bucket: Bucket, sound: list[bool], present: list[bool]) -> None:
         bad = [
             layer.name
-            for layer, members, there in zip(bucket.layers, bucket.slices(), present, strict=True)
-            if there and not all(finite[members])
+            for layer, members, there in zip(bucket.layers, bucket.slices, present, strict=True)
+            if there and not all(sound[members])
         ]
         self.skipped += len(bad)
         if bad and not self.warned:
@@ -485,7 +490,7 @@ class SINGD(torch.optim.Optimizer):
                 continue
             bucket.k.to(weight.device, dtype)
             bucket.c.to(weight.device, dtype)
-            bucket.started, bucket.metric = bucket.started.to(weight.device), [None, None]
+            bucket.metric = [None, None]
             bucket.momentum = None if bucket.momentum is None else bucket.momentum.to(weight.device, weight.dtype)
             for heard in bucket.heard:
                 for name in ("h_k", "h_c"):
@@ -515,7 +520,7 @@ class SINGD(torch.optim.Optimizer):
             if group["update_rms"] is not None:
                 norm = torch.linalg.vector_norm(moved, dim=(1, 2), keepdim=True)
                 moved = moved * (group["update_rms"] * math.sqrt(moved[0].numel()) / norm.clamp(min=torch.finfo(norm.dtype).tiny))
-            for layer, members in zip(bucket.layers, bucket.slices(), strict=True):
+            for layer, members in zip(bucket.layers, bucket.slices, strict=True):
                 for parameter, part in _parts(layer, moved[members]):
                     parameters.append(parameter)
                     deltas.append(part)
@@ -529,10 +534,8 @@ class SINGD(torch.optim.Optimizer):
 
     def _precondition(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         dtype = bucket.k.value[0].dtype
-        x = gradient.to(dtype)
-        if self.adaptive or not self.warm or bool(bucket.started.any()) or True:
-            x = _both(bucket.k, bucket.metric, 0, x, bucket.c.n, self.interval)
-            x = _both(bucket.c, bucket.metric, 1, x.mT, bucket.k.n, self.interval).mT
+        x = _both(bucket.k, bucket.metric, 0, gradient.to(dtype), bucket.c.n, self.interval)
+        x = _both(bucket.c, bucket.metric, 1, x.mT, bucket.k.n, self.interval).mT
         return x.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
 
     def _with_momentum(self, bucket: Bucket, step: Tensor) -> Tensor:
@@ -577,10 +580,11 @@ class SINGD(torch.optim.Optimizer):
         """Return tensors and plain numbers alone, keyed by parameter names; `torch.load(weights_only=True)` reads it."""
         state: dict[str, dict[str, Tensor]] = {}
         for bucket in self.buckets:
-            for layer, members in zip(bucket.layers, bucket.slices(), strict=True):
+            for layer, members in zip(bucket.layers, bucket.slices, strict=True):
                 entry = state.setdefault(self.names[layer.weight], {})
                 for key, tensor in _stored(bucket):
                     entry[_key(layer, key)] = tensor[members].clone()
+                entry[_key(layer, "started")] = torch.tensor(bucket.started[members])
         for adamw in filter(None, self.adamw):
             for parameter, values in adamw.state.items():
                 state[self.names[parameter]] = {key: value.clone() for key, value in values.items()}
@@ -632,7 +636,7 @@ class SINGD(torch.optim.Optimizer):
         elif bucket.momentum is None:
             bucket.momentum = first.weight.new_empty(len(bucket.started), first.d, first.inputs)
         bucket.metric = [None, None]
-        for layer, members in zip(bucket.layers, bucket.slices(), strict=True):
+        for layer, members in zip(bucket.layers, bucket.slices, strict=True):
             name = self.names[layer.weight]
             for key, tensor in _stored(bucket):
                 value = state.get(name, {}).get(_key(layer, key))
@@ -643,6 +647,7 @@ class SINGD(torch.optim.Optimizer):
                         "Fix: use the structures, alpha1 and momentum that it was saved with."
                     )
                 tensor[members] = value.to(tensor.device, tensor.dtype)
+            bucket.started[members] = state[name][_key(layer, "started")].tolist()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("tap", "_homes", "rounding")} | {
@@ -699,7 +704,8 @@ def _parts(layer: Layer, moved: Tensor) -> list[tuple[Tensor, Tensor]]:
     pairs = []
     for parameter, part in ((layer.weight, moved[..., : layer.p]), (layer.bias, moved[..., layer.p :])):
         if parameter is not None and parameter.grad is not None:
-            rows = parameter[layer.start : layer.start + layer.blocks * layer.d]
+            count = layer.blocks * layer.d
+            rows = parameter if count == len(parameter) else parameter[layer.start : layer.start + count]
             pairs.append((rows, part.reshape(rows.shape)))
     return pairs
 
@@ -708,12 +714,15 @@ def _stored(bucket: Bucket) -> list[tuple[str, Tensor]]:
     named = [(f"{side}.{i}", part) for side, of in (("K", bucket.k), ("C", bucket.c)) for i, part in enumerate(of.value)]
     for side, of in (("K", bucket.k), ("C", bucket.c)):
         named += [(f"{side}_momentum.{i}", part) for i, part in enumerate(of.momentum or ())]
-    named.append(("started", bucket.started))
     return named if bucket.momentum is None else [*named, ("momentum", bucket.momentum)]
 
 
 def _key(layer: Layer, key: str) -> str:
     return key if layer.blocks * layer.d == len(layer.weight) else f"rows{layer.start}.{key}"
+
+
+def _mask(members: list[bool], like: Tensor) -> Tensor | None:
+    return None if all(members) else torch.tensor(members, device=like.device)
 
 
 def _zeros(side: Side, blocks: int) -> Factor:

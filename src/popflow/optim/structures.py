@@ -59,8 +59,8 @@ class Structure(Protocol):
         """Return ``X K^T`` for rows ``[B, m, n]``."""
         ...
 
-    def gram(self, rows: Tensor) -> Factor:
-        """Return the projection of ``X^T X``."""
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """Return the projection of ``K^T X^T X K`` for rows ``[B, m, n]``."""
         ...
 
     def inner(self, factor: Factor) -> Factor:
@@ -148,9 +148,10 @@ class Dense:
         """``X K^T``."""
         return rows @ factor[0].mT
 
-    def gram(self, rows: Tensor) -> Factor:
-        """``X^T X``."""
-        return (rows.mT @ rows,)
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """``K^T X^T X K``."""
+        seen = rows @ factor[0]
+        return (seen.mT @ seen,)
 
     def inner(self, factor: Factor) -> Factor:
         """``K^T K``."""
@@ -209,9 +210,9 @@ class Diagonal:
         """Scale columns."""
         return rows * factor[0].unsqueeze(-2)
 
-    def gram(self, rows: Tensor) -> Factor:
-        """Column sums of squares."""
-        return (rows.square().sum(-2),)
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """Column sums of squares, times ``k^2``."""
+        return (rows.square().sum(-2).mul_(factor[0]).mul_(factor[0]),)
 
     def inner(self, factor: Factor) -> Factor:
         """Squares."""
@@ -283,10 +284,10 @@ class BlockDiagonal:
         """Blockwise ``X K^T``."""
         return self.right(tuple(part.mT for part in factor), rows)
 
-    def gram(self, rows: Tensor) -> Factor:
-        """Blockwise ``X^T X``."""
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """Blockwise ``K^T X^T X K``."""
         whole, rest = self._split(rows)
-        whole = whole.transpose(-2, -3)
+        whole, rest = whole.transpose(-2, -3) @ factor[0], rest @ factor[1]
         return whole.mT @ whole, rest.mT @ rest
 
     def inner(self, factor: Factor) -> Factor:
@@ -359,13 +360,15 @@ class LowerTriangular:
         """``X K^T``."""
         return rows @ self.dense(factor, rows.shape[-1]).mT
 
-    def gram(self, rows: Tensor) -> Factor:
-        """Projection of ``X^T X``."""
-        return self.project(rows.mT @ rows)
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """Projection of ``K^T X^T X K``."""
+        seen = self.right(factor, rows)
+        return self.project(seen.mT @ seen)
 
     def inner(self, factor: Factor) -> Factor:
         """Projection of ``K^T K``."""
-        return self.gram(self.dense(factor, _side(factor[0])))
+        matrix = self.dense(factor, _side(factor[0]))
+        return self.project(matrix.mT @ matrix)
 
     def metric(self, factor: Factor, uses: int) -> Factor | None:
         """None: ``K K^T`` is not triangular."""
@@ -481,10 +484,10 @@ class Hierarchical:
         x_c, x_e = x_r.split([c.shape[-1], e.shape[-1]], -1)
         return torch.cat([x_a @ a.mT + x_r @ b.mT, x_c * c.unsqueeze(-2), x_c @ d.mT + x_e @ e.mT], -1)
 
-    def gram(self, rows: Tensor) -> Factor:
-        """Projection of ``X^T X``."""
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """Projection of ``K^T X^T X K``."""
         k1, middle, k2 = self._cut(rows.shape[-1])
-        x_a, x_r = rows.split([k1, middle + k2], -1)
+        x_a, x_r = self.right(factor, rows).split([k1, middle + k2], -1)
         x_c, x_e = x_r.split([middle, k2], -1)
         return x_a.mT @ x_a, 2 * (x_a.mT @ x_r), x_c.square().sum(-2), 2 * (x_e.mT @ x_c), x_e.mT @ x_e
 
@@ -577,9 +580,9 @@ class LowerToeplitz:
         n = rows.shape[-1]
         return rows @ self.dense(factor, n).mT if n <= DENSE_BELOW else convolve(rows, factor[0].unsqueeze(-2))
 
-    def gram(self, rows: Tensor) -> Factor:
-        """Projection of ``X^T X``: summed autocorrelation of the rows, per lag."""
-        return (_lag_means(autocorrelation(rows)),)
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """Projection of ``K^T X^T X K``: summed autocorrelation of the rows of ``X K``, per lag."""
+        return (_lag_means(autocorrelation(self.right(factor, rows))),)
 
     def inner(self, factor: Factor) -> Factor:
         """Projection of ``K^T K``: ``sum_s c_s c_{s+l} (n - s - l)``, per lag."""
