@@ -101,7 +101,7 @@ class SINGD(torch.optim.Optimizer):
         model: The module (or the DistributedDataParallel around it) whose layers are listened to.
         params: Parameters or groups of them, as for any optimiser; None for all of the model's. Groups may set ``lr, momentum,
             weight_decay, damping, lr_cov, alpha1, kl_clip, update_rms, fallback_lr, structure``.
-        lr: Step size.
+        lr: Step size; that of AdamW is a good first value, as long as ``update_rms`` is set.
         structure: `Dense`, `Diagonal`, `BlockDiagonal(30)`, ..., a pair (inputs, outputs), or `Auto` / ``"auto"``: the richest within a
             budget of memory.
         momentum: Heavy-ball momentum of the weights; 0 keeps no buffer.
@@ -111,8 +111,9 @@ class SINGD(torch.optim.Optimizer):
         weight_decay: Decoupled.
         interval: ``T``: refresh the factors every ``T`` steps; or a function of the step.
         adaptive: SINGD; False for IKFAC (``alpha1`` is then 0).
-        kl_clip: ``dW`` is scaled by ``min(1, sqrt(kl_clip / (lr^2 <dW, grad W>)))``; None for no clip.
-        update_rms: Scale each layer's step to this root mean square instead (0.2 is AdamW's, whose ``lr`` then carries over).
+        update_rms: Scale each layer's momentum to this root mean square (0.2 is about AdamW's, so that its ``lr`` carries over); no step can
+            then blow up. None takes the natural step itself, for problems where its length matters (quadratics, wave functions).
+        kl_clip: Without ``update_rms``, ``dW`` is scaled by ``min(1, sqrt(kl_clip / (lr^2 <dW, grad W>)))``; None for no clip.
         fallback: Names of modules or parameters that the built-in AdamW shall take although they could be preconditioned.
         fallback_lr: Step size of the built-in AdamW; it follows the schedule of ``lr`` in proportion. None: the same as ``lr``.
         sharing: `expand` or `reduce`.
@@ -147,18 +148,18 @@ class SINGD(torch.optim.Optimizer):
         self,
         model: nn.Module,
         params: Iterable[Any] | None = None,
-        lr: float = 1e-2,
+        lr: float = 3e-3,
         structure: Structures | str = Dense(),
         *,
         momentum: float = 0.9,
-        damping: float = 1e-3,
+        damping: float = 1e-4,
         lr_cov: float | Callable[[int], float] = 0.1,
         alpha1: float = 0.5,
         weight_decay: float = 0.0,
         interval: int | Callable[[int], int] = 10,
         adaptive: bool = True,
-        kl_clip: float | None = 1e-2,
-        update_rms: float | None = None,
+        kl_clip: float | None = 1e-3,
+        update_rms: float | None = 0.2,
         fallback: Collection[str] = (),
         fallback_lr: float | None = 1e-3,
         sharing: Sharing = expand,
