@@ -15,6 +15,7 @@ from popflow.optim.capture import (
     rows,
     summed,
 )
+from popflow.optim.gram import Kernel, kernel, minsr, spring
 from popflow.optim.singd import SINGD, Preconditioned
 from popflow.optim.structures import (
     Auto,
@@ -37,6 +38,7 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Hierarchical",
+    "Kernel",
     "Layer",
     "LowerToeplitz",
     "LowerTriangular",
@@ -50,11 +52,14 @@ __all__ = [
     "expand",
     "find_layers",
     "gaussian_cotangent",
+    "kernel",
+    "minsr",
     "over_data",
     "over_rows",
     "per_datum",
     "rank_triangular",
     "reduce",
     "rows",
+    "spring",
     "summed",
 ]

@@ -534,10 +534,9 @@ class SINGD(torch.optim.Optimizer):
             warnings.warn("a gradient is not finite; the step is skipped (counted in .skipped, said once).", RuntimeWarning, stacklevel=4)
 
     def _precondition(self, bucket: Bucket, gradient: Tensor) -> Tensor:
-        dtype = bucket.k.value[0].dtype
-        x = _both(bucket.k, bucket.metric, 0, gradient.to(dtype), bucket.c.n, self.interval)
+        x = _both(bucket.k, bucket.metric, 0, gradient.to(bucket.k.value[0].dtype), bucket.c.n, self.interval)
         x = _both(bucket.c, bucket.metric, 1, x.mT, bucket.k.n, self.interval).mT
-        return x.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
+        return x.to(gradient.dtype).contiguous()
 
     def _with_momentum(self, bucket: Bucket, step: Tensor) -> Tensor:
         if bucket.group["momentum"] == 0:
@@ -698,7 +697,8 @@ def _gradient(bucket: Bucket, names: Mapping[Tensor, str]) -> Tensor | None:
         parts.append(pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1))
     if not heard:
         return None
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
 
 def _parts(layer: Layer, moved: Tensor) -> list[tuple[Tensor, Tensor]]:
