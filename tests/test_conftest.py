@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
@@ -53,7 +54,10 @@ def test_global_random_numbers_fail_a_test_and_absent_data_skips_it(project: pyt
         def test_reads(data): assert data.is_dir()
         """
     )
-    outcome = project.runpytest_subprocess("-rs")
+    state = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():  # what those tests use is put back, or this one would fail itself
+        outcome = project.runpytest_inprocess("-rs")
+    np.random.set_state(state)  # noqa: NPY002
     outcome.assert_outcomes(passed=4, errors=2, skipped=1)
     for generator in ("torch", "numpy"):
         outcome.stdout.fnmatch_lines(f"*generators of ??{generator}?? were used*")
@@ -63,4 +67,4 @@ def test_global_random_numbers_fail_a_test_and_absent_data_skips_it(project: pyt
 def test_absent_data_fails_under_ci(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "1")
     project.makepyfile("def test_reads(data): assert data.is_dir()")
-    project.runpytest_subprocess().assert_outcomes(errors=1)
+    project.runpytest_inprocess().assert_outcomes(errors=1)

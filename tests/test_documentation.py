@@ -22,6 +22,6 @@ def test_page(page, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.name)
 def test_example(script, tmp_path):
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -13,12 +13,10 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = ("compose", "core", "learn", "runs")
-
-__all__ = ["__version__", *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", "compose", "core", "learn", "runs"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _ROOMS:
+    if name in __all__:
         return importlib.import_module(f"popflow.{name}")
-    raise AttributeError(f"module 'popflow' has no attribute {name!r}: the rooms are {', '.join(_ROOMS)}.")
+    raise AttributeError(f"module 'popflow' has no attribute {name!r}: the rooms are {', '.join(__all__[1:])}.")

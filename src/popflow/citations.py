@@ -2,9 +2,11 @@
 
 FEYNMAN_KAC_CORRECTORS = """\
 @inproceedings{skreta2025feynman,
-  title     = {{Feynman-Kac} Correctors in Diffusion: Annealing, Guidance, and Product of Experts},
-  author    = {Skreta, Marta and Akhound-Sadegh, Tara and Ohanesian, Viktor and Bondesan, Roberto and Aspuru-Guzik, Al{\\'a}n
-               and Doucet, Arnaud and Brekelmans, Rob and Tong, Alexander and Neklyudov, Kirill},
+  title     = {{Feynman-Kac} Correctors in Diffusion: Annealing, Guidance, and
+               Product of Experts},
+  author    = {Skreta, Marta and Akhound-Sadegh, Tara and Ohanesian, Viktor and
+               Bondesan, Roberto and Aspuru-Guzik, Al{\\'a}n and Doucet, Arnaud and
+               Brekelmans, Rob and Tong, Alexander and Neklyudov, Kirill},
   booktitle = {Proceedings of the 42nd International Conference on Machine Learning},
   series    = {Proceedings of Machine Learning Research},
   volume    = {267},
@@ -16,8 +18,10 @@ FEYNMAN_KAC_CORRECTORS = """\
 
 SUPERDIFF = """\
 @inproceedings{skreta2025superposition,
-  title     = {The Superposition of Diffusion Models Using the {It{\\^o}} Density Estimator},
-  author    = {Skreta, Marta and Atanackovic, Lazar and Bose, Avishek Joey and Tong, Alexander and Neklyudov, Kirill},
+  title     = {The Superposition of Diffusion Models Using the {It{\\^o}} Density
+               Estimator},
+  author    = {Skreta, Marta and Atanackovic, Lazar and Bose, Avishek Joey and
+               Tong, Alexander and Neklyudov, Kirill},
   booktitle = {The Thirteenth International Conference on Learning Representations},
   year      = {2025},
   eprint    = {2412.17762},

@@ -13,9 +13,13 @@ from popflow import __version__
 from popflow.cli.cite import cite
 from popflow.cli.demo import demo
 from popflow.cli.doctor import doctor
+from popflow.cli.job import ARGUMENTS
 from popflow.cli.methods import methods
 from popflow.cli.output import print_json
 from popflow.cli.report import report
+from popflow.cli.sample import sample
+
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="popflow",
@@ -24,20 +28,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, methods, report, cite, doctor):
+for verb in (demo, sample, methods, report, cite, doctor):
     app.command()(verb)
 
 
-@app.callback(invoke_without_command=True)
+def _tell_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"popflow {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
 def popflow(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_tell_version)] = False,
 ) -> None:
     """Move, weigh and breed populations of samples. Begin with `popflow demo`."""
-    if version:
-        typer.echo(f"popflow {__version__}")
-    elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,12 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from popflow.core.errors import unknown
 
         return _fail(arguments, 2, "UsageError", unknown("command", typed, verbs))
+    begun = ARGUMENTS.set(tuple(arguments))
     try:
-        code = command.main(args=list(arguments), prog_name="popflow", standalone_mode=False, obj=arguments)
+        code = command.main(args=arguments or ["--help"], prog_name="popflow", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(arguments, 1, "Interrupted", "interrupted; the same command goes on from the last checkpoint")
+        code = _INTERRUPTED
     except Exception as error:
         return _fail(arguments, _code(error), type(error).__name__, _message(error))
+    finally:
+        ARGUMENTS.reset(begun)
+    if code == _INTERRUPTED:
+        return _fail(arguments, 1, "KeyboardInterrupt", "interrupted; the same command goes on from the last checkpoint")
     return code if isinstance(code, int) else 0
 
 

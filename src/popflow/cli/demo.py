@@ -11,7 +11,6 @@ from popflow.cli.options import AsJson, ConfigFile, Device, Out, Seed, Where
 
 
 def demo(
-    context: typer.Context,
     method: Annotated[str, typer.Argument(metavar="[METHOD]", help="See `popflow methods`.")] = "fkc",
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller, within seconds; says less.")] = False,
@@ -43,5 +42,4 @@ def demo(
         out=out,
         device=device,
         as_json=as_json,
-        arguments=context.obj,
     )

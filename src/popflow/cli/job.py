@@ -7,6 +7,7 @@ import json
 import shlex
 import traceback
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
     from popflow.runs import Report, Run
 
 
+ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments")
+"""The command line being carried out, for the report."""
+
+
 def settings(given: Mapping[str, Any], file: Path | None, job: str) -> dict[str, Any]:
-    """Merge the options that were given (not None) over those of a configuration file.
+    """Merge the options that were given (not None, not empty) over those of a configuration file.
 
     Raises:
         ConfigError: when the file cannot be read, or is of another job.
@@ -31,7 +36,7 @@ def settings(given: Mapping[str, Any], file: Path | None, job: str) -> dict[str,
     of = values.pop("job", job)
     if of != job:
         raise ConfigError(f"{file} is of the job {of!r}, wanted {job!r}. Fix: give `popflow {of} --config {file}`, or another file.")
-    return values | {name: value for name, value in given.items() if value is not None}
+    return values | {name: value for name, value in given.items() if value not in (None, [])}
 
 
 def run_job(
@@ -44,7 +49,6 @@ def run_job(
     out: Path | None,
     device: Device,
     as_json: bool,
-    arguments: list[str] | None,
 ) -> None:
     """Run a job in its directory and print what came out. A failure is logged there with its traceback and raised again."""
     from popflow.runs import Run, config_of, plain
@@ -52,7 +56,7 @@ def run_job(
     config = config_of(config_type, values)
     digest = hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()[:8]
     path = out if out is not None else Path("runs") / f"{job.replace(' ', '-')}-{digest}"
-    command = None if arguments is None else shlex.join(["popflow", *arguments])
+    command = shlex.join(["popflow", *ARGUMENTS.get()])
     with Run.open(path, config, job=job, device=_device(device), cite=cite, command=command, progress=ProgressLine()) as run:
         typer.echo(f"{'Going on' if run.resumed else 'Running'} in {path}", err=True)
         try:

@@ -26,6 +26,7 @@ from popflow.compose.sample import Sampler
 from popflow.compose.target import Expert, Reward, Target, at, scores
 from popflow.core import (
     Ito,
+    NonFiniteError,
     PopflowWarning,
     Population,
     Process,
@@ -69,6 +70,8 @@ def feynman_kac_process(target: Expert | Target, *, zeta: float = 1.0, window: t
         window: ``(low, high)``: growth only while ``low <= sigma <= high``.
     """
     target = Target.of(target)
+    if not target.factors:
+        raise ValueError("target: every exponent is zero, nothing is left to sample from. Give at least one expert a non-zero exponent.")
 
     def process(v: float, pop: Population) -> Rates:
         sigma = math.sqrt(v)
@@ -123,7 +126,8 @@ def feynman_kac(
         track: Carry ``log q_i`` of each expert in ``aux["log_q"]``.
 
     Raises:
-        ValueError: for ``zeta != 1`` with densities that have to be tracked, a negative ``zeta`` or ``clip``.
+        ValueError: for ``zeta != 1`` with densities that have to be tracked, a negative ``zeta`` or ``clip``, and while sampling for a
+            gradient-free reward of -inf before the last level.
         StaleTrackingError: when kernel steps would leave tracked densities behind (experts without ``log_prob``).
 
     Example:
@@ -137,7 +141,7 @@ def feynman_kac(
     """
     target = Target.of(target)
     exact = all(expert.log_prob is not None for expert in target.experts)
-    track = track or (target.varies and not exact)
+    track = track or (correct and target.varies and not exact)
     _check(target, zeta, track, correct, kernel_steps, clip, ess_below)
     refresh = exact_densities(target.experts) if exact else None
     gradient_free = [r for r in target.rewards if not r.gradient]
@@ -168,18 +172,28 @@ def feynman_kac(
         now = sum_of_rewards(gradient_free, pop, math.sqrt(t1))
         return pop.reweight(now - pop.aux["tilt"]).replace(aux={**pop.aux, "tilt": now})
 
+    def revocable(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+        """Refuse to go on from a potential of -inf: what it took away could not be given back."""
+        lost = int((pop.aux["tilt"] == -math.inf).sum())
+        if lost:
+            raise ValueError(
+                f"rewards {[r.name for r in gradient_free]} are -inf for {lost} particles at sigma={math.sqrt(t0):g}, before the last level: a "
+                "path ruled out here could still end well. Fix: a finite penalty, or a gamma(sigma) that is 0 until the last level."
+            )
+        return pop
+
     move = euler(feynman_kac_process(target, zeta=zeta, window=window if correct else (math.inf, -math.inf)))
+    if zeta == 0:
+        move = straight(move)
     steps: list[Step] = [move]
     if correct:
-        steps = [resample_if(ess_below, scheme), clipped(move, clip) if clip is not None else move]
-        if window != (0.0, math.inf):
-            steps[0] = within(window, steps[0])
+        steps = [within(window, resample_if(ess_below, scheme)), clipped(move, clip) if clip is not None else move]
         if target.varies or any(r.gradient for r in target.rewards):
-            steps.append(temper(changes))
+            steps.append(within(window, temper(changes)))
     if kernel_steps:
         steps.append(langevin(kernel_score, lambda v: step_size(math.sqrt(v)), kernel_steps, tracked=("log_q",), refresh=refresh))
     if correct and gradient_free:
-        steps.append(potentials)
+        steps = [revocable, *steps, within(window, potentials)]
     step, last = chain(*steps), denoise(target)
 
     def start(y: Tensor, sigma: float) -> Population:
@@ -192,9 +206,11 @@ def feynman_kac(
         if correct:
             constant = log_initial_normalizer(sum(target.exponents(sigma)), sigma, math.prod(pop.event))
             pop = pop.replace(log_z=pop.log_z + constant)
-            pop = pop.reweight(sum_of_rewards(target.rewards, pop, sigma))
+            inside = window[0] <= sigma <= window[1]
+            if inside:
+                pop = pop.reweight(sum_of_rewards(target.rewards, pop, sigma))
             if gradient_free:
-                aux["tilt"] = sum_of_rewards(gradient_free, pop, sigma)
+                aux["tilt"] = sum_of_rewards(gradient_free if inside else [], pop, sigma)
         return pop.replace(aux=aux)
 
     def whole(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
@@ -204,13 +220,27 @@ def feynman_kac(
     return Sampler(target.experts, whole, start, lambda sigma: sum(target.exponents(sigma)), correct, evaluations)
 
 
+def straight(step: Step) -> Step:
+    """Take a step without noise in sigma, ``dv = 2 sigma (sigma' - sigma)``: paths of the ODE are nearly straight there (the step of DDIM)."""
+
+    def in_sigma(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+        return step(pop, t0, t0 + 2 * math.sqrt(t0) * (math.sqrt(t1) - math.sqrt(t0)), rng)
+
+    return in_sigma
+
+
 def denoise(target: Target) -> Step:
-    """Last step to sigma = 0: ``y + sigma^2 S(y)``, no noise, no weights (they are not small there)."""
+    """Last step to sigma = 0: ``y + sigma^2 S(y) / B``, no noise, no weights (they are not small there).
+
+    The mean of the experts' clean predictions, weighted by their shares ``beta_i / B``: near thin data the target has variance
+    ``sigma^2 / B``, so a full ``sigma^2 S`` would overshoot.
+    """
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         sigma = math.sqrt(t0)
-        combined = weighted_sum(target.exponents(sigma), scores(target.experts, pop.x, sigma))
-        return advance(pop, Rates(-combined), t1 - t0)
+        beta = target.exponents(sigma)
+        combined = weighted_sum(beta, scores(target.experts, pop.x, sigma))
+        return advance(pop, Rates(-combined / sum(beta)), t1 - t0)
 
     return step
 
@@ -254,6 +284,12 @@ def gradient(reward: Reward, y: Tensor, event: int) -> Tensor:
         if not value.requires_grad:
             raise ValueError(f"reward {reward.name!r} has no gradient: write it with torch operations, or pass tilt(..., gradient=False).")
         (slope,) = torch.autograd.grad(value.sum(), point)
+    if not bool(slope.isfinite().all()):
+        bad = int((~slope.isfinite()).reshape(len(slope), -1).any(1).sum())
+        raise NonFiniteError(
+            f"reward {reward.name!r} has a gradient that is not finite for {bad} of {len(slope)} samples: make it smooth (add a small constant "
+            "under roots and logarithms), or pass tilt(..., gradient=False)."
+        )
     return slope.reshape(y.shape)
 
 

@@ -128,10 +128,7 @@ def from_density(
     """Make an expert from a differentiable log-density ``log_prob(y [rows, *event], sigma) -> [rows]``; its score by autograd."""
 
     def model(y: Tensor, sigma: float, c: Tensor | None) -> Tensor:
-        with torch.enable_grad():
-            point = y.detach().requires_grad_()
-            (score,) = torch.autograd.grad(log_prob(point, sigma).sum(), point)
-        return -sigma * score
+        return -sigma * torch.func.grad(lambda point: log_prob(point, sigma).sum())(y)
 
     return Expert(model, tuple(event), None, name, space, log_prob)
 
@@ -165,6 +162,8 @@ def gaussian_mixture(
         >>> q.score(torch.ones(1, 2), sigma=1.0).tolist()
         [[-0.5, -0.5]]
     """
+    if means.ndim < 2:
+        raise ValueError(f"means has shape {tuple(means.shape)}, wanted [K, *event], e.g. [K, 1] for mixtures on the line.")
     count, event = len(means), tuple(means.shape[1:])
     centres = means.reshape(count, -1).double()
     variance = torch.as_tensor(std, dtype=torch.float64, device=means.device).expand(count).square()
@@ -208,9 +207,11 @@ class Stack:
     """
 
     def __init__(self, networks: Sequence[nn.Module], schedule: Schedule, output: Output = epsilon_output):
-        signature = [{n: tuple(p.shape) for n, p in net.named_parameters()} for net in networks]
+        signature = [({n: tuple(p.shape) for n, p in net.named_parameters()}, type(net), repr(net)) for net in networks]
         if any(s != signature[0] for s in signature[1:]):
-            raise ValueError("networks differ in their parameters' names or shapes: only networks of one architecture can be stacked.")
+            raise ValueError(
+                "networks differ in their class, modules or parameters' shapes: only networks of one architecture can be stacked."
+            )
         for network in networks:
             network.eval()
         self.parameters, self.buffers = torch.func.stack_module_state(list(networks))

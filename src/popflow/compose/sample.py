@@ -119,14 +119,15 @@ def sample(
         log_z=lambda state: state.pop.log_normalizer(),
         ancestors=lambda state: distinct(state.pop.aux["ancestor"]),
     )
+    for level in levels[levels > 0].tolist():
+        if not sampler.precision(level) > 0:
+            raise ValueError(
+                f"the exponents sum to {sampler.precision(level):g} at sigma={level:g}, wanted a positive sum: the target has no finite mass. "
+                "Raise a positive exponent or weaken a negative one."
+            )
     first = float(levels[0])
     if resume is None:
         total = sampler.precision(first)
-        if not total > 0:
-            raise ValueError(
-                f"the exponents sum to {total:g} at sigma={first:g}, wanted a positive sum: the initial N(0, sigma^2 / sum) does not exist. "
-                "Raise a positive exponent or weaken a negative one."
-            )
         like = torch.empty(runs, particles, *sampler.experts[0].event, dtype=dtype, device=rng.device)
         pop, start = sampler.start(rng.normal("start", like) * (first / math.sqrt(total)), first), 0
         ancestor = torch.arange(particles, device=rng.device).expand(runs, particles)

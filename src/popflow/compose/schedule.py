@@ -124,7 +124,7 @@ class RectifiedFlow:
 
     def sigma(self, time: Level) -> Level:
         """Return ``t / (1 - t)``; infinite at pure noise."""
-        return time / (self.scale - time)
+        return time / (self.scale - time) if isinstance(time, Tensor) or time < self.scale else math.inf
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from popflow.compose.corrector import initial_densities
+from popflow.compose.corrector import initial_densities, straight
 from popflow.compose.sample import Sampler
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Ito, Population, Rates, Step, Streams, advance
+from popflow.core.calculus import values_and_divergences
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +66,8 @@ def either(
         >>> abs(float((out.x > 0).float().mean()) - 0.5) < 0.1
         True
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}, wanted a positive number: 1 is the exact mixture.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature}, wanted a positive number: 1 is the exact mixture, 1e6 the likeliest model alone.")
     offset = _bias(bias, experts)
 
     mix = _Mix(tuple(experts), guidance, deterministic, probes)
@@ -116,6 +117,8 @@ def both(
         raise ValueError(f"feedback={feedback}, wanted a share in [0, 1].")
     if bias is not None and feedback == 0:
         raise ValueError("bias without feedback has no effect in AND: pass feedback=0.1 or so.")
+    if guidance is not None and guidance.w == 0:
+        raise ValueError("guidance.w=0 in AND: the shares have no effect and no solution; pass a positive weight.")
     offset = _bias(bias, experts)
 
     mix = _Mix(tuple(experts), guidance, deterministic, probes)
@@ -125,7 +128,8 @@ def both(
         field = mix.evaluate(pop, t0, rng)
         noise = None if deterministic else rng.normal("noise", pop.x)
         share = torch.full_like(log_q, 1 / len(experts))
-        gain = advance(pop, field.rates(share), h, noise).aux["log_q"] - log_q
+        still = pop.replace(aux={"log_q": torch.zeros_like(log_q)})
+        gain = advance(still, field.rates(share), h, noise).aux["log_q"]
         wanted = -gain - feedback * (log_q - offset.to(log_q))
         kappa = share + _solve(field.s, wanted, field.strength * -h, ridge, len(pop.event))
         after = advance(pop, field.rates(kappa), h, noise)
@@ -187,28 +191,20 @@ class _Mix:
 
     def evaluate(self, pop: Population, v: float, rng: Streams) -> _Field:
         sigma, m, w = math.sqrt(v), len(self.experts), 1.0 if self.guidance is None else self.guidance.w
-        s = scores(self.every, pop.x, sigma)
-        divergence = self._divergence(pop, sigma, rng) if self.deterministic else None
+        if not self.deterministic:
+            s, divergence = scores(self.every, pop.x, sigma), None
+        else:
+            s, divergence = self._with_divergence(pop, sigma, rng)
+            divergence = divergence[..., :m]
         return _Field(s[:m], None if self.guidance is None else s[m], divergence, w, self.deterministic)
 
-    def _divergence(self, pop: Population, sigma: float, rng: Streams) -> Tensor:
-        """Divergence of every expert's score, ``[*batch, n, M]``: Rademacher probes, or exact over unit vectors."""
-        event, dim = pop.event, math.prod(pop.event)
-        rows = pop.x.flatten(0, len(pop.batch))
-
-        def field(y: Tensor) -> Tensor:
-            return scores(self.experts, y, sigma)
-
-        if self.probes is None:
-            units = torch.eye(dim, dtype=rows.dtype, device=rows.device).reshape(dim, 1, *event)
-            vectors = [unit.expand_as(rows).contiguous() for unit in units]
-        else:
-            vectors = [(2 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
-        total = torch.zeros(len(self.experts), len(rows), dtype=rows.dtype, device=rows.device)
-        for vector in vectors:
-            slope = torch.func.jvp(field, (rows,), (vector,))[1]
-            total = total + (slope * vector).flatten(2).sum(2)
-        return (total / (self.probes or 1)).movedim(0, -1).reshape(*pop.log_w.shape, len(self.experts))
+    def _with_divergence(self, pop: Population, sigma: float, rng: Streams) -> tuple[Tensor, Tensor]:
+        """Scores of all models and their divergences ``[*batch, n, every]``: Rademacher probes, or exact."""
+        rows, probes = pop.x.flatten(0, len(pop.batch)), None
+        if self.probes is not None:
+            probes = [(2 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
+        s, divergence = values_and_divergences(lambda y: scores(self.every, y, sigma), rows, probes)
+        return s.reshape(len(s), *pop.x.shape), divergence.movedim(0, -1).reshape(*pop.log_w.shape, len(s))
 
     def sampler(self, step: Step) -> Sampler:
         m = len(self.experts)
@@ -217,6 +213,9 @@ class _Mix:
             pop = Population.of(y, batch=1)
             log_q = initial_densities(self.experts, pop, sigma)
             return pop.replace(aux={"log_q": log_q, "kappa": torch.full_like(log_q, 1 / m)})
+
+        if self.deterministic:
+            step = straight(step)
 
         def whole(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
             return step(pop, t0, t1, rng) if t1 > 0 else self._denoise(pop, t0, rng)
@@ -246,12 +245,14 @@ def _solve(s: Tensor, wanted: Tensor, gain: float, ridge: float, event: int) -> 
     """Solve ``gain (C C^T + ridge) delta = centred(wanted)`` per particle in float64; ``delta [*batch, n, M]`` sums to zero.
 
     C holds the centred scores, so ``C C^T`` has the null vector of ones; adding its projector makes the system regular and changes nothing.
+    Scores that differ by no more than rounding (64 units in the last place of their norm) count as equal: ``delta = 0``.
     """
     m = s.shape[0]
-    centred = (s - s.mean(0)).flatten(s.ndim - event).movedim(0, -2).double()
+    flat = s.flatten(s.ndim - event).movedim(0, -2).double()
+    centred = flat - flat.mean(-2, keepdim=True)
     gram = centred @ centred.mT
     scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    agree = scale <= torch.finfo(s.dtype).tiny
+    agree = scale <= (64 * torch.finfo(s.dtype).eps) ** 2 * flat.square().sum(-1).mean(-1)
     scale = torch.where(agree, 1.0, scale)[..., None, None]
     eye = torch.eye(m, dtype=gram.dtype, device=gram.device)
     system = gram + scale * (max(ridge, 1e-14) * eye + 1 / m)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ class Target(_Algebra):
     """A product of powers of experts, tilted by rewards. Built by the operators, not by hand.
 
     Attributes:
-        factors: ``(expert, exponent)`` pairs; the same expert twice is merged into one.
+        factors: ``(expert, exponent)`` pairs; the same expert twice is merged into one, exponents of zero are dropped.
         rewards: Tilts.
     """
 
@@ -119,10 +120,7 @@ class Target(_Algebra):
         for expert, beta in self.factors:
             old = merged.get(id(expert))
             merged[id(expert)] = (expert, beta if old is None else _plus(old[1], beta))
-        factors = tuple((expert, beta) for expert, beta in merged.values() if callable(beta) or beta != 0)
-        if not factors:
-            raise ValueError("target: every exponent is zero, nothing is left to sample from.")
-        object.__setattr__(self, "factors", factors)
+        object.__setattr__(self, "factors", tuple((expert, beta) for expert, beta in merged.values() if callable(beta) or beta != 0))
         check_same_space(self.experts)
 
     @staticmethod
@@ -212,10 +210,12 @@ def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
         together = _evaluate([experts[i] for i in members], rows, sigma)
         for i, epsilon in zip(members, together, strict=True):
             if not bool(epsilon.isfinite().all()):
-                bad = int((~epsilon.isfinite()).flatten(1).any(1).sum())
+                bad, lost = (int((~value.isfinite()).reshape(len(rows), -1).any(1).sum()) for value in (epsilon, rows))
+                fix = "check the model in this range of noise, its precision (fp16 overflows), and that the grid lies inside its training range."
+                if lost:
+                    fix = f"{lost} of the samples it was given were not finite either: the step before went too far; take more levels."
                 raise NonFiniteError(
-                    f"expert {experts[i].name!r} returned values that are not finite for {bad} of {len(rows)} samples at sigma={sigma:g}: "
-                    "check the model in this range of noise, its precision (fp16 overflows), and that the grid lies inside its training range."
+                    f"expert {experts[i].name!r} returned values that are not finite for {bad} of {len(rows)} samples at sigma={sigma:g}: {fix}"
                 )
             out[i] = epsilon
     stacked = together if len(groups) == 1 and together is not None else torch.stack([epsilon for epsilon in out if epsilon is not None])
@@ -224,20 +224,22 @@ def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
 
 def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
     """Noise predictions ``[m, rows, *event]`` of experts that share weights or are stacked."""
-    first, m, n = experts[0], len(experts), len(rows)
+    first, m, n, conds = experts[0], len(experts), len(rows), [e.cond for e in experts]
+    given = [c for c in conds if c is not None]
     with torch.no_grad():
         if hasattr(first.model, "stack"):
-            out = first.model.stack([e.model.index for e in experts], rows, sigma, [e.cond for e in experts])  # pyright: ignore[reportFunctionMemberAccess]
-        elif m == 1:
-            out = _chunked(first, rows, sigma, None if first.cond is None else first.cond.expand(n, *first.cond.shape)).unsqueeze(0)
+            out = first.model.stack([e.model.index for e in experts], rows, sigma, conds)  # pyright: ignore[reportFunctionMemberAccess]
+        elif not given:
+            alone = _chunked(first, rows, sigma, None)
+            out = alone.expand(m, *alone.shape)
+        elif len(given) < m:
+            raise ValueError(
+                f"experts {[e.name for e in experts]} share one model but some have no condition: give each a cond, or use one expert alone."
+            )
         else:
-            conds = [e.cond for e in experts]
-            if any(c is None for c in conds):
-                raise ValueError(
-                    f"experts {[e.name for e in experts]} share one model but some have no condition: give each a cond, or use one expert alone."
-                )
-            cond = torch.stack([c for c in conds if c is not None]).repeat_interleave(n, 0)
-            out = _chunked(first, rows.repeat(m, *[1] * (rows.ndim - 1)), sigma, cond).unflatten(0, (m, n))
+            cond = torch.stack(given).unsqueeze(1).expand(m, n, *given[0].shape).flatten(0, 1)
+            every = rows if m == 1 else rows.repeat(m, *[1] * (rows.ndim - 1))
+            out = _chunked(first, every, sigma, cond).unflatten(0, (m, n))
     if out.shape != (m, *rows.shape):
         raise ValueError(
             f"expert {first.name!r} returned shape {tuple(out.shape[1:])} for samples {tuple(rows.shape)}: a model that also predicts variances "
@@ -255,8 +257,7 @@ def _chunked(expert: Expert, rows: Tensor, sigma: float, cond: Tensor | None) ->
 
 def check_same_space(experts: Sequence[Expert]) -> None:
     """Refuse to compose experts whose samples differ in shape or in latent space."""
-    first = experts[0]
-    for other in experts[1:]:
+    for first, other in pairwise(experts):
         if other.event != first.event:
             raise ValueError(
                 f"experts {first.name!r} and {other.name!r} have samples of shape {first.event} and {other.event}, wanted the same: "

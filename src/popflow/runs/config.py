@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -106,22 +107,24 @@ def _read(hint: Any, value: Any, name: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         for member in args:
-            try:
+            if _is_record(member) and isinstance(value, Mapping):
                 return _read(member, value, name)
-            except ConfigError:
-                continue
+            with contextlib.suppress(ConfigError):
+                return _read(member, value, name)
     elif origin is Literal:
         if value in args:
             return value
         if isinstance(value, str):
             raise ConfigError(unknown(name, value, [str(arg) for arg in args]))
-    elif origin is tuple and isinstance(value, list | tuple):
-        members = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(members) == len(value):
-            return tuple(_read(member, one, f"{name}[{i}]") for i, (member, one) in enumerate(zip(members, value, strict=True)))
-    elif isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {key: _read(args[1], one, f"{name}.{key}") for key, one in value.items()}
-    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            members = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+            if len(members) == len(value):
+                return tuple(_read(member, one, f"{name}[{i}]") for i, (member, one) in enumerate(zip(members, value, strict=True)))
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        if isinstance(value, Mapping):
+            return {key: _read(args[1], one, f"{name}.{key}") for key, one in value.items()}
+    elif _is_record(hint):
         if isinstance(value, hint):
             return value
         if isinstance(value, Mapping):
@@ -129,6 +132,10 @@ def _read(hint: Any, value: Any, name: str) -> Any:
     else:
         return _read_scalar(hint, value, name)
     raise ConfigError(f"{name}={value!r}, wanted {_say(hint)}.")
+
+
+def _is_record(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _read_scalar(hint: Any, value: Any, name: str) -> Any:

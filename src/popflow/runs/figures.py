@@ -20,6 +20,7 @@ from popflow.runs.report import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
@@ -78,17 +79,17 @@ def image_grid(groups: Mapping[str, Tensor], *, columns: int = 16, limits: tuple
     tall, wide = next(iter(blocks.values())).shape[1:3]
     across = max(min(columns, len(block)) for block in blocks.values())
     cell = min(zoom * wide, 1400 / across) / 200
-    width, label_height, gap = max(across * cell * 1.06, 2.5), 0.26, 0.1
-    height = sum(count * cell * 1.06 * tall / wide + label_height for count in rows) + gap * (len(rows) - 1)
+    width, label_height, gap = max(across * cell * 1.1, 2.5), 0.26, 0.1
+    height = sum(count * cell * 1.1 * tall / wide + label_height for count in rows) + gap * (len(rows) - 1)
     with _style():
         figure = _figure(width, height)
         top = height
         for (label, block), count in zip(blocks.items(), rows, strict=True):
             figure.text(0.0, (top - 0.06) / height, label, ha="left", va="top", fontsize=8.5)
-            tall_in = count * cell * 1.06 * tall / wide
+            tall_in = count * cell * 1.1 * tall / wide
             top -= label_height + tall_in
             shown = min(columns, len(block))
-            axes = figure.add_axes((0.0, top / height, shown * cell * 1.06 / width, tall_in / height))
+            axes = figure.add_axes((0.0, top / height, shown * cell * 1.1 / width, tall_in / height))
             axes.set_axis_off()
             axes.imshow(_tile(((block - low) / span).nan_to_num(0.5).clamp(0, 1), shown), interpolation="nearest", aspect="auto")
             top -= gap
@@ -130,8 +131,10 @@ def lines(
         _references(axes, reference)
         if log_x:
             axes.set_xscale("log")
+            _plain_ticks(axes.xaxis)
         if log_y:
             axes.set_yscale("log")
+            _plain_ticks(axes.yaxis)
         if downwards:
             axes.invert_xaxis()
         _legend(axes, len(series) + len(reference or {}))
@@ -212,20 +215,19 @@ def bars(values: Mapping[str, Measured], *, x_label: str, reference: Mapping[str
             axes.barh(place, one.value, color=COLOURS[(len(names) - 1 - place) % len(COLOURS)], height=0.62)
             if one.error is not None:
                 axes.errorbar(one.value, place, xerr=one.error, color=_INK, linewidth=1.1, capsize=2.5)
-            end = one.value + math.copysign(one.error or 0.0, one.value)
             axes.annotate(
                 str(one),
-                (end, place),
-                xytext=(5 if end >= 0 else -5, 0),
+                (max(one.value + (one.error or 0.0), 0.0), place),
+                xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
-                ha="left" if end >= 0 else "right",
                 fontsize=8,
+                bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"},
             )
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
-        axes.margins(x=0.22)
+        axes.margins(x=0.18)
         for (label, at), dash in zip((reference or {}).items(), cycle(_DASHES[1:])):
             axes.axvline(at, color=_INK, linewidth=1.0, linestyle=dash, label=label)
         if reference:
@@ -244,10 +246,10 @@ def _rgb(label: str, images: Tensor) -> Tensor:
 
 
 def _tile(block: Tensor, columns: int) -> Any:
-    """Images ``[n, H, W, 3]`` in one, each pixel doubled until a gap of about a sixteenth of an image can be left between them."""
+    """Images ``[n, H, W, 3]`` in one, each pixel doubled until a gap of a tenth of an image can be left between them."""
     n, tall, wide, _ = block.shape
     times = max(1, math.ceil(32 / wide))
-    gap = max(1, round(wide * times * 0.06))
+    gap = max(1, round(wide * times * 0.1))
     block = block.repeat_interleave(times, 1).repeat_interleave(times, 2)
     tall, wide, rows = tall * times, wide * times, math.ceil(n / columns)
     tile = torch.ones(rows * (tall + gap), columns * (wide + gap), 3, dtype=block.dtype)
@@ -289,6 +291,14 @@ def _flat(values: Tensor | Sequence[float]) -> Any:
 def _references(axes: Axes, reference: Mapping[str, float] | None) -> None:
     for (label, height), dash in zip((reference or {}).items(), cycle((_DASHES[2], _DASHES[1]))):
         axes.axhline(height, color=_INK, linewidth=1.0, linestyle=dash, label=label)
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Write the powers of ten as numbers."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: Axes, entries: int) -> None:

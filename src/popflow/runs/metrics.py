@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class Metrics:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
         self._begun: list[str] = []
         self._complete: set[str] = set()
 
@@ -60,9 +61,10 @@ class Metrics:
         row = {"stage": stage, "step": step, **{name: _number(value) for name, value in values.items()}}
         try:
             if self._file is None:
-                self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+                self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            line = json.dumps(row).encode() + b"\n"
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
             raise self._failed(error) from error
 

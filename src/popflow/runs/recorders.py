@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from popflow.core.streams import Streams
 from popflow.runs.run import Run
 
 
+@runtime_checkable
 class Trained(Protocol):
     """What a training loop reports: the step it has done and what it measured there."""
 

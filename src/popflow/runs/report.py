@@ -132,8 +132,8 @@ def render(content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = text_of
-    environment.filters["setting"] = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    environment.filters["cell"] = lambda value: value if isinstance(value, str) else text_of(value).replace("-", "−")
+    environment.filters["setting"] = _setting
     environment.tests["image"] = lambda uri: isinstance(uri, str) and bool(_IMAGE.fullmatch(uri))
     environment.tests["numeric"] = lambda value: isinstance(value, int | float | Mapping) and not isinstance(value, bool)
     return environment.get_template("report.html.jinja").render(content)
@@ -185,6 +185,12 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(one, str | int | float) for one in value):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _float(value: Any) -> float:

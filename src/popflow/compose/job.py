@@ -1,0 +1,310 @@
+"""The job behind ``popflow sample``: experts named by strings, composed, sampled into a run directory, reported."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from popflow.compose import zoo
+from popflow.compose.corrector import feynman_kac
+from popflow.compose.experts import kernel_mixture
+from popflow.compose.sample import Sample, Sampler, distinct, sample
+from popflow.compose.schedule import geometric, karras, linear
+from popflow.compose.superpose import Guidance, average, both, either
+from popflow.compose.target import Expert, Target
+from popflow.core import Streams
+from popflow.core.errors import unknown
+from popflow.runs import Figure, Measured, Report, Run, Table, checkpoint, figures, last_checkpoint
+
+_GRIDS = {"karras": karras, "linear": linear, "geometric": geometric}
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What ``popflow sample`` takes; every field is an option.
+
+    Attributes:
+        experts: ``zoo:NAME``, ``zoo:NAME:LABEL`` (class-conditional), ``kernel:FILE:WIDTH`` (kernel mixture of the rows of a .npy, .npz
+            or .csv file) or ``python:MODULE:NAME`` (an `Expert` of yours).
+        op: ``product`` (Feynman-Kac corrected), ``or``, ``and``, ``average`` (SuperDiff).
+        beta: Exponents, one per expert or one for all; 1 when empty.
+        temperature: Sample the whole product to the power 1 / temperature.
+        unconditional: Expert to guide away from.
+        guidance: Guidance weight w; needs ``unconditional``.
+        steps: Noise levels minus one.
+        sigma_min: Last noise level, in units of the data.
+        sigma_max: First noise level.
+        grid: Spacing of the levels.
+        particles: Particles of one run.
+        runs: Independent runs; each gives one sample in the end, and all its particles with their weights.
+        zeta: Noise scale; None takes 1, or 1.4 where the exponents sum to more than the number of experts (annealing).
+        correct: Weigh and resample; without it the naive sampler.
+        kernel_steps: Langevin steps at each level.
+        kernel_width: Smallest standard deviation of the data density; the Langevin step is ``min(sigma^2 + width^2, 1) / 10``.
+        ess_below: Resample below this share of effective particles.
+        clip: Bound on weight increments; None for none.
+        sharpness: Temperature T of OR; 1 is the exact mixture.
+        bias: Log-shares of OR, or wanted log-density differences of AND.
+        ridge: Of AND.
+        feedback: Of AND.
+        deterministic: ODE instead of SDE for OR, AND, average.
+        checkpoint_every: Levels between two checkpoints.
+        seed: Of the random streams.
+    """
+
+    experts: tuple[str, ...]
+    op: Literal["product", "or", "and", "average"] = "product"
+    beta: tuple[float, ...] = ()
+    temperature: float = 1.0
+    unconditional: str | None = None
+    guidance: float = 1.0
+    steps: int = 300
+    sigma_min: float = 0.02
+    sigma_max: float = 15.0
+    grid: Literal["karras", "linear", "geometric"] = "karras"
+    particles: int = 64
+    runs: int = 8
+    zeta: float | None = None
+    correct: bool = True
+    kernel_steps: int = 0
+    kernel_width: float = 0.3
+    ess_below: float = 0.5
+    clip: float | None = None
+    sharpness: float = 1.0
+    bias: tuple[float, ...] = ()
+    ridge: float = 1e-6
+    feedback: float = 0.1
+    deterministic: bool = False
+    checkpoint_every: int = 25
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.experts:
+            raise ValueError("experts is empty, wanted at least one: for example --expert zoo:digits-even.")
+        for spec in self.experts if self.unconditional is None else (*self.experts, self.unconditional):
+            check_expert(spec)
+        if len(self.beta) not in (0, 1, len(self.experts)):
+            raise ValueError(f"beta has {len(self.beta)} values for {len(self.experts)} experts, wanted one for each, or one for all.")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}, wanted a positive number: below 1 sharpens, above 1 flattens.")
+        if self.guidance != 1 and self.unconditional is None:
+            raise ValueError(f"guidance={self.guidance} without an unconditional expert: give one, e.g. --unconditional zoo:digits-all.")
+        if self.op != "product" and (self.beta or self.temperature != 1 or self.kernel_steps or self.clip is not None):
+            raise ValueError(f"op={self.op!r} takes no beta, temperature, kernel_steps or clip: they belong to op='product'.")
+        if self.op == "product" and (self.bias or self.deterministic):
+            raise ValueError("op='product' takes no bias and is not deterministic: they belong to 'or', 'and' and 'average'.")
+
+
+def check_expert(spec: str) -> tuple[str, str]:
+    """Return kind and rest of a string that names an expert, having looked whether there is such a thing, without loading it.
+
+    Raises:
+        ValueError: for an unknown kind or name (the closest one is given), a label that does not exist, a file that is not there.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind not in ("zoo", "kernel", "python") or not rest:
+        raise ValueError(f"expert {spec!r}: wanted zoo:NAME, zoo:NAME:LABEL, kernel:FILE:WIDTH or python:MODULE:NAME.")
+    if kind == "zoo":
+        name, _, label = rest.partition(":")
+        if name not in zoo.ENTRIES:
+            raise ValueError(unknown("expert", name, zoo.ENTRIES))
+        if label and not zoo.ENTRIES[name].conditional:
+            raise ValueError(f"expert {spec!r}: this expert takes no label; leave ':{label}' away, or use a class-conditional one.")
+        if label and (not label.isdigit() or int(label) > zoo.NO_CLASS):
+            raise ValueError(
+                f"expert {spec!r}: label {label!r}, wanted a class number from 0 to {zoo.NO_CLASS} ({zoo.NO_CLASS}: any class)."
+            )
+    if kind == "kernel":
+        file, _, width = rest.rpartition(":")
+        if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", width) or not file:
+            raise ValueError(
+                f"expert {spec!r}: kernel width {width!r} is not a number, wanted kernel:FILE:WIDTH, e.g. kernel:points.npy:0.3."
+            )
+        if not Path(file).is_file():
+            raise ValueError(f"expert {spec!r}: cannot read {file!r}: no such file.")
+    return kind, rest
+
+
+def load_expert(spec: str, device: torch.device | str = "cpu") -> Expert:
+    """Return the expert that a string names; see `SampleConfig.experts`.
+
+    Raises:
+        ValueError: as `check_expert`, and for a file or module that does not hold what it should.
+    """
+    kind, rest = check_expert(spec)
+    if kind == "zoo":
+        name, _, label = rest.partition(":")
+        expert = zoo.load(name, device=device)
+        return _labelled(expert, spec, label) if label else expert
+    return _from_file(spec, rest, device) if kind == "kernel" else _from_python(spec, rest)
+
+
+def composition(config: SampleConfig, device: torch.device | str = "cpu") -> Sampler:
+    """Return the sampler that a configuration describes."""
+    networks: dict[str, Expert] = {}
+
+    def load(spec: str) -> Expert:
+        """A network is loaded once, so that its conditions are evaluated together."""
+        kind, name, label = (*spec.split(":", 2), "")[:3]
+        whole = f"{kind}:{name}" if kind == "zoo" else spec
+        if whole not in networks:
+            networks[whole] = load_expert(whole, device)
+        return _labelled(networks[whole], spec, label) if kind == "zoo" and label else networks[whole]
+
+    experts = [load(spec) for spec in config.experts]
+    base = None if config.unconditional is None else load(config.unconditional)
+    if config.op != "product":
+        guidance = None if base is None else Guidance(base, config.guidance)
+        bias = config.bias or None
+        if config.op == "or":
+            return either(experts, temperature=config.sharpness, bias=bias, guidance=guidance, deterministic=config.deterministic)
+        if config.op == "and":
+            return both(
+                experts,
+                guidance=guidance,
+                ridge=config.ridge,
+                feedback=config.feedback,
+                bias=bias,
+                deterministic=config.deterministic,
+            )
+        return average(experts, guidance=guidance, deterministic=config.deterministic)
+    betas = config.beta * len(experts) if len(config.beta) == 1 else config.beta or (1.0,) * len(experts)
+    target = guided(experts, betas, base, config.guidance) ** (1 / config.temperature)
+    total = sum(target.exponents(config.sigma_max))
+    zeta = config.zeta if config.zeta is not None else math.sqrt(2) if total > len(experts) else 1.0
+    width = config.kernel_width
+    return feynman_kac(
+        target,
+        zeta=zeta,
+        correct=config.correct,
+        ess_below=config.ess_below,
+        kernel_steps=config.kernel_steps,
+        step_size=lambda sigma: min(sigma**2 + width**2, 1.0) / 10,
+        clip=config.clip,
+    )
+
+
+def guided(experts: list[Expert], betas: tuple[float, ...], unconditional: Expert | None, w: float) -> Target:
+    """Return ``prod q_i^{beta_i}``, or with an unconditional model u ``u prod (q_i / u)^{w beta_i}``."""
+    if unconditional is None:
+        target = Target.of(experts[0]) ** betas[0]
+        for expert, beta in zip(experts[1:], betas[1:], strict=True):
+            target = target * expert**beta
+        return target
+    target = Target.of(unconditional)
+    for expert, beta in zip(experts, betas, strict=True):
+        target = target * (expert / unconditional) ** (w * beta)
+    return target
+
+
+def run(config: SampleConfig, run: Run) -> Report:
+    """Sample into the run directory; the same call goes on where an interrupted one stopped.
+
+    Writes ``sample.safetensors`` (the last state: particles, weights, companions) and ``picked.safetensors`` (one sample of each run).
+    """
+    sampler = composition(config, run.device)
+    levels = _GRIDS[config.grid](config.steps, config.sigma_min, config.sigma_max)
+    rng = Streams(config.seed, run.device)
+    functions: dict[str, Callable] = {
+        "ess": lambda state: state.pop.ess(),
+        "log_z": lambda state: state.pop.log_normalizer(),
+        "ancestors": lambda state: distinct(state.pop.aux["ancestor"]),
+    }
+    recorder = checkpoint(run, "sample", last=config.steps, every=config.checkpoint_every, **functions)
+    state = last_checkpoint(run, "sample", rng)
+    out = sample(sampler, levels, particles=config.particles, runs=config.runs, rng=rng, record=[recorder], resume=state)
+    picked = out.pick(rng)
+    run.save("picked", {"x": picked}, {"what": "one sample of each run, drawn by its weights"})
+    return _report(config, run, sampler, out, picked)
+
+
+def _report(config: SampleConfig, run: Run, sampler: Sampler, out: Sample, picked: Tensor) -> Report:
+    rows = run.metrics.rows("sample")
+    sigma = [math.sqrt(row["t"]) for row in rows]
+    ess = torch.tensor([row["ess"] for row in rows])
+    ancestors = torch.tensor([row["ancestors"] for row in rows]).double()
+    pop = out.population
+    resamples = sampler.resamples
+    last, alive = pop.ess(), distinct(pop.aux["ancestor"])
+    columns = ("run", "effective particles", "distinct ancestors")
+    cells = [(f"{r}", float(last[r]), int(alive[r])) for r in range(config.runs)]
+    if sampler.resamples:
+        columns, cells = (*columns, "log Z"), [(*row, float(z)) for row, z in zip(cells, pop.log_normalizer(), strict=True)]
+    note = f"{config.particles} particles a run, {sampler.evaluations * config.steps} expert evaluations a particle."
+    if "clipped" in pop.aux:
+        note += f" Weight increments clipped: {int(pop.aux['clipped'].sum())}; clipped weights are biased."
+    diagnostics: tuple[Table | Figure, ...] = (Table("Runs", columns, tuple(cells[:16]), note=note),)
+    if resamples:
+        curve = figures.lines(
+            sigma,
+            {"effective particles": ess.mean(1), "distinct ancestors": ancestors.mean(1)},
+            x_label="noise level sigma",
+            y_label="particles (mean over runs)",
+            log_x=True,
+            downwards=True,
+        )
+        diagnostics = (Figure(curve, "Effective sample size and surviving ancestors as the noise falls."), *diagnostics)
+    names = ", ".join(config.experts)
+    return Report(
+        title=f"{config.op} of {names}",
+        summary=f"{config.runs} independent runs of {config.particles} particles, {config.steps} noise levels from {config.sigma_max:g} to "
+        f"{config.sigma_min:g}. One sample of each run is shown, drawn by its weights.",
+        figure=_picture(picked),
+        diagnostics=diagnostics,
+        results={"effective_particles": Measured(float(last.mean())), "distinct_ancestors": Measured(float(alive.double().mean()))},
+        files={"sample.safetensors": "all particles x, log weights log_w, companions", "picked.safetensors": "one sample of each run"},
+    )
+
+
+def _picture(picked: Tensor) -> Figure | None:
+    event = picked.shape[1:]
+    if len(event) == 3 and event[0] in (1, 3):
+        return Figure(figures.image_grid({"samples": picked}, limits=(-1.0, 1.0)), "One sample of each run.")
+    flat = picked.flatten(1).double()
+    if flat.shape[1] == 1:
+        return Figure(figures.histogram({"samples": flat[:, 0]}, x_label="x"), "One sample of each run.")
+    return Figure(figures.scatter({"samples": flat[:, :2]}, x_label="x 1", y_label="x 2"), "One sample of each run, first two coordinates.")
+
+
+def _labelled(expert: Expert, spec: str, label: str) -> Expert:
+    assert expert.cond is not None
+    return expert.given(torch.full_like(expert.cond, int(label)), name=spec.removeprefix("zoo:"))
+
+
+def _from_file(spec: str, rest: str, device: torch.device | str) -> Expert:
+    import numpy
+
+    file, _, width = rest.rpartition(":")
+    try:
+        if file.endswith(".csv"):
+            data = numpy.loadtxt(file, delimiter=",", ndmin=2)
+        else:
+            data = numpy.load(file, allow_pickle=False)
+            data = data if isinstance(data, numpy.ndarray) else data[data.files[0]]
+    except (OSError, ValueError, IndexError) as error:
+        raise ValueError(f"expert {spec!r}: cannot read {file!r} as .npy, .npz or .csv: {error}.") from error
+    points = torch.as_tensor(data, dtype=torch.float64, device=device)
+    if points.ndim < 2 or not bool(points.isfinite().all()):
+        raise ValueError(
+            f"expert {spec!r}: the array has shape {tuple(points.shape)}, wanted finite samples [N, *event] with at least two axes."
+        )
+    return kernel_mixture(points, float(width), name=Path(file).stem)
+
+
+def _from_python(spec: str, rest: str) -> Expert:
+    module, _, name = rest.partition(":")
+    try:
+        expert = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"expert {spec!r}: cannot import it: {error}. Wanted python:MODULE:NAME of a module on the path.") from error
+    if not isinstance(expert, Expert):
+        raise ValueError(f"expert {spec!r} is a {type(expert).__name__}, wanted a popflow.compose.Expert.")
+    return expert

@@ -1,0 +1,340 @@
+"""The one training loop: a pure loss, batches drawn from named streams, any optimiser, exact resume, a guard against divergence."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import replace as _replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from popflow.core.checkpoint import load_tensors, save_tensors
+from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
+from popflow.core.streams import Streams
+from popflow.learn.ema import ema_weight
+from popflow.learn.learner import Learner, Loss, MakeOptimizer
+
+Batches = Callable[[Streams], Any]
+"""Draws one batch: tensors, or tuples and dicts of them. All that is random in a step (data, noise, times) comes from here."""
+
+ADAMW = partial(torch.optim.AdamW, lr=1e-3)
+"""The optimiser of `fit` unless another one is given."""
+COMPILE_SECONDS = 30.0
+"""What a first compilation costs, in seconds: 10 to 60 measured; a few once the cache on disk is warm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a recorder is told: the step just done, metrics averaged since the last record (``loss`` among them), learning rate."""
+
+    step: int
+    metrics: Mapping[str, float]
+    lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What learning returned.
+
+    Attributes:
+        params: Last parameters, detached; ``module.load_state_dict(fit.params, strict=False)`` puts them into the module they came from.
+        ema: Their moving average; ``params`` when no average was asked for.
+        step: Steps done.
+        rollbacks: How often the guard went back and halved the learning rate.
+        compiled: Whether the last steps ran compiled.
+    """
+
+    params: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    step: int
+    rollbacks: int
+    compiled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Where a run stands, besides what the learner holds. ``sums`` of the metrics over ``count`` steps since the last record."""
+
+    step: int = 0
+    count: int = 0
+    rollbacks: int = 0
+    lowest: float = math.inf
+    largest: float = 0.0
+    compiled: bool | None = None
+    sums: Tensor | None = None
+
+
+def cosine(steps: int, warmup: int = 0, last: float = 0.0) -> Callable[[int], float]:
+    """Learning-rate factor that rises linearly over ``warmup`` steps, then falls along half a cosine to ``last`` at ``steps``.
+
+    >>> rate = cosine(100, warmup=10)
+    >>> rate(0), rate(9), round(rate(55), 3), rate(100)
+    (0.1, 1.0, 0.5, 0.0)
+    """
+    if not 0 <= warmup < steps:
+        raise ValueError(f"warmup={warmup!r} with steps={steps!r}, wanted 0 <= warmup < steps.")
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / (steps - warmup))))
+
+    return rate
+
+
+def constant(step: int) -> float:
+    """Learning-rate factor 1 at every step.
+
+    >>> constant(7)
+    1.0
+    """
+    return 1.0
+
+
+def fit(
+    loss: Loss,
+    params: Mapping[str, Tensor],
+    batches: Batches,
+    *,
+    steps: int,
+    rng: Streams,
+    optimizer: MakeOptimizer = ADAMW,
+    schedule: Callable[[int], float] = constant,
+    clip_norm: float | None = None,
+    ema: float | None = None,
+    record: Iterable[Callable[[Progress], None]] = (),
+    log_every: int = 50,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1000,
+    compile: bool | Literal["auto"] = "auto",
+    max_rollbacks: int = 3,
+    spike: float = 100.0,
+) -> Fit:
+    """Minimise ``E[loss(params, batch)]`` over batches.
+
+    Nothing waits for the device between two records. A run that was killed goes on from its checkpoint and ends with the same bytes as
+    one that was not; Ctrl-C writes a checkpoint first (a second Ctrl-C stops at once).
+
+    Divergence guard: at every record and checkpoint the mean loss since the last record and all parameters must be finite, and that mean
+    below ``lowest + spike * largest`` (lowest mean so far, largest in absolute value). If not, the last good state is put back, the
+    learning rate halved, and new batches are drawn.
+
+    Args:
+        loss: Pure ``loss(params, batch) -> (scalar, metrics)``, metrics a mapping of scalar tensors. It draws nothing at random. Buffers and
+            frozen parameters are constants that it closes over: `torch.func.functional_call` takes from the module what ``params`` lacks.
+        params: Named tensors to learn, ``dict(module.named_parameters())``; they are copied, the module stays as it is.
+        batches: ``batches(rng) -> batch``; shapes must not vary if the step is to be compiled.
+        steps: Number of steps, those of a resumed checkpoint included.
+        rng: Named streams; their states are part of the checkpoint.
+        optimizer: Class of `torch.optim` or partial of one, called with the list of tensors.
+        schedule: Factor of the learning rate as a function of the step, see `cosine`.
+        clip_norm: Longest joint gradient; the norm before clipping is recorded as ``grad_norm``.
+        ema: Decay of the parameter average, for example 0.999.
+        record: Called with a `Progress` every ``log_every`` steps and at the end. A resumed run repeats records after its checkpoint.
+        log_every: Steps between records.
+        checkpoint: File to write and, when it is there, to go on from.
+        checkpoint_every: Steps between checkpoints; one more is written at the end.
+        compile: One graph for gradients, clipping, optimiser and average. ``"auto"`` compiles when the steps left would take longer than
+            three compilations (90 s); a resumed run keeps the decision. Compiled and eager agree to rounding, not bit by bit.
+        max_rollbacks: How often the guard may go back.
+        spike: See above; ``math.inf`` leaves only the check for finite values (min-max losses).
+
+    Raises:
+        DivergenceError: when the guard has gone back ``max_rollbacks`` times and the loss diverges again.
+        CheckpointError: when the checkpoint cannot be written (the one before is whole) or belongs to another run.
+        RuntimeError: with ``compile=True``, when the loss does not compile.
+
+    Example:
+        >>> def loss(params, batch):
+        ...     return (params["mean"] - batch).square().mean(), {}
+        >>> result = fit(loss, {"mean": torch.zeros(2)}, lambda rng: 3 + rng.normal("data", torch.empty(64, 2)), steps=300,
+        ...              rng=Streams(0), optimizer=partial(torch.optim.Adam, lr=0.05), ema=0.9)
+        >>> [round(value, 1) for value in result.ema["mean"].tolist()]
+        [3.0, 3.0]
+    """
+    _check(params, steps=steps, log_every=log_every, checkpoint_every=checkpoint_every, ema=ema, clip_norm=clip_norm)
+    record = tuple(record)
+    learner = Learner(loss, params, optimizer, ema is not None, clip_norm)
+    mark = _Mark(compiled=compile if isinstance(compile, bool) else None)
+    if checkpoint is not None and Path(checkpoint).exists():
+        mark = _load(Path(checkpoint), learner, rng, mark, steps)
+    save = partial(_save, checkpoint, learner, rng) if checkpoint is not None else lambda mark: None
+    good, clock = _snapshot(learner, mark), None
+    with _bar(mark.step, steps) as show, _interrupts() as interrupted:
+        while mark.step < steps:
+            end = min(steps, *(mark.step - mark.step % every + every for every in (log_every, checkpoint_every)))
+            sums, step = mark.sums, mark.step
+            while step < end and not interrupted.is_set():
+                learner.set(schedule(step) * 0.5**mark.rollbacks, ema_weight(step + 1, ema) if ema is not None else 1.0)
+                batch = batches(rng)
+                if mark.compiled and not learner.compiled and learner.names:
+                    values, compiled = _compile(learner, batch, required=compile is True)
+                    mark = _replace(mark, compiled=compiled)
+                else:
+                    values = learner(batch)
+                sums = values if sums is None else sums + values
+                step += 1
+                clock = clock or (step, time.perf_counter())
+            mark = _replace(mark, step=step, count=mark.count + step - mark.step, sums=sums)
+            if sums is None:  # interrupted before the first step
+                break
+            means = [total / mark.count for total in sums.tolist()]  # the one place that waits for the device
+            exploded = means[0] - mark.lowest > spike * mark.largest > 0
+            if exploded or not math.isfinite(means[0]) or not learner.finite():
+                good = _roll_back(learner, good, mark, means[0], max_rollbacks)
+                mark = good[0]
+                continue
+            if mark.compiled is None and clock is not None and step - clock[0] >= 10:
+                seconds = (time.perf_counter() - clock[1]) / (step - clock[0])
+                mark = _replace(mark, compiled=(steps - step) * seconds > 3 * COMPILE_SECONDS)
+            if step == steps or (step % log_every == 0 and not interrupted.is_set()):
+                progress = Progress(step, dict(zip(learner.names, means, strict=True)), float(learner.optimizer.param_groups[0]["lr"]))
+                for recorder in record:
+                    recorder(progress)
+                show(progress)
+                lowest, largest = min(mark.lowest, means[0]), max(mark.largest, abs(means[0]))
+                mark = _replace(mark, count=0, sums=None, lowest=lowest, largest=largest)
+            good = _snapshot(learner, mark)
+            if step == steps or step % checkpoint_every == 0 or interrupted.is_set():
+                save(mark)
+            if interrupted.is_set():
+                break
+    if interrupted.is_set():
+        raise KeyboardInterrupt(f"stopped at step {mark.step} of {steps}" + (f"; {checkpoint} goes on from there" if checkpoint else ""))
+    final = {name: p.detach().clone() for name, p in learner.params.items()}
+    return Fit(final, learner.ema or final, mark.step, mark.rollbacks, learner.compiled)
+
+
+_Good = tuple[_Mark, dict[str, Tensor], Any]
+
+
+def _snapshot(learner: Learner, mark: _Mark) -> _Good:
+    tensors, structure = learner.state()
+    return mark, {name: value.clone() for name, value in tensors.items()}, structure
+
+
+def _roll_back(learner: Learner, good: _Good, mark: _Mark, mean: float, max_rollbacks: int) -> _Good:
+    """Put the last good state back with half the learning rate, or give up with advice."""
+    before, tensors, structure = good
+    seen = f"the mean loss is {mean:.6g} at step {mark.step}, it was {mark.lowest:.6g} at best"
+    if mark.rollbacks >= max_rollbacks:
+        raise DivergenceError(
+            f"training diverged: {seen}, and the learning rate has been halved {mark.rollbacks} times (max_rollbacks={max_rollbacks}). "
+            "Fix: start with a lower learning rate, warm it up (schedule=cosine(steps, warmup)), clip gradients (clip_norm=1.0), or look "
+            "for data and times at which the loss is singular. For a loss that may rise by design pass spike=math.inf."
+        )
+    warnings.warn(f"{seen}: back to step {before.step} with half the learning rate.", PopflowWarning, stacklevel=3)
+    learner.load(tensors, structure)
+    return _replace(before, rollbacks=mark.rollbacks + 1, compiled=mark.compiled), tensors, structure
+
+
+def _compile(learner: Learner, batch: Any, required: bool) -> tuple[Tensor, bool]:
+    """Take the step that compiles; eager instead where the loss does not and nobody insisted."""
+    try:
+        return learner.compile(batch), True
+    except RuntimeError as error:
+        if required:
+            raise
+        warnings.warn(f"going on without compiling: {error}", PopflowWarning, stacklevel=3)
+        return learner(batch), False
+
+
+def _save(path: str | Path, learner: Learner, rng: Streams, mark: _Mark) -> None:
+    tensors, structure = learner.state()
+    tensors = dict(tensors) | {f"rng.{name}": value for name, value in rng.state().items()}
+    if mark.sums is not None:
+        tensors["sums"] = mark.sums
+    about = {
+        "step": mark.step,
+        "count": mark.count,
+        "rollbacks": mark.rollbacks,
+        "lowest": mark.lowest,
+        "largest": mark.largest,
+        "compiled": mark.compiled,
+        "names": learner.names,
+        "optimizer": structure,
+        "seed": rng.seed,
+    }
+    save_tensors(path, tensors, about)
+
+
+def _load(path: Path, learner: Learner, rng: Streams, mark: _Mark, steps: int) -> _Mark:
+    """Put a checkpoint back into the learner and the streams."""
+    tensors, about = load_tensors(path)
+    if "optimizer" not in about:
+        raise CheckpointError(f"{path} holds {sorted(tensors)[:3]} ... and is no checkpoint of fit: give another file.")
+    if about["seed"] != rng.seed:
+        raise CheckpointError(f"{path} was written with seed {about['seed']}, rng has seed {rng.seed}: use that seed, or another file.")
+    if about["step"] > steps:
+        raise CheckpointError(f"{path} is at step {about['step']}, past steps={steps}: ask for more steps, or give another file.")
+    learner.load(tensors, about["optimizer"])
+    learner.names = tuple(about["names"])
+    rng.load({name.removeprefix("rng."): value for name, value in tensors.items() if name.startswith("rng.")})
+    compiled = about["compiled"] if mark.compiled is None else mark.compiled
+    numbers = {key: about[key] for key in ("step", "count", "rollbacks", "lowest", "largest")}
+    sums = tensors.get("sums")
+    device = next(iter(learner.params.values())).device
+    return _Mark(**numbers, compiled=compiled, sums=sums if sums is None else sums.to(device))
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event that the loop looks at between steps; the second stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handler(*_: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _bar(start: int, steps: int) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on stderr, when that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda progress: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
+        task = bar.add_task("", total=steps, completed=start)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.step, description=f"loss {progress.metrics['loss']:.4g}", refresh=True)
+
+        yield show
+
+
+def _check(params: Mapping[str, Tensor], *, ema: float | None, clip_norm: float | None, **counts: int) -> None:
+    if not params:
+        raise ValueError("params is empty, wanted named tensors to learn: pass dict(module.named_parameters()).")
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value!r}, wanted at least 1.")
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"ema={ema!r}, wanted a decay in [0, 1): 0.999 is usual, None for no average.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm={clip_norm!r}, wanted a positive norm: 1.0 is usual, None for no clipping.")

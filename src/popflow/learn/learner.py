@@ -1,0 +1,229 @@
+"""What changes while learning (parameters, optimiser, average), and the one step that changes it: eager, or compiled as one graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from popflow.core.errors import CheckpointError
+from popflow.learn.ema import ema_update
+
+Params = dict[str, Tensor]
+Loss = Callable[[Params, Any], tuple[Tensor, Mapping[str, Tensor]]]
+"""A pure ``loss(params, batch) -> (scalar, metrics)``; it draws nothing at random, the batch brings that along."""
+MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+"""A class of `torch.optim`, or a partial of one."""
+
+
+class Learner:
+    """Parameters, optimiser and average, and the step ``learner(batch)`` that changes them in place.
+
+    The step returns ``[loss, *metrics]`` as one vector without waiting for it; `names` says what the entries are. It starts eager;
+    `compile` replaces it.
+    """
+
+    def __init__(self, loss: Loss, params: Mapping[str, Tensor], optimizer: MakeOptimizer, ema: bool, clip_norm: float | None):
+        self.loss, self.clip_norm = loss, clip_norm
+        # No leaf requires gradients: eager steps differentiate aliases, compiled ones are functional, and the update is in place.
+        self.params: Params = {name: p.detach().clone() for name, p in params.items()}
+        self.ema: Params | None = {name: p.clone() for name, p in self.params.items()} if ema else None
+        self.optimizer = optimizer(list(self.params.values()))
+        self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.names: tuple[str, ...] = ()
+        self.compiled = False
+        self._ema_weight: Tensor | float = 1.0
+        self._set = (1.0, 1.0)
+        self._step = self._eager
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Take one step; return ``[loss, *metrics]``."""
+        return self._step(batch)
+
+    def set(self, lr_factor: float, ema_weight: float) -> None:
+        """Set the learning rates, as multiples of those the optimiser was made with, and the weight of the newest parameters."""
+        if self._set == (lr_factor, ema_weight):
+            return
+        self._set = (lr_factor, ema_weight)
+        for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base * lr_factor)
+            else:
+                group["lr"] = base * lr_factor
+        if isinstance(self._ema_weight, Tensor):
+            self._ema_weight.fill_(ema_weight)
+        else:
+            self._ema_weight = ema_weight
+
+    def compile(self, batch: Any) -> Tensor:
+        """Take one step with everything in one graph; where the optimiser does not compile, with the gradients in one graph.
+
+        Raises:
+            RuntimeError: when the loss does not compile; nothing has changed then.
+        """
+        errors = []
+        for make in (self._whole_graph, self._gradient_graph):
+            step = make()
+            try:
+                values = step(batch)
+            except Exception as error:  # whatever the compiler raises: the same step has just worked eagerly
+                errors.append(error)
+                continue
+            self._step, self.compiled = step, True
+            return values
+        self._back_to_numbers()
+        raise RuntimeError(
+            f"the loss does not compile as one graph: {_first_line(errors[-1])}. Fix: take input gradients with popflow.core.calculus, draw "
+            "random numbers in batches(rng), call no .item(); or pass compile=False."
+        ) from errors[-1]
+
+    def _eager(self, batch: Any) -> Tensor:
+        leaves = {name: p.detach().requires_grad_() for name, p in self.params.items()}
+        value, metrics = _checked(self.loss(leaves, batch))
+        self.names = ("loss", *metrics, *(["grad_norm"] if self.clip_norm is not None else []))
+        grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        values = torch.stack([value.detach(), *(m.detach().to(value.dtype) for m in metrics.values())])
+        return self._update(values, grads)
+
+    def _update(self, values: Tensor, grads: tuple[Tensor, ...]) -> Tensor:
+        """Let the optimiser, outside of any graph, follow the gradients."""
+        with torch.no_grad():
+            if self.clip_norm is not None:
+                values, grads = _clip(values, grads, self.clip_norm)
+            for p, g in zip(self.params.values(), grads, strict=True):
+                p.grad = g
+            self.optimizer.step()
+            if self.ema is not None:
+                ema_update(self.ema, self.params, self._ema_weight)
+        return values
+
+    def _gradient_graph(self) -> Callable[[Any], Tensor]:
+        self._back_to_numbers()
+        gradient = torch.compile(_gradient(self.loss), fullgraph=True, dynamic=False)
+        return lambda batch: self._update(*gradient(self.params, batch))
+
+    def _whole_graph(self) -> Callable[[Any], Tensor]:
+        """Gradients, clipping, optimiser and average in one graph; rates and weights are tensors, so that they may change."""
+        params, optimizer, ema, clip_norm = self.params, self.optimizer, self.ema, self.clip_norm
+        device = next(iter(params.values())).device
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        weight = self._ema_weight = torch.tensor(float(self._ema_weight), device=device)
+        for p in params.values():
+            p.grad = torch.zeros_like(p)
+        gradient, optimizer_step = _gradient(self.loss), inspect.unwrap(type(optimizer).step)
+
+        def step(batch: Any) -> Tensor:
+            values, grads = gradient(params, batch)
+            with torch.no_grad():
+                if clip_norm is not None:
+                    values, grads = _clip(values, grads, clip_norm)
+                for p, g in zip(params.values(), grads, strict=True):
+                    p.grad.copy_(g)  # pyright: ignore[reportOptionalMemberAccess]
+                optimizer_step(optimizer)
+                if ema is not None:
+                    ema_update(ema, params, weight)
+            return values
+
+        return torch.compile(step, fullgraph=True, dynamic=False)
+
+    def _back_to_numbers(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(group["lr"])
+        self._ema_weight = float(self._ema_weight)
+
+    def finite(self) -> bool:
+        """Whether every parameter is; waits for the device."""
+        return bool(torch.stack([p.isfinite().all() for p in self.params.values()]).all())
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        """Everything as plain named tensors, not copied, and the structure of the optimiser's state around them."""
+        tensors = {f"param.{name}": p for name, p in self.params.items()}
+        tensors |= {f"ema.{name}": p for name, p in (self.ema or {}).items()}
+        return tensors, _pack(self.optimizer.state_dict()["state"], tensors, "opt")
+
+    def load(self, tensors: Mapping[str, Tensor], structure: Any) -> None:
+        """Put back what `state` returned, by copying.
+
+        Raises:
+            CheckpointError: when names or shapes are those of another model.
+        """
+        mine, now = self.state()
+        wanted = {name: tuple(p.shape) for name, p in mine.items() if not name.startswith("opt")}
+        found = {name: tuple(p.shape) for name, p in tensors.items() if name.startswith(("param.", "ema."))}
+        if wanted != found:
+            wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            raise CheckpointError(
+                f"the checkpoint holds {wrong[0]} with shape {found.get(wrong[0])}, wanted {wanted.get(wrong[0])} ({len(wrong)} of "
+                f"{len(wanted)} differ): it belongs to another model. Fix: give another file, or the model it was written for."
+            )
+        in_place = structure == now  # keeps the tensors that a compiled step has bound
+        for name, value in mine.items():
+            if in_place or not name.startswith("opt"):
+                value.copy_(tensors[name])
+        if not in_place:
+            groups = self.optimizer.state_dict()["param_groups"]
+            copies = {name: value.clone() for name, value in tensors.items() if name.startswith("opt")}
+            self.optimizer.load_state_dict({"state": _unpack(structure, copies), "param_groups": groups})
+
+
+def _gradient(loss: Loss) -> Callable[[Params, Any], tuple[Tensor, tuple[Tensor, ...]]]:
+    """``(params, batch) -> ([loss, *metrics], gradients)``, functional."""
+
+    def gradient(params: Params, batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        grads, (value, metrics) = grad_and_value(loss, has_aux=True)(params, batch)
+        values = torch.stack([value.detach(), *(m.detach().to(value.dtype) for m in metrics.values())])
+        return values, tuple(grads.values())
+
+    return gradient
+
+
+def _clip(values: Tensor, grads: tuple[Tensor, ...], clip_norm: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Shorten the joint gradient to norm ``clip_norm``; the norm it had joins the values."""
+    norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+    shorten = (clip_norm / norm.clamp_min(1e-12)).clamp_max(1.0)
+    return torch.cat([values, norm.to(values.dtype)[None]]), tuple(g * shorten for g in grads)
+
+
+def _checked(result: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """What the loss returned, or what is wrong with it."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor) and isinstance(result[1], Mapping)):
+        raise TypeError(f"loss returned {type(result).__name__}, wanted (scalar tensor, mapping of scalar tensors): return value, {{}}.")
+    value, metrics = result
+    for name, scalar in {"the loss": value, **metrics}.items():
+        if not isinstance(scalar, Tensor) or scalar.ndim:
+            seen = list(scalar.shape) if isinstance(scalar, Tensor) else type(scalar).__name__
+            raise TypeError(f"{name}: loss returned {seen}, wanted a tensor without dimensions: take a mean, leave it a tensor.")
+    return value, metrics
+
+
+def _pack(tree: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """Move the tensors of a nested structure into ``tensors``; return the rest in a form that JSON keeps."""
+    if isinstance(tree, Tensor):
+        tensors[name] = tree
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        return {"dict": [[key, _pack(value, tensors, f"{name}.{key}")] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return {"list": [_pack(value, tensors, f"{name}.{k}") for k, value in enumerate(tree)]}
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    raise CheckpointError(f"the optimiser keeps a {type(tree).__name__} in its state ({name}), wanted tensors, numbers, lists, mappings.")
+
+
+def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "tensor" in tree:
+        return tensors[tree["tensor"]]
+    if "dict" in tree:
+        return {key: _unpack(value, tensors) for key, value in tree["dict"]}
+    return [_unpack(value, tensors) for value in tree["list"]]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next((line for line in str(error).splitlines() if line.strip()), '')}"

@@ -1,0 +1,103 @@
+"""The command: exit codes, what goes to which stream, and how fast it starts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from popflow import __version__
+from popflow.cli.app import app, main
+
+VERBS = ["cite", "demo", "doctor", "methods", "report", "sample"]
+
+
+def popflow(*arguments, **kwargs):
+    """Run the real command in its own process."""
+    return subprocess.run([sys.executable, "-m", "popflow.cli.app", *arguments], capture_output=True, text=True, check=False, **kwargs)
+
+
+def test_help_and_methods_do_not_import_torch():
+    code = (
+        "import sys; from popflow.cli.app import main\n"
+        "for arguments in (['--help'], ['demo', '--help'], ['methods'], ['--version'], []): assert main(arguments) == 0\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'jinja2', 'popflow.core', 'popflow.runs'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().endswith("[]")
+    for verb in VERBS:
+        assert verb in done.stdout
+
+
+def test_help_costs_little():
+    """Processor time, which other work on the machine does not lengthen."""
+    before = os.times()
+    popflow("--help")
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.6
+
+
+def test_the_verbs_are_those_of_the_documentation():
+    from typer.main import get_command
+
+    assert sorted(get_command(app).commands) == VERBS
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"popflow {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smaple"], "unknown command 'smaple': did you mean 'sample'"),
+        (["demos"], "unknown command 'demos': did you mean 'demo'"),
+        (["demo", "fkk"], "unknown method 'fkk': did you mean 'fkc'"),
+        (["demo", "--sed", "1"], "No such option"),
+        (["demo", "--seed", "x"], "--seed"),
+        (["demo", "--device", "tpu"], "tpu"),
+        (["report"], "RUN"),
+        (["demo", "--config", "/no/such/file.json"], "cannot read the configuration /no/such/file.json"),
+    ],
+)
+def test_bad_usage_is_told_once_and_ends_with_2(capsys, arguments, message):
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert main([*arguments, "--json"]) == 2
+    said = capsys.readouterr()
+    answer = json.loads(said.out)
+    assert answer["ok"] is False
+    assert message in answer["error"]["message"]
+
+
+def test_the_process_ends_with_the_same_codes(tmp_path):
+    assert popflow("--version").returncode == 0
+    wrong = popflow("demo", "--seed", "x")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    absent = popflow("report", str(tmp_path))
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert absent.stderr.startswith(f"error: cannot read {tmp_path}/report.json: No such file")
+    assert "Traceback" not in absent.stderr
+
+
+def test_methods_are_listed_and_broken_plug_ins_told(monkeypatch, capsys):
+    from importlib.metadata import EntryPoint
+
+    from popflow import registry
+
+    point = EntryPoint(name="gone", value="no_such_module:METHOD", group=registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    assert main(["methods"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].startswith("fkc ")
+    assert "could not load the plug-in gone" in said.err
+    assert main(["methods", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in answer["methods"]][:2] == ["fkc", "superdiff"]
+    assert "no_such_module" in answer["broken"]["gone = no_such_module:METHOD"]

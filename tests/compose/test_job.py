@@ -1,0 +1,115 @@
+"""The sampling job: what strings name, and that a killed run ends with the bytes of an uninterrupted one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from popflow.compose import gaussian_mixture
+from popflow.compose.job import SampleConfig, composition, load_expert, run
+from popflow.core.checkpoint import load_tensors
+from popflow.runs import ConfigError, Run, config_of
+
+MINE = gaussian_mixture(torch.zeros(1, 2), 1.0, name="mine")
+SMALL = {"steps": 20, "particles": 16, "runs": 3, "sigma_min": 0.1, "sigma_max": 10.0}
+
+
+def sampled(tmp_path: Path, **values) -> dict:
+    config = config_of(SampleConfig, SMALL | values)
+    with Run.open(tmp_path / "run", config, job="sample") as opened:
+        opened.finish(run(config, opened))
+    return load_tensors(tmp_path / "run" / "sample.safetensors")[0]
+
+
+def test_a_kernel_file_is_the_mixture_of_its_rows(tmp_path):
+    points = np.array([[0.0, 1.0], [2.0, 3.0]])
+    np.save(tmp_path / "points.npy", points)
+    np.savetxt(tmp_path / "points.csv", points, delimiter=",")
+    y, direct = torch.ones(1, 2, dtype=torch.float64), gaussian_mixture(torch.from_numpy(points), 0.5)
+    for file in ("points.npy", "points.csv"):
+        assert torch.equal(load_expert(f"kernel:{tmp_path / file}:0.5").score(y, 1.0), direct.score(y, 1.0))
+
+
+def test_python_experts_and_guidance_compose(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(
+        "import torch\nfrom popflow.compose import gaussian_mixture\n"
+        "wide = gaussian_mixture(torch.zeros(1, 2), 2.0, name='wide')\nnarrow = gaussian_mixture(torch.ones(1, 2), 1.0, name='narrow')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = sampled(
+        tmp_path, experts=["python:my_models:narrow"], unconditional="python:my_models:wide", guidance=2.0, particles=2000, steps=100
+    )
+    # N(1, 1)^2 / N(0, 4) has precision 2 - 1/4 and mean 2 / (2 - 1/4) at no noise
+    mean = (out["log_w"].softmax(-1).unsqueeze(-1) * out["x"]).sum(1).mean()
+    assert float(mean) == pytest.approx(2 / 1.75, abs=0.06)
+
+
+def test_labels_of_one_network_share_one_call():
+    config = SampleConfig(experts=("zoo:digits-class:3", "zoo:digits-class:5"), unconditional="zoo:digits-class", guidance=2.0)
+    sampler = composition(config)
+    assert len({id(expert.model) for expert in sampler.experts}) == 1
+    assert [expert.name for expert in sampler.experts] == ["digits-class", "digits-class:3", "digits-class:5"]
+
+
+@pytest.mark.parametrize("op", ["or", "and", "average"])
+def test_superpositions_run(tmp_path, op):
+    out = sampled(tmp_path, experts=["zoo:digits-even", "zoo:digits-prime"], op=op, steps=5)
+    assert out["x"].shape == (3, 16, 1, 8, 8)
+    assert out["aux.log_q"].shape == (3, 16, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"experts": []}, "at least one"),
+        ({"experts": ["zoo:digits-evn"]}, "did you mean 'digits-even'"),
+        ({"experts": ["digits-even"]}, "wanted zoo:NAME"),
+        ({"experts": ["zoo:digits-even:2"]}, "takes no label"),
+        ({"experts": ["zoo:digits-class:two"]}, "wanted a class number"),
+        ({"experts": ["zoo:digits-class:11"]}, "0 to 10"),
+        ({"experts": ["kernel:absent.npy:0.1"]}, "cannot read"),
+        ({"experts": ["kernel:absent.npy"]}, "kernel width"),
+        ({"experts": ["python:absent_module:a"]}, "cannot import"),
+        ({"experts": ["python:popflow.compose:karras"]}, "wanted a popflow.compose.Expert"),
+        ({"experts": ["zoo:digits-even"], "op": "nand"}, "did you mean 'and'"),
+        ({"experts": ["zoo:digits-even"], "beta": [1.0, 2.0]}, "one for each"),
+        ({"experts": ["zoo:digits-even"], "guidance": 3.0}, "unconditional"),
+        ({"experts": ["zoo:digits-even"], "temperature": 0.0}, "positive"),
+        ({"experts": ["zoo:digits-even", "zoo:digits-odd"], "op": "or", "temperature": 0.5}, "belong to op='product'"),
+        ({"experts": ["zoo:digits-even"], "stepps": 3}, "did you mean 'steps'"),
+        ({"experts": ["zoo:digits-even"], "sigma_min": 20.0}, "sigma_min < sigma_max"),
+        ({"experts": ["zoo:digits-even"], "steps": 0}, "at least 1"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, values, says):
+    with pytest.raises((ValueError, ConfigError), match=says):
+        sampled(tmp_path, **values)
+
+
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
+    command = [sys.executable, "-m", "popflow.cli.app", "sample", "--expert", "zoo:digits-even", "--expert", "zoo:digits-prime"]
+    command += ["--kernel-steps", "2", "--steps", "150", "--particles", "64", "--runs", "4", "--checkpoint-every", "10", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
+    for folder in (whole, broken):
+        folder.parent.mkdir()
+    subprocess.run([*command, "--out", "run"], cwd=whole.parent, env=environment, check=True, capture_output=True, timeout=300)
+    process = subprocess.Popen([*command, "--out", "run"], cwd=broken.parent, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (broken / "sample.safetensors").exists():
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "picked.safetensors").exists()
+    assert not (broken / "report.html").exists()
+    subprocess.run([*command, "--out", "run"], cwd=broken.parent, env=environment, check=True, capture_output=True, timeout=300)
+    for name in ("sample.safetensors", "picked.safetensors", "metrics.jsonl", "config.json", "report.json", "report.html"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name

@@ -1,0 +1,122 @@
+"""Running samplers: shapes, reproducibility, what is recorded and drawn, and what is said of bad input."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from popflow.compose import Expert, average, either, feynman_kac, gaussian_mixture, karras, sample, tilt
+from popflow.core import NonFiniteError, PopflowWarning, Population, State, Streams, ZeroWeightsError
+
+A = gaussian_mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.5, name="a")
+B = gaussian_mixture(torch.tensor([[0.5, 1.0]]), 1.0, name="b")
+GRID = karras(20, 0.1, 5.0)
+
+
+def test_shapes_precision_and_the_trace():
+    out = sample(feynman_kac(A * B), GRID, particles=16, runs=3, rng=Streams(0), dtype=torch.float64)
+    assert out.x.shape == (3, 16, 2)
+    assert out.x.dtype == out.population.log_w.dtype == torch.float64
+    assert torch.allclose(out.trace["sigma"], GRID)
+    assert out.trace["ess"].shape == out.trace["log_z"].shape == out.trace["ancestors"].shape == (21, 3)
+    assert torch.allclose(out.trace["ess"][-1], out.population.ess())
+    assert torch.allclose(out.trace["log_z"][-1], out.population.log_normalizer())
+    assert (out.trace["ancestors"][0] == 16).all()
+    for run in range(3):
+        assert len(out.population.aux["ancestor"][run].unique()) == out.trace["ancestors"][-1, run]
+
+
+def test_the_initial_law_has_variance_sigma_squared_over_the_sum_of_exponents():
+    seen: list[State] = []
+    sample(feynman_kac(A**3.0 * B), GRID, particles=20000, rng=Streams(0), record=[seen.append])
+    assert float(seen[0].pop.x.var()) == pytest.approx(25 / 4, rel=0.02)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not():
+    first, again, other = (sample(feynman_kac(A * B), GRID, particles=16, rng=Streams(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first.x, again.x)
+    assert torch.equal(first.population.log_w, again.population.log_w)
+    assert torch.equal(first.draw(5, Streams(7)), again.draw(5, Streams(7)))
+    assert not torch.equal(first.x, other.x)
+
+
+def test_draws_follow_the_weights_of_each_run():
+    out = sample(feynman_kac(A), GRID, particles=4, runs=2, rng=Streams(0))
+    x = torch.arange(8.0).reshape(2, 4, 1)
+    log_w = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.2, 0.0]]).log()
+    weighted = replace(out, population=Population(x, log_w, torch.zeros(2)))
+    drawn = weighted.draw(40000, Streams(0))
+    assert drawn.shape == (2, 40000, 1)
+    for run in range(2):
+        share = torch.stack([(drawn[run] == x[run, k]).float().mean() for k in range(4)])
+        assert torch.allclose(share, log_w[run].exp(), atol=0.01)
+    assert weighted.draw(4, Streams(0)).shape == (2, 4, 1)
+    assert weighted.pick(Streams(0)).shape == (2, 1)
+    many = torch.stack([weighted.pick(rng) for rng in [Streams(3)] for _ in range(500)])
+    assert torch.allclose((many[:, 1] == 4).float().mean(), torch.tensor(0.7), atol=0.08)
+
+
+def test_single_particles_are_picked_as_they_are():
+    out = sample(either([A, B]), GRID, particles=1, runs=5, rng=Streams(0))
+    assert torch.equal(out.pick(Streams(0)), out.x[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (A**0.5 / B, r"the exponents sum to -0.5 at sigma=5, wanted a positive sum"),
+        (A * B**-1.0, r"the exponents sum to 0 at sigma=5"),
+        (A ** (lambda sigma: 1 if sigma > 1 else -1), r"the exponents sum to -1 at sigma=0.9"),
+    ],
+)
+def test_a_sum_of_exponents_that_is_not_positive_is_refused(target: Expert, message: str):
+    with pytest.raises(ValueError, match=message):
+        sample(feynman_kac(target), GRID, particles=8, rng=Streams(0))
+
+
+@pytest.mark.parametrize("counts", [{"particles": 0}, {"particles": 8, "runs": 0}])
+def test_no_particles_are_refused(counts: dict[str, int]):
+    with pytest.raises(ValueError, match="wanted at least one of each"):
+        sample(feynman_kac(A), GRID, rng=Streams(0), **counts)
+
+
+def test_a_grid_that_is_not_decreasing_is_refused():
+    with pytest.raises(ValueError, match="wanted strictly decreasing levels from noise to data"):
+        sample(feynman_kac(A), GRID.flip(0), particles=8, rng=Streams(0))
+
+
+def test_one_particle_with_resampling_is_warned_of_and_without_is_not():
+    with pytest.warns(PopflowWarning, match="particles=1 with resampling: .*Use particles >= 4"):
+        sample(feynman_kac(A * B), GRID, particles=1, rng=Streams(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample(average([A, B]), GRID, particles=1, rng=Streams(0))
+        sample(feynman_kac(A * B, correct=False), GRID, particles=1, rng=Streams(0))
+
+
+def test_repeated_collapse_of_the_effective_sample_size_says_the_remedies():
+    wide = gaussian_mixture(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)), 0.3)
+    with pytest.warns(
+        PopflowWarning, match=r"fell below 2 of 32 .* \(1\) kernel_steps=5.* \(2\) more noise, zeta=2.* \(3\) more particles or levels"
+    ):
+        sample(feynman_kac(wide**4.0), karras(12, 0.05, 10.0), particles=32, rng=Streams(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample(feynman_kac(A * B), GRID, particles=64, rng=Streams(0))
+
+
+def test_a_run_without_weight_is_an_error():
+    nothing = tilt(A, lambda y: torch.full_like(y[:, 0], -torch.inf), gradient=False)
+    with pytest.raises(ZeroWeightsError, match=r"all log weights are -inf.*start nearer, soften it, or use more particles"):
+        sample(feynman_kac(nothing), GRID, particles=8, runs=2, rng=Streams(0))
+
+
+def test_an_expert_that_fails_midway_is_named_with_its_noise_level():
+    def model(y: torch.Tensor, sigma: float, cond: torch.Tensor | None) -> torch.Tensor:
+        return y / 0 if sigma < 1 else y / 2
+
+    with pytest.raises(NonFiniteError, match=r"expert 'fragile' returned .* for 8 of 8 samples at sigma=0\.9"):
+        sample(feynman_kac(A * Expert(model, (2,), name="fragile")), GRID, particles=8, rng=Streams(0))

@@ -1,0 +1,347 @@
+"""The training loop: what it learns, that it resumes exactly, that it guards, stops and compiles as it says."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from popflow.core.calculus import value_and_grad
+from popflow.core.checkpoint import load_tensors
+from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
+from popflow.core.streams import Streams
+from popflow.learn import MLP, cosine, fit
+from popflow.learn.learner import Learner
+
+ADAM = partial(torch.optim.Adam, lr=0.05)
+
+
+def mean_loss(params, batch):
+    error = params["mean"] - batch
+    return error.square().mean(), {"bias": error.mean()}
+
+
+def data(rng):
+    return 3 + rng.normal("data", torch.empty(32, 2))
+
+
+def problem(seed=0):
+    """A small network regressed on sin, with a loss that has an input gradient."""
+    with Streams(seed).layers():
+        network = MLP(1, out=1, width=8, depth=2)
+
+    def loss(params, batch):
+        x, t = batch
+        value, (slope, _) = value_and_grad(lambda x, t: functional_call(network, params, (x, t))[:, 0], x, t)
+        error = (value - x[:, 0].sin()).square().mean()
+        return error + (slope[:, 0] - x[:, 0].cos()).square().mean(), {"value": error}
+
+    def batches(rng):
+        return 2 * rng.normal("x", torch.empty(16, 1)), rng.uniform("t", (16,), torch.float32)
+
+    return loss, dict(network.named_parameters()), batches
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_learns_the_mean_and_leaves_its_input_alone():
+    start = {"mean": torch.zeros(2)}
+    result = fit(mean_loss, start, data, steps=400, rng=Streams(0), optimizer=ADAM, schedule=cosine(400), ema=0.9)
+    assert (result.params["mean"] - 3).abs().max() < 0.05
+    assert start["mean"].abs().max() == 0
+    assert result.step == 400
+    assert not result.compiled
+
+
+def test_one_step_of_sgd_is_the_formula():
+    """mean' = mean - lr grad, clipped; the norm before clipping is recorded, the average moved by ema_weight(1) = 0.9."""
+    seen = []
+    result = fit(
+        lambda params, batch: ((params["a"] * batch).sum(), {}),
+        {"a": torch.zeros(2)},
+        lambda rng: torch.tensor([3.0, 4.0]),
+        steps=1,
+        rng=Streams(0),
+        optimizer=partial(torch.optim.SGD, lr=0.5),
+        clip_norm=1.0,
+        ema=0.99,
+        record=[seen.append],
+    )
+    torch.testing.assert_close(result.params["a"], torch.tensor([-0.3, -0.4]))
+    torch.testing.assert_close(result.ema["a"], torch.tensor([-0.27, -0.36]))
+    assert seen[0].metrics["grad_norm"] == pytest.approx(5.0)
+    assert seen[0].lr == 0.5
+
+
+def test_matches_a_plain_loop():
+    loss, params, batches = problem()
+    result = fit(loss, params, batches, steps=30, rng=Streams(1), optimizer=ADAM)
+    mine = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+    optimizer, rng = ADAM(list(mine.values())), Streams(1)
+    for _ in range(30):
+        value, _ = loss(mine, batches(rng))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    # t does not reach the loss through its own gradient, so no parameter is unused
+    for name, p in mine.items():
+        torch.testing.assert_close(result.params[name], p.detach())
+
+
+def test_records_are_averages_with_the_learning_rate_of_the_step():
+    seen, losses = [], []
+
+    def loss(params, batch):
+        value, metrics = mean_loss(params, batch)
+        losses.append(value.item())
+        return value, metrics
+
+    fit(loss, {"mean": torch.zeros(2)}, data, steps=25, rng=Streams(0), schedule=lambda k: 1 / (k + 1), record=[seen.append], log_every=10)
+    assert [p.step for p in seen] == [10, 20, 25]
+    assert seen[1].metrics["loss"] == pytest.approx(sum(losses[10:20]) / 10)
+    assert seen[2].metrics["loss"] == pytest.approx(sum(losses[20:]) / 5)
+    assert set(seen[0].metrics) == {"loss", "bias"}
+    assert seen[1].lr == pytest.approx(1e-3 / 20)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [ADAM, partial(torch.optim.SGD, lr=0.01, momentum=0.9), partial(torch.optim.NAdam, lr=0.01), partial(torch.optim.Muon, lr=0.01)],
+)
+def test_stopped_and_resumed_is_the_same_to_the_last_byte(tmp_path, optimizer):
+    loss, params, batches = problem()
+    if optimizer.func is torch.optim.Muon:  # matrices only
+        params = {name: p for name, p in params.items() if p.ndim == 2}
+    run = partial(
+        fit, loss, params, batches, optimizer=optimizer, ema=0.9, clip_norm=5.0, schedule=cosine(100, 5), log_every=7, checkpoint_every=10
+    )
+    whole, parts, tail = [], [], []
+    a = run(steps=60, rng=Streams(4), checkpoint=tmp_path / "a", record=[whole.append])
+    run(steps=40, rng=Streams(4), checkpoint=tmp_path / "b", record=[parts.append])
+    b = run(steps=60, rng=Streams(4), checkpoint=tmp_path / "b", record=[tail.append])
+    assert same(a.params, b.params)
+    assert same(a.ema, b.ema)
+    assert b.step == 60
+    again = run(steps=60, rng=Streams(4), checkpoint=tmp_path / "b")
+    assert same(a.params, again.params)
+
+
+SCRIPT = """
+import sys, torch
+from functools import partial
+sys.path.insert(0, {folder!r})
+from test_fit import problem, ADAM
+from popflow.core.streams import Streams
+from popflow.learn import fit, cosine
+torch.set_num_threads(1)
+loss, params, batches = problem()
+def slow(rng):
+    if {slow}:
+        print("step", flush=True)
+        import time; time.sleep(0.01)
+    return batches(rng)
+fit(loss, params, slow, steps=120, rng=Streams(2), optimizer=ADAM, ema=0.99, clip_norm=1.0, schedule=cosine(120, 10), log_every=7,
+    checkpoint={path!r}, checkpoint_every=20)
+"""
+
+
+def script(path, slow=False):
+    return [sys.executable, "-c", SCRIPT.format(folder=str(Path(__file__).parent), path=str(path), slow=slow)]
+
+
+def stop(path, sign):
+    """Start the script, send the signal once a checkpoint is there and a few more steps are done; return the exit status."""
+    process = subprocess.Popen(script(path, slow=True), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for count, _ in enumerate(process.stdout):
+        if count == 67:
+            process.send_signal(sign)
+            break
+    process.communicate()
+    return process.returncode
+
+
+def test_killed_in_the_middle_gives_the_same_bytes(tmp_path):
+    assert stop(tmp_path / "killed", signal.SIGKILL) == -signal.SIGKILL
+    assert load_tensors(tmp_path / "killed")[1]["step"] == 60
+    for name in ("killed", "whole"):
+        subprocess.run(script(tmp_path / name), check=True)
+    assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+    path = tmp_path / "interrupted"
+    assert stop(path, signal.SIGINT) != 0
+    assert load_tensors(path)[1]["step"] not in (60, 120)
+    subprocess.run(script(path), check=True)
+    assert path.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_interrupt_raises_after_writing(tmp_path):
+    calls = []
+
+    def batches(rng):
+        calls.append(1)
+        if len(calls) == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+        return data(rng)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="step 13 of 40"):
+        fit(mean_loss, {"mean": torch.zeros(2)}, batches, steps=40, rng=Streams(0), optimizer=ADAM, checkpoint=tmp_path / "c")
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = fit(mean_loss, {"mean": torch.zeros(2)}, data, steps=40, rng=Streams(0), optimizer=ADAM, checkpoint=tmp_path / "c")
+    whole = fit(mean_loss, {"mean": torch.zeros(2)}, data, steps=40, rng=Streams(0), optimizer=ADAM)
+    assert same(resumed.params, whole.params)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+    run = partial(fit, mean_loss, {"mean": torch.zeros(2)}, data, optimizer=ADAM, checkpoint=path)
+    run(steps=10, rng=Streams(0))
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        run(steps=20, rng=Streams(0))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_too_high_a_learning_rate_is_halved_until_it_works():
+    """For loss 1/2 a^2 gradient descent contracts by |1 - lr|: 5 diverges, 2.5 diverges, 1.25 converges."""
+    run = partial(
+        fit, lambda p, batch: (0.5 * p["a"].square().sum(), {}), {"a": torch.ones(1)}, lambda rng: None, steps=200, rng=Streams(0)
+    )
+    with pytest.warns(PopflowWarning, match="half the learning rate"):
+        result = run(optimizer=partial(torch.optim.SGD, lr=5.0), log_every=10)
+    assert result.rollbacks == 2
+    assert result.params["a"].abs() < 1e-6
+
+
+def test_gives_up_with_advice():
+    with pytest.warns(PopflowWarning), pytest.raises(DivergenceError, match=r"halved 2 times.*Fix: start with a lower"):
+        fit(lambda p, batch: (p["a"].sum() / 0.0, {}), {"a": torch.ones(1)}, lambda rng: None, steps=50, rng=Streams(0), max_rollbacks=2)
+
+
+def test_a_finite_loss_with_infinite_gradients_is_caught():
+    """sqrt at zero: the loss is 0, its gradient infinite. The parameters are looked at, not only the loss."""
+    with pytest.warns(PopflowWarning), pytest.raises(DivergenceError):
+        fit(lambda p, batch: (p["a"].sqrt().sum(), {}), {"a": torch.zeros(1)}, lambda rng: None, steps=1, rng=Streams(0))
+
+
+def test_a_falling_negative_loss_is_no_divergence():
+    """An action may start at zero and fall without bound."""
+    result = fit(
+        lambda p, batch: (p["a"].sum(), {}),
+        {"a": torch.zeros(1)},
+        lambda rng: None,
+        steps=100,
+        rng=Streams(0),
+        optimizer=partial(torch.optim.SGD, lr=100.0),
+        log_every=1,
+    )
+    assert result.rollbacks == 0
+    assert result.params["a"].item() == -10_000
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "c"
+    run = partial(fit, mean_loss, batches=data, optimizer=ADAM, checkpoint=path)
+    run(params={"mean": torch.zeros(2)}, steps=10, rng=Streams(0))
+    with pytest.raises(CheckpointError, match="seed 0"):
+        run(params={"mean": torch.zeros(2)}, steps=10, rng=Streams(1))
+    with pytest.raises(CheckpointError, match="another model"):
+        run(params={"mean": torch.zeros(1)}, steps=10, rng=Streams(0))
+    with pytest.raises(CheckpointError, match="past steps=5"):
+        run(params={"mean": torch.zeros(2)}, steps=5, rng=Streams(0))
+    with pytest.raises(CheckpointError, match="another model"):
+        run(params={"mean": torch.zeros(2)}, steps=10, rng=Streams(0), ema=0.9)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "match"),
+    [
+        (lambda p, b: p["mean"].sum(), TypeError, "wanted .scalar tensor, mapping"),
+        (lambda p, b: (p["mean"], {}), TypeError, "without dimensions"),
+        (lambda p, b: (p["mean"].sum(), {"m": 1.0}), TypeError, "m: loss returned float"),
+    ],
+)
+def test_bad_losses_are_named(bad, error, match):
+    with pytest.raises(error, match=match):
+        fit(bad, {"mean": torch.zeros(2)}, data, steps=1, rng=Streams(0))
+
+
+def test_bad_arguments_are_named():
+    run = partial(fit, mean_loss, {"mean": torch.zeros(2)}, data, rng=Streams(0))
+    for arguments, match in (
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 1, "ema": 1.0}, "ema=1.0"),
+        ({"steps": 1, "clip_norm": 0.0}, "clip_norm=0.0"),
+        ({"steps": 1, "log_every": 0}, "log_every=0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            run(**arguments)
+    with pytest.raises(ValueError, match="params is empty"):
+        fit(mean_loss, {}, data, steps=1, rng=Streams(0))
+    with pytest.raises(ValueError, match="warmup"):
+        cosine(10, warmup=10)
+
+
+def test_no_global_randomness_is_used():
+    state = torch.get_rng_state()
+    fit(mean_loss, {"mean": torch.zeros(2)}, data, steps=5, rng=Streams(0))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_compiled_equals_eager_and_survives_a_rollback(unchecked):
+    """One graph for gradients, clipping, AdamW and the average: one compilation serves changing rates, averages, and going back."""
+    loss, params, batches = problem()
+    run = partial(fit, loss, params, batches, steps=40, optimizer=ADAM, ema=0.9, clip_norm=1.0, schedule=cosine(40, 5), log_every=10)
+    records = {}
+    results = {}
+    for compile in (False, True):
+        records[compile] = []
+        results[compile] = run(rng=Streams(3), record=[records[compile].append], compile=compile)
+    assert results[True].compiled
+    for name, p in results[False].params.items():
+        torch.testing.assert_close(results[True].params[name], p, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(results[True].ema[name], results[False].ema[name], rtol=1e-3, atol=1e-4)
+    for eager, compiled in zip(records[False], records[True], strict=True):
+        assert compiled.metrics == pytest.approx(eager.metrics, rel=1e-3)
+        assert compiled.lr == pytest.approx(eager.lr, rel=1e-6)
+
+
+def test_a_loss_that_does_not_compile_is_named():
+    def loss(params, batch):
+        return params["mean"].square().sum() * (1.0 if params["mean"].sum().item() < 9 else 2.0), {}
+
+    with pytest.raises(RuntimeError, match=r"does not compile as one graph.*compile=False"):
+        fit(loss, {"mean": torch.zeros(2)}, data, steps=3, rng=Streams(0), compile=True)
+
+
+def test_auto_does_not_compile_short_runs_and_bare_overhead_is_small():
+    """Overhead of the loop over its own step; the step of a 2-number mean is about 50 microseconds of optimiser."""
+    params = {"mean": torch.zeros(2)}
+    learner, rng = Learner(mean_loss, params, ADAM, False, None), Streams(0)
+    for _ in range(20):
+        learner(data(rng))
+    start = time.perf_counter()
+    for _ in range(300):
+        learner(data(rng))
+    bare = time.perf_counter() - start
+    start = time.perf_counter()
+    result = fit(mean_loss, params, data, steps=300, rng=Streams(0), optimizer=ADAM)
+    assert not result.compiled
+    assert time.perf_counter() - start < 3 * bare + 0.1
+    assert math.isfinite(bare)

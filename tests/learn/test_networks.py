@@ -1,0 +1,128 @@
+"""Networks: shapes, conditioning, independence of rows, sizes, and that they can learn."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from popflow.core.calculus import value_and_grad
+from popflow.core.streams import Streams
+from popflow.learn.networks import MLP, TimeEmbedding, UNet
+
+
+@pytest.fixture(autouse=True)
+def first_parameters():
+    """Torch layers draw them from the global generator."""
+    with Streams(0).layers():
+        yield
+
+
+def lively(network):
+    """The same network with every parameter at random: blocks that start as zero would hide mistakes."""
+    rng = Streams(5)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(0.2 * rng.normal("p", p))
+    return network
+
+
+def example(kind, dtype=torch.float32):
+    rng = Streams(1)
+    if kind is MLP:
+        return lively(MLP(3, width=16, classes=2)).to(dtype), rng.normal("x", torch.zeros(4, 3, dtype=dtype))
+    return lively(UNet(2, width=8, levels=(1, 2), classes=2)).to(dtype), rng.normal("x", torch.zeros(4, 2, 8, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("kind", [MLP, UNet])
+def test_like_x_conditioned_on_time_and_class(kind):
+    network, x = example(kind)
+    t, cond = torch.linspace(0, 1, 4), torch.tensor([0, 1, 0, 1])
+    y = network(x, t, cond)
+    assert y.shape == x.shape
+    torch.testing.assert_close(network(x, 0.5, cond), network(x, torch.full((4,), 0.5), cond))
+    torch.testing.assert_close(network(x, t), network(x, t, torch.full((4,), 2)))
+    for other in (network(x, t + 0.1, cond), network(x, t, 1 - cond), network(x, t)):
+        assert (other - y).flatten(1).abs().amax(1).min() > 1e-4
+
+
+@pytest.mark.parametrize("kind", [MLP, UNet])
+def test_rows_are_independent_and_float64_works(kind):
+    network, x = example(kind, torch.float64)
+    y = network(x, 0.3)
+    torch.testing.assert_close(network(x[1:2], 0.3), y[1:2])
+    _, (gradient,) = value_and_grad(lambda x: network(x, 0.3).flatten(1).square().sum(1), x)
+    alone = torch.func.grad(lambda x: network(x[None], 0.3).square().sum())(x[2])
+    torch.testing.assert_close(gradient[2], alone)
+
+
+@pytest.mark.parametrize("kind", [MLP, UNet])
+def test_a_class_without_classes_is_an_error(kind):
+    network = MLP(3) if kind is MLP else UNet(1, width=8)
+    x = torch.zeros(2, 3) if kind is MLP else torch.zeros(2, 1, 4, 4)
+    with pytest.raises(ValueError, match="classes=0"):
+        network(x, 0.0, torch.tensor([0, 0]))
+
+
+def test_time_embedding_tells_times_apart_and_stays_smooth():
+    """Both [0, 1] and log sigma in [-7, 5]: distinct times have distinct embeddings, and no feature changes faster than 16 a unit."""
+    embed = TimeEmbedding()
+    t = torch.linspace(-7, 5, 600)
+    features = embed(t)[:, 1:]
+    distance = torch.cdist(features, features) + 10 * torch.eye(600)
+    assert distance.min() > 0.1
+    assert ((features[1:] - features[:-1]) / (t[1] - t[0])).abs().max() <= 16.01
+    unit = embed(torch.linspace(0, 1, 11))[:, 1:]
+    assert (torch.cdist(unit, unit) + 10 * torch.eye(11)).min() > 0.5
+
+
+def test_sizes_that_are_promised():
+    count = lambda network: sum(p.numel() for p in network.parameters())  # noqa: E731
+    assert count(UNet(3, width=64, levels=(1, 2, 2))) > 3_000_000
+    assert 150_000 < count(UNet(1, width=16)) < 500_000
+    assert UNet(3, width=8, levels=(1, 2, 2))(torch.zeros(1, 3, 32, 32), 0.0).shape == (1, 3, 32, 32)
+
+
+def test_unet_learns_to_denoise_with_the_right_dependence_on_sigma():
+    """For x ~ N(0, 1) per image (all pixels equal) plus noise sigma, the best denoiser is known; a few hundred steps come near it."""
+    rng, pixels = Streams(0), 16
+    torch.manual_seed(0)
+    network = UNet(1, width=8, levels=(1, 2))
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+
+    def draw(rows):
+        clean = rng.normal("clean", torch.zeros(rows, 1, 1, 1)).expand(rows, 1, 4, 4)
+        log_sigma = 3 * rng.uniform("sigma", (rows,), torch.float32) - 2
+        noise = rng.normal("noise", clean.contiguous())
+        return clean, clean + log_sigma.exp()[:, None, None, None] * noise, log_sigma
+
+    for _ in range(200):
+        clean, noisy, log_sigma = draw(64)
+        loss = (network(noisy, log_sigma) - clean).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    clean, noisy, log_sigma = draw(2000)
+    with torch.no_grad():
+        error = (network(noisy, log_sigma) - clean).square().mean()
+        sigma2 = (2 * log_sigma).exp()
+        best = (sigma2 / (pixels + sigma2)).mean()
+        without_time = (noisy.mean((2, 3), keepdim=True) * pixels / (pixels + sigma2.mean()) - clean).square().mean()
+    assert best < error < 1.3 * best
+    assert without_time > 0
+    assert not math.isnan(error)
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        UNet(1, width=12)
+    with pytest.raises(ValueError, match="divisible by 2"):
+        UNet(1, width=8)(torch.zeros(1, 1, 7, 8), 0.0)
+    with pytest.raises(ValueError, match="width=0"):
+        MLP(2, width=0)
+
+
+def test_unet_blocks_start_as_the_identity():
+    network = UNet(1, width=8)
+    assert network(torch.ones(1, 1, 8, 8), 0.0).abs().max() == 0
+    assert isinstance(network.leave[2], nn.Conv2d)

@@ -1,0 +1,95 @@
+"""Configurations: what goes in comes back, and what is wrong is named."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from popflow.runs import ConfigError, config_of, plain, read_values
+
+
+@dataclass(frozen=True)
+class Schedule:
+    sigma_max: float = 80.0
+    kind: Literal["karras", "geometric"] = "karras"
+
+
+@dataclass(frozen=True)
+class Job:
+    expert: tuple[str, ...]
+    seed: int = 0
+    zeta: float | None = None
+    out: Path = Path("out")
+    quick: bool = False
+    box: tuple[float, int] = (0.0, 1)
+    scale: Mapping[str, float] = field(default_factory=dict)
+    schedule: Schedule = Schedule()
+    other: Schedule | None = None
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}, wanted 0 or more.")
+
+
+def test_a_configuration_survives_json():
+    config = Job(("a", "b"), 3, math.inf, Path("x/y"), True, (math.nan, 2), {"w": -math.inf}, Schedule(10.0, "geometric"), Schedule())
+    text = json.dumps(plain(config), allow_nan=False)
+    back = config_of(Job, json.loads(text))
+    assert plain(back) == plain(config)
+    assert back.expert == ("a", "b")
+    assert back.schedule == config.schedule
+    assert math.isnan(back.box[0])
+    assert back.zeta == math.inf
+    assert back.out == Path("x/y")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"expert": ["a"], "sed": 1}, "unknown key of Job 'sed': did you mean 'seed'"),
+        ({}, "Job lacks 'expert': give a value of type a list, each text"),
+        ({"expert": "a"}, "expert='a', wanted a list, each text"),
+        ({"expert": ["a", 2]}, r"expert\[1\]=2, wanted text"),
+        ({"expert": [], "seed": 1.0}, "seed=1.0, wanted a whole number"),
+        ({"expert": [], "seed": True}, "seed=True, wanted a whole number"),
+        ({"expert": [], "zeta": "much"}, "zeta='much', wanted a number or null"),
+        ({"expert": [], "quick": 1}, "quick=1, wanted true or false"),
+        ({"expert": [], "box": [1.0]}, "wanted a list of 2: a number, a whole number"),
+        ({"expert": [], "scale": {"w": "x"}}, r"scale.w='x', wanted a number"),
+        ({"expert": [], "schedule": {"kind": "karas"}}, "unknown kind 'karas': did you mean 'karras'"),
+        ({"expert": [], "schedule": {"sigma": 1}}, "unknown key of Schedule 'sigma': did you mean 'sigma_max'"),
+        ({"expert": [], "schedule": 3}, "schedule=3, wanted an object with the keys of Schedule"),
+        ({"expert": [], "other": {"sigma": 1}}, "unknown key of Schedule 'sigma'"),
+        ({"expert": [], "seed": -1}, "seed=-1, wanted 0 or more"),
+    ],
+)
+def test_wrong_values_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        config_of(Job, values)
+
+
+def test_numbers_are_floats_where_floats_are_wanted():
+    found = config_of(Job, {"expert": [], "zeta": 2, "box": [1, 2]})
+    assert isinstance(found.zeta, float)
+    assert isinstance(found.box[0], float)
+    assert isinstance(found.box[1], int)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", "\x00"])
+def test_unreadable_files_are_named(tmp_path, text):
+    file = tmp_path / "config.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        read_values(file)
+
+
+def test_what_json_cannot_hold_is_refused():
+    with pytest.raises(TypeError, match="holds <object"):
+        plain({"x": object()})
+    with pytest.raises(TypeError, match="wanted a frozen dataclass"):
+        config_of(dict, {})

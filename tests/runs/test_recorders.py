@@ -1,0 +1,167 @@
+"""Recorders: a simulation that was cut off anywhere ends as if it had not been."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from popflow.core import CheckpointError, Population, Rates, State, Streams, chain, euler, resample_if, simulate, temper
+from popflow.runs import Run, checkpoint, checkpointed, last_checkpoint, training
+
+TIMES = torch.linspace(0, 1, 21, dtype=torch.float64)
+STEP = chain(
+    resample_if(0.7),
+    euler(lambda t, pop: Rates(drift=-pop.x, diffusion=1.0)),
+    temper(lambda pop, t0, t1: -(t1 - t0) * pop.x.square().sum(-1)),
+)
+
+
+class CutError(Exception):
+    """The power went."""
+
+
+def run_to(path, cut=None, batch=(), every=4):
+    rng = Streams(7)
+    pop = Population.of(rng.normal("start", torch.empty(*batch, 32, 2)), batch=len(batch))
+
+    def power(state):
+        if state.k == cut:
+            raise CutError
+
+    with Run.open(path, {"seed": 7}, job="test") as run:
+        return checkpointed(
+            run, "sample", STEP, pop, TIMES, rng=rng, every=every, record=[power], ess=lambda s: s.pop.ess(), log_z=lambda s: s.pop.log_z
+        )
+
+
+def files(path):
+    return {name: (path / name).read_bytes() for name in ("metrics.jsonl", "sample.safetensors", "config.json")}
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_a_run_cut_off_twice_equals_one_that_was_not(tmp_path, batch):
+    whole = run_to(tmp_path / "whole", batch=batch)
+    for cut in (3, 11):
+        with pytest.raises(CutError):
+            run_to(tmp_path / "cut", cut, batch)
+    last = run_to(tmp_path / "cut", batch=batch)
+    assert torch.equal(last.x, whole.x)
+    assert torch.equal(last.log_normalizer(), whole.log_normalizer())
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_it_is_the_simulation_itself(tmp_path):
+    rng = Streams(7)
+    pop = Population.of(rng.normal("start", torch.empty(32, 2)))
+    assert torch.equal(simulate(STEP, pop, TIMES, rng=rng).x, run_to(tmp_path).x)
+
+
+def test_a_finished_stage_is_read_not_done_again(tmp_path):
+    whole = run_to(tmp_path)
+    before = files(tmp_path)
+    with Run.open(tmp_path, {"seed": 7}, job="test") as run:
+
+        def never(*_):
+            pytest.fail("the stage was done again")
+
+        again = checkpointed(run, "sample", never, whole, TIMES, rng=Streams(7), every=4)
+    assert torch.equal(again.x, whole.x)
+    assert files(tmp_path) == before
+
+
+def test_checkpoints_fall_where_they_should(tmp_path):
+    with Run.open(tmp_path, {}, job="test") as run:
+        seen = []
+        recorder = checkpoint(run, "s", last=10, every=4)
+        for k in range(11):
+            before = (tmp_path / "s.safetensors").read_bytes() if run.has("s") else b""
+            recorder(State(k, float(k), Population.of(torch.full((2, 1), float(k))), Streams(0)))
+            if run.has("s") and (tmp_path / "s.safetensors").read_bytes() != before:
+                seen.append(k)
+    assert seen == [4, 8, 10]
+
+
+def test_every_must_be_positive(tmp_path):
+    with Run.open(tmp_path, {}, job="test") as run, pytest.raises(ValueError, match="every=0, wanted at least 1"):
+        checkpoint(run, "s", last=10, every=0)
+
+
+def test_no_checkpoint_and_a_foreign_one(tmp_path):
+    with Run.open(tmp_path, {}, job="test") as run:
+        assert last_checkpoint(run, "s", Streams(0)) is None
+        run.save("s", {"weights": torch.ones(2)})
+        with pytest.raises(CheckpointError, match="hold no 'x' of a simulation"):
+            last_checkpoint(run, "s", Streams(0))
+
+
+def test_progress_is_told(tmp_path):
+    told = []
+    with Run.open(tmp_path, {}, job="test", progress=lambda *where: told.append(where)) as run:
+        training(run, "fit", 2)(SimpleNamespace(step=1, metrics={"loss": torch.tensor(0.5)}))
+        training(run, "fit", 2)(SimpleNamespace(step=2, metrics={"loss": torch.tensor(0.25)}))
+        rows = run.metrics.rows("fit")
+    assert told == [("fit", 1, 2), ("fit", 2, 2)]
+    assert rows == [{"stage": "fit", "step": 1, "loss": 0.5}, {"stage": "fit", "step": 2, "loss": 0.25}]
+
+
+def test_a_composition_that_was_cut_off_goes_on(tmp_path):
+    """The recorders serve `popflow.compose.sample` as they are: samples, weights and random streams go on bit for bit."""
+    from popflow.compose import feynman_kac, gaussian_mixture, karras, sample
+
+    expert = gaussian_mixture(torch.tensor([[-1.0], [1.0]]), std=0.5)
+    sampler, sigmas = feynman_kac(expert**2, kernel_steps=1), karras(15, 0.05, 10.0)
+
+    def go(path, cut=None):
+        def power(state):
+            if state.k == cut:
+                raise CutError
+
+        with Run.open(path, {"seed": 3}, job="sample") as run:
+            rng = Streams(3)
+            state = last_checkpoint(run, "sample", rng)
+            recorder = checkpoint(run, "sample", last=len(sigmas) - 1, every=4, ess=lambda s: s.pop.ess())
+            return sample(sampler, sigmas, particles=16, runs=2, rng=rng, record=[power, recorder], resume=state).population
+
+    with pytest.raises(CutError):
+        go(tmp_path / "cut", 10)
+    ends = go(tmp_path / "cut"), go(tmp_path / "whole")
+    assert torch.equal(ends[0].x, ends[1].x)
+    assert torch.equal(ends[0].log_normalizer(), ends[1].log_normalizer())
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_training_that_was_cut_off_goes_on(tmp_path):
+    """The rows of an interrupted `popflow.learn.fit` are those of an uninterrupted one."""
+    from popflow.learn import fit
+
+    def loss(params, batch):
+        return (params["mean"] - batch).square().mean(), {}
+
+    def go(path, cut=None):
+        def power(progress):
+            if progress.step == cut:
+                raise CutError
+
+        with Run.open(path, {"seed": 0}, job="test") as run:
+            state = path / "fit.safetensors"
+            record = [training(run, "fit", 40), power]
+            batches = lambda rng: rng.normal("data", torch.empty(8, 2))  # noqa: E731
+            done = fit(
+                loss,
+                {"mean": torch.ones(2)},
+                batches,
+                steps=40,
+                rng=Streams(0),
+                record=record,
+                log_every=4,
+                checkpoint=state,
+                checkpoint_every=10,
+            )
+            return done.params["mean"], run.metrics.path.read_bytes()
+
+    with pytest.raises(CutError):
+        go(tmp_path / "cut", 28)
+    (mean, rows), (whole, whole_rows) = go(tmp_path / "cut"), go(tmp_path / "whole")
+    assert torch.equal(mean, whole)
+    assert rows == whole_rows
+    assert rows.count(b"\n") == 10
