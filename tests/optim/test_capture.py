@@ -104,6 +104,7 @@ def test_expand_and_reduce_are_exact_for_deep_linear_networks(pooled):
         jacobian = torch.func.jacrev(lambda w, n=name: forward({n: w}))(layer.weight.detach()).reshape(-1, layer.weight.numel())
         block = 0.0
         for unit in range(3):
+
             def cotangent(z, u=unit):
                 return nn.functional.one_hot(torch.tensor(u), 3).double().expand_as(z)
 

@@ -30,7 +30,9 @@ def problem(n: int = 9):
         net = Wave().double()
     rng = torch.Generator().manual_seed(1)
     x, e = torch.randn(n, 5, generator=rng, dtype=F64), torch.randn(n, generator=rng, dtype=F64)
-    jacobian = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(value, list(net.parameters()), retain_graph=True)]) for value in net(x)])
+    jacobian = torch.stack(
+        [torch.cat([g.flatten() for g in torch.autograd.grad(value, list(net.parameters()), retain_graph=True)]) for value in net(x)]
+    )
     return net, x, e, jacobian
 
 
@@ -40,7 +42,9 @@ def flat(net, update):
 
 def prepared(jacobian, e, centred):
     n = len(e)
-    return ((jacobian - jacobian.mean(0), e - e.mean()) if centred else (jacobian, e))[0] / n**0.5, (e - e.mean() if centred else e) / n**0.5
+    return ((jacobian - jacobian.mean(0), e - e.mean()) if centred else (jacobian, e))[0] / n**0.5, (
+        e - e.mean() if centred else e
+    ) / n**0.5
 
 
 @pytest.mark.parametrize("centred", [True, False])

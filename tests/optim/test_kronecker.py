@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from popflow.optim.kronecker import Side, refresh, refresh_diagonal, warm_start
 from popflow.optim.structures import eye
 
 F64 = torch.float64
+DENSE = Dense()
 SOURCE = str(Path(popflow.optim.__file__).parents[2])
 
 
@@ -24,7 +26,7 @@ def spd(n: int, rng: torch.Generator, low: float = 0.3, high: float = 3.0) -> to
     return q @ torch.diag(torch.linspace(low, high, n, dtype=F64)) @ q.mT
 
 
-def side(value: torch.Tensor, structure=Dense(), momentum: bool = False) -> Side:
+def side(value: torch.Tensor, structure=DENSE, momentum: bool = False) -> Side:
     made = Side.identity(structure, value.shape[-1], 1, torch.zeros((), dtype=F64), momentum)
     return made if structure != Dense() else Side(structure, value.shape[-1], (value[None].clone(),), made.momentum)
 
@@ -85,7 +87,7 @@ def test_many_steps_follow_kfac_to_first_order():
             s = (1 - beta) * s + beta * u
             move(k, c, u, eye_n, lr_cov=beta, damping=damping, adaptive=False)
         gaps.append((metric(k) - torch.linalg.inv(s + damping * eye_n)).norm().item())
-    slopes = [torch.log2(torch.tensor(a / b)).item() for a, b in zip(gaps, gaps[1:], strict=False)]
+    slopes = [torch.log2(torch.tensor(a / b)).item() for a, b in pairwise(gaps)]
     assert all(abs(slope - 1) < 0.15 for slope in slopes), slopes
 
 
@@ -162,7 +164,10 @@ def test_no_step_blows_up(adaptive, scale):
 
 def test_one_block_is_dense_also_when_factors_are_not_symmetric():
     rng = torch.Generator().manual_seed(7)
-    pairs = {s: [Side.identity(s, n, 1, torch.zeros((), dtype=F64), True) for n in (5, 3)] for s in (Dense(), BlockDiagonal(5), Hierarchical(5, 0))}
+    pairs = {
+        s: [Side.identity(s, n, 1, torch.zeros((), dtype=F64), True) for n in (5, 3)]
+        for s in (Dense(), BlockDiagonal(5), Hierarchical(5, 0))
+    }
     for _ in range(20):
         u, g = spd(5, rng), spd(3, rng)
         for k, c in pairs.values():
@@ -247,7 +252,9 @@ for a, b in zip(*results):
 
 def test_compiled_refresh_is_eager():
     """In a process of its own: the type checks of the tests are not for compilers."""
-    done = subprocess.run([sys.executable, "-c", COMPILED], env=os.environ | {"PYTHONPATH": SOURCE}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], env=os.environ | {"PYTHONPATH": SOURCE}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -54,10 +54,12 @@ class Layer:
     p: int
     start: int = 0
 
+    def __post_init__(self):
+        self.whole = self.blocks * self.d == len(self.weight)
+
     def view(self, tensor: Tensor) -> Tensor:
         """Return the layer's rows of something shaped like the weight or the bias, as ``[B, d, p]`` or ``[B, d, 1]``."""
-        count = self.blocks * self.d
-        part = tensor if count == len(tensor) else tensor[self.start : self.start + count]
+        part = tensor if self.whole else tensor[self.start : self.start + self.blocks * self.d]
         return part.reshape(self.blocks, self.d, -1)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -155,7 +157,8 @@ def _attention_layers(name: str, module: nn.MultiheadAttention) -> list[Layer]:
     width, packed, bias = module.embed_dim, module.in_proj_weight, module.in_proj_bias
     found = []
     for i, part in enumerate("qkv"):
-        weight, start = (packed, i * width) if packed is not None else (getattr(module, f"{part}_proj_weight"), 0)
+        weight: Any = packed if packed is not None else getattr(module, f"{part}_proj_weight")
+        start = i * width if packed is not None else 0
         # Three weights with one packed bias: the bias has no layer of its own and is left to the fallback.
         found.append(Layer(f"{name}.{part}", [module], weight, bias if packed is not None else None, 1, width, weight.shape[1], start))
     out = module.out_proj
@@ -245,15 +248,12 @@ class Tap:
         tape, self.tape = self.tape, []
         if not tape:
             return []
-        gradients = torch.autograd.grad(
-            outputs, [edge for _, _, edge, _ in tape], cotangents, retain_graph=keep_graph, allow_unused=True
-        )
+        gradients = torch.autograd.grad(outputs, [edge for _, _, edge, _ in tape], cotangents, retain_graph=keep_graph, allow_unused=True)
         pairs = zip(tape, gradients, strict=True)
         return [Rows(layer, a, cotangent(g.detach())) for (layer, a, _, cotangent), g in pairs if g is not None]
 
 
-@torch.compiler.disable
-def _record(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
+def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
     if not (torch.is_grad_enabled() and output.requires_grad and layer.weight.requires_grad):
         return
     x = x.detach()
@@ -261,6 +261,10 @@ def _record(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor
         tap.note(layer, _sequence(x), output, _sequence)
     else:
         tap.note(layer, patches(module, x), output, lambda g: _pixels(module, g))
+
+
+_record: Callable[..., None] = torch.compiler.disable(_note_call)
+"""Graphs of a compiled model break here, on the steps that listen alone."""
 
 
 def _sequence(x: Tensor) -> Tensor:
@@ -285,7 +289,7 @@ def patches(module: nn.Module, x: Tensor) -> Tensor:
         x = x.unfold(2 + i, gap * (size - 1) + 1, step)[..., ::gap]
     x = x.unflatten(1, (conv.groups, -1)).movedim(1, 0)  # [G, N, C / G, *pixels, *kernel]
     x = x.movedim(2, 2 + space)
-    return x.reshape(*x.shape[:2], x.shape[2:-space -1].numel(), x.shape[-space - 1 :].numel())
+    return x.reshape(*x.shape[:2], x.shape[2 : -space - 1].numel(), x.shape[-space - 1 :].numel())
 
 
 def _pixels(module: nn.Module, g: Tensor) -> Tensor:
@@ -313,7 +317,7 @@ class _AttentionTap(TorchFunctionMode):
             whole = layer.weight
             if weight.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr() or not output.requires_grad:
                 continue
-            first = layer.start - (weight.storage_offset() - whole.storage_offset()) // whole.shape[1]
+            first = layer.start - int(weight.storage_offset() - whole.storage_offset()) // whole.shape[1]
             if 0 <= first < len(weight) and whole.requires_grad:
                 self._note(layer, x, output, first)
         return output
@@ -334,7 +338,8 @@ def _with_linear(linear: Callable) -> Callable:
         clone.__kwdefaults__ = function.__kwdefaults__
         return clone
 
-    scope["_in_projection_packed"], scope["_in_projection"] = copy(F._in_projection_packed), copy(F._in_projection)
+    for name in ("_in_projection_packed", "_in_projection"):
+        scope[name] = copy(getattr(F, name))
     return copy(F.multi_head_attention_forward)
 
 

@@ -99,7 +99,7 @@ def refresh(
     wide = torch.promote_types(k.value[0].dtype, torch.float32)
     values = {id(side): tuple(part.to(wide) for part in side.value) for side in (k, c)}
     inner = {id(side): side.structure.inner(values[id(side)]) for side in (k, c)}
-    one = torch.ones((), dtype=wide, device=h_k[0].device).expand(len(h_k[0]))
+    one = torch.ones((), dtype=wide, device=h_k[0].device).expand(h_k[0].shape[0])
 
     def weights(other: Side, h_other: Factor) -> tuple[Tensor, Tensor]:
         if not adaptive:
@@ -111,18 +111,21 @@ def refresh(
     for side, h, (curvature, damp) in ((k, h_k, w_k), (c, h_c, w_c)):
         step = _bracket(side, h, inner[id(side)], curvature / 2, damp / 2)
         if side.momentum is not None:
-            step = tuple(torch.add(new, old.to(wide), alpha=alpha1) for old, new in zip(side.momentum, step, strict=True))
+            step = tuple(new.add_(old.to(wide), alpha=alpha1) for old, new in zip(side.momentum, step, strict=True))
         beta = capped(side.structure, step, lr_cov)
         value = values[id(side)]
         change = side.structure.multiply(value, scaled(step, -beta))
-        moved = tuple(old + delta for old, delta in zip(value, change, strict=True))
+        moved = tuple(delta.add_(old) for old, delta in zip(value, change, strict=True))
         side.value = _keep(side.value, moved, valid, rounding)
         if side.momentum is not None:
             side.momentum = _keep(side.momentum, step, valid, rounding)
 
 
 def _bracket(side: Side, h: Factor, inner: Factor, curvature: Tensor, damp: Tensor) -> Factor:
-    step = tuple(a.add_(b) for a, b in zip(scaled(h, curvature), scaled(inner, damp), strict=True))
+    def by(part: Tensor, weight: Tensor) -> Tensor:
+        return weight.reshape(-1, *[1] * (part.ndim - 1))
+
+    step = tuple(a.mul_(by(a, curvature)).addcmul_(b, by(b, damp)) for a, b in zip(h, inner, strict=True))
     side.structure.shift_(step, -0.5)
     return step
 
@@ -134,7 +137,13 @@ def _keep(old: Factor, new: Factor, valid: Tensor | None, rounding: Generator | 
 
 
 def refresh_diagonal(
-    pairs: Sequence[tuple[Side, Side, Factor, Factor]], *, lr_cov: float, damping: float, alpha1: float, adaptive: bool, rounding: Generator | None
+    pairs: Sequence[tuple[Side, Side, Factor, Factor]],
+    *,
+    lr_cov: float,
+    damping: float,
+    alpha1: float,
+    adaptive: bool,
+    rounding: Generator | None,
 ) -> None:
     """Do what `refresh` does for many pairs of `Diagonal` factors of unequal sizes, in one pass over all their numbers.
 

@@ -29,6 +29,7 @@ from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_l
 from popflow.optim.kronecker import Side, refresh, refresh_diagonal, rounded, warm_start
 from popflow.optim.structures import Auto, Dense, Diagonal, Factor, Structure
 
+DENSE = Dense()
 Structures = Structure | tuple[Structure, Structure] | Auto
 """One structure for both factors, ``(inputs, outputs)``, or `Auto`."""
 
@@ -149,7 +150,7 @@ class SINGD(torch.optim.Optimizer):
         model: nn.Module,
         params: Iterable[Any] | None = None,
         lr: float = 3e-3,
-        structure: Structures | str = Dense(),
+        structure: Structures | str = DENSE,
         *,
         momentum: float = 0.9,
         damping: float = 1e-4,
@@ -174,7 +175,9 @@ class SINGD(torch.optim.Optimizer):
         seed: int = 0,
     ):
         if isinstance(model, nn.DataParallel):
-            raise TypeError("model is nn.DataParallel, whose replicas are not listened to. Fix: use DistributedDataParallel, or the bare module.")
+            raise TypeError(
+                "model is nn.DataParallel, whose replicas are not listened to. Fix: use DistributedDataParallel, or the bare module."
+            )
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         _in_range("interval", interval, 1, math.inf)
         _in_range("max_rows", max_rows, 1, math.inf)
@@ -230,7 +233,9 @@ class SINGD(torch.optim.Optimizer):
         for parameter, name in zip(group["params"], names, strict=True):
             if parameter.is_complex() or parameter.is_sparse:
                 kind = "complex" if parameter.is_complex() else "sparse"
-                raise TypeError(f"parameter {name!r} is {kind}, wanted real and dense. Fix: leave it out of params and give it to another optimiser.")
+                raise TypeError(
+                    f"parameter {name!r} is {kind}, wanted real and dense. Fix: leave it out of params and give it to another optimiser."
+                )
         members = set(group["params"])
         layers = []
         for layer in self.layers:
@@ -322,13 +327,16 @@ class SINGD(torch.optim.Optimizer):
         heard.rows += rows
         keep = 1 if self.max_rows is None else math.ceil(rows / self.max_rows)
         dtype = torch.promote_types(bucket.k.value[0].dtype, torch.float32)
-        a, g = (x[:, :: keep].to(dtype) for x in (a, g))
+        if keep > 1:
+            a, g = a[:, ::keep], g[:, ::keep]
+        a, g = a.to(dtype), g.to(dtype)
         if layer.bias is not None:
             a = nn.functional.pad(a, (0, 1), value=1.0)
         share = rows / a.shape[1]
         new = []
         for side, x in ((bucket.k, a), (bucket.c, g)):
-            value = tuple(part[members].to(dtype) for part in side.value)
+            value = side.value if len(bucket.layers) == 1 else tuple(part[members] for part in side.value)
+            value = tuple(part.to(dtype) for part in value)
             h = side.structure.gram(value, x)
             new.append(h if keep == 1 else tuple(part * share for part in h))
         if heard.h_k is None or heard.h_c is None:
@@ -361,7 +369,9 @@ class SINGD(torch.optim.Optimizer):
         ready = [(bucket, *taken) for bucket in self.buckets if (taken := self._take(bucket, scale)) is not None]
         if not ready:
             return
-        traces = torch.cat([side.structure.diagonal(h, side.n).sum(-1) for b, *both, _ in ready for side, h in zip((b.k, b.c), both, strict=True)])
+        traces = torch.cat(
+            [side.structure.diagonal(h, side.n).sum(-1) for b, *both, _ in ready for side, h in zip((b.k, b.c), both, strict=True)]
+        )
         finite = iter(map(math.isfinite, traces.tolist()))
         for group in self.param_groups:
             diagonal = []
@@ -439,7 +449,8 @@ class SINGD(torch.optim.Optimizer):
             return loss
         if getattr(self, "grad_scale", None) is not None:
             grads = [parameter.grad for parameter in self.names if parameter.grad is not None]
-            torch._foreach_mul_(grads, 1 / scale)
+            for gradient in grads:
+                gradient.mul_(1 / scale)
         self._follow_parameters()
         due = self.due
         if due:
@@ -466,8 +477,8 @@ class SINGD(torch.optim.Optimizer):
             return (float(self.grad_scaler.get_scale()) if self.grad_scaler is not None else 1.0), False
         if self.grad_scaler is not None:
             scale = float(self.grad_scaler.get_scale())
-        elif getattr(self, "grad_scale", None) is not None:
-            scale = float(self.grad_scale)
+        elif (given := getattr(self, "grad_scale", None)) is not None:
+            scale = float(given)
         elif self.due:
             raise RuntimeError(
                 "gradients were unscaled before the step, so the scale of the captured cotangents is not known. Fix: SINGD(..., grad_scaler=scaler)."
@@ -506,26 +517,40 @@ class SINGD(torch.optim.Optimizer):
         if not work:
             return
         steps = [self._precondition(bucket, gradient) for bucket, gradient in work]
-        products = [torch.dot(step.flatten(), gradient.flatten()) for step, (_, gradient) in zip(steps, work, strict=True)]
-        total = products[0].float() if len(products) == 1 else torch.stack(products).float().sum()
+        if group["update_rms"] is None and not self._clipped(group, steps, [gradient for _, gradient in work]):
+            return
+        moved = [self._with_momentum(bucket, step) for (bucket, _), step in zip(work, steps, strict=True)]
+        scales = [1.0] * sum(len(bucket.started) for bucket, _ in work)
+        if group["update_rms"] is not None:
+            norms = torch.cat([torch.linalg.vector_norm(step.flatten(1), dim=1) for step in moved]).tolist()
+            if not all(map(math.isfinite, norms)):
+                for bucket, _ in work:
+                    bucket.momentum = None
+                self._skip_step()
+                return
+            roots = [group["update_rms"] * math.sqrt(step[0].numel()) for step in moved for _ in range(step.shape[0])]
+            scales = [root / norm if norm > 0 else 0.0 for root, norm in zip(roots, norms, strict=True)]
+        first = 0
+        for (bucket, _), step in zip(work, moved, strict=True):
+            for layer, members in zip(bucket.layers, bucket.slices, strict=True):
+                part, scale = step if len(bucket.layers) == 1 else step[members], scales[first + members.start]
+                if layer.blocks > 1 and group["update_rms"] is not None:
+                    part, scale = part * part.new_tensor(scales[first + members.start : first + members.stop])[:, None, None], 1.0
+                self._write(layer, part, group["lr"] * scale, 1 - group["lr"] * group["weight_decay"])
+            first += len(bucket.started)
+
+    def _clipped(self, group: dict[str, Any], steps: list[Tensor], gradients: list[Tensor]) -> bool:
+        """Clip natural steps in place by what they change; False when they are not finite."""
+        products = [torch.dot(step.flatten(), gradient.flatten()) for step, gradient in zip(steps, gradients, strict=True)]
+        total = float(torch.stack(products).sum())
         if not math.isfinite(total):
             self._skip_step()
-            return
-        if group["kl_clip"] is not None and group["update_rms"] is None and group["lr"] > 0:
-            size = group["lr"] ** 2 * float(total)
-            if size > group["kl_clip"]:
-                torch._foreach_mul_(steps, math.sqrt(group["kl_clip"] / size))
-        parameters, deltas = [], []
-        for (bucket, _), step in zip(work, steps, strict=True):
-            moved = self._with_momentum(bucket, step)
-            if group["update_rms"] is not None:
-                norm = torch.linalg.vector_norm(moved, dim=(1, 2), keepdim=True)
-                moved = moved * (group["update_rms"] * math.sqrt(moved[0].numel()) / norm.clamp(min=torch.finfo(norm.dtype).tiny))
-            for layer, members in zip(bucket.layers, bucket.slices, strict=True):
-                for parameter, part in _parts(layer, moved[members]):
-                    parameters.append(parameter)
-                    deltas.append(part)
-        self._write(parameters, deltas, group["lr"], 1 - group["lr"] * group["weight_decay"])
+            return False
+        size = group["lr"] ** 2 * total
+        if group["kl_clip"] is not None and size > group["kl_clip"]:
+            for step in steps:
+                step.mul_(math.sqrt(group["kl_clip"] / size))
+        return True
 
     def _skip_step(self) -> None:
         self.skipped += 1
@@ -545,22 +570,22 @@ class SINGD(torch.optim.Optimizer):
         if bucket.momentum is None:
             bucket.momentum = rounded(step, dtype, self.rounding)
         elif dtype == step.dtype:
-            bucket.momentum.mul_(bucket.group["momentum"]).add_(step)
+            torch.add(step, bucket.momentum, alpha=bucket.group["momentum"], out=bucket.momentum)
         else:
             step = torch.add(step, bucket.momentum, alpha=bucket.group["momentum"])
             bucket.momentum = rounded(step, dtype, self.rounding)
             return step
         return bucket.momentum
 
-    def _write(self, parameters: list[Tensor], deltas: list[Tensor], lr: float, decay: float) -> None:
-        if all(parameter.dtype == delta.dtype for parameter, delta in zip(parameters, deltas, strict=True)):
-            if decay != 1:
-                torch._foreach_mul_(parameters, decay)
-            torch._foreach_add_(parameters, deltas, alpha=-lr)
-            return
-        for parameter, delta in zip(parameters, deltas, strict=True):
-            wide = parameter.to(delta.dtype)
-            parameter.copy_(rounded(torch.add(wide * decay, delta, alpha=-lr), parameter.dtype, self.rounding))
+    def _write(self, layer: Layer, step: Tensor, lr: float, decay: float) -> None:
+        for parameter, delta in _parts(layer, step):
+            if parameter.dtype == delta.dtype:
+                if decay != 1:
+                    parameter.mul_(decay)
+                parameter.add_(delta, alpha=-lr)
+            else:
+                wide = torch.add(parameter.to(delta.dtype) * decay, delta, alpha=-lr)
+                parameter.copy_(rounded(wide, parameter.dtype, self.rounding))
 
     # -- state ----------------------------------------------------------------------------------------------------------------------
 
@@ -609,7 +634,9 @@ class SINGD(torch.optim.Optimizer):
         state, groups = state_dict["state"], state_dict["param_groups"]
         names = [[self.names[p] for p in group["params"]] for group in self.param_groups]
         if [list(group["params"]) for group in groups] != names:
-            raise ValueError("state_dict: the parameter groups hold other parameters than this optimiser's. Fix: build it for the same model and groups.")
+            raise ValueError(
+                "state_dict: the parameter groups hold other parameters than this optimiser's. Fix: build it for the same model and groups."
+            )
         for bucket in self.buckets:
             self._load_bucket(bucket, state)
         for group, saved in zip(self.param_groups, groups, strict=True):
@@ -658,8 +685,9 @@ class SINGD(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         listen, seed = state.pop("_listen"), state.pop("_rounding")
         super().__setstate__(state)
-        self.rounding = None if seed is None else torch.Generator()
-        if self.rounding is not None:
+        self.rounding = None
+        if seed is not None:
+            self.rounding = torch.Generator()
             self.rounding.set_state(seed)
         self.tap = Tap([layer for bucket in self.buckets for layer in bucket.layers], self._hear if listen else None)
         self.tap.armed = self.due
@@ -679,7 +707,7 @@ def _both(side: Side, cache: list[Factor | None], index: int, x: Tensor, uses: i
     return side.structure.right(metric, x)
 
 
-def _gradient(bucket: Bucket, names: Mapping[Tensor, str]) -> Tensor | None:
+def _gradient(bucket: Bucket, names: Mapping[nn.Parameter, str]) -> Tensor | None:
     """Gradients of a bucket's layers as ``[B, d, inputs]``; zeros for a layer without, None when no layer has one."""
     parts = []
     heard = False
@@ -701,13 +729,13 @@ def _gradient(bucket: Bucket, names: Mapping[Tensor, str]) -> Tensor | None:
     return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
 
-def _parts(layer: Layer, moved: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _parts(layer: Layer, step: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Pair the layer's rows of weight and bias with their parts of a step ``[B, d, inputs]``."""
     pairs = []
-    for parameter, part in ((layer.weight, moved[..., : layer.p]), (layer.bias, moved[..., layer.p :])):
+    for parameter, part in ((layer.weight, step if layer.bias is None else step[..., : layer.p]), (layer.bias, step[..., layer.p :])):
         if parameter is not None and parameter.grad is not None:
-            count = layer.blocks * layer.d
-            rows = parameter if count == len(parameter) else parameter[layer.start : layer.start + count]
-            pairs.append((rows, part.reshape(rows.shape)))
+            rows = parameter if layer.whole else parameter[layer.start : layer.start + layer.blocks * layer.d]
+            pairs.append((rows, part.view(rows.shape) if part.is_contiguous() else part.reshape(rows.shape)))
     return pairs
 
 
@@ -719,7 +747,7 @@ def _stored(bucket: Bucket) -> list[tuple[str, Tensor]]:
 
 
 def _key(layer: Layer, key: str) -> str:
-    return key if layer.blocks * layer.d == len(layer.weight) else f"rows{layer.start}.{key}"
+    return key if layer.whole else f"rows{layer.start}.{key}"
 
 
 def _mask(members: list[bool], like: Tensor) -> Tensor | None:
@@ -751,7 +779,7 @@ def _average(process_group: Any, h_k: Factor, h_c: Factor, present: list[bool]) 
     return [flag > 0 for flag in flat[: len(present)].tolist()]
 
 
-def _named(layer: Layer, names: Mapping[Tensor, str], fallback: Collection[str]) -> bool:
+def _named(layer: Layer, names: Mapping[nn.Parameter, str], fallback: Collection[str]) -> bool:
     own = {layer.name, *(names.get(parameter, "") for parameter in layer.parameters())}
     return any(name in own or layer.name.startswith(f"{name}.") for name in fallback)
 
@@ -762,7 +790,10 @@ def _in_range(name: str, value: Any, low: float, high: float, low_open: bool = F
     good = isinstance(value, int | float) and not isinstance(value, bool) and value <= high and (value > low if low_open else value >= low)
     if not good or (name in ("interval", "max_rows") and not isinstance(value, int)):
         kind = "a whole number" if name in ("interval", "max_rows") else "a number"
-        raise ValueError(f"{name}={value!r}, wanted {kind} {'above' if low_open else 'at least'} {low:g}" + (f" and at most {high:g}." if high < math.inf else "."))
+        raise ValueError(
+            f"{name}={value!r}, wanted {kind} {'above' if low_open else 'at least'} {low:g}"
+            + (f" and at most {high:g}." if high < math.inf else ".")
+        )
 
 
 def _check(group: Mapping[str, Any]) -> None:

@@ -107,9 +107,8 @@ def spectral_bound(matrix: Tensor) -> Tensor:
     """Upper bound of the spectral norm of ``[..., n, n]``: ``min(|M|_F, sqrt(|M|_1 |M|_inf))``."""
     if matrix.shape[-1] == 0:
         return matrix.new_zeros(matrix.shape[:-2])
-    size = matrix.abs()
-    mixed = (size.sum(-1).amax(-1) * size.sum(-2).amax(-1)).sqrt()
-    return torch.minimum(mixed, torch.linalg.vector_norm(matrix, dim=(-2, -1)))
+    rows, columns = (torch.linalg.vector_norm(matrix, 1, dim=dim).amax(-1) for dim in (-1, -2))
+    return torch.minimum((rows * columns).sqrt(), torch.linalg.vector_norm(matrix, dim=(-2, -1)))
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,9 @@ class BlockDiagonal:
 
     def _split(self, value: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
         whole = value.shape[dim] // self.block * self.block
-        return value.narrow(dim, 0, whole).unflatten(dim, (-1 if whole else 0, self.block)), value.narrow(dim, whole, value.shape[dim] - whole)
+        return value.narrow(dim, 0, whole).unflatten(dim, (-1 if whole else 0, self.block)), value.narrow(
+            dim, whole, value.shape[dim] - whole
+        )
 
     def from_diagonal(self, diagonal: Tensor) -> Factor:
         """Diagonal blocks."""
@@ -751,7 +752,9 @@ class Auto:
         used += sum(b * d * p for b, d, p in shapes) if momentum else 0
         budget = 2 * self.max_state_ratio * count
         if used > budget:
-            raise ValueError(f"max_state_ratio={self.max_state_ratio}: diagonal factors alone need {used / (2 * count):.3f}. Fix: ask for at least that.")
+            raise ValueError(
+                f"max_state_ratio={self.max_state_ratio}: diagonal factors alone need {used / (2 * count):.3f}. Fix: ask for at least that."
+            )
         while True:
             offers = []
             for i, ((b, n), ladder) in enumerate(zip(factors, ladders, strict=True)):
