@@ -160,8 +160,9 @@ def _attention_layers(name: str, module: nn.MultiheadAttention) -> list[Layer]:
         weight: Any = packed if packed is not None else getattr(module, f"{part}_proj_weight")
         start = i * width if packed is not None else 0
         # Three weights with one packed bias: the bias has no layer of its own and is left to the fallback.
-        found.append(Layer(f"{name}.{part}", [module], weight, bias if packed is not None else None, 1, width, weight.shape[1], start))
-    out = module.out_proj
+        own_bias = None if packed is None else bias
+        found.append(Layer(f"{name}.{part}", [module], weight, own_bias, 1, width, weight.shape[1], start))
+    out: Any = module.out_proj
     return [*found, Layer(f"{name}.out_proj", [module], out.weight, out.bias, 1, width, width)]
 
 
@@ -263,7 +264,7 @@ def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Ten
         tap.note(layer, patches(module, x), output, lambda g: _pixels(module, g))
 
 
-_record: Callable[..., None] = torch.compiler.disable(_note_call)
+_record: Any = torch.compiler.disable(_note_call)
 """Graphs of a compiled model break here, on the steps that listen alone."""
 
 
