@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -63,12 +63,17 @@ def machine() -> dict:
     }
 
 
-def run(name: str, main: Callable[[argparse.Namespace], list[Row]], seeds: int = 3) -> None:
-    """Parse ``--quick --seeds --json``, run, print the table, write the JSON file; exit 1 when a full run misses a target."""
+def run(name: str, main: Callable[[argparse.Namespace], list[Row]], seeds: int = 3, parts: Sequence[str] = ()) -> None:
+    """Parse ``--quick --seeds --json`` (and ``--only`` where there are parts), run, print the table, write the JSON file.
+
+    Exits with 1 when a full run misses a target.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, under a minute: shows that it runs, proves nothing")
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--json", type=Path, default=None)
+    if parts:
+        parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="run these parts alone")
     options = parser.parse_args()
     before, start = machine(), time.perf_counter()
     rows = main(options)
@@ -77,7 +82,7 @@ def run(name: str, main: Callable[[argparse.Namespace], list[Row]], seeds: int =
         f"{name}: {sum(r.holds is True for r in rows)} held, {sum(r.holds is False for r in rows)} missed, {time.perf_counter() - start:.0f} s"
     )
     if options.json:
-        settings = {"quick": options.quick, "seeds": options.seeds}
+        settings = {"quick": options.quick, "seeds": options.seeds} | ({"only": options.only} if parts else {})
         document = {"benchmark": name, "machine": before, "options": settings, "rows": [asdict(r) | {"holds": r.holds} for r in rows]}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(int(not options.quick and any(row.holds is False for row in rows)))

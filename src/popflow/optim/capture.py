@@ -1,0 +1,391 @@
+"""One curvature capture for several consumers: what enters each layer, and the cotangent of what leaves it.
+
+For a layer that computes ``z = W a`` (bias folded in as a last input of 1) on ``N`` data with ``R`` shared uses of the weight per datum
+(sequence positions, output pixels, nodes), the capture is the pair of rows
+
+    a: [B, N, R, p]        g = d(scalar)/dz: [B, N, R, d]
+
+with ``B`` independent blocks of one weight (the groups of a convolution). SINGD makes Kronecker factors of them, `popflow.optim.gram`
+makes kernels in sample space. Convolutions are exact for stride, padding and its modes, dilation and groups; the four
+projections of ``nn.MultiheadAttention`` are four layers.
+
+Two ways in: a `Tap` listens while ``loss.backward()`` runs, and `rows` pulls user-given cotangents through a forward pass
+(wave functions: ``d log psi``; sampled Fisher: `gaussian_cotangent`, `categorical_cotangent`).
+
+Sources: Martens and Grosse 2015 (arXiv 1503.05671); expand and reduce: Eschenhagen, Immer, Turner, Schneider, Hennig 2023 (arXiv 2311.00636).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(eq=False)
+class Layer:
+    """A block of rows of a weight that acts as a matrix: ``blocks`` matrices ``d x p``, and their bias if any.
+
+    Attributes:
+        name: Dotted name of the module, with the projection for attention.
+        modules: The modules whose calls are listened to: one, or those that share the weight.
+        weight: Parameter that holds the rows ``start : start + blocks * d``.
+        bias: Parameter with the same rows, or None.
+        blocks: Number of independent matrices (groups of a convolution).
+        d: Outputs of one matrix.
+        p: Inputs of one matrix, without the one for the bias.
+        start: First row.
+    """
+
+    name: str
+    modules: list[nn.Module]
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    blocks: int
+    d: int
+    p: int
+    start: int = 0
+
+    def __post_init__(self):
+        self.whole = self.blocks * self.d == len(self.weight)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return the layer's rows of something shaped like the weight or the bias, as ``[B, d, p]`` or ``[B, d, 1]``."""
+        part = tensor if self.whole else tensor[self.start : self.start + self.blocks * self.d]
+        return part.reshape(self.blocks, self.d, -1)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight and bias."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of one matrix, the one for the bias among them."""
+        return self.p + (self.bias is not None)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs ``a [B, N, R, p]`` and cotangents ``g [B, N, R, d]`` of one call of a layer."""
+
+    layer: Layer
+    a: Tensor
+    g: Tensor
+
+
+Sharing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""How the uses of a shared weight become rows: `expand` or `reduce`."""
+Averaging = Callable[[int, int], float]
+"""What ``sum g g^T`` is multiplied by, from the numbers of data and of rows: `over_data`, `over_rows`, `summed`, `per_datum`."""
+
+
+def expand(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Every use is a row: exact when the loss sums over positions (language models, segmentation)."""
+    return a.flatten(1, 2), g.flatten(1, 2)
+
+
+def reduce(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """One row per datum, inputs averaged and cotangents summed over uses: exact when positions are pooled before the loss."""
+    return a.mean(2), g.sum(2)
+
+
+def over_data(data: int, rows: int) -> float:
+    """For losses averaged over data (one term each): cotangents carry ``1 / N``."""
+    return data
+
+
+def over_rows(data: int, rows: int) -> float:
+    """For losses averaged over data and positions: cotangents carry ``1 / (N R)``."""
+    return rows
+
+
+def summed(data: int, rows: int) -> float:
+    """For losses summed over data: the Fisher matrix of the sum."""
+    return 1.0
+
+
+def per_datum(data: int, rows: int) -> float:
+    """For cotangents of each datum's own scalar, not averaged (user-given ones): their mean."""
+    return 1 / data
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """List the layers of a model that have Kronecker factors; shared weights once, each other parameter nowhere.
+
+    >>> [(layer.name, layer.d, layer.inputs) for layer in find_layers(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)))]
+    [('0', 2, 4)]
+    """
+    layers: list[Layer] = []
+    skipped: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            skipped.add(module.out_proj)
+            layers += _attention_layers(name, module)
+        elif isinstance(module, nn.Linear) and module not in skipped:
+            layers += _whole(name, module, 1)
+        elif isinstance(module, CONVOLUTIONS):
+            layers += _whole(name, module, module.groups)
+    kept: dict[tuple[int, int], Layer] = {}
+    biases: dict[int, nn.Module] = {}
+    for layer in layers:
+        first = kept.setdefault((id(layer.weight), layer.start), layer)
+        if first is not layer:
+            first.modules += layer.modules
+        elif layer.bias is not None and biases.setdefault(id(layer.bias), layer.modules[0]) is not layer.modules[0]:
+            layer.bias = None
+    return list(kept.values())
+
+
+def _whole(name: str, module: nn.Module, blocks: int) -> list[Layer]:
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None:
+        return []
+    if isinstance(weight, nn.UninitializedParameter):
+        raise ValueError(f"layer {name!r} is lazy and has no shape yet. Fix: run one forward pass before you make the optimiser.")
+    return [Layer(name, [module], weight, bias, blocks, len(weight) // blocks, weight[0].numel())]
+
+
+def _attention_layers(name: str, module: nn.MultiheadAttention) -> list[Layer]:
+    width, packed, bias = module.embed_dim, module.in_proj_weight, module.in_proj_bias
+    found = []
+    for i, part in enumerate("qkv"):
+        weight: Any = packed if packed is not None else getattr(module, f"{part}_proj_weight")
+        start = i * width if packed is not None else 0
+        # Three weights with one packed bias: the bias has no layer of its own and is left to the fallback.
+        own_bias = None if packed is None else bias
+        found.append(Layer(f"{name}.{part}", [module], weight, own_bias, 1, width, weight.shape[1], start))
+    out: Any = module.out_proj
+    return [*found, Layer(f"{name}.out_proj", [module], out.weight, out.bias, 1, width, width)]
+
+
+Sink = Callable[[Layer, Tensor, Tensor], None]
+"""Takes the inputs ``a`` and cotangents ``g`` of one call of a layer."""
+
+
+class Tap:
+    """Forward hooks on layers; while ``armed`` and in training mode they note inputs, and cotangents as the backward pass meets them.
+
+    With a ``sink`` it hears each (layer, a, g) during ``backward()``; without one the calls wait on ``tape`` for `pull`.
+    Passes that build a graph of derivatives (``create_graph=True``) are not listened to.
+
+    Args:
+        layers: Layers of one model, from `find_layers`.
+        sink: Takes rows during backward passes, or None.
+        always: Listen in evaluation mode too.
+    """
+
+    def __init__(self, layers: Sequence[Layer], sink: Sink | None = None, always: bool = False):
+        self.sink, self.always, self.armed = sink, always, False
+        self.tape: list[tuple[Layer, Tensor, Any, Callable[[Tensor], Tensor]]] = []
+        self.layers = list(layers)
+        self._handles: list[Any] = []
+        self.attach()
+
+    def attach(self) -> None:
+        """Put the hooks in place."""
+        by_module: dict[nn.Module, list[Layer]] = {}
+        for layer in self.layers:
+            for module in layer.modules:
+                by_module.setdefault(module, []).append(layer)
+        for module, layers in by_module.items():
+            if isinstance(module, nn.MultiheadAttention):
+                self._handles += self._attention_hooks(module, layers)
+            else:
+                self._handles.append(module.register_forward_hook(self._layer_hook(module, layers[0])))
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    # The hooks are plain closures: a deep copy of the model then keeps a hook that finds itself on a stranger and does nothing.
+    def _layer_hook(self, owner: nn.Module, layer: Layer):
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            if self.armed and module is owner and (module.training or self.always):
+                _record(self, layer, module, inputs[0], output)
+
+        return hook
+
+    def _attention_hooks(self, owner: nn.Module, layers: list[Layer]) -> list[Any]:
+        open_taps: list[_AttentionTap] = []
+
+        def before(module: Any, args: tuple, kwargs: dict) -> None:
+            if self.armed and module is owner and (module.training or self.always) and torch.is_grad_enabled():
+                query = args[0] if args else kwargs["query"]
+                batch = 1 if query.ndim == 2 else query.shape[0 if module.batch_first else 1]
+                open_taps.append(_AttentionTap(self, layers, batch))
+                open_taps[-1].__enter__()
+
+        def after(module: nn.Module, args: tuple, output: Any) -> None:
+            if module is owner and open_taps:
+                open_taps.pop().__exit__(None, None, None)
+
+        return [owner.register_forward_pre_hook(before, with_kwargs=True), owner.register_forward_hook(after, always_call=True)]
+
+    def note(self, layer: Layer, a: Tensor, output: Tensor, cotangent: Callable[[Tensor], Tensor]) -> None:
+        """Remember a call; ``cotangent`` turns the gradient of ``output`` into ``[B, N, R, d]``."""
+        if self.sink is None:
+            self.tape.append((layer, a, torch.autograd.graph.get_gradient_edge(output), cotangent))
+            return
+        sink = self.sink
+
+        def hear(gradient: Tensor) -> None:
+            if not torch.is_grad_enabled():
+                sink(layer, a, cotangent(gradient))
+
+        output.register_hook(hear)
+
+    def pull(self, outputs: Tensor, cotangents: Tensor, keep_graph: bool = True) -> list[Rows]:
+        """Pull cotangents of ``outputs`` back to every noted call; empties the tape. Parameters' ``.grad`` stay as they are."""
+        tape, self.tape = self.tape, []
+        if not tape:
+            return []
+        gradients = torch.autograd.grad(outputs, [edge for _, _, edge, _ in tape], cotangents, retain_graph=keep_graph, allow_unused=True)
+        pairs = zip(tape, gradients, strict=True)
+        return [Rows(layer, a, cotangent(g.detach())) for (layer, a, _, cotangent), g in pairs if g is not None]
+
+
+def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
+    if not (torch.is_grad_enabled() and output.requires_grad and layer.weight.requires_grad):
+        return
+    x = x.detach()
+    if isinstance(module, nn.Linear):
+        tap.note(layer, _sequence(x), output, _sequence)
+    else:
+        tap.note(layer, patches(module, x), output, lambda g: _pixels(module, g))
+
+
+_record: Any = torch.compiler.disable(_note_call)
+"""Graphs of a compiled model break here, on the steps that listen alone."""
+
+
+def _sequence(x: Tensor) -> Tensor:
+    if x.ndim == 1:
+        return x.reshape(1, 1, 1, -1)
+    return x.reshape(1, len(x), 1 if x.ndim == 2 else -1, x.shape[-1]) if len(x) else x.new_zeros(1, 0, 1, x.shape[-1])
+
+
+def patches(module: nn.Module, x: Tensor) -> Tensor:
+    """Return what each output pixel of a convolution sees, ``[groups, N, pixels, channels / groups * kernel]``, ordered as its weight.
+
+    >>> patches(nn.Conv1d(1, 1, 2), torch.tensor([[[1.0, 2.0, 3.0]]])).tolist()
+    [[[[1.0, 2.0], [2.0, 3.0]]]]
+    """
+    conv: Any = module
+    space = len(conv.kernel_size)
+    if x.ndim == space + 1:
+        x = x.unsqueeze(0)
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    for i, (size, step, gap) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
+        x = x.unfold(2 + i, gap * (size - 1) + 1, step)[..., ::gap]
+    x = x.unflatten(1, (conv.groups, -1)).movedim(1, 0)  # [G, N, C / G, *pixels, *kernel]
+    x = x.movedim(2, 2 + space)
+    return x.reshape(*x.shape[:2], x.shape[2 : -space - 1].numel(), x.shape[-space - 1 :].numel())
+
+
+def _pixels(module: nn.Module, g: Tensor) -> Tensor:
+    conv: Any = module
+    if g.ndim == len(conv.kernel_size) + 1:
+        g = g.unsqueeze(0)
+    return g.flatten(2).unflatten(1, (conv.groups, -1)).permute(1, 0, 3, 2)
+
+
+class _AttentionTap(TorchFunctionMode):
+    """Opens the one function that attention modules call, to hear its linear projections."""
+
+    def __init__(self, tap: Tap, layers: list[Layer], batch: int):
+        super().__init__()
+        self.tap, self.layers, self.batch = tap, layers, batch
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.multi_head_attention_forward:
+            return _with_linear(self.linear)(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        output = F.linear(x, weight, bias)
+        for layer in self.layers:
+            whole = layer.weight
+            if weight.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr() or not output.requires_grad:
+                continue
+            first = layer.start - int(weight.storage_offset() - whole.storage_offset()) // whole.shape[1]
+            if 0 <= first < len(weight) and whole.requires_grad:
+                self._note(layer, x, output, first)
+        return output
+
+    def _note(self, layer: Layer, x: Tensor, output: Tensor, first: int) -> None:
+        def by_datum(t: Tensor) -> Tensor:
+            return t.reshape(-1, self.batch, t.shape[-1]).transpose(0, 1).unsqueeze(0)
+
+        self.tap.note(layer, by_datum(x.detach()), output, lambda g: by_datum(g[..., first : first + layer.d]))
+
+
+def _with_linear(linear: Callable) -> Callable:
+    """Return torch's attention function with its own ``linear``: nothing global is changed."""
+    scope = {**vars(F), "linear": linear}
+
+    def copy(function: Any) -> FunctionType:
+        clone = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+        clone.__kwdefaults__ = function.__kwdefaults__
+        return clone
+
+    for name in ("_in_projection_packed", "_in_projection"):
+        scope[name] = copy(getattr(F, name))
+    return copy(F.multi_head_attention_forward)
+
+
+def rows(
+    model: nn.Module, forward: Callable[[], Tensor], cotangent: Callable[[Tensor], Tensor], layers: Iterable[Layer] | None = None
+) -> tuple[Tensor, list[Rows]]:
+    """Run ``outputs = forward()`` and pull ``cotangent(outputs)`` back to the layers of ``model``: the functional form.
+
+    Nothing is accumulated in ``.grad``; evaluation mode is listened to as well. With one scalar per datum and ``torch.ones_like`` as the
+    cotangent, ``g`` are the per-datum derivatives, as long as the network does not couple the data.
+
+    Args:
+        model: Holds the layers.
+        forward: Runs the model.
+        cotangent: From the outputs, what is pulled back; shaped like the outputs.
+        layers: Listen to these only.
+
+    Returns:
+        The outputs, and the rows of every call in order of the calls.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> _, [found] = rows(net, lambda: net(x), torch.ones_like)
+        >>> found.a[0, :, 0].tolist(), found.g[0, :, 0].tolist()
+        ([[1.0, 2.0], [3.0, 4.0]], [[1.0], [1.0]])
+    """
+    tap = Tap(find_layers(model) if layers is None else list(layers), always=True)
+    try:
+        tap.armed = True
+        with torch.enable_grad():
+            outputs = forward()
+        tap.armed = False
+        return outputs, tap.pull(outputs, cotangent(outputs.detach()))
+    finally:
+        tap.detach()
+
+
+def gaussian_cotangent(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw cotangents whose Gram matrix is that of ``1/2 |y - f|^2``: standard normal. An unbiased sample of ``J^T J``."""
+    return torch.empty_like(outputs).normal_(generator=generator)
+
+
+def categorical_cotangent(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw ``softmax(logits) - onehot(y)`` with ``y`` from the model itself: the Fisher matrix of a classifier, by Monte Carlo."""
+    p = logits.softmax(-1)
+    y = torch.multinomial(p.flatten(0, -2), 1, generator=generator).reshape(p.shape[:-1])
+    return p - F.one_hot(y, p.shape[-1]).to(p.dtype)

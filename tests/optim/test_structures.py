@@ -1,0 +1,218 @@
+"""Every structure against dense matrices, and a structure from outside of the library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from popflow.optim import (
+    Auto,
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Hierarchical,
+    LowerToeplitz,
+    LowerTriangular,
+    Structure,
+    UpperToeplitz,
+    UpperTriangular,
+    rank_triangular,
+)
+from popflow.optim.structures import autocorrelation, convolve, correlate, eye, trace
+
+
+@dataclass(frozen=True)
+class ScaledIdentity:
+    """A custom structure: one number."""
+
+    def size(self, n):
+        return 1
+
+    def from_diagonal(self, diagonal):
+        return (diagonal.mean(-1, keepdim=True),)
+
+    def diagonal(self, factor, n):
+        return factor[0].expand(-1, n)
+
+    def shift_(self, factor, value):
+        factor[0].add_(value)
+
+    def multiply(self, left, right):
+        return (left[0] * right[0],)
+
+    def right(self, factor, rows):
+        return rows * factor[0].unsqueeze(-1)
+
+    right_t = right
+
+    def gram(self, factor, rows):
+        return (self.right(factor, rows).square().mean(-1).sum(-1, keepdim=True),)
+
+    def inner(self, factor):
+        return (factor[0].square(),)
+
+    def metric(self, factor, uses):
+        return (factor[0].square(),)
+
+    def project(self, matrix):
+        return (matrix.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True),)
+
+    def dense(self, factor, n):
+        return factor[0].unsqueeze(-1) * torch.eye(n, dtype=factor[0].dtype)
+
+    def bound(self, factor):
+        return factor[0].abs().squeeze(-1)
+
+
+STRUCTURES = [
+    Dense(),
+    Diagonal(),
+    BlockDiagonal(3),
+    BlockDiagonal(30),
+    LowerTriangular(),
+    UpperTriangular(),
+    LowerToeplitz(),
+    UpperToeplitz(),
+    Hierarchical(2, 3),
+    rank_triangular(3),
+    Hierarchical(0, 2),
+    ScaledIdentity(),
+]
+SIDES = [1, 2, 3, 8, 31, 130, 257]
+
+
+def random_factor(structure: Structure, n: int, rng: torch.Generator, batch: int = 2):
+    like = eye(structure, batch, n, torch.zeros((), dtype=torch.float64))
+    return tuple(torch.randn(part.shape, generator=rng, dtype=torch.float64) / n**0.5 for part in like)
+
+
+def gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max()) if a.numel() else 0.0
+
+
+@pytest.mark.parametrize("n", SIDES)
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_conformance_with_dense_matrices(structure, n):
+    rng = torch.Generator().manual_seed(n)
+    k, other = random_factor(structure, n, rng), random_factor(structure, n, rng)
+    rows = torch.randn(2, 5, n, generator=rng, dtype=torch.float64)
+    matrix, seen = structure.dense(k, n).clone(), rows @ structure.dense(k, n)
+    symmetric = rows.mT @ rows
+    assert isinstance(structure, Structure)
+    assert sum(part[0].numel() for part in k) == structure.size(n)
+    assert gap(structure.dense(eye(structure, 2, n, rows), n), torch.eye(n, dtype=torch.float64).expand(2, n, n)) == 0
+    assert gap(structure.dense(structure.multiply(k, other), n), matrix @ structure.dense(other, n)) < 1e-10
+    assert gap(structure.right(k, rows), seen) < 1e-10
+    assert gap(structure.right_t(k, rows), rows @ matrix.mT) < 1e-10
+    for got, wanted in (
+        (structure.gram(k, rows), structure.project(seen.mT @ seen)),
+        (structure.inner(k), structure.project(matrix.mT @ matrix)),
+    ):
+        assert max(gap(a, b) for a, b in zip(got, wanted, strict=True)) < 1e-10
+    assert gap(trace(structure, structure.project(symmetric), n), symmetric.diagonal(dim1=1, dim2=2).sum(-1)) < 1e-10
+    assert gap(structure.diagonal(k, n), matrix.diagonal(dim1=1, dim2=2)) == 0
+    assert (structure.bound(k) >= torch.linalg.matrix_norm(matrix, 2) - 1e-12).all()
+    metric = structure.metric(k, 10**6)
+    if metric is not None:
+        assert gap(structure.dense(metric, n), matrix @ matrix.mT) < 1e-10
+    structure.shift_(k, 0.5)
+    assert gap(structure.dense(k, n), matrix + 0.5 * torch.eye(n, dtype=torch.float64)) < 1e-12
+
+
+@pytest.mark.parametrize("structure", [s for s in STRUCTURES if not isinstance(s, ScaledIdentity)], ids=str)
+def test_projection_is_the_natural_gradient_coordinate(structure):
+    """``<P(N), m>`` over stored numbers, with weight 1/2 on one-sided entries, is the derivative ``<N, m>`` of the linear functional."""
+    n, rng = 7, torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 9, n, generator=rng, dtype=torch.float64)
+    symmetric = rows.mT @ rows
+    m = random_factor(structure, n, rng, batch=1)
+    matrix = structure.dense(m, n)
+    if isinstance(structure, Dense | BlockDiagonal):
+        matrix = (matrix + matrix.mT) / 2
+    if isinstance(structure, Hierarchical):
+        m = tuple((part + part.mT) / 2 if i in (0, 4) else part for i, part in enumerate(m))
+        matrix = structure.dense(m, n)
+    projected = structure.dense(structure.project(symmetric), n)
+    # Metric of m at 0: half the squared Frobenius norm of m + m^T. The projection must represent N in it: <P, m> = 2 <N, m>.
+    inner = ((projected + projected.mT) * (matrix + matrix.mT)).sum() / 2
+    assert abs(float(inner - 2 * (symmetric * matrix).sum())) < 1e-10
+
+
+def test_factor_two_off_the_diagonal_by_autograd():
+    rng = torch.Generator().manual_seed(1)
+    n = 5
+    k = torch.randn(n, n, generator=rng, dtype=torch.float64).tril()
+    u = torch.randn(n, n, generator=rng, dtype=torch.float64)
+    u = u @ u.mT
+    m = torch.zeros(n, n, dtype=torch.float64, requires_grad=True)
+    flow = torch.linalg.matrix_exp(m.tril())
+    ((u @ k @ flow @ flow.mT @ k.mT).trace() / 2).backward()
+    h = k.mT @ u @ k
+    assert gap(m.grad, h.tril()) < 1e-12
+    projected = LowerTriangular().dense(LowerTriangular().project(h[None]), n)[0] / 2
+    assert gap(projected, m.grad - torch.diag(m.grad.diagonal()) / 2) < 1e-12
+
+
+@pytest.mark.parametrize("n", [1, 5, 31])
+def test_structures_that_are_others_at_their_ends(n):
+    rng = torch.Generator().manual_seed(2)
+    rows = torch.randn(2, 40, n, generator=rng, dtype=torch.float64)
+    symmetric = rows.mT @ rows
+    full, flat = Dense().project(symmetric)[0], torch.diag_embed(Diagonal().project(symmetric)[0])
+    for structure, same in (
+        (BlockDiagonal(n), full),
+        (BlockDiagonal(n + 3), full),
+        (BlockDiagonal(1), flat),
+        (Hierarchical(n, 0), full),
+        (rank_triangular(n + 2), full),
+        (Hierarchical(0, 0), flat),
+    ):
+        assert gap(structure.dense(structure.project(symmetric), n), same) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 70), st.integers(0, 2**31))
+def test_fft_products_are_polynomial_products(n, seed):
+    rng = torch.Generator().manual_seed(seed)
+    x, c = torch.randn(2, n, generator=rng, dtype=torch.float64)
+    toeplitz = LowerToeplitz().dense((c[None],), n)[0]
+    assert gap(convolve(x, c), toeplitz @ x) < 1e-10
+    assert gap(correlate(x, c), toeplitz.mT @ x) < 1e-10
+    assert gap(autocorrelation(x[None]), correlate(x, x)) < 1e-10
+
+
+def test_sets_are_closed_and_projection_stays():
+    rng = torch.Generator().manual_seed(3)
+    for structure in STRUCTURES:
+        k, other = random_factor(structure, 9, rng), random_factor(structure, 9, rng)
+        product = structure.dense(k, 9) @ structure.dense(other, 9)
+        assert gap(structure.dense(structure.multiply(k, other), 9), product) < 1e-10
+
+
+def test_auto_keeps_to_its_budget():
+    shapes = [(1, 256, 65), (1, 256, 257), (1, 10, 257)]
+    count = sum(b * d * p for b, d, p in shapes)
+    sizes = []
+    for ratio in (0.55, 1.0, 2.0, 8.0):
+        chosen = Auto(ratio).choose(shapes, 0, momentum=True, factor_momentum=True)
+        used = count + 2 * sum(b * (k.size(p) + c.size(d)) for (b, d, p), (k, c) in zip(shapes, chosen, strict=True))
+        assert used <= 2 * ratio * count
+        sizes.append(used)
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    assert all(pair == (Dense(), Dense()) for pair in chosen)
+    with pytest.raises(ValueError, match=r"max_state_ratio=0\.1: diagonal factors alone need 0\.5"):
+        Auto(0.1).choose(shapes, 0, momentum=True, factor_momentum=True)
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match="block=0"):
+        BlockDiagonal(0)
+    with pytest.raises(ValueError, match="k1=-1"):
+        Hierarchical(-1, 2)
+    with pytest.raises(ValueError, match="max_state_ratio"):
+        Auto(0.0)
