@@ -38,6 +38,10 @@ class Guidance:
     unconditional: Expert
     w: float
 
+    def __post_init__(self):
+        if not math.isfinite(self.w):
+            raise ValueError(f"guidance.w={self.w}, wanted a finite number: 1 is no guidance.")
+
 
 def either(
     experts: Sequence[Expert],
@@ -111,7 +115,7 @@ def both(
 
     There is no stationary target density: this is a process on an iso-surface, not the product and not the minimum.
     """
-    if not ridge >= 0:
+    if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge={ridge}, wanted a number >= 0.")
     if not 0 <= feedback <= 1:
         raise ValueError(f"feedback={feedback}, wanted a share in [0, 1].")
@@ -180,6 +184,11 @@ class _Mix:
     def __post_init__(self):
         if len(self.experts) < 2:
             raise ValueError(f"experts holds {len(self.experts)} model(s), wanted at least two to superpose.")
+        for one in self.every:
+            if not isinstance(one, Expert):
+                raise TypeError(
+                    f"experts holds a {type(one).__name__}, wanted an Expert: the density of a product or power is not tracked; superpose models."
+                )
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"probes={self.probes}, wanted at least 1, or None for the exact divergence.")
         check_same_space(self.every)
@@ -266,6 +275,6 @@ def _bias(bias: Sequence[float] | None, experts: Sequence[Expert]) -> Tensor:
     if bias is None:
         return torch.zeros(len(experts), dtype=torch.float64)
     offset = torch.as_tensor(bias, dtype=torch.float64)
-    if offset.shape != (len(experts),):
-        raise ValueError(f"bias has shape {tuple(offset.shape)}, wanted one number for each of {len(experts)} experts.")
+    if offset.shape != (len(experts),) or not bool(offset.isfinite().all()):
+        raise ValueError(f"bias={offset.tolist()}, wanted one finite number for each of {len(experts)} experts.")
     return offset
