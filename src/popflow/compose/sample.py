@@ -86,7 +86,8 @@ def sample(
 
     Args:
         sampler: From `feynman_kac`, `either`, `both`, `average`, ...
-        sigmas: Noise levels, decreasing, e.g. `karras(300, 0.02, 15.0)`; a last level of 0 denoises without noise or weights.
+        sigmas: Noise levels, decreasing, e.g. `karras(300, 0.02, 15.0)`; a last level of 0 denoises without noise or growth
+            (gradient-free rewards weigh what comes out).
         particles: Particles of one run: they share weights and are resampled together.
         runs: Independent populations in one batch.
         rng: Random streams: ``start``, ``noise``, ``resample``, ``kernel``.

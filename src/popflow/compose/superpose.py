@@ -62,6 +62,10 @@ def either(
         deterministic: Follow the probability-flow ODE; densities then need the divergence of each score.
         probes: Rademacher probes of that divergence (one Jacobian-vector product each); None for the exact one, d products.
 
+    Raises:
+        ValueError: for fewer than two experts, of unlike spaces, or an argument outside of its range.
+        TypeError: for a product or power among the experts.
+
     Example:
         >>> import torch
         >>> from popflow.compose import either, gaussian_mixture, karras, sample
@@ -114,6 +118,18 @@ def both(
         probes: As in `either`.
 
     There is no stationary target density: this is a process on an iso-surface, not the product and not the minimum.
+
+    Raises:
+        ValueError: for fewer than two experts, of unlike spaces, or an argument outside of its range.
+        TypeError: for a product or power among the experts.
+
+    Example:
+        >>> import torch
+        >>> from popflow.compose import both, gaussian_mixture, karras, sample
+        >>> left, right = (gaussian_mixture(torch.tensor([[m, 0.0]]), 1.0) for m in (-1.0, 1.0))
+        >>> out = sample(both([left, right]), karras(50, 0.01, 20.0), particles=64, rng=Streams(0))
+        >>> bool(out.x[..., 0].abs().max() < 0.1)  # midway, where the two densities are equal
+        True
     """
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge={ridge}, wanted a number >= 0.")

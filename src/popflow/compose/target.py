@@ -183,6 +183,12 @@ def tilt(
         gamma: Strength at sigma = 0, or a function of sigma.
         gradient: False for a reward that cannot be differentiated: it then weighs the particles without guiding them.
         name: What errors call it.
+
+    Example:
+        >>> from popflow.compose import gaussian_mixture, tilt
+        >>> a = gaussian_mixture(torch.tensor([[0.0]]), std=1.0, name="a")
+        >>> tilt(a**2, lambda y: -y[:, 0].square(), 3.0, name="centred").describe()
+        'a^2 * exp(3 centred)'
     """
     strength = gamma if callable(gamma) else (lambda sigma: gamma / (1 + sigma**2))
     base = Target.of(target)
