@@ -28,7 +28,7 @@ Call = Callable[[], object]
 def network(seed: int, width: int) -> UNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = UNet(3, width=width, levels=(1, 2, 2), classes=10).eval()
+        net = UNet(3, width=width, levels=(1, 2, 3), classes=10).eval()
         torch.nn.init.normal_(net.leave[-1].weight, std=0.02)  # a last layer of zeros would make all weights equal
     return net
 
@@ -73,7 +73,7 @@ def ratios(seconds: dict[str, list[float]], name: str, over: str) -> list[float]
 
 
 def steps(options: argparse.Namespace, threads: list[int]) -> list[Row]:
-    particles, width, repeats = (4, 16, 3) if options.quick else (64, 56, 9)
+    particles, width, repeats = (4, 16, 3) if options.quick else (64, 48, 9)
     calls = {
         kind: call_of(kind, particles, width)
         for kind in ("bare-two", "product-two", "both-two", "bare-stacked", "product-shared", "both-shared")
@@ -105,7 +105,7 @@ def steps(options: argparse.Namespace, threads: list[int]) -> list[Row]:
 
 
 def memory(options: argparse.Namespace) -> list[Row]:
-    particles, width = (4, 16) if options.quick else (64, 56)
+    particles, width = (4, 16) if options.quick else (64, 48)
     kinds = ("bare-stacked", "product-shared", "both-shared", "product-two", "both-two")
     peak = {kind: peak_megabytes("compose_cost", "call_of", kind, particles, width) for kind in kinds}
     bare = peak["bare-stacked"]

@@ -62,7 +62,7 @@ class DemoConfig:
     quick: bool = False
     runs: int = 5
     particles: int = 512
-    steps: int = 120
+    steps: int = 150
     sigma_max: float = 10.0
     sigma_min: float = 0.1
     kernel_steps: int = 5
