@@ -75,7 +75,13 @@ def test_what_is_not_given_stays_as_the_configuration_has_it(tmp_path):
     (tmp_path / "mine.json").write_text('{"experts": ["zoo:digits-all"], "beta": [2], "seed": 4, "steps": 11}')
     assert main(["sample", "--config", "mine.json", "--seed", "5", "--out", "here"]) == 0
     config = json.loads((tmp_path / "here/config.json").read_text())
-    assert (config["experts"], config["beta"], config["seed"], config["steps"], config["op"]) == (["zoo:digits-all"], [2.0], 5, 11, "product")
+    assert (config["experts"], config["beta"], config["seed"], config["steps"], config["op"]) == (
+        ["zoo:digits-all"],
+        [2.0],
+        5,
+        11,
+        "product",
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -53,26 +52,25 @@ def clean_of(scheduler, unet, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     scheduler.set_timesteps(10)
     t = scheduler.timesteps[index]
     flow = type(scheduler).__name__.startswith("FlowMatch")
+    own = {"generator": torch.Generator()}
     if hasattr(scheduler, "sigmas") and not flow:
         y = points() * scheduler.sigmas[index] + 0.3
         out = unet(scheduler.scale_model_input(y, t), t, return_dict=False)[0]
-        return y, scheduler.step(out, t, y).pred_original_sample
+        return y, scheduler.step(out, t, y, **own).pred_original_sample
     if flow:
         sigma = scheduler.sigmas[index]
         x = points() * sigma + 0.3 * (1 - sigma)
         scheduler.sigmas[index + 1] = 0.0  # one step to no noise is the clean prediction
-        return x / (1 - sigma), scheduler.step(unet(x, t, return_dict=False)[0], t, x).prev_sample
+        return x / (1 - sigma), scheduler.step(unet(x, t, return_dict=False)[0], t, x, **own).prev_sample
     alpha = scheduler.alphas_cumprod[t].sqrt()
     x = points() * (1 - alpha**2).sqrt() + 0.3 * alpha
     out = unet(x, t, return_dict=False)[0]
-    return x / alpha, scheduler.step(out, t, x).pred_original_sample
+    return x / alpha, scheduler.step(out, t, x, **own).pred_original_sample
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("index", [1, 5, 8])
 def test_clean_predictions_are_those_of_the_scheduler(kind: str, index: int):
-    if kind == "Euler original_sample":
-        pytest.importorskip("diffusers")
     expert = expert_of(KINDS[kind]())
     sigma = float(expert.sigmas(10)[index])
     with torch.no_grad():
@@ -81,8 +79,8 @@ def test_clean_predictions_are_those_of_the_scheduler(kind: str, index: int):
             scheduler.register_to_config(prediction_type="original_sample")
         y, wanted = clean_of(scheduler, expert.source.network, index)
         ours = y + sigma**2 * scores([expert], y, sigma)[0]
-    scale = max(1.0, float(wanted.abs().max()))
-    assert float((ours - wanted).abs().max()) <= 1e-5 * scale * max(1.0, sigma)
+    rounding = torch.finfo(torch.float32).eps * float(y.abs().max())  # one unit in the last place of the state itself
+    assert float((ours - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max())) + rounding
 
 
 @pytest.mark.parametrize("kind", EULER)
@@ -127,7 +125,7 @@ def test_levels_end_in_zero_and_leave_the_users_scheduler_alone(make):
     assert len(levels) == 8
     assert levels[-1] == 0
     assert (levels.diff() < 0).all()
-    assert scheduler.num_inference_steps is None
+    assert getattr(scheduler, "num_inference_steps", None) is None
     if hasattr(scheduler, "alphas_cumprod"):
         table = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
         assert float(levels[0]) <= float(table[-1]) * (1 + 1e-6)
@@ -145,9 +143,14 @@ def test_more_tokens_shift_the_levels_of_flow_models_towards_noise():
 
 
 def test_second_order_and_multistep_schedulers_lend_their_levels_only():
-    for name in ("HeunDiscreteScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler", "UniPCMultistepScheduler", "LMSDiscreteScheduler"):
-        with pytest.warns(PopflowWarning, match="with a history of predictions") if "Heun" not in name else warnings.catch_warnings():
-            warnings.simplefilter("always")
+    for name in (
+        "HeunDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "PNDMScheduler",
+        "UniPCMultistepScheduler",
+        "LMSDiscreteScheduler",
+    ):
+        with pytest.warns(PopflowWarning, match="with a history of predictions"):
             levels = read(getattr(diffusers, name)(**TABLE)).levels(10, 0)
         assert (levels.diff() < 0).all()
         assert levels[-1] == 0

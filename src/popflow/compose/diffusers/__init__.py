@@ -4,8 +4,20 @@
 Needs the extra: ``pip install 'popflow[diffusers]'``.
 """
 
+from popflow.compose.diffusers.composition import composition
 from popflow.compose.diffusers.expert import PipelineExpert, from_pipe, from_pretrained, load_pipe
 from popflow.compose.diffusers.latents import Latents
+from popflow.compose.diffusers.pipeline import ComposedOutput, ComposedPipeline
 from popflow.compose.diffusers.scheduler import read
 
-__all__ = ["Latents", "PipelineExpert", "from_pipe", "from_pretrained", "load_pipe", "read"]
+__all__ = [
+    "ComposedOutput",
+    "ComposedPipeline",
+    "Latents",
+    "PipelineExpert",
+    "composition",
+    "from_pipe",
+    "from_pretrained",
+    "load_pipe",
+    "read",
+]

@@ -184,10 +184,19 @@ def from_pipe(
             "the whole pipeline, diffusers.DiffusionPipeline.from_pretrained(folder)."
         )
     family = family_of(network)
-    optional = {"safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3", *getattr(pipe, "_optional_components", ())}
+    optional = {
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+        "text_encoder_3",
+        "tokenizer_3",
+        *getattr(pipe, "_optional_components", ()),
+    }
     missing = [part for part, value in pipe.components.items() if value is None and part not in optional]
     if missing:
-        raise ValueError(f"{type(pipe).__name__} lacks {', '.join(missing)}: missing component. Fix: load the whole pipeline, or pass it there.")
+        raise ValueError(
+            f"{type(pipe).__name__} lacks {', '.join(missing)}: missing component. Fix: load the whole pipeline, or pass it there."
+        )
     network.eval()
     latents = latents_of(pipe, network, family.patch, height, width)
     conditions = None
@@ -201,7 +210,9 @@ def from_pipe(
     return expert if conditions is None else expert.prompt(_nothing(network), name)
 
 
-def from_pretrained(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", **size: Any) -> PipelineExpert:
+def from_pretrained(
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", **size: Any
+) -> PipelineExpert:
     """Load a pipeline from a folder, or by its name on the hub, and read it as an expert.
 
     Args:
@@ -245,7 +256,9 @@ def _diffusers() -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise MissingExtraError(f"pretrained pipelines need diffusers, which is absent ({error}): pip install 'popflow[diffusers]'.") from error
+        raise MissingExtraError(
+            f"pretrained pipelines need diffusers, which is absent ({error}): pip install 'popflow[diffusers]'."
+        ) from error
     return diffusers
 
 

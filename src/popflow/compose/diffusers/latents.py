@@ -99,7 +99,9 @@ class Latents:
             mask = mask.convert("L")
         seen, wanted = size_of(mask), self.size
         if seen != wanted:
-            raise ValueError(f"mask_image is {seen[0]} x {seen[1]} (height x width), wanted {wanted[0]} x {wanted[1]} like the image: resize it.")
+            raise ValueError(
+                f"mask_image is {seen[0]} x {seen[1]} (height x width), wanted {wanted[0]} x {wanted[1]} like the image: resize it."
+            )
         grey = self.processor.preprocess(mask, height=wanted[0], width=wanted[1]).float().mean((0, 1))  # in [-1, 1]
         cells = grey.reshape(self.event[1], self.factor, self.event[2], self.factor).amax((1, 3))
         return (cells > 0).to(grey).unsqueeze(0)
@@ -163,7 +165,9 @@ def size_of(image: Any) -> tuple[int, int]:
         return first.height, first.width
     shape = tuple(getattr(first, "shape", ()))
     if len(shape) not in (2, 3, 4):
-        raise ValueError(f"image is a {type(first).__name__} of shape {shape}, wanted a PIL image, an array [H, W, C] or a tensor [C, H, W].")
+        raise ValueError(
+            f"image is a {type(first).__name__} of shape {shape}, wanted a PIL image, an array [H, W, C] or a tensor [C, H, W]."
+        )
     if isinstance(first, Tensor):
         return int(shape[-2]), int(shape[-1])
     return (int(shape[0]), int(shape[1])) if len(shape) < 4 else (int(shape[1]), int(shape[2]))

@@ -77,9 +77,7 @@ def stable_diffusion_xl(*, scheduler: Any = None, seed: int = 0) -> Any:
         encoders = _clip(), _clip(projected=True)
         vae = _vae(4, scaling_factor=0.13025)
     scheduler = scheduler or diffusers.EulerDiscreteScheduler(**_TABLE)
-    return diffusers.StableDiffusionXLPipeline(
-        vae, *encoders, _clip_tokenizer(), _clip_tokenizer(), unet, scheduler, add_watermarker=False
-    )
+    return diffusers.StableDiffusionXLPipeline(vae, *encoders, _clip_tokenizer(), _clip_tokenizer(), unet, scheduler, add_watermarker=False)
 
 
 def stable_diffusion_3(*, seed: int = 0) -> Any:
