@@ -31,9 +31,9 @@ KINDS = {
     "Euler v, trailing": lambda: diffusers.EulerDiscreteScheduler(**TABLE, prediction_type="v_prediction", timestep_spacing="trailing"),
     "Euler original_sample": lambda: diffusers.EulerDiscreteScheduler(**TABLE, prediction_type="sample"),
     "Euler ancestral": lambda: diffusers.EulerAncestralDiscreteScheduler(**TABLE),
-    "EDM epsilon": lambda: diffusers.EDMEulerScheduler(),
+    "EDM epsilon": diffusers.EDMEulerScheduler,
     "EDM v": lambda: diffusers.EDMEulerScheduler(prediction_type="v_prediction", sigma_data=0.7),
-    "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(),
+    "flow": diffusers.FlowMatchEulerDiscreteScheduler,
     "flow, shifted": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
 }
 EULER = [name for name in KINDS if name.startswith(("Euler epsilon", "Euler v", "EDM", "flow"))]
@@ -114,7 +114,7 @@ def test_without_noise_the_trajectory_is_that_of_the_euler_scheduler(kind: str):
         lambda: diffusers.DDPMScheduler(**RAW),
         lambda: diffusers.DDIMScheduler(**TABLE, steps_offset=1, **RAW),
         lambda: diffusers.EulerDiscreteScheduler(**TABLE, timestep_spacing="leading", steps_offset=1),
-        lambda: diffusers.EDMEulerScheduler(),
+        diffusers.EDMEulerScheduler,
         lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     ],
@@ -164,11 +164,11 @@ def test_a_scheduler_that_clips_is_told(option: str):
 
 
 def test_what_cannot_be_read_is_refused():
-    with pytest.raises(ValueError, match="VQDiffusionScheduler has no table of noise levels.*Fix: build the pipeline"):
+    with pytest.raises(ValueError, match=r"VQDiffusionScheduler has no table of noise levels.*Fix: build the pipeline"):
         read(diffusers.VQDiffusionScheduler(num_vec_classes=4))
     strange = diffusers.DDPMScheduler(**RAW)
     strange.register_to_config(prediction_type="epsilom")
-    with pytest.raises(ValueError, match="unknown prediction_type 'epsilom': did you mean 'epsilon'"):
+    with pytest.raises(ValueError, match=r"unknown prediction_type 'epsilom': did you mean 'epsilon'"):
         read(strange)
 
 

@@ -163,15 +163,11 @@ def from_pipe(
         ValueError: for a network or scheduler that cannot be read, a missing component, or an autoencoder that does not fit.
 
     Example:
-        >>> import torch
         >>> from popflow.compose import both, sample
         >>> from popflow.core import Streams
-        >>> diffusers = __import__("pytest").importorskip("diffusers")
-        >>> with torch.random.fork_rng(devices=[]):
-        ...     unet = diffusers.UNet2DModel(
-        ...         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2,
-        ...         num_class_embeds=3, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
-        >>> model = from_pipe(diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(clip_sample=False)))
+        >>> _ = __import__("pytest").importorskip("diffusers")
+        >>> from popflow.compose.diffusers import tiny
+        >>> model = from_pipe(tiny.unconditional(classes=3))
         >>> out = sample(both([model.prompt(0), model.prompt(1)]), model.sigmas(3), particles=1, runs=2, rng=Streams(0))
         >>> model.latents.images(out.pick(Streams(0)))[0].size
         (8, 8)

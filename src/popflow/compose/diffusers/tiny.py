@@ -55,7 +55,7 @@ def stable_diffusion(*, scheduler: Any = None, seed: int = 0, prediction_type: s
     with _seeded(seed):
         unet = diffusers.UNet2DConditionModel(**_unet(), cross_attention_dim=8)
         text_encoder = _clip()
-        vae = _vae(4)
+        vae = autoencoder(4)
     scheduler = scheduler or diffusers.EulerDiscreteScheduler(**_TABLE, prediction_type=prediction_type)
     return diffusers.StableDiffusionPipeline(
         vae, text_encoder, _clip_tokenizer(), unet, scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -75,7 +75,7 @@ def stable_diffusion_xl(*, scheduler: Any = None, seed: int = 0) -> Any:
             projection_class_embeddings_input_dim=8 + 6 * 4,
         )
         encoders = _clip(), _clip(projected=True)
-        vae = _vae(4, scaling_factor=0.13025)
+        vae = autoencoder(4, scaling_factor=0.13025)
     scheduler = scheduler or diffusers.EulerDiscreteScheduler(**_TABLE)
     return diffusers.StableDiffusionXLPipeline(vae, *encoders, _clip_tokenizer(), _clip_tokenizer(), unet, scheduler, add_watermarker=False)
 
@@ -99,7 +99,7 @@ def stable_diffusion_3(*, seed: int = 0) -> Any:
             pos_embed_max_size=16,
         )
         encoders = _clip(projected=True), _clip(projected=True), _t5(16)
-        vae = _vae(4, scaling_factor=1.5305, shift_factor=0.0609)
+        vae = autoencoder(4, scaling_factor=1.5305, shift_factor=0.0609)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     return diffusers.StableDiffusion3Pipeline(
         transformer, scheduler, vae, encoders[0], _clip_tokenizer(), encoders[1], _clip_tokenizer(), encoders[2], _t5_tokenizer()
@@ -123,7 +123,7 @@ def flux(*, guidance_embeds: bool = False, seed: int = 0) -> Any:
             axes_dims_rope=(4, 4, 8),
             guidance_embeds=guidance_embeds,
         )
-        clip, t5, vae = _clip(), _t5(8), _vae(4, scaling_factor=0.3611, shift_factor=0.1159)
+        clip, t5, vae = _clip(), _t5(8), autoencoder(4, scaling_factor=0.3611, shift_factor=0.1159)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     return diffusers.FluxPipeline(scheduler, vae, clip, _clip_tokenizer(), t5, _t5_tokenizer(), transformer)
 
@@ -145,7 +145,8 @@ def _unet() -> dict[str, Any]:
     }
 
 
-def _vae(channels: int, **scale: float) -> Any:
+def autoencoder(channels: int = 4, **scale: float) -> Any:
+    """``AutoencoderKL`` for images of 32 x 32."""
     import diffusers
 
     return diffusers.AutoencoderKL(
