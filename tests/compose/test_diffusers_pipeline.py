@@ -301,6 +301,7 @@ def test_several_loras_of_one_network_are_several_experts(folders):
             pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), adapter_name=name)
     base = from_pipe(pipe)
     red, blue, none = (base.lora(*choice).prompt("a cat") for choice in (("red",), (("blue", 0.5),), ()))
+    pipe.enable_lora()
     pipe.set_adapters(["red"], [1.0])
     alone = from_pipe(pipe).prompt("a cat").score(y, 1.0)
     base.source.adapters = (("?", 0.0),)  # what is on was changed behind its back
@@ -310,6 +311,8 @@ def test_several_loras_of_one_network_are_several_experts(folders):
     assert torch.equal(red.score(y, 1.0), red.score(y, 1.0))  # switching back and forth
     out = draw(ComposedPipeline((pipe,)), ["a cat", "a cat"], op="and", adapters=[["red"], [("blue", 0.5)]], guidance_scale=2.0)
     assert out.latents.isfinite().all()
+    with pytest.raises(ValueError, match=r"have been switched by expert.lora.* expert.lora\(\) for the bare network"):
+        base.prompt("a cat").score(y, 1.0)
     with pytest.raises(ValueError, match="unknown adapter 'rad': did you mean 'red'"):
         base.lora("rad")
 
@@ -406,7 +409,7 @@ def test_folders_that_cannot_be_loaded_say_what_to_do(tmp_path, folders, monkeyp
         from_pretrained(tmp_path / "broken")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", _unreachable)
-    with pytest.raises(ValueError, match=r"hub cannot be reached .*ConnectionError.* Fix: .* hf download owner/model --local-dir FOLDER"):
+    with pytest.raises(ValueError, match=r"hub cannot be reached .*ConnectionError.* Fix: .*hf download owner/model --local-dir FOLDER"):
         from_pretrained("owner/model")
 
 
@@ -420,11 +423,16 @@ def test_missing_or_mismatched_parts_are_named():
     with pytest.raises(ValueError, match="StableDiffusionPipeline lacks tokenizer: missing component"):
         from_pipe(pipe)
     other = tiny.stable_diffusion()
-    other.register_modules(vae=tiny.autoencoder(8))
+    with torch.random.fork_rng(devices=[]):
+        deep, network = tiny.autoencoder(8), tiny.autoencoder()
+    other.register_modules(vae=deep)
     with pytest.raises(ValueError, match="takes 4 channels and the autoencoder has 8, wanted the same"):
         from_pipe(other)
-    with pytest.raises(ValueError, match=r"unknown 'AutoencoderKL'|network unknown class 'AutoencoderKL'"):
-        other.unet = tiny.autoencoder(4)
+    other.unet = network
+    with pytest.raises(ValueError, match=r"network unknown class 'AutoencoderKL'.*wrap the network yourself"):
+        from_pipe(other)
+    other.unet = None
+    with pytest.raises(ValueError, match=r"has no network \(unet or transformer\): missing component"):
         from_pipe(other)
 
 

@@ -55,6 +55,11 @@ class Source:
         """Switch the adapters (LoRA) of the pipeline; nothing is done when they are on already."""
         if adapters == self.adapters:
             return
+        if adapters is AS_IT_STANDS:
+            raise ValueError(
+                "the adapters of this pipeline have been switched by expert.lora(...) since it was read. Fix: name them for every expert: "
+                "expert.lora() for the bare network, expert.lora('name') for one."
+            )
         if adapters:
             self.pipe.enable_lora()
             self.pipe.set_adapters([name for name, _ in adapters], [strength for _, strength in adapters])
@@ -77,7 +82,8 @@ class Denoiser:
         alpha = schedule.alpha(sigma)
         x = alpha * y
         dtype = _parameter(source.network).dtype
-        time = torch.full((len(y),), schedule.time(sigma), dtype=torch.float32, device=y.device)
+        clock = torch.promote_types(dtype, torch.float32)  # half precision would confuse neighbouring levels
+        time = torch.full((len(y),), schedule.time(sigma), dtype=clock, device=y.device)
         given = {} if source.conditions is None or number is None else source.conditions.rows(number)
         given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
         out = source.call(source.network, x.to(dtype), time, given).to(y.dtype)
@@ -193,7 +199,9 @@ def from_pipe(
         raise ValueError(
             f"{type(pipe).__name__} lacks {', '.join(missing)}: missing component. Fix: load the whole pipeline, or pass it there."
         )
-    network.eval()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
     latents = latents_of(pipe, network, family.patch, height, width)
     conditions = None
     source = Source(pipe, network, read(pipe.scheduler), latents, family.call, None, "")
