@@ -228,6 +228,16 @@ def test_prompts_are_encoded_once(folders):
     assert sorted(calls) == ["", "a cat", "a dog", "red"]
 
 
+def test_log_densities_of_a_guided_product_are_those_of_the_prompts(pipes):
+    """The unconditional model is tracked too, but not shown; order of columns is that of the prompts."""
+    one, other = (
+        draw(pipes["SD"], prompts, guidance_scale=2.0, particles=2).log_densities for prompts in (["a cat", "a dog"], ["a dog", "a cat"])
+    )
+    assert one.shape == (1, 2, 2)
+    assert torch.allclose(one, other.flip(-1), rtol=1e-3)
+    assert not torch.equal(one[..., 0], one[..., 1])
+
+
 def test_chunks_change_nothing_but_rounding(folders):
     pipe = diffusers.DiffusionPipeline.from_pretrained(folders["SD"])
     whole, parts = (

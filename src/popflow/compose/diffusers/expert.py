@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popflow.compose.diffusers.extra import extra
 from popflow.compose.diffusers.latents import Latents, latents_of
 from popflow.compose.diffusers.network import Call, Conditions, family_of
 from popflow.compose.diffusers.scheduler import Reading, read
 from popflow.compose.target import Expert
-from popflow.core import MissingExtraError
 from popflow.core.errors import unknown
 
 _BY_NAME = ("turbo", "lightning", "lcm", "hyper-sd", "schnell")
@@ -178,7 +178,6 @@ def from_pipe(
         >>> model.latents.images(out.pick(Streams(0)))[0].size
         (8, 8)
     """
-    _diffusers()
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     if network is None or getattr(pipe, "scheduler", None) is None:
         raise ValueError(
@@ -234,7 +233,7 @@ def from_pretrained(
 
 def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
     """Load the pipeline itself; see `from_pretrained`."""
-    diffusers = _diffusers()
+    diffusers = extra("diffusers")
     there = Path(folder).is_dir()
     if there and not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"{folder} holds no model_index.json, wanted a folder that pipe.save_pretrained(folder) has written.")
@@ -254,16 +253,6 @@ def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: t
             f"network, `hf download {folder} --local-dir FOLDER`, copy FOLDER here and give its path."
         ) from error
     return pipe.to(device)
-
-
-def _diffusers() -> Any:
-    try:
-        import diffusers
-    except ImportError as error:
-        raise MissingExtraError(
-            f"pretrained pipelines need diffusers, which is absent ({error}): pip install 'popflow[diffusers]'."
-        ) from error
-    return diffusers
 
 
 def _nothing(network: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popflow.compose.diffusers.extra import extra
 from popflow.core import NonFiniteError
 
 
@@ -128,8 +129,6 @@ def latents_of(pipe: Any, network: Any, patch: int, height: int | None = None, w
     Raises:
         ValueError: for a size that is not a multiple of the factor, or an autoencoder that does not fit the network.
     """
-    from diffusers.image_processor import VaeImageProcessor
-
     vae = getattr(pipe, "vae", None)
     channels = network.config.in_channels
     if patch == 2 and type(network).__name__ == "FluxTransformer2DModel":
@@ -152,7 +151,11 @@ def latents_of(pipe: Any, network: Any, patch: int, height: int | None = None, w
         near = [max(step, round(one / step) * step) for one in sizes]
         raise ValueError(f"height={sizes[0]}, width={sizes[1]}, wanted multiples of {step}: {near[0]} x {near[1]} is nearest.")
     return Latents(
-        (channels, sizes[0] // factor, sizes[1] // factor), factor, space, vae, VaeImageProcessor(vae_scale_factor=factor * patch)
+        (channels, sizes[0] // factor, sizes[1] // factor),
+        factor,
+        space,
+        vae,
+        extra("diffusers.image_processor").VaeImageProcessor(vae_scale_factor=factor * patch),
     )
 
 

@@ -72,6 +72,13 @@ class Plan:
     latents: Latents
     experts: tuple[PipelineExpert, ...]
 
+    def log_densities(self, pop: Population) -> Tensor | None:
+        """Tracked log-densities under the prompts (not under what is guided away from), ``[runs, particles, prompts]``; None without."""
+        order = [id(expert) for expert in self.sampler.experts]
+        if "log_q" not in pop.aux or any(id(expert) not in order for expert in self.experts):
+            return None
+        return pop.aux["log_q"][..., [order.index(id(expert)) for expert in self.experts]]
+
 
 @dataclass(frozen=True, eq=False)
 class ComposedPipeline:
@@ -146,16 +153,15 @@ class ComposedPipeline:
         picked = torch.cat([x for _, x in made])
         pops = [out.population for out, _ in made]
 
-        def companion(name: str) -> Tensor | None:
-            return torch.cat([pop.aux[name] for pop in pops]) if name in pops[0].aux else None
-
+        tracked = [one for pop in pops if (one := plan.log_densities(pop)) is not None]
+        shares = [pop.aux["kappa"] for pop in pops if "kappa" in pop.aux]
         return ComposedOutput(
             images=self.images(picked, plan.latents, output_type),
             latents=picked,
             weights=torch.cat([pop.weights() for pop in pops]),
             ess=torch.cat([out.trace["ess"] for out, _ in made], 1),
-            log_densities=companion("log_q"),
-            kappa=companion("kappa"),
+            log_densities=torch.cat(tracked) if tracked else None,
+            kappa=torch.cat(shares) if shares else None,
             particles=torch.cat([pop.x for pop in pops]),
         )
 
@@ -366,7 +372,7 @@ def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Samp
         after = plan.sampler.step(pop, t0, t1, rng)
         assert source is not None
         seen = {"latents": after.x, "weights": after.weights(), "ess": after.ess()}
-        seen |= {"log_densities": after.aux.get("log_q"), "kappa": after.aux.get("kappa")}
+        seen |= {"log_densities": plan.log_densities(after), "kappa": after.aux.get("kappa")}
         answer = callback(pipeline, number[t1], float(source.reading.schedule.time(t0**0.5)), seen)
         return after if not answer or answer.get("latents") is None else after.replace(x=answer["latents"].to(after.x))
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from popflow.compose.diffusers.extra import extra
+
 WORDS = ("a", "an", "the", "of", "cat", "dog", "photo", "painting", "red", "blue")
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
@@ -31,7 +33,7 @@ def save(make: Callable[[], Any], folder: str | Path) -> str:
 
 def unconditional(*, classes: int | None = None, scheduler: Any = None, seed: int = 0) -> Any:
     """``DDPMPipeline`` of a U-Net on 8 x 8 grey images, class-conditional when there are classes."""
-    import diffusers
+    diffusers = extra("diffusers")
 
     with _seeded(seed):
         unet = diffusers.UNet2DModel(
@@ -50,7 +52,7 @@ def unconditional(*, classes: int | None = None, scheduler: Any = None, seed: in
 
 def stable_diffusion(*, scheduler: Any = None, seed: int = 0, prediction_type: str = "epsilon") -> Any:
     """``StableDiffusionPipeline`` for images of 32 x 32, latents of 16 x 16."""
-    import diffusers
+    diffusers = extra("diffusers")
 
     with _seeded(seed):
         unet = diffusers.UNet2DConditionModel(**_unet(), cross_attention_dim=8)
@@ -64,7 +66,7 @@ def stable_diffusion(*, scheduler: Any = None, seed: int = 0, prediction_type: s
 
 def stable_diffusion_xl(*, scheduler: Any = None, seed: int = 0) -> Any:
     """``StableDiffusionXLPipeline`` with its two text encoders."""
-    import diffusers
+    diffusers = extra("diffusers")
 
     with _seeded(seed):
         unet = diffusers.UNet2DConditionModel(
@@ -82,7 +84,7 @@ def stable_diffusion_xl(*, scheduler: Any = None, seed: int = 0) -> Any:
 
 def stable_diffusion_3(*, seed: int = 0) -> Any:
     """``StableDiffusion3Pipeline``, a flow transformer with two CLIP encoders and T5."""
-    import diffusers
+    diffusers = extra("diffusers")
 
     with _seeded(seed):
         transformer = diffusers.SD3Transformer2DModel(
@@ -108,7 +110,7 @@ def stable_diffusion_3(*, seed: int = 0) -> Any:
 
 def flux(*, guidance_embeds: bool = False, seed: int = 0) -> Any:
     """``FluxPipeline``, a flow transformer on tokens of 2 x 2 latents, with CLIP and T5 encoders."""
-    import diffusers
+    diffusers = extra("diffusers")
 
     with _seeded(seed):
         transformer = diffusers.FluxTransformer2DModel(
@@ -147,7 +149,7 @@ def _unet() -> dict[str, Any]:
 
 def autoencoder(channels: int = 4, **scale: float) -> Any:
     """``AutoencoderKL`` for images of 32 x 32."""
-    import diffusers
+    diffusers = extra("diffusers")
 
     return diffusers.AutoencoderKL(
         in_channels=3,
@@ -163,7 +165,7 @@ def autoencoder(channels: int = 4, **scale: float) -> Any:
 
 
 def _clip(projected: bool = False) -> Any:
-    import transformers
+    transformers = extra("transformers")
 
     config = transformers.CLIPTextConfig(
         vocab_size=64,
@@ -181,7 +183,7 @@ def _clip(projected: bool = False) -> Any:
 
 def _clip_tokenizer() -> Any:
     """Byte-pair tokenizer whose words are `WORDS`, built up letter by letter."""
-    import transformers
+    transformers = extra("transformers")
 
     tokens, merges = ["<|startoftext|>", "<|endoftext|>"], []
     tokens += [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
@@ -196,14 +198,14 @@ def _clip_tokenizer() -> Any:
 
 
 def _t5(width: int) -> Any:
-    import transformers
+    transformers = extra("transformers")
 
     return transformers.T5EncoderModel(transformers.T5Config(vocab_size=64, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
 
 
 def _t5_tokenizer() -> Any:
     """Pieces: the words of `WORDS`, and letters."""
-    import transformers
+    transformers = extra("transformers")
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in WORDS)]
     return transformers.T5Tokenizer(vocab=[*pieces, *((letter, -4.0) for letter in "▁" + string.ascii_lowercase)], extra_ids=0)
