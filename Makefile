@@ -28,10 +28,10 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.bench
-	mkdir -p runs/bench
-	status=0; for file in $$(ls benchmarks/*.py | grep -v harness); do \
-	  $(ONE_THREAD) $(BIN)/python $$file --json runs/bench/$$(basename $$file .py).json || status=1; \
-	done; exit $$status
+	mkdir -p benchmarks/results
+	status=0; for file in $$(grep -lE '^    run\(' benchmarks/*.py); do \
+	  $(ONE_THREAD) $(BIN)/python $$file --json benchmarks/results/$$(basename $$file .py).json || status=1; \
+	done; $(BIN)/python benchmarks/collect.py benchmarks/results/*.json; exit $$status
 
 wheel: $(VENV)/.core
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 # Annotations of popflow are checked at every call; an int is accepted where a float is annotated, as static checkers do.
 install_import_hook("popflow", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
@@ -38,6 +38,14 @@ def data() -> Path:
             pytest.fail(reason + "; CI must have it")
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the checks of annotations off: `torch.compile` cannot trace a graph through them."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -300,6 +300,18 @@ def test_runs_do_not_touch_each_other():
     assert not torch.equal(a.x[1], b.x[1])
 
 
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_without_noise_a_step_is_that_of_ddim(beta: float):
+    """``y' = y + (sigma' - sigma) beta eps``: exact for data of one point at any step size."""
+    before = population()
+    after = feynman_kac(Q1**beta, zeta=0.0, correct=False).step(before, 1.7**2, 0.4**2, Streams(0))
+    assert torch.allclose(after.x, before.x + (0.4 - 1.7) * beta * -1.7 * Q1.score(before.x, 1.7), atol=1e-12)
+    point = kernel_mixture(torch.zeros(1, 2, dtype=F64), 1e-9)
+    grid = torch.tensor([3.0, 1.0, 0.1])
+    start = Streams(0).normal("start", torch.empty(2, 64, 2, dtype=F64)) * 3
+    assert torch.allclose(run(feynman_kac(point, zeta=0.0, correct=False), grid).x, start * 0.1 / 3, atol=1e-7)
+
+
 # options
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from popflow.compose import Expert, average, cfg, either, feynman_kac, gaussian_mixture, karras, sample, tilt
+from popflow.compose import Expert, average, either, feynman_kac, gaussian_mixture, karras, sample, tilt
 from popflow.core import NonFiniteError, PopflowWarning, Population, State, Streams, ZeroWeightsError
 
 A = gaussian_mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.5, name="a")
@@ -55,8 +55,8 @@ def test_draws_follow_the_weights_of_each_run():
         assert torch.allclose(share, log_w[run].exp(), atol=0.01)
     assert weighted.draw(4, Streams(0)).shape == (2, 4, 1)
     assert weighted.pick(Streams(0)).shape == (2, 1)
-    many = torch.stack([weighted.pick(rng) for rng in [Streams(3)] for _ in range(2000)])
-    assert torch.allclose((many[:, 1] == 4).float().mean(), torch.tensor(0.7), atol=0.05)
+    many = torch.stack([weighted.pick(rng) for rng in [Streams(3)] for _ in range(500)])
+    assert torch.allclose((many[:, 1] == 4).float().mean(), torch.tensor(0.7), atol=0.08)
 
 
 def test_single_particles_are_picked_as_they_are():
@@ -98,11 +98,11 @@ def test_one_particle_with_resampling_is_warned_of_and_without_is_not():
 
 
 def test_repeated_collapse_of_the_effective_sample_size_says_the_remedies():
-    far = [gaussian_mixture(torch.full((1, 64), m), 0.1, name=f"{m}") for m in (-2.0, 2.0)]
+    wide = gaussian_mixture(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)), 0.3)
     with pytest.warns(
         PopflowWarning, match=r"fell below 2 of 32 .* \(1\) kernel_steps=5.* \(2\) more noise, zeta=2.* \(3\) more particles or levels"
     ):
-        sample(feynman_kac(cfg(*far, 4.0)), karras(30, 0.05, 10.0), particles=32, rng=Streams(0))
+        sample(feynman_kac(wide**4.0), karras(12, 0.05, 10.0), particles=32, rng=Streams(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sample(feynman_kac(A * B), GRID, particles=64, rng=Streams(0))

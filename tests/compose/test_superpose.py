@@ -87,20 +87,23 @@ def test_tracked_densities_approach_the_exact_ones(make: Callable[..., Sampler])
     coarse, fine = error(50), error(800)
     assert abs(float(fine.mean())) < 0.08
     assert 2.5 < float(coarse.std() / fine.std()) < 6
-    ode, finer = (error(steps, deterministic=True, probes=None).abs().mean() for steps in (50, 800))
-    assert finer < 0.02
-    assert 8 < ode / finer < 32
+    ode, finer = (error(steps, deterministic=True, probes=None) for steps in (20, 80))
+    assert finer.std() < 0.05
+    assert 3 < ode.abs().mean() / finer.abs().mean() < 6
 
 
 def test_probes_estimate_the_exact_divergence():
-    """Rademacher probes are unbiased: the mean over 4000 of them is the exact divergence within four standard errors."""
-    exact, _ = (increments(both(EXPERTS[:2], deterministic=True, probes=p), 2)[1] for p in (None, 1))
-    before = population(2)
-    one = both(EXPERTS[:2], deterministic=True, probes=None, ridge=1e9).step(before, 1.5**2, 1.4**2, Streams(0)).aux["log_q"]
-    rng, sampler = Streams(0), both(EXPERTS[:2], deterministic=True, probes=50, ridge=1e9)
-    each = torch.stack([sampler.step(before, 1.5**2, 1.4**2, rng).aux["log_q"] for _ in range(80)])
-    assert torch.isfinite(exact.x).all()
-    assert ((each.mean(0) - one).abs() / (each.std(0) / math.sqrt(80))).max() < 4.5
+    """Rademacher probes are unbiased: their mean over 20000 copies of a point is the exact divergence within four standard errors."""
+    point = 2 * torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=F64)
+    before = population(2).replace(x=point.repeat(1, 20000, 1), log_w=torch.zeros(1, 20000, dtype=F64))
+    before = before.replace(aux={"log_q": torch.zeros(1, 20000, 2, dtype=F64)})
+    once, exact = (
+        average(EXPERTS[:2], deterministic=True, probes=p).step(before, 1.5**2, 1.4**2, Streams(0)).aux["log_q"][0] for p in (1, None)
+    )
+    assert once.std(0).min() > 0.003
+    assert ((once.mean(0) - exact.mean(0)).abs() / (once.std(0) / math.sqrt(20000))).max() < 4
+    four = average(EXPERTS[:2], deterministic=True, probes=4).step(before, 1.5**2, 1.4**2, Streams(0)).aux["log_q"][0]
+    assert torch.allclose(four.std(0), once.std(0) / 2, rtol=0.05)
 
 
 def test_divergence_of_a_density_given_by_its_logarithm():
@@ -143,7 +146,7 @@ def test_and_changes_all_densities_alike(m: int, guidance: Guidance | None, dete
 
 @pytest.mark.parametrize("m", [2, 3, 4])
 def test_and_keeps_densities_equal_along_the_whole_path(m: int):
-    out = run(both(BLIND[:m], ridge=0.0))
+    out = run(both(BLIND[:m], ridge=0.0, feedback=0.0))
     spread = out.aux["log_q"].amax(-1) - out.aux["log_q"].amin(-1)
     assert spread.max() < 1e-5
 
@@ -205,7 +208,7 @@ def test_experts_that_differ_by_rounding_alone_share_equally(dtype: torch.dtype)
 
 
 def test_a_ridge_pulls_the_shares_to_equal_ones():
-    size = [float((run(both(EXPERTS[:3], ridge=r)).aux["kappa"] - 1 / 3).abs().mean()) for r in (0.0, 1.0, 1e3)]
+    size = [float((run(both(EXPERTS[:3], ridge=r, feedback=0.0)).aux["kappa"] - 1 / 3).abs().mean()) for r in (0.0, 1.0, 1e3)]
     assert size[0] > 2 * size[1] > 20 * size[2]
 
 
@@ -214,7 +217,7 @@ def test_wanted_differences_are_reached_through_feedback():
     out = run(both(BLIND[:3], ridge=0.0, feedback=0.2, bias=wanted.tolist()))
     centred = out.aux["log_q"] - out.aux["log_q"].mean(-1, keepdim=True)
     assert torch.allclose(centred, (wanted - wanted.mean()).expand_as(centred), atol=1e-4)
-    without = run(both(BLIND[:3], ridge=0.0)).aux["log_q"]
+    without = run(both(BLIND[:3], ridge=0.0, feedback=0.0)).aux["log_q"]
     assert (without - without.mean(-1, keepdim=True)).abs().max() < 1e-5
 
 
@@ -224,7 +227,7 @@ def test_feedback_closes_the_gap_of_the_first_level_by_its_share():
         gaps = Trace(gap=lambda state: (state.pop.aux["log_q"][..., 0] - state.pop.aux["log_q"][..., 1]).abs().mean())
         run(both(EXPERTS[:2], ridge=0.0, feedback=share), karras(10, 0.5, 4.0), record=[gaps])
         assert gaps["gap"][0] > 0.1
-        assert torch.allclose(gaps["gap"], gaps["gap"][0] * (1 - share) ** torch.arange(11), atol=1e-8)
+        assert torch.allclose(gaps["gap"], gaps["gap"][0] * (1 - share) ** torch.arange(11, dtype=F64), atol=1e-8)
 
 
 # OR
@@ -236,7 +239,7 @@ PAIR = [gaussian_mixture(m, 0.4, name=n) for m, n in zip(MODES, "ab", strict=Tru
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 100.0}, {"deterministic": True, "probes": None}], ids=["T=1", "T=100", "ode"])
 def test_or_covers_every_mode_of_both_in_equal_shares(options: dict):
-    steps = 150 if options.get("deterministic") else 300
+    steps = 60 if options.get("deterministic") else 300
     out = run(either(PAIR, **options), karras(steps, 0.01, 10.0), particles=4096, runs=1).x[0]
     gap = torch.cdist(out, MODES.reshape(4, 2).to(out))
     near, owner = gap.min(1)
@@ -286,7 +289,7 @@ def test_guidance_moves_by_the_guided_mixture_and_tracks_the_conditional_densiti
     before, after = increments(average(EXPERTS[:2], guidance=Guidance(NULL, w), deterministic=deterministic, probes=None), 2)
     S2, (a, b, u) = 1.5**2 - 1.4**2, scores([*EXPERTS[:2], NULL], before.x, 1.5)
     guided = u + w * ((a + b) / 2 - u)
-    moved = S2 / 2 * guided if deterministic else S2 * guided + math.sqrt(S2) * Streams(3).normal("noise", before.x)
+    moved = 1.5 * (1.5 - 1.4) * guided if deterministic else S2 * guided + math.sqrt(S2) * Streams(3).normal("noise", before.x)
     assert torch.allclose(after.x - before.x, moved, atol=1e-12)
     if not deterministic:
         expected = (a * moved).sum(-1) - S2 / 2 * a.square().sum(-1)
@@ -332,7 +335,7 @@ def test_resuming_midway_gives_identical_bytes(make: Callable[..., Sampler]):
         (lambda: either(EXPERTS[:2], bias=[1.0]), r"bias has shape \(1,\), wanted one number for each of 2 experts"),
         (lambda: both(EXPERTS[:2], ridge=-1.0), "ridge=-1.0, wanted a number >= 0"),
         (lambda: both(EXPERTS[:2], feedback=1.5), r"feedback=1.5, wanted a share in \[0, 1\]"),
-        (lambda: both(EXPERTS[:2], bias=[0.0, 1.0]), "bias without feedback has no effect in AND"),
+        (lambda: both(EXPERTS[:2], bias=[0.0, 1.0], feedback=0.0), "bias without feedback has no effect in AND"),
         (lambda: both(EXPERTS[:2], guidance=Guidance(NULL, 0.0)), "guidance.w=0 in AND"),
         (lambda: average(EXPERTS[:2], probes=0), "probes=0, wanted at least 1"),
         (lambda: either([EXPERTS[0], mixture(0, dim=3)]), r"samples of shape \(8,\) and \(3,\)"),

@@ -18,8 +18,9 @@ def x():
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1)).double()
 
 
 def potential(net):

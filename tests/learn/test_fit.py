@@ -1,11 +1,11 @@
 """The training loop: what it learns, that it resumes exactly, that it guards, stops and compiles as it says."""
 
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +34,9 @@ def data(rng):
 
 def problem(seed=0):
     """A small network regressed on sin, with a loss that has an input gradient."""
-    torch.manual_seed(seed)
-    network = MLP(1, out=1, width=8, depth=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = MLP(1, out=1, width=8, depth=2)
 
     def loss(params, batch):
         x, t = batch
@@ -92,7 +93,6 @@ def test_matches_a_plain_loop():
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-    # t does not reach the loss through its own gradient, so no parameter is unused
     for name, p in mine.items():
         torch.testing.assert_close(result.params[name], p.detach())
 
@@ -135,53 +135,50 @@ def test_stopped_and_resumed_is_the_same_to_the_last_byte(tmp_path, optimizer):
     assert same(a.params, again.params)
 
 
-SCRIPT = """
-import sys, torch
-from functools import partial
-sys.path.insert(0, {folder!r})
-from test_fit import problem, ADAM
-from popflow.core.streams import Streams
-from popflow.learn import fit, cosine
-torch.set_num_threads(1)
-loss, params, batches = problem()
-def slow(rng):
-    if {slow}:
-        print("step", flush=True)
-        import time; time.sleep(0.01)
-    return batches(rng)
-fit(loss, params, slow, steps=120, rng=Streams(2), optimizer=ADAM, ema=0.99, clip_norm=1.0, schedule=cosine(120, 10), log_every=7,
-    checkpoint={path!r}, checkpoint_every=20)
-"""
+def long_run(path, pause=0.0):
+    """The run that is killed below: 120 steps, a checkpoint every 20."""
+    loss, params, batches = problem()
+
+    def drawn(rng):
+        if pause:
+            print("step", flush=True)
+            time.sleep(pause)
+        return batches(rng)
+
+    schedule = cosine(120, 10)
+    return fit(
+        loss, params, drawn, steps=120, rng=Streams(2), optimizer=ADAM, ema=0.99, clip_norm=1.0, schedule=schedule, log_every=7,
+        checkpoint=path, checkpoint_every=20,
+    )  # fmt: skip
 
 
-def script(path, slow=False):
-    return [sys.executable, "-c", SCRIPT.format(folder=str(Path(__file__).parent), path=str(path), slow=slow)]
+def in_a_process_of_its_own(call):
+    """Start ``test_fit.CALL`` in a fresh interpreter, without the hooks of the test suite."""
+    code = (
+        f"import sys, torch; torch.set_num_threads(1); sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_fit; test_fit.{call}"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def stop(path, sign):
-    """Start the script, send the signal once a checkpoint is there and a few more steps are done; return the exit status."""
-    process = subprocess.Popen(script(path, slow=True), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_killed_in_the_middle_gives_the_same_bytes(tmp_path, sign):
+    process = in_a_process_of_its_own(f"long_run({str(tmp_path / 'stopped')!r}, pause=0.01)")
     assert process.stdout is not None
     for count, _ in enumerate(process.stdout):
         if count == 67:
             process.send_signal(sign)
             break
-    process.communicate()
-    return process.returncode
-
-
-def test_killed_in_the_middle_gives_the_same_bytes(tmp_path):
-    assert stop(tmp_path / "killed", signal.SIGKILL) == -signal.SIGKILL
-    assert load_tensors(tmp_path / "killed")[1]["step"] == 60
-    for name in ("killed", "whole"):
-        subprocess.run(script(tmp_path / name), check=True)
-    assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
-
-    path = tmp_path / "interrupted"
-    assert stop(path, signal.SIGINT) != 0
-    assert load_tensors(path)[1]["step"] not in (60, 120)
-    subprocess.run(script(path), check=True)
-    assert path.read_bytes() == (tmp_path / "whole").read_bytes()
+    _, errors = process.communicate()
+    at = load_tensors(tmp_path / "stopped")[1]["step"]
+    if sign == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        assert at == 60
+    else:
+        assert f"KeyboardInterrupt: stopped at step {at} of 120" in errors
+        assert at > 66
+    long_run(tmp_path / "stopped")
+    long_run(tmp_path / "whole")
+    assert (tmp_path / "stopped").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_interrupt_raises_after_writing(tmp_path):
@@ -304,22 +301,48 @@ def test_no_global_randomness_is_used():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_compiled_equals_eager_and_survives_a_rollback():
-    """One graph for gradients, clipping, AdamW and the average: one compilation serves changing rates, averages, and going back."""
+def compiled_equals_eager():
+    """One graph for gradients, clipping, AdamW and the average; the rates change, the guard goes back, a second learner comes along."""
     loss, params, batches = problem()
-    run = partial(fit, loss, params, batches, steps=40, optimizer=ADAM, ema=0.9, clip_norm=1.0, schedule=cosine(40, 5), log_every=10)
-    records = {}
-    results = {}
+    draws = []
+
+    def mostly(rng):
+        """Batches of which the 34th is poisoned."""
+        x, t = batches(rng)
+        draws.append(1)
+        return (x * torch.nan if len(draws) == 34 else x), t
+
+    records, results = {}, {}
     for compile in (False, True):
         records[compile] = []
-        results[compile] = run(rng=Streams(3), record=[records[compile].append], compile=compile)
-    assert results[True].compiled
+        draws.clear()
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", PopflowWarning)
+            results[compile] = fit(
+                loss, params, mostly, steps=60, optimizer=partial(torch.optim.AdamW, lr=0.02), ema=0.9, clip_norm=1.0, rng=Streams(3),
+                schedule=cosine(60, 5), log_every=10, record=[records[compile].append], compile=compile,
+            )  # fmt: skip
+        assert sum(w.category is PopflowWarning for w in warned) == 1
+        assert results[compile].rollbacks == 1
+        assert results[compile].compiled is compile
     for name, p in results[False].params.items():
         torch.testing.assert_close(results[True].params[name], p, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(results[True].ema[name], results[False].ema[name], rtol=1e-3, atol=1e-4)
     for eager, compiled in zip(records[False], records[True], strict=True):
         assert compiled.metrics == pytest.approx(eager.metrics, rel=1e-3)
         assert compiled.lr == pytest.approx(eager.lr, rel=1e-6)
+    # The same loss and shapes with another optimiser must not meet the graph of the first.
+    for decay in (0.0, 10.0):
+        run = partial(
+            fit, mean_loss, {"mean": torch.ones(2)}, data, steps=9, optimizer=partial(torch.optim.SGD, lr=0.05, weight_decay=decay)
+        )
+        torch.testing.assert_close(run(rng=Streams(0), compile=True).params, run(rng=Streams(0)).params)
+
+
+def test_compiled_equals_eager():
+    process = in_a_process_of_its_own("compiled_equals_eager()")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
 
 
 def test_a_loss_that_does_not_compile_is_named():
@@ -330,18 +353,17 @@ def test_a_loss_that_does_not_compile_is_named():
         fit(loss, {"mean": torch.zeros(2)}, data, steps=3, rng=Streams(0), compile=True)
 
 
-def test_auto_does_not_compile_short_runs_and_bare_overhead_is_small():
-    """Overhead of the loop over its own step; the step of a 2-number mean is about 50 microseconds of optimiser."""
+def test_auto_does_not_compile_short_runs_and_the_loop_costs_little():
+    """Processor time of the loop over that of its own step, which is as small as a step can be: two numbers."""
     params = {"mean": torch.zeros(2)}
     learner, rng = Learner(mean_loss, params, ADAM, False, None), Streams(0)
     for _ in range(20):
         learner(data(rng))
-    start = time.perf_counter()
-    for _ in range(300):
+    start = time.process_time()
+    for _ in range(500):
         learner(data(rng))
-    bare = time.perf_counter() - start
-    start = time.perf_counter()
-    result = fit(mean_loss, params, data, steps=300, rng=Streams(0), optimizer=ADAM)
+    bare = time.process_time() - start
+    start = time.process_time()
+    result = fit(mean_loss, params, data, steps=500, rng=Streams(0), optimizer=ADAM)
     assert not result.compiled
-    assert time.perf_counter() - start < 3 * bare + 0.1
-    assert math.isfinite(bare)
+    assert time.process_time() - start < 2 * bare

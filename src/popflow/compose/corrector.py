@@ -183,6 +183,8 @@ def feynman_kac(
         return pop
 
     move = euler(feynman_kac_process(target, zeta=zeta, window=window if correct else (math.inf, -math.inf)))
+    if zeta == 0:
+        move = straight(move)
     steps: list[Step] = [move]
     if correct:
         steps = [within(window, resample_if(ess_below, scheme)), clipped(move, clip) if clip is not None else move]
@@ -216,6 +218,15 @@ def feynman_kac(
 
     evaluations = len(target.experts) * (1 + kernel_steps)
     return Sampler(target.experts, whole, start, lambda sigma: sum(target.exponents(sigma)), correct, evaluations)
+
+
+def straight(step: Step) -> Step:
+    """Take a step without noise in sigma, ``dv = 2 sigma (sigma' - sigma)``: paths of the ODE are nearly straight there (the step of DDIM)."""
+
+    def in_sigma(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+        return step(pop, t0, t0 + 2 * math.sqrt(t0) * (math.sqrt(t1) - math.sqrt(t0)), rng)
+
+    return in_sigma
 
 
 def denoise(target: Target) -> Step:

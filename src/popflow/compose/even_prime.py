@@ -19,12 +19,12 @@ from popflow.compose.classifier import share
 from popflow.compose.corrector import feynman_kac
 from popflow.compose.exact import mixture_draws, product_draws
 from popflow.compose.sample import Sampler
-from popflow.compose.target import Expert
+from popflow.compose.target import Expert, scores
 from popflow.core import Streams
 from popflow.core.metrics import mmd2
 
-DRAWS = 1024
-"""Exact draws that samples are compared with, at most."""
+DRAWS = 512
+"""Exact draws from which distances are measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,13 @@ class Truth:
     Attributes:
         product: Exact draws from the product of the exact experts, ``[runs, particles, 1, 8, 8]``.
         mixture: Exact draws from their mixture in equal shares, of the same shape.
+        reference: Further exact draws of the product, ``[512, 64]``, from which distances are measured.
         twos: Training images of the answer, ``[n, 1, 8, 8]``.
     """
 
     product: Tensor
     mixture: Tensor
+    reference: Tensor
     twos: Tensor
 
 
@@ -89,15 +91,14 @@ def truth(runs: int, particles: int, sigma_min: float, rng: Streams) -> Truth:
     """Draw exactly from product and mixture, blurred as the last noise level leaves samples."""
     even, prime = (digits.training().of(classes).images for classes in (digits.EVEN, digits.PRIME))
     width, n, shape = math.hypot(digits.BANDWIDTH, sigma_min), runs * particles, (runs, particles, *digits.EVENT)
-    product, mixture = product_draws(even, prime, width, n, rng), mixture_draws([even, prime], width, n, rng)
-    return Truth(product.reshape(shape), mixture.reshape(shape), digits.training().of((2,)).images)
+    product, mixture = product_draws(even, prime, width, n + DRAWS, rng), mixture_draws([even, prime], width, n, rng)
+    return Truth(product[:n].reshape(shape), mixture.reshape(shape), product[n:].flatten(1), digits.training().of((2,)).images)
 
 
 def judge(x: Tensor, known: Truth) -> Judgement:
     """Measure samples of the product ``[runs, n, 1, 8, 8]`` run by run."""
-    against = known.product.flatten(0, 1)[-DRAWS:].flatten(1)
-    width = float(torch.pdist(against).median())
-    far = [mmd2(one.flatten(1), against, [width], unbiased=True) for one in x]
+    width = float(torch.pdist(known.reference).median())
+    far = [mmd2(one.flatten(1), known.reference, [width], unbiased=True) for one in x]
     nearest = [torch.cdist(one.flatten(1), known.twos.flatten(1)).argmin(1) for one in x]
     return Judgement(share(x, 2).double(), torch.stack(far), torch.tensor([len(index.unique()) for index in nearest]).double())
 
@@ -111,3 +112,20 @@ def gap(x: Tensor, sigma: float) -> Tensor:
     """Median of ``|log q_even - log q_prime|`` over each run of samples ``[runs, n, 1, 8, 8]``, by the exact experts, in nats, ``[runs]``."""
     log_q = [e.log_prob(x.flatten(0, 1).double(), sigma) for e in exact_experts() if e.log_prob is not None]
     return (log_q[0] - log_q[1]).abs().reshape(x.shape[:2]).median(1).values
+
+
+def log_normalizer(sigma: Tensor) -> Tensor:
+    """``log int q_even q_prime dy`` of the exact experts at each noise level: the mean over pairs of ``N(m; n, 2 (h^2 + sigma^2))``."""
+    even, prime = (digits.training().of(classes).images.flatten(1).double() for classes in (digits.EVEN, digits.PRIME))
+    square, dim = torch.cdist(even, prime).square().flatten(), even.shape[1]
+    variance = 2 * (digits.BANDWIDTH**2 + sigma.double().square())
+    each = [(-square / (2 * v)).logsumexp(0) - math.log(len(square)) - dim / 2 * math.log(2 * math.pi * v) for v in variance.tolist()]
+    return torch.stack(each)
+
+
+def shown(x: Tensor, pair: Sequence[Expert], sigma: float, count: int = 16) -> Tensor:
+    """Images to look at, at equal distances in the first run: without noise, as the expert whose score is the smaller one takes them to be."""
+    y = x[0, :: max(1, x.shape[1] // count)][:count]
+    s = scores(pair, y, sigma)
+    clean = y + (digits.BANDWIDTH**2 + sigma**2) * s
+    return torch.where(s[0].square().sum((1, 2, 3), keepdim=True) < s[1].square().sum((1, 2, 3), keepdim=True), clean[0], clean[1])

@@ -176,19 +176,21 @@ def gaussian_mixture(
     centres = centres - origin
     norms, dim = centres.square().sum(1), centres.shape[1]
 
-    def logits(y: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        point = y.flatten(1) - origin.to(y)
-        total = (variance + sigma**2).to(y)
-        square = point.square().sum(1, keepdim=True) - 2 * point @ centres.to(y).T + norms.to(y)
-        return point, total, (log_prior - dim / 2 * (2 * math.pi * (variance + sigma**2)).log()).to(y) - square / (2 * total)
+    def parts(y: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Points, ``1/T_k``, ``m_k/T_k`` and ``log w_k N(y; m_k, T_k)``, with ``T_k = c_k^2 + sigma^2``; few passes over ``[rows, K]``."""
+        point, precision = y.flatten(1) - origin.to(y), 1 / (variance + sigma**2)
+        pull = (centres * precision[:, None]).to(y)
+        level = log_prior + dim / 2 * (precision / (2 * math.pi)).log() - norms * precision / 2
+        log_parts = torch.addr(torch.addmm(level.to(y), point, pull.T), point.square().sum(1) / -2, precision.to(y))
+        return point, precision.to(y), pull, log_parts
 
     def model(y: Tensor, sigma: float, c: Tensor | None) -> Tensor:
-        point, total, log_parts = logits(y, sigma)
-        share = log_parts.softmax(1) / total
-        return (sigma * (point * share.sum(1, keepdim=True) - share @ centres.to(y))).reshape(y.shape)
+        point, precision, pull, log_parts = parts(y, sigma)
+        share = log_parts.softmax(1)
+        return (sigma * (point * (share @ precision).unsqueeze(1) - share @ pull)).reshape(y.shape)
 
     def log_prob(y: Tensor, sigma: float) -> Tensor:
-        return logits(y, sigma)[2].logsumexp(1)
+        return parts(y, sigma)[3].logsumexp(1)
 
     return Expert(model, event, None, name, space, log_prob, chunk)
 

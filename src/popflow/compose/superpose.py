@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from popflow.compose.corrector import initial_densities
+from popflow.compose.corrector import initial_densities, straight
 from popflow.compose.sample import Sampler
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Ito, Population, Rates, Step, Streams, advance
@@ -213,6 +213,9 @@ class _Mix:
             pop = Population.of(y, batch=1)
             log_q = initial_densities(self.experts, pop, sigma)
             return pop.replace(aux={"log_q": log_q, "kappa": torch.full_like(log_q, 1 / m)})
+
+        if self.deterministic:
+            step = straight(step)
 
         def whole(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
             return step(pop, t0, t1, rng) if t1 > 0 else self._denoise(pop, t0, rng)

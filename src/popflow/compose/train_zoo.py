@@ -10,7 +10,7 @@ Denoising loss of an expert, for ``y = x_0 + tau eps``, tau log-uniform on [0.28
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,7 @@ def noised(data: Digits, conditional: bool, rng: Streams) -> tuple[Tensor, Tenso
 def train_expert(name: str, work: Path) -> Path:
     """Train one expert of the zoo and write its averaged parameters."""
     entry = ENTRIES[name]
-    torch.manual_seed(0)
-    network, data = Denoiser(entry.conditional), entry.data()
+    network, data = _fresh(partial(Denoiser, entry.conditional)), entry.data()
     result = fit(
         denoising(network),
         dict(network.named_parameters()),
@@ -87,8 +86,7 @@ def train_expert(name: str, work: Path) -> Path:
 
 def train_classifier(work: Path) -> Path:
     """Train the classifier on images moved by up to one pixel and blurred by noise of up to twice the kernel width of the experts."""
-    torch.manual_seed(0)
-    network, data = classifier.Classifier(), digits.for_classifier()
+    network, data = _fresh(classifier.Classifier), digits.for_classifier()
 
     def batches(rng: Streams) -> tuple[Tensor, Tensor]:
         index = torch.randint(len(data), (CLASSIFIER_BATCH,), generator=rng("rows"))
@@ -118,6 +116,13 @@ def train_classifier(work: Path) -> Path:
         compile=False,
     )
     return _store("digits-classifier", result.ema, {"steps": CLASSIFIER_STEPS, "images": len(data)})
+
+
+def _fresh(make: Callable[[], nn.Module]) -> nn.Module:
+    """Make a network with parameters that are the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
 
 
 def _store(name: str, params: dict[str, Tensor], about: dict[str, Any]) -> Path:

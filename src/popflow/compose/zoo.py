@@ -120,8 +120,8 @@ def load(name: str, *, device: torch.device | str = "cpu", chunk: int | None = N
         >>> from popflow.compose import feynman_kac, karras, sample, zoo
         >>> from popflow.core import Streams
         >>> even, prime = zoo.load("digits-even"), zoo.load("digits-prime")
-        >>> sample(feynman_kac(even * prime), karras(5, 0.1, 10.0), particles=8, rng=Streams(0)).x.shape
-        torch.Size([1, 8, 1, 8, 8])
+        >>> sample(feynman_kac(even * prime), karras(5, 0.1, 10.0), particles=4, rng=Streams(0)).x.shape
+        torch.Size([1, 4, 1, 8, 8])
     """
     if name not in ENTRIES:
         raise ValueError(unknown("expert", name, ENTRIES))

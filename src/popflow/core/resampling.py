@@ -19,14 +19,15 @@ Indices = Int[Tensor, "*batch n"]
 def systematic(weights: Weights, generator: Generator) -> Indices:
     """One uniform per population: points ``(j + u) / n``. ``N_k`` is the floor or the ceiling of ``n W_k``.
 
-    Cost: one cumulative sum and one expansion, no search. Uniform weights give the identity.
+    Cost: two cumulative sums and a scatter, no search. Uniform weights give the identity.
 
     >>> systematic(torch.tensor([0.5, 0.0, 0.25, 0.25]), torch.Generator().manual_seed(0)).tolist()
     [0, 0, 2, 3]
     """
-    position, n = _positions(weights), weights.shape[-1]
-    u = torch.rand(*weights.shape[:-1], 1, generator=generator, dtype=torch.float64, device=weights.device)
-    return _expand(torch.ceil(position - u.clamp_(max=1 - n * 2.0**-52)).clamp_(min=0))  # so that n - u never rounds to n - 1
+    n = weights.shape[-1]
+    edge = _rounding(n)  # no point nearer to an integer than positions are exact: uniform weights stay uniform
+    u = torch.rand(*weights.shape[:-1], 1, generator=generator, dtype=torch.float64, device=weights.device).clamp_(edge, 1 - edge)
+    return _expand(_cdf(weights).mul_(n).sub_(u).ceil_())
 
 
 def stratified(weights: Weights, generator: Generator) -> Indices:
@@ -68,8 +69,8 @@ def residual(weights: Weights, generator: Generator) -> Indices:
 
 def _cdf(weights: Tensor) -> Tensor:
     """Cumulative weights in float64 whose last entry is exactly 1."""
-    cdf = weights.double().cumsum(-1)
-    return cdf / cdf[..., -1:]
+    cdf = weights.cumsum(-1, dtype=torch.float64)
+    return cdf.div_(cdf[..., -1:].clone())
 
 
 def _positions(weights: Tensor) -> Tensor:
@@ -77,7 +78,12 @@ def _positions(weights: Tensor) -> Tensor:
     n = weights.shape[-1]
     position = n * _cdf(weights)
     nearest = position.round()
-    return torch.where((position - nearest).abs() <= min(n * n * 2.0**-53, 1e-3), nearest, position)
+    return torch.where((position - nearest).abs() <= _rounding(n), nearest, position)
+
+
+def _rounding(n: int) -> float:
+    """Bound on the rounding error of ``n`` times a cumulative sum of ``n`` weights."""
+    return min(n * n * 2.0**-53, 1e-3)
 
 
 def _draw(cdf: Tensor, generator: Generator) -> Tensor:
@@ -86,8 +92,10 @@ def _draw(cdf: Tensor, generator: Generator) -> Tensor:
 
 
 def _expand(cumulative: Tensor) -> Tensor:
-    """Turn cumulative offspring counts ``[*batch, n]`` (last entry n) into sorted ancestor indices."""
-    n = cumulative.shape[-1]
-    counts = cumulative.long().diff(dim=-1, prepend=cumulative.new_zeros(*cumulative.shape[:-1], 1, dtype=torch.long))
-    parents = torch.arange(n, device=counts.device).expand(counts.shape).reshape(-1)
-    return torch.repeat_interleave(parents, counts.reshape(-1), output_size=counts.numel()).reshape(counts.shape)
+    """Turn cumulative offspring counts ``[*batch, n]`` (last entry n) into sorted ancestor indices.
+
+    Slot ``j`` belongs to the particle after all those whose cumulative count is at most ``j``: their number is its index.
+    """
+    ends = cumulative.long()
+    marks = ends.new_zeros(*ends.shape[:-1], ends.shape[-1] + 1).scatter_add_(-1, ends, ends.new_ones(()).expand_as(ends))
+    return marks.cumsum_(-1)[..., :-1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -52,6 +53,22 @@ class Streams:
     def uniform(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
         """Draw uniform values in [0, 1); float64 unless told, as resampling needs it."""
         return torch.rand(shape, generator=self(name), dtype=dtype, device=self.device)
+
+    @contextmanager
+    def layers(self, name: str = "layers") -> Iterator[None]:
+        """Make torch layers reproducibly: they draw their first parameters from the global generator, which is seeded here and put back.
+
+        >>> with Streams(0).layers():
+        ...     a = torch.nn.Linear(2, 1)
+        >>> with Streams(0).layers():
+        ...     b = torch.nn.Linear(2, 1)
+        >>> torch.equal(a.weight, b.weight)
+        True
+        """
+        seed = int(torch.randint(2**62, (), generator=self(name), device=self.device))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
 
     def state(self) -> dict[str, Tensor]:
         """Return the state of every stream used so far, as byte tensors."""

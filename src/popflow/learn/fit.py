@@ -132,7 +132,8 @@ def fit(
 
     Args:
         loss: Pure ``loss(params, batch) -> (scalar, metrics)``, metrics a mapping of scalar tensors. It draws nothing at random. Buffers and
-            frozen parameters are constants that it closes over: `torch.func.functional_call` takes from the module what ``params`` lacks.
+            frozen parameters are constants that it closes over (`torch.func.functional_call` takes from the module what ``params`` lacks);
+            once compiled it does not see them change.
         params: Named tensors to learn, ``dict(module.named_parameters())``; they are copied, the module stays as it is.
         batches: ``batches(rng) -> batch``; shapes must not vary if the step is to be compiled.
         steps: Number of steps, those of a resumed checkpoint included.
@@ -284,8 +285,7 @@ def _load(path: Path, learner: Learner, rng: Streams, mark: _Mark, steps: int) -
     compiled = about["compiled"] if mark.compiled is None else mark.compiled
     numbers = {key: about[key] for key in ("step", "count", "rollbacks", "lowest", "largest")}
     sums = tensors.get("sums")
-    device = next(iter(learner.params.values())).device
-    return _Mark(**numbers, compiled=compiled, sums=sums if sums is None else sums.to(device))
+    return _Mark(**numbers, compiled=compiled, sums=sums if sums is None else sums.to(learner.device))
 
 
 @contextmanager

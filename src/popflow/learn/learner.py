@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.func import grad_and_value
 
 from popflow.core.errors import CheckpointError
 from popflow.learn.ema import ema_update
+from popflow.learn.graph import compile_graph
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], tuple[Tensor, Mapping[str, Tensor]]]
@@ -33,6 +35,7 @@ class Learner:
         self.params: Params = {name: p.detach().clone() for name, p in params.items()}
         self.ema: Params | None = {name: p.clone() for name, p in self.params.items()} if ema else None
         self.optimizer = optimizer(list(self.params.values()))
+        self.device = next(iter(self.params.values())).device
         self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.names: tuple[str, ...] = ()
         self.compiled = False
@@ -103,16 +106,15 @@ class Learner:
 
     def _gradient_graph(self) -> Callable[[Any], Tensor]:
         self._back_to_numbers()
-        gradient = torch.compile(_gradient(self.loss), fullgraph=True, dynamic=False)
+        gradient = compile_graph(_gradient(self.loss), self.device)
         return lambda batch: self._update(*gradient(self.params, batch))
 
     def _whole_graph(self) -> Callable[[Any], Tensor]:
         """Gradients, clipping, optimiser and average in one graph; rates and weights are tensors, so that they may change."""
         params, optimizer, ema, clip_norm = self.params, self.optimizer, self.ema, self.clip_norm
-        device = next(iter(params.values())).device
         for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(float(group["lr"]), device=device)
-        weight = self._ema_weight = torch.tensor(float(self._ema_weight), device=device)
+            group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
+        weight = self._ema_weight = torch.tensor(float(self._ema_weight), device=self.device)
         for p in params.values():
             p.grad = torch.zeros_like(p)
         gradient, optimizer_step = _gradient(self.loss), inspect.unwrap(type(optimizer).step)
@@ -129,7 +131,7 @@ class Learner:
                     ema_update(ema, params, weight)
             return values
 
-        return torch.compile(step, fullgraph=True, dynamic=False)
+        return compile_graph(step, self.device)
 
     def _back_to_numbers(self) -> None:
         for group in self.optimizer.param_groups:
@@ -166,12 +168,13 @@ class Learner:
             if in_place or not name.startswith("opt"):
                 value.copy_(tensors[name])
         if not in_place:
+            self._step, self.compiled = self._eager, False  # a compiled step is bound to the tensors that are replaced now
             groups = self.optimizer.state_dict()["param_groups"]
             copies = {name: value.clone() for name, value in tensors.items() if name.startswith("opt")}
             self.optimizer.load_state_dict({"state": _unpack(structure, copies), "param_groups": groups})
 
 
-def _gradient(loss: Loss) -> Callable[[Params, Any], tuple[Tensor, tuple[Tensor, ...]]]:
+def _gradient(loss: Loss) -> FunctionType:
     """``(params, batch) -> ([loss, *metrics], gradients)``, functional."""
 
     def gradient(params: Params, batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
