@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,13 +22,21 @@ def sample(
             help="zoo:NAME, zoo:NAME:LABEL, kernel:FILE:WIDTH (the rows of a .npy, .npz or .csv) or python:MODULE:NAME; once for each model.",
         ),
     ] = None,
+    diffusers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--diffusers", metavar="DIR", help="Folder (or hub name) of a pipeline of diffusers; once for each. Goes with --prompt."
+        ),
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text (or class number) to compose; once for each.")] = None,
     op: Annotated[str | None, typer.Option("--op", help="product (Feynman-Kac correctors); and, or, average (SuperDiff).")] = None,
     beta: Annotated[list[float] | None, typer.Option("--beta", help="Exponent of a model; once for each, or once for all.")] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Below 1 sharpens, above 1 flattens the whole product.")
     ] = None,
     unconditional: Annotated[str | None, typer.Option("--unconditional", metavar="MODEL", help="Model to guide away from.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance weight; 1 is none.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option("--negative-prompt", help="Text to guide away from; the empty one.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", "--cfg", help="Guidance weight; 1 is none.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps from the first noise level to the last.")] = None,
     sigma_min: Annotated[float | None, typer.Option("--sigma-min", help="Last noise level, in units of the data.")] = None,
     sigma_max: Annotated[float | None, typer.Option("--sigma-max", help="First noise level.")] = None,
@@ -52,6 +60,14 @@ def sample(
     ridge: Annotated[float | None, typer.Option("--ridge", help="AND: relative ridge.")] = None,
     feedback: Annotated[float | None, typer.Option("--feedback", help="AND: share of the present gap closed at each step.")] = None,
     deterministic: Annotated[bool | None, typer.Option("--ode/--sde", help="AND, OR, average: without or with noise.")] = None,
+    height: Annotated[int | None, typer.Option("--height", help="Of the images of a pipeline, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="Of the images of a pipeline, in pixels.")] = None,
+    image: Annotated[str | None, typer.Option("--image", metavar="FILE", help="Image to edit with a pipeline.")] = None,
+    strength: Annotated[float | None, typer.Option("--strength", help="Share of the steps taken from it; 1 ignores it.")] = None,
+    mask_image: Annotated[str | None, typer.Option("--mask-image", metavar="FILE", help="White where the image is painted anew.")] = None,
+    noise_above: Annotated[float | None, typer.Option("--noise-above", help="Pipelines: no noise below this level of sigma.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="Pipelines: float32, float16 or bfloat16 networks.")] = None,
+    chunk: Annotated[int | None, typer.Option("--chunk", help="Pipelines: rows in one call of a network.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option("--checkpoint-every", help="Steps between two checkpoints.")] = None,
     seed: Seed = None,
     out: Out = None,
@@ -62,11 +78,24 @@ def sample(
     """Sample from compositions of pretrained diffusion models.
 
     `popflow sample --expert zoo:digits-even --expert zoo:digits-prime --op product`
+
+    `popflow sample --diffusers DIR --prompt 'a cat' --prompt 'a dog' --op and`
     """
     from popflow.registry import method
 
     given = {
         "experts": expert,
+        "diffusers": diffusers,
+        "prompts": prompt,
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+        "image": image,
+        "strength": strength,
+        "mask_image": mask_image,
+        "noise_above": noise_above,
+        "precision": precision,
+        "chunk": chunk,
         "op": op,
         "beta": beta,
         "temperature": temperature,
@@ -94,4 +123,10 @@ def sample(
     }
     values = settings(given, config, "sample")
     found = method("superdiff" if values.get("op") in _SUPERPOSITIONS else "fkc")
-    run_job("sample", found.load("run"), found.load("config"), values, cite=found.cite, out=out, device=device, as_json=as_json)
+    if "diffusers" in values:
+        from popflow.compose.diffusers.job import DiffusersConfig, run
+
+        job: tuple[Any, type] = run, DiffusersConfig
+    else:
+        job = found.load("run"), found.load("config")
+    run_job("sample", *job, values, cite=found.cite, out=out, device=device, as_json=as_json)

@@ -80,6 +80,7 @@ def sample(
     rng: Streams,
     record: Iterable[Recorder] = (),
     resume: State | None = None,
+    around: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sample:
     """Sample from a composition.
@@ -93,6 +94,8 @@ def sample(
         rng: Random streams: ``start``, ``noise``, ``resample``, ``kernel``.
         record: Further recorders, e.g. a checkpoint.
         resume: A state to go on from; the initial samples are then not drawn.
+        around: Clean data that the initial samples are noised from, for editing: broadcast to ``[runs, particles, *event]``; None for zero.
+            Densities that are tracked start equal for all experts.
         dtype: Of the particles and their weights.
 
     Raises:
@@ -132,7 +135,8 @@ def sample(
     if resume is None:
         total = sampler.precision(first)
         like = torch.empty(runs, particles, *sampler.experts[0].event, dtype=dtype, device=rng.device)
-        pop, start = sampler.start(rng.normal("start", like) * (first / math.sqrt(total)), first), 0
+        y = rng.normal("start", like) * (first / math.sqrt(total))
+        pop, start = sampler.start(y if around is None else y + around.to(y), first), 0
         ancestor = torch.arange(particles, device=rng.device).expand(runs, particles)
         pop = pop.replace(aux={**pop.aux, "ancestor": ancestor})
     else:

@@ -1,0 +1,280 @@
+"""A pretrained pipeline of diffusers as an expert: read from the object or the folder, given prompts, composed like any other.
+
+The pipeline is not forked and not changed: its network, its text encoders and its autoencoder are called, its scheduler is read. Networks may run
+in half precision; what they predict is turned into epsilon, and weighed, in the precision of the particles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popflow.compose.diffusers.extra import extra
+from popflow.compose.diffusers.latents import Latents, latents_of
+from popflow.compose.diffusers.network import Call, Conditions, family_of
+from popflow.compose.diffusers.scheduler import Reading, read
+from popflow.compose.target import Expert
+from popflow.core.errors import unknown
+
+_BY_NAME = ("turbo", "lightning", "lcm", "hyper-sd", "schnell")
+AS_IT_STANDS = None
+"""No choice of adapters: the network as the pipeline has it."""
+
+
+@dataclass(eq=False)
+class Source:
+    """What the experts of one pipeline share.
+
+    Attributes:
+        pipe: The pipeline of diffusers.
+        network: Its U-Net or transformer.
+        reading: Its scheduler as read.
+        latents: The space it samples in.
+        call: How its network is called.
+        conditions: Prompts encoded so far, by choice of adapters; None for a network without conditions.
+        distilled: Why its predictions are no scores of a noised density; empty when they are.
+        adapters: Adapters that are switched on now, with their strengths.
+    """
+
+    pipe: Any
+    network: Any
+    reading: Reading
+    latents: Latents
+    call: Call
+    conditions: Conditions | None
+    distilled: str
+    adapters: tuple[tuple[str, float], ...] | None = AS_IT_STANDS
+
+    def select(self, adapters: tuple[tuple[str, float], ...] | None) -> None:
+        """Switch the adapters (LoRA) of the pipeline; nothing is done when they are on already."""
+        if adapters == self.adapters:
+            return
+        if adapters is AS_IT_STANDS:
+            raise ValueError(
+                "the adapters of this pipeline have been switched by expert.lora(...) since it was read. Fix: name them for every expert: "
+                "expert.lora() for the bare network, expert.lora('name') for one."
+            )
+        if adapters:
+            self.pipe.enable_lora()
+            self.pipe.set_adapters([name for name, _ in adapters], [strength for _, strength in adapters])
+        else:
+            self.pipe.disable_lora()
+        self.adapters = adapters
+
+
+class Denoiser:
+    """The model of the experts of one pipeline under one choice of adapters: ``(y, sigma, numbers of prompts) -> epsilon``."""
+
+    def __init__(self, source: Source, adapters: tuple[tuple[str, float], ...] | None = AS_IT_STANDS):
+        self.source, self.adapters = source, adapters
+
+    def __call__(self, y: Tensor, sigma: float, number: Tensor | None) -> Tensor:
+        """Noise prediction of rows ``[rows, *event]``."""
+        source = self.source
+        source.select(self.adapters)
+        schedule = source.reading.schedule
+        alpha = schedule.alpha(sigma)
+        x = alpha * y
+        dtype = _parameter(source.network).dtype
+        clock = torch.promote_types(dtype, torch.float32)  # half precision would confuse neighbouring levels
+        time = torch.full((len(y),), schedule.time(sigma), dtype=clock, device=y.device)
+        given = {} if source.conditions is None or number is None else source.conditions.rows(number)
+        given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+        out = source.call(source.network, x.to(dtype), time, given).to(y.dtype)
+        if out.shape[1] == 2 * y.shape[1]:  # learned variances come second
+            out = out[:, : y.shape[1]]
+        return source.reading.output(out, x, alpha, alpha * sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineExpert(Expert):
+    """An expert that knows the pipeline it was read from.
+
+    Attributes:
+        source: The pipeline and what was read of it.
+    """
+
+    source: Source | None = None
+
+    def prompt(self, text: Any, name: str | None = None) -> PipelineExpert:
+        """Return the same model under another prompt (a text, or a class number); all prompts of a pipeline are evaluated in one call."""
+        source = self._source()
+        if source.conditions is None:
+            raise ValueError(f"prompt {text!r}: {self.name!r} takes no prompts, it is an unconditional model.")
+        source.select(self._denoiser().adapters)
+        number = source.conditions.number((self._denoiser().adapters, text))
+        cond = torch.tensor(number, device=_parameter(source.network).device)
+        shown = text[0] if isinstance(text, tuple) else text
+        return replace(self, cond=cond, name=name or str(shown) or "no prompt")
+
+    def lora(self, *adapters: str | tuple[str, float], name: str | None = None) -> PipelineExpert:
+        """Return the pipeline with some of its loaded adapters, by name or ``(name, strength)``; none for the bare network.
+
+        Several such experts of one network compose; each is a call of its own, and prompts are encoded anew for each.
+
+        Raises:
+            ValueError: for an adapter that has not been loaded (``pipe.load_lora_weights(..., adapter_name=...)``).
+        """
+        source = self._source()
+        chosen = tuple((one, 1.0) if isinstance(one, str) else (one[0], float(one[1])) for one in adapters)
+        there = {one for names in source.pipe.get_list_adapters().values() for one in names}
+        for one, _ in chosen:
+            if one not in there:
+                raise ValueError(unknown("adapter", one, there))
+        label = name or " + ".join(f"{one} {strength:g}" for one, strength in chosen) or "no adapter"
+        bare = replace(self, model=Denoiser(source, chosen), name=label)
+        return bare if source.conditions is None else bare.prompt(_nothing(source.network), label)
+
+    def sigmas(self, steps: int) -> Tensor:
+        """Noise levels of the pipeline's own scheduler for that many steps, ending in 0."""
+        latents = self._source().latents
+        length = latents.event[1] * latents.event[2] // family_of(self._source().network).patch ** 2
+        return self._source().reading.levels(steps, length)
+
+    @property
+    def latents(self) -> Latents:
+        """The space it samples in: ``latents.decode(x)``, ``latents.encode(image)``, ``latents.images(x)``."""
+        return self._source().latents
+
+    def _source(self) -> Source:
+        if self.source is None:
+            raise TypeError(f"expert {self.name!r} has no pipeline: make it with popflow.compose.diffusers.from_pipe.")
+        return self.source
+
+    def _denoiser(self) -> Denoiser:
+        assert isinstance(self.model, Denoiser)
+        return self.model
+
+
+def from_pipe(
+    pipe: Any, *, height: int | None = None, width: int | None = None, chunk: int | None = None, name: str | None = None
+) -> PipelineExpert:
+    """Read a pipeline of diffusers as an expert: without a prompt at first, see `PipelineExpert.prompt`.
+
+    Args:
+        pipe: Any pipeline whose network is a ``UNet2DModel``, ``UNet2DConditionModel`` (Stable Diffusion 1, 2, XL), ``SD3Transformer2DModel``
+            or ``FluxTransformer2DModel``.
+        height: Of the images, in pixels; the network's own size when None.
+        width: Of the images.
+        chunk: Rows in one call of the network.
+        name: What errors and reports call it.
+
+    Raises:
+        ValueError: for a network or scheduler that cannot be read, a missing component, or an autoencoder that does not fit.
+
+    Example:
+        >>> from popflow.compose import both, sample
+        >>> from popflow.core import Streams
+        >>> _ = __import__("pytest").importorskip("diffusers")
+        >>> from popflow.compose.diffusers import tiny
+        >>> model = from_pipe(tiny.unconditional(classes=3))
+        >>> out = sample(both([model.prompt(0), model.prompt(1)]), model.sigmas(3), particles=1, runs=2, rng=Streams(0))
+        >>> model.latents.images(out.pick(Streams(0)))[0].size
+        (8, 8)
+    """
+    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    if network is None or getattr(pipe, "scheduler", None) is None:
+        raise ValueError(
+            f"{type(pipe).__name__} has no {'network (unet or transformer)' if network is None else 'scheduler'}: missing component. Fix: load "
+            "the whole pipeline, diffusers.DiffusionPipeline.from_pretrained(folder)."
+        )
+    family = family_of(network)
+    optional = {
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+        "text_encoder_3",
+        "tokenizer_3",
+        *getattr(pipe, "_optional_components", ()),
+    }
+    missing = [part for part, value in pipe.components.items() if value is None and part not in optional]
+    if missing:
+        raise ValueError(
+            f"{type(pipe).__name__} lacks {', '.join(missing)}: missing component. Fix: load the whole pipeline, or pass it there."
+        )
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    latents = latents_of(pipe, network, family.patch, height, width)
+    conditions = None
+    source = Source(pipe, network, read(pipe.scheduler), latents, family.call, None, "")
+    source.distilled = _why_distilled(pipe, network, source.reading)
+    if family.encode is not None:
+        encode = partial(family.encode, pipe)
+        conditions = source.conditions = Conditions(lambda key: encode(key[1], latents.size))
+    name = name or Path(str(pipe.config.get("_name_or_path") or type(pipe).__name__)).name
+    expert = PipelineExpert(Denoiser(source), latents.event, None, name, latents.space, None, chunk, source)
+    return expert if conditions is None else expert.prompt(_nothing(network), name)
+
+
+def from_pretrained(
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", **size: Any
+) -> PipelineExpert:
+    """Load a pipeline from a folder, or by its name on the hub, and read it as an expert.
+
+    Args:
+        folder: A folder that ``pipe.save_pretrained`` has written, or the name of a repository on the hub. Only safetensors are read.
+        dtype: Of the networks, ``torch.float16`` or ``torch.bfloat16`` on a GPU.
+        device: Where they compute.
+        **size: ``height``, ``width``, ``chunk``, ``name`` of `from_pipe`.
+
+    Raises:
+        MissingExtraError: without diffusers.
+        ValueError: for a folder that is no pipeline, and when the hub cannot be reached.
+    """
+    return from_pipe(load_pipe(folder, dtype=dtype, device=device), **size)
+
+
+def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
+    """Load the pipeline itself; see `from_pretrained`."""
+    diffusers = extra("diffusers")
+    there = Path(folder).is_dir()
+    if there and not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"{folder} holds no model_index.json, wanted a folder that pipe.save_pretrained(folder) has written.")
+    if not there and (Path(folder).is_absolute() or str(folder).count("/") != 1 or str(folder).startswith(".")):
+        raise ValueError(f"{folder}: no such folder, and no name on the hub (owner/name).")
+    try:
+        options = {} if dtype is None else {"torch_dtype": dtype}
+        pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options)
+    except Exception as error:
+        if there:
+            raise ValueError(
+                f"{folder} cannot be loaded, a component is missing or damaged: {error} Fix: save it anew with pipe.save_pretrained(folder); weights "
+                "must be safetensors."
+            ) from error
+        raise ValueError(
+            f"{folder} is no folder here, and the hub cannot be reached or does not have it ({type(error).__name__}). Fix: where there is a "
+            f"network, `hf download {folder} --local-dir FOLDER`, copy FOLDER here and give its path."
+        ) from error
+    return pipe.to(device)
+
+
+def _nothing(network: Any) -> Any:
+    """The prompt that says nothing: the empty text, or the last class number, which models with label dropout use for "any"."""
+    return network.config.num_class_embeds - 1 if type(network).__name__ == "UNet2DModel" else ""
+
+
+def _why_distilled(pipe: Any, network: Any, reading: Reading) -> str:
+    if network.config.get("guidance_embeds"):
+        return "guidance was distilled into it (guidance_embeds)"
+    if reading.distilled:
+        return f"{type(pipe.scheduler).__name__} belongs to models distilled to few steps"
+    if network.config.get("time_cond_proj_dim"):
+        return "guidance was distilled into it (time_cond_proj_dim)"
+    known = str(pipe.config.get("_name_or_path") or "").lower()
+    return next((f"its name says {word}: distilled to few steps" for word in _BY_NAME if word in Path(known).name), "")
+
+
+def _parameter(network: Any) -> Tensor:
+    return next(network.parameters())
+
+
+def distilled(experts: Sequence[Expert]) -> dict[str, str]:
+    """Names of the experts whose predictions are no scores, and why."""
+    return {e.name: e.source.distilled for e in experts if isinstance(e, PipelineExpert) and e.source is not None and e.source.distilled}

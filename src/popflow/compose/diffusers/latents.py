@@ -1,0 +1,201 @@
+"""The space a pipeline samples in: pixels in [-1, 1], or the latents of its autoencoder; images in and out of it.
+
+Latents are ``(z - shift) * scale`` of the encoder's mean z, as the network has learned them. Two pipelines have compatible latents when their
+encoders are the same: class, channels, scale, shift, and the weights. Weights are told apart by norms of their tensors to two digits, which half
+precision does not move.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popflow.compose.diffusers.extra import extra
+from popflow.core import NonFiniteError
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Encoder and decoder of one pipeline.
+
+    Attributes:
+        event: Shape of one latent (or pixel image) ``[C, H, W]``.
+        factor: Image pixels along the side of one latent pixel.
+        space: What tells the space from others; experts of different ones are not composed.
+        vae: The autoencoder, None for pipelines in pixel space.
+        processor: The image processor of diffusers.
+    """
+
+    event: tuple[int, int, int]
+    factor: int
+    space: str
+    vae: Any
+    processor: Any
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.event[1] * self.factor, self.event[2] * self.factor
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Turn latents ``[n, *event]`` into images ``[n, C, H, W]`` in [-1, 1], differentiably.
+
+        Raises:
+            NonFiniteError: when latents or images are not finite.
+        """
+        _refuse_non_finite(z, "latents to decode", "the sampling went wrong before: take more steps or less guidance")
+        if self.vae is None:
+            return z
+        images = self.vae.decode(self._unscaled(z).to(_dtype(self.vae)), return_dict=False)[0].to(z.dtype)
+        _refuse_non_finite(images, "decoded images", _OVERFLOW)
+        return images
+
+    def encode(self, image: Any) -> Tensor:
+        """Turn images (PIL, numpy, torch in [0, 1]; one or a list) into latents ``[n, *event]``; the mean of the encoder, no noise.
+
+        Raises:
+            ValueError: for an image of another size.
+            NonFiniteError: for an image or latents that are not finite.
+        """
+        pixels = self.pixels(image)
+        if self.vae is None:
+            return pixels
+        weight = next(self.vae.parameters())
+        with torch.no_grad():
+            z = self._scaled(self.vae.encode(pixels.to(weight), return_dict=True).latent_dist.mode().to(pixels.dtype))
+        _refuse_non_finite(z, "latents of the image", _OVERFLOW)
+        return z
+
+    def pixels(self, image: Any) -> Tensor:
+        """Images of any kind as ``[n, C, H, W]`` in [-1, 1], of the right size."""
+        seen, wanted = size_of(image), self.size
+        if seen != wanted:
+            raise ValueError(
+                f"image is {seen[0]} x {seen[1]} (height x width), wanted {wanted[0]} x {wanted[1]}. Fix: image.resize(({wanted[1]}, {wanted[0]})), "
+                f"or pass height={seen[0]}, width={seen[1]} where those are multiples of {self.factor}."
+            )
+        pixels = self.processor.preprocess(image, height=wanted[0], width=wanted[1]).float()
+        if self.vae is None and pixels.shape[1] != self.event[0] and self.event[0] == 1:
+            pixels = pixels.mean(1, keepdim=True)
+        _refuse_non_finite(pixels, "image", "load it again")
+        return pixels
+
+    def images(self, z: Tensor, output_type: str = "pil") -> Any:
+        """Decode latents into what diffusers calls ``pil``, ``np``, ``pt`` or ``latent``."""
+        if output_type == "latent":
+            return z
+        with torch.no_grad():
+            return self.processor.postprocess(self.decode(z), output_type=output_type)
+
+    def mask(self, mask: Any) -> Tensor:
+        """Mask of an image, white where it is to be painted anew, as ``[1, h, w]`` of zeros and ones in latent pixels."""
+        from PIL import Image
+
+        if isinstance(mask, Image.Image):
+            mask = mask.convert("L")
+        seen, wanted = size_of(mask), self.size
+        if seen != wanted:
+            raise ValueError(
+                f"mask_image is {seen[0]} x {seen[1]} (height x width), wanted {wanted[0]} x {wanted[1]} like the image: resize it."
+            )
+        grey = self.processor.preprocess(mask, height=wanted[0], width=wanted[1]).float().mean((0, 1))  # in [-1, 1]
+        cells = grey.reshape(self.event[1], self.factor, self.event[2], self.factor).amax((1, 3))
+        return (cells > 0).to(grey).unsqueeze(0)
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        mean, spread = self._moments(z)
+        return (z - mean) / spread
+
+    def _unscaled(self, z: Tensor) -> Tensor:
+        mean, spread = self._moments(z)
+        return z * spread + mean
+
+    def _moments(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        config = self.vae.config
+        means, stds = config.get("latents_mean"), config.get("latents_std")
+        if means is None or stds is None:
+            return config.get("shift_factor") or 0.0, 1 / config.scaling_factor
+        return z.new_tensor(means).reshape(-1, 1, 1), z.new_tensor(stds).reshape(-1, 1, 1) / config.scaling_factor
+
+
+def latents_of(pipe: Any, network: Any, patch: int, height: int | None = None, width: int | None = None) -> Latents:
+    """Return the space of a pipeline at an image size; the network's own size when none is given.
+
+    Raises:
+        ValueError: for a size that is not a multiple of the factor, or an autoencoder that does not fit the network.
+    """
+    vae = getattr(pipe, "vae", None)
+    channels = network.config.in_channels
+    if patch == 2 and type(network).__name__ == "FluxTransformer2DModel":
+        channels //= 4
+    factor, space = 1, "pixels"
+    if vae is not None:
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        if vae.config.latent_channels != channels:
+            inpainting = " (an inpainting network: use the text-to-image one, mask_image does the rest)" if channels == 9 else ""
+            raise ValueError(
+                f"the network takes {channels} channels{inpainting} and the autoencoder has {vae.config.latent_channels}, wanted the same: the "
+                "folder mixes parts of different models."
+            )
+        space = _fingerprint(vae)
+    side = getattr(pipe, "default_sample_size", None) or network.config.get("sample_size") or 64
+    sides = side if isinstance(side, Sequence) else (side, side)
+    step = factor * patch
+    sizes = [given if given is not None else own * factor for given, own in zip((height, width), sides, strict=True)]
+    if any(one % step or one < step for one in sizes):
+        near = [max(step, round(one / step) * step) for one in sizes]
+        raise ValueError(f"height={sizes[0]}, width={sizes[1]}, wanted multiples of {step}: {near[0]} x {near[1]} is nearest.")
+    return Latents(
+        (channels, sizes[0] // factor, sizes[1] // factor),
+        factor,
+        space,
+        vae,
+        extra("diffusers.image_processor").VaeImageProcessor(vae_scale_factor=factor * patch),
+    )
+
+
+def size_of(image: Any) -> tuple[int, int]:
+    """Height and width of an image, or of the first of several."""
+    from PIL import Image
+
+    first = image[0] if isinstance(image, list | tuple) else image
+    if isinstance(first, Image.Image):
+        return first.height, first.width
+    shape: tuple[int, ...] = tuple(getattr(first, "shape", ()))
+    if len(shape) not in (2, 3, 4):
+        raise ValueError(
+            f"image is a {type(first).__name__} of shape {shape}, wanted a PIL image, an array [H, W, C] or a tensor [C, H, W]."
+        )
+    if isinstance(first, Tensor):
+        return first.shape[-2], first.shape[-1]
+    tall, wide, *_ = shape[1:] if len(shape) == 4 else shape
+    return tall, wide
+
+
+def _fingerprint(vae: Any) -> str:
+    """Label of an encoder."""
+    weights = [p for name, p in vae.named_parameters() if name.startswith("encoder") and p.ndim > 1]
+    norms = " ".join(f"{p.detach().double().norm().item():.1e}" for p in weights[:: max(1, len(weights) // 8)])
+    config = vae.config
+    return (
+        f"{type(vae).__name__}, {config.latent_channels} channels, scale {config.get('scaling_factor')}, shift {config.get('shift_factor') or 0}, "
+        f"encoder {hashlib.sha256(norms.encode()).hexdigest()[:8]}"
+    )
+
+
+_OVERFLOW = "an autoencoder in half precision overflows (that of SDXL is known to): pipe.vae.to(torch.float32)"
+
+
+def _dtype(module: Any) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _refuse_non_finite(value: Tensor, what: str, fix: str) -> None:
+    bad = int((~value.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise NonFiniteError(f"{what}: {bad} of {len(value)} hold values that are not finite (NaN or infinite). Fix: {fix}.")

@@ -1,0 +1,395 @@
+"""`ComposedPipeline`: compositions of prompts and of pipelines, called the way pipelines of diffusers are called.
+
+Strings such as ``op="and"`` live here because this is the boundary where users of diffusers come in.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popflow.compose.diffusers.composition import composition
+from popflow.compose.diffusers.expert import PipelineExpert, distilled, from_pipe, load_pipe
+from popflow.compose.diffusers.latents import Latents, size_of
+from popflow.compose.flow import flow_below
+from popflow.compose.inpainting import keep
+from popflow.compose.sample import Sample, Sampler, sample
+from popflow.compose.steering import steer
+from popflow.compose.target import Reward, check_same_space
+from popflow.core import PopflowWarning, Population, Streams
+
+Callback = Callable[[Any, int, float, dict[str, Any]], Any]
+"""``callback(pipeline, step, timestep, {"latents", "weights", "ess", "log_densities", "kappa"})``; a returned ``"latents"`` replaces them."""
+
+
+@dataclass(frozen=True, eq=False)
+class ComposedOutput:
+    """What a `ComposedPipeline` returns.
+
+    Attributes:
+        images: One image of each run, drawn by the weights: independent, so no near-duplicates.
+        latents: The same before decoding, ``[runs, *event]``.
+        weights: Normalised weights of all particles ``[runs, particles]``.
+        ess: Effective sample size at every noise level ``[levels, runs]``.
+        log_densities: Tracked log-density of each particle under each prompt ``[runs, particles, prompts]``, up to a constant they share; None
+            where it cannot be tracked (a noise scale other than 1, Langevin steps).
+        kappa: Last shares of the prompts ``[runs, particles, prompts]``; None for a product.
+        particles: All particles of each run ``[runs, particles, *event]``, as latents.
+    """
+
+    images: Any
+    latents: Tensor
+    weights: Tensor
+    ess: Tensor
+    log_densities: Tensor | None
+    kappa: Tensor | None
+    particles: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be sampled: all that `popflow.compose.sample` needs.
+
+    Attributes:
+        sampler: The composition, edits and rewards included.
+        levels: Noise levels from where it starts, down to 0.
+        around: Latents of the image it starts from, or None for pure noise.
+        latents: Encoder and decoder.
+        experts: One for each prompt.
+    """
+
+    sampler: Sampler
+    levels: Tensor
+    around: Tensor | None
+    latents: Latents
+    experts: tuple[PipelineExpert, ...]
+
+    def log_densities(self, pop: Population) -> Tensor | None:
+        """Tracked log-densities under the prompts (not under what is guided away from), ``[runs, particles, prompts]``; None without."""
+        order = [id(expert) for expert in self.sampler.experts]
+        if "log_q" not in pop.aux or any(id(expert) not in order for expert in self.experts):
+            return None
+        return pop.aux["log_q"][..., [order.index(id(expert)) for expert in self.experts]]
+
+
+@dataclass(frozen=True, eq=False)
+class ComposedPipeline:
+    """One or several pipelines of diffusers whose prompts are composed at sampling time.
+
+    Attributes:
+        pipes: The pipelines; several must share one latent space.
+        chunk: Rows in one call of a network; None for all.
+
+    Example:
+        >>> _ = __import__("pytest").importorskip("diffusers")
+        >>> from popflow.compose.diffusers import tiny
+        >>> pipe = ComposedPipeline((tiny.stable_diffusion(),))
+        >>> out = pipe(["a cat", "a dog"], op="and", num_inference_steps=3, generator=torch.Generator().manual_seed(0))
+        >>> out.images[0].size, out.kappa.shape
+        ((32, 32), torch.Size([1, 1, 2]))
+    """
+
+    pipes: tuple[Any, ...]
+    chunk: int | None = None
+    _read: dict[Any, list[PipelineExpert]] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def from_pretrained(
+        *folders: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", chunk: int | None = None
+    ) -> ComposedPipeline:
+        """Load pipelines from folders or by their names on the hub; see `popflow.compose.diffusers.from_pretrained`."""
+        return ComposedPipeline(tuple(load_pipe(folder, dtype=dtype, device=device) for folder in folders), chunk)
+
+    def __call__(
+        self,
+        prompts: str | int | Sequence[str | int] | None = None,
+        *,
+        particles: int = 1,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+        **options: Any,
+    ) -> ComposedOutput:
+        """Sample images of composed prompts.
+
+        Args:
+            prompts: Texts, or class numbers of a class-conditional network; with several pipelines one for each, or one for all. None for
+                unconditional networks.
+            particles: Particles of one run, which compete; 1 switches correction off.
+            num_images_per_prompt: Independent runs; each gives one image.
+            generator: Where all randomness comes from; a list gives each image one of its own.
+            output_type: ``pil``, ``np``, ``pt`` or ``latent``.
+            callback_on_step_end: Called after each step, see `Callback`.
+            **options: ``op``, ``num_inference_steps``, ``guidance_scale``, ``image``, ``strength``, ``mask_image``, ``reward`` and the others of
+                `plan`.
+
+        Warns:
+            PopflowWarning: when a guidance-distilled or few-step model is composed or guided: its predictions are no scores.
+
+        Raises:
+            ValueError: for options that do not fit together, an image of the wrong size, incompatible latent spaces.
+            NonFiniteError: for latents that are not finite, naming the expert and the noise level.
+        """
+        plan = self.plan(prompts, correct=particles > 1, **options)
+        if plan.around is not None and len(plan.around) not in (1, num_images_per_prompt):
+            raise ValueError(f"image holds {len(plan.around)} images, wanted 1 or num_images_per_prompt={num_images_per_prompt}.")
+        if not isinstance(generator, Sequence):
+            made = [self._follow(plan, particles, num_images_per_prompt, generator, callback_on_step_end)]
+        elif len(generator) == num_images_per_prompt:
+            made = [self._follow(_of_image(plan, i), particles, 1, one, callback_on_step_end) for i, one in enumerate(generator)]
+        else:
+            raise ValueError(
+                f"generator is a list of {len(generator)}, wanted one for each of {num_images_per_prompt} images, or one for all."
+            )
+        picked = torch.cat([x for _, x in made])
+        pops = [out.population for out, _ in made]
+
+        tracked = [one for pop in pops if (one := plan.log_densities(pop)) is not None]
+        shares = [pop.aux["kappa"] for pop in pops if "kappa" in pop.aux]
+        return ComposedOutput(
+            images=self.images(picked, plan.latents, output_type),
+            latents=picked,
+            weights=torch.cat([pop.weights() for pop in pops]),
+            ess=torch.cat([out.trace["ess"] for out, _ in made], 1),
+            log_densities=torch.cat(tracked) if tracked else None,
+            kappa=torch.cat(shares) if shares else None,
+            particles=torch.cat([pop.x for pop in pops]),
+        )
+
+    def plan(
+        self,
+        prompts: str | int | Sequence[str | int] | None = None,
+        *,
+        op: str = "product",
+        negative_prompt: str | int | None = None,
+        exponents: Sequence[float] | None = None,
+        adapters: Sequence[Sequence[str | tuple[str, float]]] | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        image: Any = None,
+        strength: float = 1.0,
+        mask_image: Any = None,
+        reward: Callable[[Tensor], Tensor] | None = None,
+        reward_scale: float = 1.0,
+        reward_on: str = "images",
+        reward_gradient: bool = False,
+        reward_every: int = 5,
+        noise_above: float = 0.3,
+        correct: bool = True,
+        zeta: float = 1.0,
+        kernel_steps: int = 0,
+        ess_below: float = 0.5,
+    ) -> Plan:
+        """Read options and encode prompts and image, without sampling.
+
+        Args:
+            prompts: As above.
+            op: ``product``, ``and``, ``or``, ``average``.
+            negative_prompt: What is guided away from; the empty text (the last class) when None.
+            exponents: Of a product, one for each prompt; a negative one removes.
+            adapters: LoRAs of each prompt, one list for each; loaded before with ``pipe.load_lora_weights``.
+            num_inference_steps: Steps on the levels of the pipeline's own scheduler.
+            guidance_scale: Guidance weight; the pipeline's own default when None, 1 for none. Networks with distilled guidance are told it instead.
+            height: Of the images, in pixels.
+            width: Of the images.
+            image: Image to edit: sampling starts from it, noised to the level that ``strength`` says.
+            strength: Share of the steps that are taken; 1 starts from pure noise.
+            mask_image: White where the image is painted anew, black where it is kept (see `popflow.compose.inpainting` for the approximation).
+            reward: Function of a batch ``[rows, ...]`` that returns one number for each; the law is multiplied by ``exp(reward_scale * reward)``.
+            reward_scale: Its strength.
+            reward_on: ``images`` (decoded, in [0, 1]) or ``latents``.
+            reward_gradient: Guide by its gradient too (product only). It is then asked of the noised sample at every step, with strength
+                ``reward_scale / (1 + sigma^2)``; without gradient it is asked of clean predictions (`popflow.compose.steering`).
+            reward_every: Without gradient: steps between two askings.
+            noise_above: Noise is drawn above this level of sigma, none below (`popflow.compose.flow`): 0 for noise to the end, ``math.inf``
+                for none, which for one prompt is the Euler scheduler of diffusers.
+            correct: Weigh and resample a product.
+            zeta: Noise scale of a product.
+            kernel_steps: Langevin steps at each level of a product.
+            ess_below: Resample below this share of effective particles.
+        """
+        if image is not None and height is None and width is None:
+            height, width = size_of(image)
+        bases = self.experts(height, width)
+        latents = bases[0].latents
+        experts, empty, w = _prompted(bases, prompts, negative_prompt, adapters, guidance_scale)
+        potential = _potential(reward, reward_scale, reward_on, reward_gradient, latents)
+        if potential is not None and potential.gradient and op != "product":
+            raise ValueError(
+                f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."
+            )
+        sampler = composition(
+            experts,
+            op,
+            unconditional=empty,
+            guidance=w,
+            exponents=exponents,
+            reward=potential if potential is not None and potential.gradient else None,
+            correct=correct,
+            zeta=zeta,
+            kernel_steps=kernel_steps,
+            ess_below=ess_below,
+        )
+        sampler = flow_below(sampler, noise_above)
+        levels = bases[0].sigmas(num_inference_steps)
+        around = None
+        if image is None:
+            if mask_image is not None or strength != 1:
+                raise ValueError(f"strength={strength}, mask_image={type(mask_image).__name__} without an image: pass image=.")
+        else:
+            taken = min(int(num_inference_steps * strength), len(levels) - 1) if 0 < strength <= 1 else 0
+            if not taken:
+                raise ValueError(
+                    f"strength={strength} takes none of {num_inference_steps} steps, wanted a share in (0, 1] of at least one step."
+                )
+            z = latents.encode(image).unsqueeze(1).to(_device(bases[0]))
+            levels = levels[len(levels) - 1 - taken :]
+            around = z if strength < 1 else None
+            if mask_image is not None:
+                sampler = keep(sampler, z, latents.mask(mask_image).to(z))
+        if potential is not None and not potential.gradient:
+            sampler = steer(sampler, potential, every=reward_every, ess_below=ess_below)
+        return Plan(sampler, levels, around, latents, tuple(experts))
+
+    def experts(self, height: int | None = None, width: int | None = None) -> list[PipelineExpert]:
+        """Return each pipeline as an expert at an image size; read once, so that prompts are encoded once.
+
+        Raises:
+            ValueError: when their latent spaces differ, saying how.
+        """
+        if (height, width) not in self._read:
+            found = [from_pipe(pipe, height=height, width=width, chunk=self.chunk) for pipe in self.pipes]
+            check_same_space(found)
+            self._read[height, width] = found
+        return self._read[height, width]
+
+    def images(self, z: Tensor, latents: Latents, output_type: str = "pil") -> Any:
+        """Decode latents as diffusers does, with the pipeline's own safety checker where it has one."""
+        check = getattr(self.pipes[0], "run_safety_checker", None)
+        if output_type == "latent" or check is None or getattr(self.pipes[0], "safety_checker", None) is None:
+            return latents.images(z, output_type)
+        with torch.no_grad():
+            images, flagged = check(latents.decode(z), z.device, z.dtype)
+        keep_range = [not one for one in flagged] if flagged is not None else None
+        return latents.processor.postprocess(images, output_type=output_type, do_denormalize=keep_range)
+
+    def _follow(
+        self, plan: Plan, particles: int, runs: int, generator: torch.Generator | None, callback: Callback | None
+    ) -> tuple[Sample, Tensor]:
+        """Sample, and pick one of each run."""
+        rng = Streams(_seed(generator), _device(plan.experts[0]))
+        sampler = plan.sampler if callback is None else _telling(plan, callback, self)
+        out = sample(sampler, plan.levels, particles=particles, runs=runs, rng=rng, around=plan.around)
+        return out, out.pick(rng)
+
+
+def _prompted(
+    bases: Sequence[PipelineExpert],
+    prompts: str | int | Sequence[str | int] | None,
+    negative: str | int | None,
+    adapters: Sequence[Sequence[str | tuple[str, float]]] | None,
+    guidance: float | None,
+) -> tuple[list[PipelineExpert], list[PipelineExpert], float]:
+    """Experts of the prompts, the unconditional one of each, and the weight of guidance."""
+    given = [prompts] if isinstance(prompts, str | int) else None if prompts is None else list(prompts)
+    if given is not None and not given:
+        raise ValueError("prompts is empty, wanted at least one: prompts=['a cat', 'a dog'].")
+    count = len(bases) if given is None else max(len(bases), len(given))
+    if given is not None and len(given) == 1:
+        given = given * count
+    if len(bases) > 1 and given is not None and len(given) != len(bases):
+        raise ValueError(f"prompts holds {len(given)} for {len(bases)} pipelines, wanted one for each, or one for all.")
+    if adapters is not None and len(adapters) != count:
+        raise ValueError(f"adapters holds {len(adapters)} lists for {count} prompts, wanted one for each: adapters=[['pixel'], []].")
+    conditional = bases[0].cond is not None
+    w, told = _guidance(bases[0], guidance)
+    experts, empty = [], []
+    for i in range(count):
+        base = bases[i % len(bases)]
+        if adapters is not None:
+            base = base.lora(*adapters[i])
+        experts.append(base if given is None else base.prompt(given[i] if told is None else (given[i], told)))
+        if w != 1:
+            empty.append(base if negative is None else base.prompt(negative))
+    if not conditional and (w != 1 or negative is not None):
+        raise ValueError(
+            f"guidance_scale={w}, negative_prompt={negative!r} for unconditional networks: there is nothing to guide away from."
+        )
+    reasons = distilled(experts)
+    if reasons and (len(experts) > 1 or w != 1):
+        warnings.warn(
+            f"distilled models are composed or guided: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}. What they predict is no score "
+            "of a noised density, so weights and log-densities mean little. One such model alone, with guidance_scale=1, is sampled as it is.",
+            PopflowWarning,
+            stacklevel=4,
+        )
+    return experts, empty, w
+
+
+def _guidance(expert: PipelineExpert, asked: float | None) -> tuple[float, float | None]:
+    """Weight of guidance, and the scale that a network with distilled guidance is told (None for others)."""
+    assert expert.source is not None
+    pipe, network = expert.source.pipe, expert.source.network
+    own = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
+    usual = float(own.default) if own is not None and own.default is not inspect.Parameter.empty else 1.0
+    if network.config.get("guidance_embeds"):
+        return 1.0, usual if asked is None else asked
+    if asked is None:
+        return (1.0 if expert.cond is None or expert.source.distilled else usual), None
+    return asked, None
+
+
+def _potential(reward: Callable[[Tensor], Tensor] | None, scale: float, on: str, gradient: bool, latents: Latents) -> Reward | None:
+    if reward is None:
+        return None
+    if on not in ("images", "latents"):
+        raise ValueError(f"reward_on={on!r}, wanted 'images' or 'latents'.")
+
+    def of_images(z: Tensor) -> Tensor:
+        return reward((latents.decode(z) / 2 + 0.5).clamp(0, 1))
+
+    strength = (lambda sigma: scale / (1 + sigma**2)) if gradient else scale
+    return Reward(of_images if on == "images" else reward, strength, gradient, getattr(reward, "__name__", "reward"))
+
+
+def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Sampler:
+    """Sampler that calls back after each step."""
+    number = {float(v): k for k, v in enumerate(plan.levels.square()[1:])}
+    source = plan.experts[0].source
+
+    def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+        after = plan.sampler.step(pop, t0, t1, rng)
+        assert source is not None
+        seen = {"latents": after.x, "weights": after.weights(), "ess": after.ess()}
+        seen |= {"log_densities": plan.log_densities(after), "kappa": after.aux.get("kappa")}
+        answer = callback(pipeline, number[t1], float(source.reading.schedule.time(t0**0.5)), seen)
+        return after if not answer or answer.get("latents") is None else after.replace(x=answer["latents"].to(after.x))
+
+    return replace(plan.sampler, step=step)
+
+
+def _of_image(plan: Plan, i: int) -> Plan:
+    """Plan of one of several images to edit."""
+    return plan if plan.around is None or len(plan.around) == 1 else replace(plan, around=plan.around[i : i + 1])
+
+
+def _seed(generator: torch.Generator | None) -> int:
+    if generator is None:
+        return int.from_bytes(os.urandom(6), "little")
+    return int(torch.randint(2**48, (), generator=generator, device=generator.device))
+
+
+def _device(expert: PipelineExpert) -> torch.device:
+    assert expert.source is not None
+    return expert.source.pipe._execution_device

@@ -1,0 +1,177 @@
+"""What a scheduler of diffusers says about a model: its noise schedule, what the network predicts, and the levels its users know.
+
+A scheduler mixes three things: the table of noise levels a network was trained with, the meaning of its output, and a stepper. The first two
+belong to the model and are read here. The stepper is never used: particles are moved by `popflow.compose.sample`, which keeps no history of
+predictions that resampling would mix up.
+
+=============================  ==========================================  ==========================================
+schedulers                     schedule                                    levels of N steps
+=============================  ==========================================  ==========================================
+with ``alphas_cumprod``        `DDPM` table (DDPM, DDIM, Euler, DPM++...)  their sigmas, or those of their timesteps
+``FlowMatch...``               `RectifiedFlow`, ``t = sigma/(1+sigma)``    their sigmas, ``t = 1`` taken as ``1 - 1e-3``
+``EDM...``                     `Preconditioned` (Karras et al. 2022)       their sigmas
+=============================  ==========================================  ==========================================
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popflow.compose.experts import Output, epsilon_output, flow_output, v_output, x0_output
+from popflow.compose.schedule import DDPM, Level, RectifiedFlow, Schedule, check_levels
+from popflow.core import PopflowWarning
+from popflow.core.errors import unknown
+
+NEAR_ONE = 1e-3
+"""A flow starts at ``t = 1 - NEAR_ONE``: at ``t = 1`` the signal is gone and ``sigma`` infinite."""
+_OUTPUTS: dict[str, Output] = {"epsilon": epsilon_output, "v_prediction": v_output, "sample": x0_output, "original_sample": x0_output}
+_DISTILLED = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler", "SCMScheduler")
+
+
+@dataclass(frozen=True)
+class Preconditioned:
+    """Schedule of a raw EDM network: it sees ``x = y / sqrt(sigma^2 + sigma_data^2)`` and ``log(sigma) / 4``.
+
+    >>> round(Preconditioned().sigma(Preconditioned().time(0.7)), 9)
+    0.7
+    """
+
+    sigma_data: float = 0.5
+
+    def alpha(self, sigma: Level) -> Level:
+        """Return ``c_in``."""
+        return (sigma**2 + self.sigma_data**2) ** -0.5
+
+    def time(self, sigma: Level) -> Level:
+        """Return ``c_noise = log(sigma) / 4``."""
+        return (sigma.log() if isinstance(sigma, Tensor) else math.log(sigma)) / 4
+
+    def sigma(self, time: Level) -> Level:
+        """Invert `time`."""
+        return (4 * time).exp() if isinstance(time, Tensor) else math.exp(4 * time)
+
+
+def preconditioned_output(out: Tensor, x: Tensor, alpha: float, s: float, sigma_data: float = 0.5, sign: float = 1.0) -> Tensor:
+    """Return epsilon of ``D = c_skip y + c_out F`` (Karras et al. 2022, table 1): ``s x - sign sigma_data alpha F``."""
+    return s * x - sign * sigma_data * alpha * out
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A scheduler as read.
+
+    Attributes:
+        schedule: Scale and clock of what the network saw.
+        output: How its output becomes epsilon.
+        levels: ``levels(steps, length)``: noise levels of that many steps, ending in 0; ``length`` is the number of tokens of one image, by
+            which some flow models shift their levels.
+        distilled: Whether the scheduler belongs to models distilled to few steps, which are no scores.
+    """
+
+    schedule: Schedule
+    output: Output
+    levels: Callable[[int, int], Tensor]
+    distilled: bool = False
+
+
+def read(scheduler: Any) -> Reading:
+    """Read a scheduler of diffusers.
+
+    Warns:
+        PopflowWarning: when it clips or thresholds predictions, or keeps a history of them: neither is done here.
+
+    Raises:
+        ValueError: for a kind that has no noise schedule of the above, or an unknown prediction type.
+    """
+    config, name = scheduler.config, type(scheduler).__name__
+    prediction = config.get("prediction_type", "epsilon")
+    _tell_what_is_left_out(scheduler, name)
+    distilled = name in _DISTILLED
+    if name.startswith("FlowMatch") or prediction == "flow_prediction" or config.get("use_flow_sigmas"):
+        schedule = RectifiedFlow(float(config.get("num_train_timesteps", 1000)))
+        return Reading(schedule, flow_output, partial(_flow_levels, scheduler), distilled)
+    if prediction not in _OUTPUTS:
+        raise ValueError(f"scheduler {name}: {unknown('prediction_type', str(prediction), [*_OUTPUTS, 'flow_prediction'])}")
+    if name.startswith("EDM"):
+        sigma_data = float(config.get("sigma_data", 0.5))
+        if prediction not in ("epsilon", "v_prediction"):
+            raise ValueError(f"scheduler {name} with prediction_type={prediction!r}, wanted 'epsilon' or 'v_prediction'.")
+        sign = 1.0 if prediction == "epsilon" else -1.0
+        output = partial(preconditioned_output, sigma_data=sigma_data, sign=sign)
+        return Reading(Preconditioned(sigma_data), output, partial(_sigma_levels, scheduler, math.inf), distilled)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"scheduler {name} has no table of noise levels, wanted one with alphas_cumprod, a FlowMatch or an EDM scheduler. Fix: build the "
+            "pipeline with the scheduler its network was trained under, e.g. DDPMScheduler or FlowMatchEulerDiscreteScheduler."
+        )
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(f"scheduler {name} with timestep_type={config['timestep_type']!r}, wanted 'discrete'.")
+    table = scheduler.alphas_cumprod.double()
+    schedule = DDPM(table[table > 0])  # zero terminal signal-to-noise: its last level is infinite
+    highest = schedule.sigma(len(schedule.alphas_cumprod) - 1.0)
+    levels = partial(_sigma_levels, scheduler, highest) if hasattr(scheduler, "sigmas") else partial(_table_levels, scheduler, schedule)
+    return Reading(schedule, _OUTPUTS[prediction], levels, distilled)
+
+
+def _fresh(scheduler: Any, steps: int, **shift: float) -> Any:
+    """Return a copy of a scheduler set to a number of steps; the user's own is left as it is."""
+    copy = type(scheduler).from_config(scheduler.config)
+    copy.set_timesteps(steps, **shift)
+    return copy
+
+
+def _sigma_levels(scheduler: Any, highest: float, steps: int, length: int) -> Tensor:
+    """Levels of a scheduler that keeps them as sigmas of ``y``; those of second order hold each twice."""
+    return _ending_in_zero(_fresh(scheduler, steps).sigmas.double().clamp(max=highest))
+
+
+def _table_levels(scheduler: Any, schedule: DDPM, steps: int, length: int) -> Tensor:
+    times = torch.as_tensor(_fresh(scheduler, steps).timesteps, dtype=torch.float64)
+    return _ending_in_zero(schedule.sigma(times))
+
+
+def _flow_levels(scheduler: Any, steps: int, length: int) -> Tensor:
+    shift = {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        get = scheduler.config.get
+        (x0, y0), (x1, y1) = (
+            (get("base_image_seq_len", 256), get("base_shift", 0.5)),
+            (get("max_image_seq_len", 4096), get("max_shift", 1.15)),
+        )
+        shift["mu"] = y0 + (y1 - y0) * (length - x0) / (x1 - x0)
+        if "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(f"scheduler {type(scheduler).__name__} takes no mu, which use_dynamic_shifting=True needs: set it to False.")
+    times = _fresh(scheduler, steps, **shift).sigmas.double().clamp(max=1 - NEAR_ONE)
+    return _ending_in_zero(times / (1 - times))
+
+
+def _ending_in_zero(sigmas: Tensor) -> Tensor:
+    """Sorted, each once, down to 0."""
+    return check_levels(torch.cat([sigmas[sigmas > 0].unique().flip(0), sigmas.new_zeros(1)]))
+
+
+def _tell_what_is_left_out(scheduler: Any, name: str) -> None:
+    clips = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
+    if clips:
+        warnings.warn(
+            f"scheduler {name} has {clips[0]}=True: a clipped prediction is no score, so the predictions of the network are used as they are. "
+            f"Samples can differ from the pipeline's own. To silence this: {name}.from_config(pipe.scheduler.config, {clips[0]}=False).",
+            PopflowWarning,
+            stacklevel=4,
+        )
+    if any(hasattr(scheduler, history) for history in ("model_outputs", "ets", "derivatives", "prev_derivative")):
+        warnings.warn(
+            f"scheduler {name} steps with a history of predictions, which resampling would mix up: its noise levels are used, its steps are not. "
+            "To silence this: pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config) (for flows FlowMatchEulerDiscreteScheduler).",
+            PopflowWarning,
+            stacklevel=4,
+        )
