@@ -14,6 +14,8 @@ from popflow.compose.experts import (
     v_output,
     x0_output,
 )
+from popflow.compose.flow import flow_below
+from popflow.compose.inpainting import keep
 from popflow.compose.sample import Sample, Sampler, sample
 from popflow.compose.schedule import (
     DDPM,
@@ -29,6 +31,7 @@ from popflow.compose.schedule import (
     linear_betas,
     scaled_linear_betas,
 )
+from popflow.compose.steering import steer
 from popflow.compose.superpose import Guidance, average, both, either
 from popflow.compose.target import Expert, Reward, Target, cfg, scores, tilt
 
@@ -52,6 +55,7 @@ __all__ = [
     "epsilon_output",
     "feynman_kac",
     "feynman_kac_process",
+    "flow_below",
     "flow_output",
     "from_density",
     "from_edm",
@@ -59,6 +63,7 @@ __all__ = [
     "gaussian_mixture",
     "geometric",
     "karras",
+    "keep",
     "kernel_mixture",
     "levels_of",
     "linear",
@@ -68,6 +73,7 @@ __all__ = [
     "score_output",
     "scores",
     "stack",
+    "steer",
     "tilt",
     "v_output",
     "x0_output",

@@ -166,15 +166,15 @@ def size_of(image: Any) -> tuple[int, int]:
     first = image[0] if isinstance(image, list | tuple) else image
     if isinstance(first, Image.Image):
         return first.height, first.width
-    shape: tuple[int, ...] = tuple(getattr(first, "shape", ()))
-    if len(shape) not in (2, 3, 4):
+    shape = list(getattr(first, "shape", ()))
+    if not 2 <= len(shape) <= 4:
         raise ValueError(
-            f"image is a {type(first).__name__} of shape {shape}, wanted a PIL image, an array [H, W, C] or a tensor [C, H, W]."
+            f"image is a {type(first).__name__} of shape {tuple(shape)}, wanted a PIL image, an array [H, W, C] or a tensor [C, H, W]."
         )
     if isinstance(first, Tensor):
         return first.shape[-2], first.shape[-1]
-    tall, wide, *_ = shape[1:] if len(shape) == 4 else shape
-    return tall, wide
+    start = len(shape) - 3 if len(shape) > 3 else 0
+    return shape[start], shape[start + 1]
 
 
 def _fingerprint(vae: Any) -> str:
