@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -568,6 +569,7 @@ def robustness(options: argparse.Namespace) -> list[Row]:
     lrs, lr_covs, dampings = (1e-3, 1e-2, 1e-1, 1.0, 10.0), (0.01, 0.1, 0.5, 0.9), (1e-6, 1e-3, 1e-1)
     tasks = [digits_task("MLP", lambda: mlp(32), (64,), 0.05, 60), autoencoder(), characters(16, 16, 8)]
     steps = 5 if options.quick else 60
+    there = find_spec("singd") is not None
     if options.quick:
         lrs, lr_covs, dampings = lrs[::2], lr_covs[::3], dampings[::2]
     rows = []
@@ -585,6 +587,8 @@ def robustness(options: argparse.Namespace) -> list[Row]:
                     "KFAC": partial(KFAC, lr=lr, decay=1 - beta, damping=damping, interval=1),
                 }
                 for name, make in makes.items():
+                    if name == "singd" and not there:
+                        continue
                     bad[name] += not tried(task, make, 0, steps=steps, dtype=dtype, stop=False).finite
             ours = bad["SINGD"] + bad["IKFAC"] + bad["natural"]
             notes = {
@@ -595,7 +599,9 @@ def robustness(options: argparse.Namespace) -> list[Row]:
                 "without update_rms": bad["natural"],
             }
             claim = f"{task.name}, {str(dtype).removeprefix('torch.')}: non-finite runs of {3 * len(cells)}"
-            peers = {name: f"{bad[name]} of {len(cells)}" for name in ("singd", "KFAC")}
+            peers = {name: f"{bad[name]} of {len(cells)}" for name in ("singd", "KFAC")} | (
+                {} if there else {"singd": "absent: not installed"}
+            )
             rows.append(Row(claim, float(ours), None, "", 0.0, "<=", peers, time.perf_counter() - start, notes))
     return rows
 

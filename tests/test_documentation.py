@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from popflow.core import MissingExtraError
 
@@ -37,8 +38,9 @@ def _run(source, blocks):
     """Run blocks one after another; an absent extra is a failure under CI and a skip elsewhere."""
     names: dict = {}
     try:
-        for block in blocks:
-            exec(compile(block, str(source), "exec"), names)
+        with torch.random.fork_rng():  # a page may build layers as its readers do
+            for block in blocks:
+                exec(compile(block, str(source), "exec"), names)
     except MissingExtraError as error:
         if os.environ.get("CI"):
             raise

@@ -10,7 +10,7 @@ from popflow.compose.flow import flow_below
 from popflow.compose.steering import steer
 from popflow.core import Streams
 
-GRID = torch.cat([karras(60, 0.01, 20.0), torch.zeros(1, dtype=torch.float64)])
+GRID = torch.cat([karras(150, 0.01, 20.0), torch.zeros(1, dtype=torch.float64)])
 STANDARD = gaussian_mixture(torch.zeros(1, 2), 1.0)
 
 

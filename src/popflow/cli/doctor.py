@@ -16,7 +16,7 @@ from popflow.cli.output import aligned, print_json
 
 REQUIRED = ("torch", "numpy", "scikit-learn", "POT", "typer", "rich", "safetensors", "jinja2", "matplotlib", "jaxtyping")
 EXTRAS = {
-    "diffusers": ("diffusers", "transformers"),
+    "diffusers": ("diffusers", "transformers", "peft"),
     "cells": ("anndata",),
     "md": ("openmm", "mdtraj", "ase"),
     "qm": ("pyscf",),
