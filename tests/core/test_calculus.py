@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, grad_and_value
 
-from popflow.core.calculus import value_and_divergence, value_and_grad, value_grad_and_laplacian
+from popflow.core.calculus import value_and_divergence, value_and_grad, value_grad_and_laplacian, values_and_divergences
 from popflow.core.streams import Streams
 
 
@@ -159,3 +159,37 @@ def test_bad_shapes_are_named(x):
         value_and_divergence(lambda x: x, x, torch.ones(7))
     with pytest.raises(ValueError, match=r"f\(x\) has shape"):
         value_and_divergence(lambda x: x.sum(1), x)
+
+
+def test_inference_mode_gives_the_same_derivatives():
+    x = Streams(5).normal("x", torch.zeros(6, 3, dtype=torch.float64))
+    with torch.inference_mode():
+        for point in (x, 2 * x):  # a plain tensor and one that was made in inference mode
+            _, (gradient,) = value_and_grad(lambda x: (x**3).sum(-1), point)
+            _, slope, laplacian = value_grad_and_laplacian(lambda x: (x**3).sum(-1), point)
+            _, divergence = value_and_divergence(lambda x: x**3, point)
+            _, divergences = values_and_divergences(lambda x: (x**3)[None], point)
+            for found, true in (
+                (gradient, 3 * point**2),
+                (slope, 3 * point**2),
+                (laplacian, 6 * point.sum(-1)),
+                (divergence, 3 * point.square().sum(-1)),
+                (divergences[0], 3 * point.square().sum(-1)),
+            ):
+                torch.testing.assert_close(found, true)
+
+
+def test_an_event_may_be_empty():
+    x = Streams(5).normal("x", torch.zeros(6, dtype=torch.float64))
+    torch.testing.assert_close(value_and_divergence(lambda x: x**3, x)[1], 3 * x**2)
+    torch.testing.assert_close(value_and_divergence(lambda x: x**3, x, torch.ones_like(x))[1], 3 * x**2)
+    torch.testing.assert_close(value_grad_and_laplacian(lambda x: x**3, x)[2], 6 * x)
+    torch.testing.assert_close(values_and_divergences(lambda x: torch.stack([x**3, x]), x)[1], torch.stack([3 * x**2, torch.ones_like(x)]))
+
+
+def test_bad_shapes_of_several_fields_are_named():
+    x = torch.zeros(4, 2, 3)
+    with pytest.raises(ValueError, match=r"f\(x\) has shape \[4, 2, 3\], wanted \[M, \*x.shape\] with x.shape \[4, 2, 3\]"):
+        values_and_divergences(lambda x: 2 * x, x)
+    with pytest.raises(ValueError, match=r"probe has shape \[2, 3\], wanted that of x, \[4, 2, 3\]"):
+        values_and_divergences(lambda x: x[None], x, [torch.ones(2, 3)])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from popflow.core import Population, ZeroWeightsError
+from popflow.core.population import add
 
 SHAPES = [((), 1), ((), 5), ((2, 3), 1), ((2, 3), 4)]
 
@@ -145,6 +146,20 @@ def test_to_casts_floats_and_leaves_labels() -> None:
     pop = some((2,), 3, dtype=torch.float32).to(torch.float64)
     assert pop.x.dtype == pop.log_w.dtype == pop.log_z.dtype == pop.aux["matrix"].dtype == torch.float64
     assert pop.aux["label"].dtype == torch.long
+    large, phase = torch.tensor([0, 2**24 + 1, 2**53 + 1]), torch.tensor([1j, 2 + 1j, 0])
+    half = Population.of(torch.zeros(3, 1, dtype=torch.float64), ancestor=large, phase=phase).to(torch.float16)
+    assert half.x.dtype == torch.float16
+    assert torch.equal(half.aux["ancestor"], large)
+    assert torch.equal(half.aux["phase"], phase)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_samples_are_in_float32(dtype: torch.dtype) -> None:
+    made = Population.of(torch.ones(100_000, 1, dtype=dtype))
+    for pop in (made, Population.of(torch.ones(100_000, 1)).to(dtype)):
+        assert (pop.x.dtype, pop.log_w.dtype, pop.log_z.dtype) == (dtype, torch.float32, torch.float32)
+        assert float(pop.ess()) == pytest.approx(100_000, rel=1e-5)
+        assert float(pop.mean()) == pytest.approx(1.0, rel=1e-5)
     assert Population.of(["a"]).to(torch.float64).x == ["a"]
 
 
@@ -178,3 +193,12 @@ def test_x_is_left_alone_by_weights_of_each_population() -> None:
     x: Tensor = torch.arange(6.0).reshape(2, 3)
     pop = Population.of(x, batch=1).reweight(torch.tensor([[0.0, -math.inf, -math.inf], [-math.inf, -math.inf, 0.0]]))
     assert pop.mean().tolist() == [0.0, 5.0]
+
+
+def test_adding_keeps_the_dtype_and_refuses_to_change_its_kind() -> None:
+    pop = Population.of(torch.zeros(3, 1))
+    assert pop.reweight(torch.ones(3, dtype=torch.float64)).log_w.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"growth turns torch.float32 into torch.complex64"):
+        add("growth", pop.log_w, torch.ones(3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"drift turns torch.int64 into torch.float32"):
+        add("drift", torch.zeros(3, dtype=torch.long), torch.ones(3))

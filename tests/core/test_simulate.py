@@ -119,7 +119,8 @@ def test_decreasing_times_give_negative_steps() -> None:
         ([], "holds 0 value"),
         ([0.0, 1.0, 1.0], r"times\[1\]=1.0 and times\[2\]=1.0 .* strictly increasing"),
         ([1.0, 0.5, 0.7, 0.0], r"times\[1\]=0.5 and times\[2\]=0.7 .* strictly decreasing"),
-        ([0.0, math.nan, 1.0], r"times\[0\]=0.0 and times\[1\]=nan"),
+        ([0.0, math.nan, 1.0], "goes from 0.0 to 1.0 and holds NaN or infinite"),
+        ([math.inf, 0.0], "goes from inf to 0.0 and holds NaN or infinite"),
         (torch.linspace(1, 1 + 1e-6, 100), "build them in float64"),
     ],
 )

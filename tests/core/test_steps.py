@@ -304,6 +304,26 @@ def test_a_step_size_that_is_not_above_zero_is_named(eta: float) -> None:
             kernel(Population.of(normal(3, 1)), 0.0, 1.0, Streams(0))
 
 
+def test_a_score_or_density_of_the_wrong_shape_is_named() -> None:
+    pop = Population.of(normal(5, 5), accepted=torch.zeros(5))  # event as long as the population: it would broadcast
+    wrong: list[tuple[Step, str]] = [
+        (langevin(lambda t, pop: -pop.x.sum(-1), 0.1), r"score returned shape \(5,\), wanted \(5, 5\)"),
+        (metropolis(lambda t, pop: -pop.x.square().sum(-1), 0.1, score=lambda t, pop: -pop.x.sum(-1)), r"score returned shape \(5,\)"),
+        (metropolis(lambda t, pop: -pop.x.square().sum(), 0.1), r"log_density returned shape \(\), wanted \(5,\)"),
+        (metropolis(lambda t, pop: -pop.x.square().sum(-1, keepdim=True), 0.1), r"log_density returned shape \(5, 1\)"),
+    ]
+    for step, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            step(pop, 0.0, 1.0, Streams(0))
+
+
+def test_kernels_keep_the_dtype_of_the_population() -> None:
+    pop = Population.of(normal(5, 2).float(), accepted=torch.zeros(5))
+    score, log_p = (lambda t, pop: -pop.x.double()), (lambda t, pop: -pop.x.double().square().sum(-1) / 2)
+    for step in (langevin(score, 0.1), metropolis(log_p, 0.1), metropolis(log_p, 0.1, score=score)):
+        assert step(pop, 0.0, 1.0, Streams(0)).x.dtype == torch.float32
+
+
 def test_chain_does_one_after_another_over_the_same_interval() -> None:
     seen: list[tuple[str, float, float]] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from popflow.core import Streams
+from popflow.core import CheckpointError, Streams
 
 
 def test_drawing_from_one_stream_leaves_the_others_as_they_were() -> None:
@@ -39,6 +39,17 @@ def test_state_resumes_every_stream_and_forgets_the_rest() -> None:
     other.load(saved)
     again = (other.normal("noise", torch.zeros(4)), other.uniform("resample", (2,)), other.normal("kernel", torch.zeros(2)))
     assert all(torch.equal(x, y) for x, y in zip(ahead, again, strict=True))
+
+
+@pytest.mark.parametrize("state", [torch.zeros(16, dtype=torch.uint8), torch.zeros(5056), torch.zeros(0, dtype=torch.uint8)])
+def test_a_state_of_another_generator_is_named_and_changes_nothing(state: torch.Tensor) -> None:
+    rng = Streams(0)
+    rng.normal("noise", torch.zeros(3))
+    before = rng.state()
+    with pytest.raises(CheckpointError, match="the state of stream 'kernel' is not one of a generator on cpu"):
+        rng.load({"noise": Streams(1)("noise").get_state(), "kernel": state})
+    assert rng.state().keys() == before.keys()
+    assert torch.equal(rng.state()["noise"], before["noise"])
 
 
 def test_shape_and_dtype_follow_the_tensor() -> None:

@@ -2,7 +2,8 @@
 
 Everything is written on one vector-Jacobian product of a pure function, in reverse mode. It takes two forms with equal results:
 `torch.func.vjp` inside `torch.compile` and other `torch.func` transforms (a training step with input gradients then compiles as one
-graph, which `autograd.grad(create_graph=True)` does not), and `torch.autograd.grad` otherwise, where it is about 1.4 times faster.
+graph, which `autograd.grad(create_graph=True)` does not) and in inference mode (where autograd records nothing, whoever asks), and
+`torch.autograd.grad` otherwise, where it is about 1.4 times faster.
 
 **Rows must be independent.** One product with ones gives the gradient of every row at once because ``d/dx_i sum_j f_j = df_i/dx_i``,
 which holds only when row ``j`` does not read ``x_i``. For a network that couples the rows (batch normalisation, attention over the
@@ -112,8 +113,13 @@ def values_and_divergences(f: Callable[[Tensor], Tensor], x: Tensor, probes: Seq
     values, total = None, None
     with torch.no_grad():
         for direction in directions:
+            _like("probe", direction, x)
             values, slope = torch.func.jvp(f, (x,), (direction,))  # pyright: ignore[reportAssignmentType]
-            part = (slope * direction).flatten(2).sum(2)
+            if slope.shape[1:] != x.shape:
+                raise ValueError(
+                    f"f(x) has shape {list(slope.shape)}, wanted [M, *x.shape] with x.shape {list(x.shape)}: stack the fields."
+                )
+            part = (slope * direction).reshape(len(slope), len(x), -1).sum(2)
             total = part if total is None else total + part
     assert values is not None
     assert total is not None
@@ -144,22 +150,26 @@ def value_grad_and_laplacian(f: Callable[[Tensor], Tensor], x: Tensor, probe: Te
 
 def _trace(value: Tensor, back: Pullback, x: Tensor, probe: Tensor | None) -> Tensor:
     """Trace of the Jacobian behind ``back``, row by row: exact, or estimated along one probe."""
-    for name, other in (("f(x)", value), ("probe", probe)):
-        if other is not None and other.shape != x.shape:
-            raise ValueError(f"{name} has shape {list(other.shape)}, wanted that of x, {list(x.shape)}.")
+    _like("f(x)", value, x)
     if probe is not None:
-        return (back(probe)[0] * probe).flatten(1).sum(1)
+        _like("probe", probe, x)
+        return (back(probe)[0] * probe).reshape(len(x), -1).sum(1)
     size = math.prod(x.shape[1:])
     basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
     total = x.new_zeros(len(x))
     for direction in basis:
-        total = total + (back(direction.expand_as(x))[0] * direction).flatten(1).sum(1)
+        total = total + (back(direction.expand_as(x))[0] * direction).reshape(len(x), -1).sum(1)
     return total
+
+
+def _like(name: str, value: Tensor, x: Tensor) -> None:
+    if value.shape != x.shape:
+        raise ValueError(f"{name} has shape {list(value.shape)}, wanted that of x, {list(x.shape)}.")
 
 
 def _vjp(f: Callable[..., tuple[Tensor, Any]], *inputs: Tensor) -> tuple[Tensor, Pullback, Any]:
     """``(value, back, aux)`` of ``f(*inputs) -> (value, aux)``; ``back(v)`` is ``v^T J``, one entry per input."""
-    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or peek_interpreter_stack() is not None:
         value, back, aux = torch.func.vjp(f, *inputs, has_aux=True)  # pyright: ignore[reportAssignmentType]
         return value, back, aux
     differentiable = torch.is_grad_enabled()

@@ -22,7 +22,7 @@ class Population:
 
     Attributes:
         x: ``[*batch, n, *event]``, or a plain sequence (molecules, strings); then ``batch == ()``.
-        log_w: ``[*batch, n]`` unnormalised log weights, zeros when unweighted.
+        log_w: ``[*batch, n]`` unnormalised log weights, zeros when unweighted; float32 where ``x`` has fewer bits.
         log_z: ``[*batch]`` log normaliser of the blocks that resampling has closed.
         aux: per-particle companions ``[*batch, n, *k]``, gathered together with ``x``.
 
@@ -55,7 +55,7 @@ class Population:
                     f"x has shape {tuple(x.shape)}, wanted [*batch, n, *event] with {batch} batch dimensions: add the missing ones."
                 )
             shape = tuple(x.shape[: batch + 1])
-            log_w = x.new_zeros(shape, dtype=x.dtype if x.is_floating_point() else torch.get_default_dtype())
+            log_w = x.new_zeros(shape, dtype=_wide(x.dtype) if x.is_floating_point() else torch.get_default_dtype())
         if shape[-1] == 0:
             raise ValueError("x holds no particle: the population dimension has size 0, wanted at least 1.")
         for name, value in aux.items():
@@ -129,26 +129,38 @@ class Population:
         return Population(gather(self.x), gather(self.log_w), self.log_z, aux)
 
     def to(self, *args: Any, **kwargs: Any) -> Population:
-        """Move or cast as `torch.Tensor.to`; integer companions keep their dtype when the dtype changes."""
+        """Move or cast as `torch.Tensor.to`; what is not real keeps its dtype, and log weights keep at least float32."""
 
         def move(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            moved = value.to(*args, **kwargs)
-            return moved if value.is_floating_point() else moved.to(value.dtype)
+            return (
+                value.to(*args, **kwargs) if value.is_floating_point() else value.to(value.new_empty(0).bool().to(*args, **kwargs).device)
+            )
 
-        return Population(move(self.x), move(self.log_w), move(self.log_z), {k: move(v) for k, v in self.aux.items()})
+        like = self.log_w.new_empty(0).to(*args, **kwargs)
+        log_w, log_z = (value.to(like.device, _wide(like.dtype)) for value in (self.log_w, self.log_z))
+        return Population(move(self.x), log_w, log_z, {name: move(value) for name, value in self.aux.items()})
 
 
 def add(name: str, value: Tensor, increment: Tensor | float) -> Tensor:
-    """Add without changing the shape: an increment ``[n, 1]`` on ``[n]`` is an error that says so, not an ``[n, n]``."""
+    """Add without changing shape or dtype: an increment ``[n, 1]`` on ``[n]`` is an error that says so, not an ``[n, n]``."""
     total = value + increment
+    if total.dtype != value.dtype:
+        if not value.is_floating_point() or total.is_complex():
+            raise ValueError(f"{name} turns {value.dtype} into {total.dtype}, wanted numbers that stay as they are: start from real ones.")
+        total = total.to(value.dtype)
     if total.shape != value.shape:
         seen = tuple(increment.shape) if isinstance(increment, Tensor) else ()
         raise ValueError(
             f"{name} has shape {seen}, wanted {tuple(value.shape)} or what broadcasts to it: reshape it, one entry per particle."
         )
     return total
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of log weights: half precision cannot hold the sum of squares of a hundred thousand weights."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _no_weight(log_w: Tensor) -> ZeroWeightsError:

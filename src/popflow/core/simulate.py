@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,6 +97,8 @@ def monotone(times: Sequence[float] | Tensor) -> list[float]:
     grid = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
     if len(grid) < 2:
         raise ValueError(f"times holds {len(grid)} value(s), wanted at least two: a first and a last one.")
+    if not all(map(math.isfinite, grid)):
+        raise ValueError(f"times goes from {grid[0]!r} to {grid[-1]!r} and holds NaN or infinite values, wanted finite ones.")
     up = grid[-1] > grid[0]
     for k in range(len(grid) - 1):
         if not (grid[k] < grid[k + 1] if up else grid[k] > grid[k + 1]):

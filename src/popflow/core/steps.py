@@ -158,7 +158,7 @@ def langevin(
 
     Raises:
         StaleTrackingError: when the population carries a tracked name and there is no ``refresh``.
-        ValueError: when the step size is not finite and above 0.
+        ValueError: when the step size is not finite and above 0, or the score is not shaped like ``x``.
     """
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
@@ -166,7 +166,8 @@ def langevin(
         eta = _size(step_size, t1)
         moved = pop
         for _ in range(steps):
-            moved = moved.replace(x=moved.x + eta * score(t1, moved) + (2 * eta) ** 0.5 * rng.normal(stream, moved.x))
+            pull = eta * _shaped("score", score(t1, moved), moved.x).to(moved.x.dtype)
+            moved = moved.replace(x=moved.x + pull + (2 * eta) ** 0.5 * rng.normal(stream, moved.x))
         return moved if refresh is None else refresh(t1, pop, moved)
 
     return step
@@ -195,6 +196,10 @@ def metropolis(
         tracked: As in `langevin`.
         refresh: As in `langevin`.
         stream: Name of the random stream.
+
+    Raises:
+        StaleTrackingError: as in `langevin`.
+        ValueError: when the step size is not finite and above 0, or a density or score has the wrong shape.
     """
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
@@ -203,7 +208,8 @@ def metropolis(
         start, shape = pop, (*pop.log_w.shape, *[1] * len(pop.event))
 
         def ends(at: Population) -> tuple[Tensor, Tensor | float]:
-            return log_density(t1, at), 0.0 if score is None else eta * score(t1, at)
+            pull = 0.0 if score is None else eta * _shaped("score", score(t1, at), at.x).to(at.x.dtype)
+            return _shaped("log_density", log_density(t1, at), at.log_w), pull
 
         log_p, pull = ends(pop)
         accepted = pop.aux.get("accepted")
@@ -231,6 +237,13 @@ def metropolis(
 def _squared_norm(value: Tensor, per_particle: Tensor) -> Tensor:
     """``|value|^2`` over the event, which may be empty: ``[*batch, n, *event]`` -> ``[*batch, n]``."""
     return value.square().reshape(*per_particle.shape, -1).sum(-1)
+
+
+def _shaped(name: str, value: Tensor, like: Tensor) -> Tensor:
+    """Return ``value``; a score or density per population instead of per particle would broadcast in silence."""
+    if value.shape != like.shape:
+        raise ValueError(f"{name} returned shape {tuple(value.shape)}, wanted {tuple(like.shape)}.")
+    return value
 
 
 def _size(step_size: float | Callable[[float], float], t: float) -> float:

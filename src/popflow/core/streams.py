@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from popflow.core.errors import CheckpointError
+
 
 class Streams:
     """Independent random generators, one per purpose: ``rng("noise")``, ``rng("resample")``, ``rng("kernel")``.
@@ -75,7 +77,18 @@ class Streams:
         return {name: generator.get_state() for name, generator in self._generators.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned; streams that the state does not name start afresh."""
-        self._generators.clear()
+        """Put back what `state` returned; streams that the state does not name start afresh.
+
+        Raises:
+            CheckpointError: when a state is damaged, or that of a generator on another kind of device; the streams stay as they were.
+        """
+        loaded = Streams(self.seed, self.device)
         for name, value in state.items():
-            self(name).set_state(value)
+            try:
+                loaded(name).set_state(value)
+            except (RuntimeError, TypeError) as error:
+                raise CheckpointError(
+                    f"the state of stream {name!r} is not one of a generator on {self.device}: {error} "
+                    "Fix: go on where the run began, on the same kind of device, or start again."
+                ) from error
+        self._generators = loaded._generators
