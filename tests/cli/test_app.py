@@ -101,3 +101,11 @@ def test_methods_are_listed_and_broken_plug_ins_told(monkeypatch, capsys):
     answer = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in answer["methods"]][:2] == ["fkc", "superdiff"]
     assert "no_such_module" in answer["broken"]["gone = no_such_module:METHOD"]
+
+
+def test_a_warning_is_one_message(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = ["--steps", "2", "--particles", "1", "--runs", "1", "--out", "run"]
+    assert main(["sample", "--expert", "zoo:digits-even", *size]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "particles=1" in line)
+    assert line.startswith("warning: particles=1 with resampling: one particle has nothing to compete with")

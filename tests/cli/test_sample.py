@@ -11,7 +11,7 @@ from popflow.compose.job import SampleConfig
 from popflow.registry import Method
 from popflow.runs import Report
 
-EVERY = {
+PRODUCT = {
     "experts": ["zoo:digits-even", "zoo:digits-class:3"],
     "op": "product",
     "beta": [1.0, 2.5],
@@ -30,14 +30,11 @@ EVERY = {
     "kernel_width": 0.2,
     "ess_below": 0.9,
     "clip": 2.0,
-    "sharpness": 10.0,
-    "bias": [],
-    "ridge": 1e-4,
-    "feedback": 0.2,
-    "deterministic": False,
     "checkpoint_every": 3,
     "seed": 9,
 }
+OR = {"experts": PRODUCT["experts"], "op": "or", "sharpness": 10.0, "bias": [1.0, -1.0], "deterministic": True}
+AND = {"experts": PRODUCT["experts"], "op": "and", "ridge": 1e-4, "feedback": 0.2, "bias": [1.0, 0.0]}
 
 
 def job(name):
@@ -55,20 +52,25 @@ def methods(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_every_field_has_an_option(capsys, tmp_path):
-    assert set(EVERY) == {field.name for field in dataclasses.fields(SampleConfig)}
-    flags = {"correct": "--naive", "deterministic": "--sde"}
+def test_every_field_has_an_option():
+    assert PRODUCT.keys() | OR.keys() | AND.keys() == {field.name for field in dataclasses.fields(SampleConfig)}
+
+
+@pytest.mark.parametrize(("values", "method"), [(PRODUCT, "fkc"), (OR, "superdiff"), (AND, "superdiff")])
+def test_options_become_the_fields(capsys, tmp_path, values, method):
+    flags = {"correct": ("--naive", "--correct"), "deterministic": ("--sde", "--ode")}
     line = ["sample", "--out", "here", "--device", "cpu", "--json"]
-    for name, value in EVERY.items():
+    for name, value in values.items():
         option = {"experts": "--expert"}.get(name, "--" + name.replace("_", "-"))
         if name in flags:
-            line.append(flags[name])
+            line.append(flags[name][value])
         else:
             for one in value if isinstance(value, list) else [value]:
                 line += [option, str(one)]
     assert main(line) == 0
-    assert json.loads(capsys.readouterr().out)["title"] == "fkc"
-    assert json.loads((tmp_path / "here/config.json").read_text()) == {"job": "sample", **EVERY}
+    assert json.loads(capsys.readouterr().out)["title"] == method
+    kept = json.loads((tmp_path / "here/config.json").read_text())
+    assert {name: kept[name] for name in ("job", *values)} == {"job": "sample", **values}
 
 
 def test_what_is_not_given_stays_as_the_configuration_has_it(tmp_path):
@@ -88,7 +90,8 @@ def test_what_is_not_given_stays_as_the_configuration_has_it(tmp_path):
     ("op", "name"), [(None, "fkc"), ("product", "fkc"), ("and", "superdiff"), ("or", "superdiff"), ("average", "superdiff")]
 )
 def test_the_operation_decides_what_is_cited(capsys, op, name):
-    assert main(["sample", "--expert", "zoo:digits-all", *(["--op", op] if op else []), "--out", "here"]) == 0
+    experts = ["--expert", "zoo:digits-all", "--expert", "zoo:digits-odd"]
+    assert main(["sample", *experts, *(["--op", op] if op else []), "--out", "here"]) == 0
     assert f"\n{name}\n" in capsys.readouterr().out
     assert main(["cite", "here"]) == 0
     assert ("Superposition" in capsys.readouterr().out) is (name == "superdiff")
@@ -97,10 +100,12 @@ def test_the_operation_decides_what_is_cited(capsys, op, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "SampleConfig lacks 'experts'"),
+        ([], "experts is empty, wanted at least one: for example --expert zoo:digits-even"),
+        (["--expert", "zoo:digits-all", "--steps", "0"], "steps=0, wanted at least 1"),
+        (["--expert", "zoo:digits-all", "--op", "and"], "wanted at least two"),
         (["--expert", "zoo:digits-all", "--op", "produt"], "unknown op 'produt': did you mean 'product'"),
         (["--expert", "zoo:digits-all", "--particles", "few"], "--particles"),
-        (["--expert", "zoo:digits-all", "--op", "or", "--beta", "2"], "belong to op='product'"),
+        (["--expert", "zoo:digits-all", "--op", "or", "--beta", "2"], "it belongs to 'product'"),
         (["--experts", "zoo:digits-all"], "No such option: --experts"),
     ],
 )

@@ -43,7 +43,6 @@ from popflow.core import (
     State,
     Streams,
     Trace,
-    ZeroWeightsError,
     multinomial,
     systematic,
 )
@@ -440,6 +439,8 @@ def test_resuming_midway_gives_identical_bytes():
     [
         ({"zeta": -1.0}, "zeta=-1.0, wanted a noise scale >= 0"),
         ({"zeta": math.nan}, "zeta=nan, wanted a noise scale >= 0"),
+        ({"zeta": math.inf}, "zeta=inf, wanted a noise scale >= 0"),
+        ({"window": (5.0, 1.0)}, r"window=\(5.0, 1.0\), wanted \(low, high\)"),
         ({"zeta": 1.4, "track": True}, r"zeta=1.4 with tracked log-densities: the Ito formula holds only for zeta=1"),
         ({"clip": 0.0}, "clip=0.0, wanted a positive bound"),
         ({"kernel_steps": -1}, "kernel_steps=-1, wanted 0 or more"),
@@ -474,8 +475,28 @@ def test_a_reward_without_gradient_is_named():
 def test_a_reward_whose_gradient_is_not_finite_is_named():
     with pytest.raises(NonFiniteError, match=r"reward 'root' has a gradient that is not finite for \d+ of 128 samples"):
         run(feynman_kac(tilt(Q1, lambda y: y[:, 0].sqrt(), name="root"), correct=False))
-    with pytest.raises(ZeroWeightsError, match=r"\d+ of 64 log weights are NaN or \+inf.*check the expert or reward"):
-        run(feynman_kac(tilt(Q1, lambda y: y[:, 0].log())))
+    with pytest.raises(NonFiniteError, match=r"reward 'logarithm' is NaN or \+inf for \d+ of 128 samples"):
+        run(feynman_kac(tilt(Q1, lambda y: y[:, 0].log(), name="logarithm")))
+
+
+def test_a_gradient_free_reward_weighs_what_the_last_step_made():
+    """Strength only at sigma = 0, where a reward may be -inf: half of a symmetric density is left, and log Z is log 1/2."""
+    half = tilt(
+        gaussian_mixture(torch.zeros(1, 1, dtype=F64), 1.0),
+        lambda y: torch.where(y[:, 0] > 0, 0.0, -math.inf),
+        lambda sigma: float(sigma == 0),
+        gradient=False,
+    )
+    grid = torch.cat([karras(40, 0.05, 10.0), torch.zeros(1, dtype=F64)])
+    pop = run(feynman_kac(half), grid, particles=4096)
+    assert bool((pop.x[pop.log_w.isfinite()] > 0).all())
+    assert torch.allclose(pop.log_normalizer(), torch.tensor(0.5, dtype=F64).log(), atol=0.05)
+
+
+def test_a_process_that_tracks_densities_refuses_other_noise():
+    tracking = Population.of(torch.zeros(4, 2, dtype=F64), log_q=torch.zeros(4, 1, dtype=F64))
+    with pytest.raises(ValueError, match=r"zeta=2.0 with tracked log-densities"):
+        feynman_kac_process(Q1, zeta=2.0)(1.0, tracking)
 
 
 def test_systematic_is_the_default_scheme():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +35,7 @@ from popflow.compose import (
 )
 from popflow.compose.experts import Output
 from popflow.compose.schedule import Schedule
+from popflow.core import Streams
 
 MEANS = torch.tensor([[-1.0, 0.5, 2.0], [1.5, 0.0, -1.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
 STDS = torch.tensor([0.5, 0.8, 0.3], dtype=torch.float64)
@@ -143,6 +145,8 @@ def test_kernel_mixture_is_the_mixture_of_its_points():
         (lambda: gaussian_mixture(MEANS, 1.0, torch.zeros(3)), "not all zero"),
         (lambda: gaussian_mixture(MEANS, 1.0, torch.ones(2)), "3 non-negative numbers"),
         (lambda: gaussian_mixture(torch.tensor([-1.0, 1.0]), 1.0), r"means has shape \(2,\), wanted \[K, \*event\]"),
+        (lambda: gaussian_mixture(torch.zeros(0, 2), 1.0), r"means has shape \(0, 2\), wanted \[K, \*event\]"),
+        (lambda: gaussian_mixture(MEANS, torch.ones(2)), r"std has shape \(2,\), wanted one number, or one for each of 3"),
         (lambda: kernel_mixture(MEANS, 0.0), "positive kernel width"),
     ],
 )
@@ -274,6 +278,15 @@ def test_stacking_refuses_unlike_networks_and_conditions():
         scores(some, points(5), 0.8)
 
 
+class Timed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.layer(torch.cat([x, t[:, None]], 1))
+
+
 def test_networks_are_put_into_evaluation():
     with torch.random.fork_rng(devices=[]):
         network = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 3).double()).train()
@@ -281,3 +294,26 @@ def test_networks_are_put_into_evaluation():
     from_network(network, VE(), (3,))
     assert not network.training
     assert torch.equal(expert.score(points(), 1.0), expert.score(points(), 1.0))
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.float16])
+def test_a_network_is_evaluated_in_its_own_precision(own: torch.dtype):
+    """Samples in float64 and a network in single or half precision: the score is in float64 and close to the network's."""
+    with Streams(0).layers():
+        networks = [Timed(), Timed()]
+    y = points(5)
+    for wrapped in (
+        lambda nets: from_network(nets[0], VP(), (3,)),
+        lambda nets: from_edm(nets[0], (3,)),
+        lambda nets: stack(nets, VP(), (3,))[0],
+    ):
+        exact = wrapped([net.double() for net in networks]).score(y, 0.7)
+        seen = wrapped([copy.deepcopy(net).to(own) for net in networks]).score(y, 0.7)
+        assert seen.dtype == torch.float64
+        assert torch.allclose(seen, exact, atol=1e-5 if own == torch.float32 else 2e-2)
+
+
+def test_a_network_that_returns_no_tensor_is_told_so():
+    wrapped = from_network(lambda x, t: (x,), VP(), (3,), name="tuple")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="the network returned a tuple, wanted a tensor"):
+        wrapped.score(points(5), 1.0)

@@ -81,7 +81,33 @@ def test_superpositions_run(tmp_path, op):
         ({"experts": ["zoo:digits-even"], "beta": [1.0, 2.0]}, "one for each"),
         ({"experts": ["zoo:digits-even"], "guidance": 3.0}, "unconditional"),
         ({"experts": ["zoo:digits-even"], "temperature": 0.0}, "positive"),
-        ({"experts": ["zoo:digits-even", "zoo:digits-odd"], "op": "or", "temperature": 0.5}, "belong to op='product'"),
+        (
+            {"experts": ["zoo:digits-even", "zoo:digits-odd"], "op": "or", "temperature": 0.5},
+            "temperature=0.5 means nothing to op='or': it belongs to 'product'",
+        ),
+        ({"experts": ["zoo:digits-even", "zoo:digits-odd"], "op": "and", "correct": False}, "correct=False means nothing to op='and'"),
+        (
+            {"experts": ["zoo:digits-even", "zoo:digits-odd"], "op": "and", "sharpness": 5.0},
+            "sharpness=5.0 means nothing to op='and': it belongs to 'or'",
+        ),
+        (
+            {"experts": ["zoo:digits-even", "zoo:digits-odd"], "op": "average", "bias": [1.0, 0.0]},
+            "bias=.* means nothing to op='average': it belongs to 'or' and 'and'",
+        ),
+        ({"experts": ["zoo:digits-even", "zoo:digits-odd"], "ridge": 0.1}, "ridge=0.1 means nothing to op='product': it belongs to 'and'"),
+        ({"experts": ["zoo:digits-even", "zoo:digits-odd"], "op": "or", "bias": [1.0]}, "one finite number for each of 2"),
+        ({"experts": ["zoo:digits-even"], "op": "and"}, "at least two"),
+        ({"experts": ["zoo:digits-class:²"]}, "wanted a class number"),
+        ({"experts": ["kernel:points.npy:0"]}, "kernel width '0' is not a number above 0"),
+        ({"experts": ["kernel:points.npy:..."]}, "kernel width"),
+        ({"experts": ["python:module"]}, "wanted python:MODULE:NAME"),
+        ({"experts": ["zoo:digits-even"], "beta": [-1.0]}, "the exponents sum to -1"),
+        ({"experts": ["zoo:digits-even"], "beta": [0.0]}, "every exponent is zero"),
+        ({"experts": ["zoo:digits-even"], "zeta": -1.0}, "zeta=-1.0"),
+        ({"experts": ["zoo:digits-even"], "ess_below": 2.0}, "ess_below=2.0"),
+        ({"experts": ["zoo:digits-even"], "particles": 0}, "particles=0, wanted at least 1"),
+        ({"experts": ["zoo:digits-even"], "checkpoint_every": 0}, "checkpoint_every=0, wanted at least 1"),
+        ({"experts": ["zoo:digits-even"], "kernel_width": -1.0}, "kernel_width=-1.0"),
         ({"experts": ["zoo:digits-even"], "stepps": 3}, "did you mean 'steps'"),
         ({"experts": ["zoo:digits-even"], "sigma_min": 20.0}, "sigma_min < sigma_max"),
         ({"experts": ["zoo:digits-even"], "steps": 0}, "at least 1"),
@@ -90,6 +116,32 @@ def test_superpositions_run(tmp_path, op):
 def test_bad_input_is_named(tmp_path, values, says):
     with pytest.raises((ValueError, ConfigError), match=says):
         sampled(tmp_path, **values)
+
+
+def test_what_is_wrong_with_the_settings_alone_leaves_no_run_directory(tmp_path):
+    for values in ({"sigma_min": 20.0}, {"beta": [-1.0]}, {"zeta": -1.0}, {"op": "and"}, {"particles": 0}):
+        with pytest.raises(ConfigError):
+            sampled(tmp_path, experts=["zoo:digits-even"], **values)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_of_the_current_folder_is_found_by_the_installed_command(tmp_path):
+    """The script of an installed command has its own folder on the path, not the current one."""
+    (tmp_path / "models_of_mine.py").write_text(
+        "import torch\nfrom popflow.compose import gaussian_mixture\nmine = gaussian_mixture(torch.zeros(1, 2), 1.0)\n"
+    )
+    (tmp_path / "broken_models.py").write_text("absent_name\n")
+    code = "import sys; sys.path.remove(''); from popflow.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "sample", "--steps", "2", "--particles", "4", "--runs", "1", "--out", "run", "--expert"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run(
+        [*command, "python:models_of_mine:mine"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    command[command.index("run")] = "other"
+    done = subprocess.run([*command, "python:broken_models:x"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "expert 'python:broken_models:x': cannot import it: NameError: name 'absent_name' is not defined" in done.stderr
 
 
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from popflow.compose import Expert, average, either, feynman_kac, gaussian_mixture, karras, sample, tilt
-from popflow.core import NonFiniteError, PopflowWarning, Population, State, Streams, ZeroWeightsError
+from popflow.core import CheckpointError, NonFiniteError, PopflowWarning, Population, State, Streams, ZeroWeightsError
 
 A = gaussian_mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.5, name="a")
 B = gaussian_mixture(torch.tensor([[0.5, 1.0]]), 1.0, name="b")
@@ -120,3 +120,30 @@ def test_an_expert_that_fails_midway_is_named_with_its_noise_level():
 
     with pytest.raises(NonFiniteError, match=r"expert 'fragile' returned .* for 8 of 8 samples at sigma=0\.9"):
         sample(feynman_kac(A * Expert(model, (2,), name="fragile")), GRID, particles=8, rng=Streams(0))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_target_is_no_sampler_and_a_seed_is_no_stream():
+    with pytest.raises(TypeError, match=r"sampler is a Target, wanted a way to sample: for example feynman_kac\(target\)"):
+        sample(A * B, GRID, particles=8, rng=Streams(0))
+    with pytest.raises(TypeError, match=r"rng is a int, wanted popflow.core.Streams"):
+        sample(feynman_kac(A), GRID, particles=8, rng=0)
+    with pytest.raises(TypeError, match=r"sigmas is a function, wanted noise levels, e.g. karras\(200"):
+        sample(feynman_kac(A), karras, particles=8, rng=Streams(0))
+
+
+def test_no_sample_cannot_be_drawn():
+    out = sample(feynman_kac(A), GRID, particles=8, rng=Streams(0))
+    with pytest.raises(ValueError, match="n=0, wanted at least one sample"):
+        out.draw(0, Streams(0))
+
+
+def test_a_state_of_another_job_is_refused():
+    seen: list[State] = []
+    sampler = feynman_kac(A * B)
+    sample(sampler, GRID, particles=8, rng=Streams(0), record=[seen.append])
+    with pytest.raises(CheckpointError, match=r"resume holds x of shape \(1, 8, 2\), wanted \(1, 16, 2\)"):
+        sample(sampler, GRID, particles=16, rng=Streams(0), resume=seen[3])
+    for other in (karras(40, 0.1, 5.0), GRID[:3]):
+        with pytest.raises(CheckpointError, match=r"resume stands at step 3 and sigma=.*, wanted a step of these \d+ levels"):
+            sample(sampler, other, particles=8, rng=Streams(0), resume=seen[3])

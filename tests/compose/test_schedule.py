@@ -120,11 +120,12 @@ def test_grids_refuse_impossible_ends(grid: Grid, arguments: tuple[int, float, f
         ([1.0, 0.5, -0.1], "only the last may be 0"),
         ([1.0, 0.0, -1.0], "only the last may be 0"),
         ([2.0, math.nan], "not finite"),
+        ([1e200, 1.0], "square is not finite"),
     ],
 )
 def test_levels_are_checked(levels: list, message: str):
     with pytest.raises(ValueError, match=message):
-        check_levels(torch.tensor(levels))
+        check_levels(torch.tensor(levels, dtype=torch.float64))
 
 
 def test_the_pure_noise_end_of_a_flow_is_named():

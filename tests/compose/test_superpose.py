@@ -332,11 +332,14 @@ def test_resuming_midway_gives_identical_bytes(make: Callable[..., Sampler]):
         (lambda: both([]), "experts holds 0 model"),
         (lambda: either(EXPERTS[:2], temperature=0.0), "temperature=0.0, wanted a positive number"),
         (lambda: either(EXPERTS[:2], temperature=math.inf), "temperature=inf, wanted a positive number.* 1e6 the likeliest"),
-        (lambda: either(EXPERTS[:2], bias=[1.0]), r"bias has shape \(1,\), wanted one number for each of 2 experts"),
+        (lambda: either(EXPERTS[:2], bias=[1.0]), r"bias=\[1.0\], wanted one finite number for each of 2 experts"),
+        (lambda: either(EXPERTS[:2], bias=[0.0, math.nan]), "wanted one finite number for each of 2 experts"),
         (lambda: both(EXPERTS[:2], ridge=-1.0), "ridge=-1.0, wanted a number >= 0"),
         (lambda: both(EXPERTS[:2], feedback=1.5), r"feedback=1.5, wanted a share in \[0, 1\]"),
         (lambda: both(EXPERTS[:2], bias=[0.0, 1.0], feedback=0.0), "bias without feedback has no effect in AND"),
         (lambda: both(EXPERTS[:2], guidance=Guidance(NULL, 0.0)), "guidance.w=0 in AND"),
+        (lambda: both(EXPERTS[:2], guidance=Guidance(NULL, math.nan)), "guidance.w=nan, wanted a finite number"),
+        (lambda: both(EXPERTS[:2], ridge=math.inf), "ridge=inf, wanted a number >= 0"),
         (lambda: average(EXPERTS[:2], probes=0), "probes=0, wanted at least 1"),
         (lambda: either([EXPERTS[0], mixture(0, dim=3)]), r"samples of shape \(8,\) and \(3,\)"),
         (lambda: either(EXPERTS[:2], guidance=Guidance(replace(NULL, space="latent"), 2.0)), "live in the spaces 'data' and 'latent'"),
@@ -345,3 +348,9 @@ def test_resuming_midway_gives_identical_bytes(make: Callable[..., Sampler]):
 def test_bad_input_is_named(call: Callable[[], Sampler], message: str):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_product_has_no_density_to_superpose():
+    with pytest.raises(TypeError, match="experts holds a Target, wanted an Expert"):
+        either([EXPERTS[0] * EXPERTS[1], EXPERTS[2]])  # pyright: ignore[reportArgumentType]

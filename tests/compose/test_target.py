@@ -117,3 +117,27 @@ def test_scores_of_batches_keep_their_shape():
     assert every.shape == (2, 2, 3, 5, 2)
     assert torch.allclose(every[0, 1, 2, 3], A.score(y[1, 2, 3:4], 0.5)[0])
     assert torch.allclose(A.score(y, 0.5), -y / 1.25)
+
+
+def test_conditions_of_one_model_have_one_shape():
+    cat = Expert(lambda y, sigma, cond: y, (2,), cond=torch.tensor(3), name="cat")
+    with pytest.raises(ValueError, match=r"\['cat', 'both'\] .* conditions of shapes \[\(\), \(2,\)\], wanted one shape"):
+        scores([cat, cat.given(torch.tensor([3, 4]), name="both")], torch.zeros(3, 2), 1.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_condition_is_a_tensor_and_a_chunk_at_least_one_row():
+    with pytest.raises(TypeError, match=r"expert 'cat': cond is 3, wanted a tensor, e.g. torch.tensor\(3\)"):
+        replace(A, cond=3, name="cat")
+    for chunk in (0, -1):
+        with pytest.raises(ValueError, match=f"expert 'a': chunk={chunk}, wanted at least 1 row"):
+            replace(A, chunk=chunk)
+
+
+def test_an_error_inside_a_model_says_which_expert_and_where():
+    def model(y: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
+        return y @ torch.zeros(5, 5)
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        scores([A, Expert(model, (2,), name="wide")], torch.zeros(3, 2), 0.5)
+    assert caught.value.__notes__ == ["Raised by the model of expert ['wide'] at sigma=0.5 for samples (3, 2) and no condition."]

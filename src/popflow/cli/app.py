@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -58,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(arguments, 2, "UsageError", unknown("command", typed, verbs))
     begun = ARGUMENTS.set(tuple(arguments))
     try:
-        code = command.main(args=arguments or ["--help"], prog_name="popflow", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = command.main(args=arguments or ["--help"], prog_name="popflow", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except Exception as error:
@@ -89,6 +92,14 @@ def _message(error: Any) -> str:
     known = isinstance(error, ValueError) or type(error).__module__.startswith("popflow")
     text = str(error) if known and str(error) else f"{type(error).__name__}: {error}"
     return "\n".join([text, *getattr(error, "__notes__", ())])
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+    """Tell a warning of ours as one message, others as Python does."""
+    if category.__module__.startswith("popflow"):
+        typer.secho(f"warning: {message}", err=True, fg="yellow")
+    else:
+        typer.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
 
 def _fail(arguments: Sequence[str], code: int, kind: str, message: str) -> int:

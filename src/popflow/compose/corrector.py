@@ -68,6 +68,9 @@ def feynman_kac_process(target: Expert | Target, *, zeta: float = 1.0, window: t
         target: What to sample from.
         zeta: Noise scale; 1 is the reverse diffusion, 0 deterministic, more adds Langevin moves.
         window: ``(low, high)``: growth only while ``low <= sigma <= high``.
+
+    Raises:
+        ValueError: for a target without experts, and by the process for ``zeta != 1`` on a population that tracks ``log_q``.
     """
     target = Target.of(target)
     if not target.factors:
@@ -87,6 +90,8 @@ def feynman_kac_process(target: Expert | Target, *, zeta: float = 1.0, window: t
                 pull = pull + push
         track = {}
         if "log_q" in pop.aux:
+            if zeta != 1:
+                raise _untracked(zeta)
             each = s.movedim(0, len(pop.batch) + 1)
             track["log_q"] = Ito(each.square().sum(dims) / 2, each)
         inside = window[0] <= sigma <= window[1]
@@ -126,8 +131,8 @@ def feynman_kac(
         track: Carry ``log q_i`` of each expert in ``aux["log_q"]``.
 
     Raises:
-        ValueError: for ``zeta != 1`` with densities that have to be tracked, a negative ``zeta`` or ``clip``, and while sampling for a
-            gradient-free reward of -inf before the last level.
+        ValueError: for ``zeta != 1`` with densities that have to be tracked, a negative ``zeta`` or ``clip``, a reversed ``window``, and
+            while sampling for a gradient-free reward of -inf before the last level.
         StaleTrackingError: when kernel steps would leave tracked densities behind (experts without ``log_prob``).
 
     Example:
@@ -142,7 +147,7 @@ def feynman_kac(
     target = Target.of(target)
     exact = all(expert.log_prob is not None for expert in target.experts)
     track = track or (correct and target.varies and not exact)
-    _check(target, zeta, track, correct, kernel_steps, clip, ess_below)
+    _check(zeta, track, correct, kernel_steps, clip, window)
     refresh = exact_densities(target.experts) if exact else None
     gradient_free = [r for r in target.rewards if not r.gradient]
 
@@ -195,6 +200,8 @@ def feynman_kac(
     if correct and gradient_free:
         steps = [revocable, *steps, within(window, potentials)]
     step, last = chain(*steps), denoise(target)
+    if correct and gradient_free:
+        last = chain(revocable, last, within(window, potentials))
 
     def start(y: Tensor, sigma: float) -> Population:
         pop = Population.of(y, batch=1)
@@ -230,7 +237,7 @@ def straight(step: Step) -> Step:
 
 
 def denoise(target: Target) -> Step:
-    """Last step to sigma = 0: ``y + sigma^2 S(y) / B``, no noise, no weights (they are not small there).
+    """Last step to sigma = 0: ``y + sigma^2 S(y) / B``, no noise, no growth (it is not small there).
 
     The mean of the experts' clean predictions, weighted by their shares ``beta_i / B``: near thin data the target has variance
     ``sigma^2 / B``, so a full ``sigma^2 S`` would overshoot.
@@ -294,9 +301,13 @@ def gradient(reward: Reward, y: Tensor, event: int) -> Tensor:
 
 
 def over_rows(reward: Reward, pop: Population) -> Tensor:
-    """Reward of every particle, ``[*batch, n]``."""
+    """Reward of every particle, ``[*batch, n]``; -inf rules one out, NaN and +inf are refused."""
     with torch.no_grad():
-        return reward(pop.x.flatten(0, len(pop.batch))).to(pop.log_w.dtype).reshape(pop.log_w.shape)
+        value = reward(pop.x.flatten(0, len(pop.batch))).to(pop.log_w.dtype).reshape(pop.log_w.shape)
+    bad = int((value.isnan() | (value == math.inf)).sum())
+    if bad:
+        raise NonFiniteError(f"reward {reward.name!r} is NaN or +inf for {bad} of {value.numel()} samples, wanted finite numbers, or -inf.")
+    return value
 
 
 def sum_of_rewards(rewards: Sequence[Reward], pop: Population, sigma: float) -> Tensor:
@@ -342,14 +353,13 @@ def log_initial_normalizer(total: float, sigma: float, dim: int) -> float:
     return dim / 2 * ((1 - total) * math.log(2 * math.pi * sigma**2) - math.log(total))
 
 
-def _check(target: Target, zeta: float, track: bool, correct: bool, kernel_steps: int, clip: float | None, ess_below: float) -> None:
-    if not zeta >= 0:
+def _check(zeta: float, track: bool, correct: bool, kernel_steps: int, clip: float | None, window: tuple[float, float]) -> None:
+    if not 0 <= zeta < math.inf:
         raise ValueError(f"zeta={zeta}, wanted a noise scale >= 0: 1 is the reverse diffusion.")
     if track and zeta != 1:
-        raise ValueError(
-            f"zeta={zeta} with tracked log-densities: the Ito formula holds only for zeta=1 (other noise leaves a Laplacian term). "
-            "Set zeta=1, or use experts with log_prob for exponents that vary with sigma and do not track."
-        )
+        raise _untracked(zeta)
+    if not window[0] < window[1]:
+        raise ValueError(f"window={window}, wanted (low, high) noise levels with low < high: between them particles are weighed.")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip={clip}, wanted a positive bound in nats, or None.")
     if kernel_steps < 0:
@@ -358,3 +368,10 @@ def _check(target: Target, zeta: float, track: bool, correct: bool, kernel_steps
         warnings.warn(
             "zeta=0 with resampling: copies of a particle never separate. Use zeta=1, or kernel_steps >= 1.", PopflowWarning, stacklevel=3
         )
+
+
+def _untracked(zeta: float) -> ValueError:
+    return ValueError(
+        f"zeta={zeta} with tracked log-densities: the Ito formula holds only for zeta=1 (other noise leaves a Laplacian term). "
+        "Set zeta=1, or use experts with log_prob for exponents that vary with sigma and do not track."
+    )

@@ -66,7 +66,7 @@ def from_network(
     space: str = "data",
     chunk: int | None = None,
 ) -> Expert:
-    """Wrap ``network(x [rows, *event], time [rows], cond)`` trained under a schedule.
+    """Wrap ``network(x [rows, *event], time [rows], cond)`` trained under a schedule. A module is evaluated in its own precision.
 
     Args:
         network: A module or function; a module is switched to evaluation.
@@ -91,7 +91,7 @@ def from_network(
         alpha = schedule.alpha(sigma)
         x = alpha * y
         time = torch.full((len(y),), schedule.time(sigma), dtype=y.dtype, device=y.device)
-        return output(network(x, time) if c is None else network(x, time, c), x, alpha, alpha * sigma)
+        return output(_call(network, x, time, c), x, alpha, alpha * sigma)
 
     return Expert(model, tuple(event), cond, name, space, None, chunk)
 
@@ -116,10 +116,20 @@ def from_edm(
     def model(y: Tensor, sigma: float, c: Tensor | None) -> Tensor:
         total = sigma**2 + sigma_data**2
         time = torch.full((len(y),), math.log(sigma) / 4, dtype=y.dtype, device=y.device)
-        raw = network(y / math.sqrt(total), time) if c is None else network(y / math.sqrt(total), time, c)
+        raw = _call(network, y / math.sqrt(total), time, c)
         return y * (sigma / total) - raw * (sigma_data / math.sqrt(total))
 
     return Expert(model, tuple(event), cond, name, space, None, chunk)
+
+
+def _call(network: Callable[..., Tensor], x: Tensor, time: Tensor, cond: Tensor | None) -> Tensor:
+    """Evaluate a network in the precision of its parameters; the answer is in that of ``x``."""
+    parameters = network.parameters() if isinstance(network, nn.Module) else ()
+    own = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
+    out = network(x.to(own), time.to(own)) if cond is None else network(x.to(own), time.to(own), cond)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"the network returned a {type(out).__name__}, wanted a tensor: pass a function that takes it out of there.")
+    return out.to(x.dtype)
 
 
 def from_density(
@@ -155,16 +165,18 @@ def gaussian_mixture(
         chunk: Rows per call: memory is rows x K.
 
     Raises:
-        ValueError: for negative weights or standard deviations.
+        ValueError: for no component, negative weights or standard deviations, or not one of each per component.
 
     Example:
         >>> q = gaussian_mixture(torch.zeros(1, 2), std=1.0)
         >>> q.score(torch.ones(1, 2), sigma=1.0).tolist()
         [[-0.5, -0.5]]
     """
-    if means.ndim < 2:
+    if means.ndim < 2 or not means.numel():
         raise ValueError(f"means has shape {tuple(means.shape)}, wanted [K, *event], e.g. [K, 1] for mixtures on the line.")
     count, event = len(means), tuple(means.shape[1:])
+    if torch.as_tensor(std).shape not in ((), (count,)):
+        raise ValueError(f"std has shape {tuple(torch.as_tensor(std).shape)}, wanted one number, or one for each of {count} components.")
     centres = means.reshape(count, -1).double()
     variance = torch.as_tensor(std, dtype=torch.float64, device=means.device).expand(count).square()
     prior = torch.ones(count, dtype=torch.float64, device=means.device) if weights is None else weights.double()
@@ -233,10 +245,12 @@ class Stack:
         params, buffers = ({k: v if every else v[chosen] for k, v in d.items()} for d in (self.parameters, self.buffers))
         extra = (torch.stack(given).unsqueeze(1).expand(len(given), len(y), *given[0].shape),) if given else ()
 
-        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], *cond: Tensor) -> Tensor:
-            return torch.func.functional_call(self.skeleton, (params, buffers), (x, time, *cond))
+        own = next((p.dtype for p in params.values() if p.is_floating_point()), x.dtype)
 
-        out = torch.func.vmap(one)(params, buffers, *extra)
+        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], *cond: Tensor) -> Tensor:
+            return torch.func.functional_call(self.skeleton, (params, buffers), (x.to(own), time.to(own), *cond))
+
+        out = torch.func.vmap(one)(params, buffers, *extra).to(x.dtype)
         return self.output(out, x, alpha, alpha * sigma)
 
 

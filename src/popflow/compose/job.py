@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
+import sys
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -16,15 +19,23 @@ from torch import Tensor
 from popflow.compose import zoo
 from popflow.compose.corrector import feynman_kac
 from popflow.compose.experts import kernel_mixture
-from popflow.compose.sample import Sample, Sampler, distinct, sample
+from popflow.compose.sample import Sample, Sampler, check_mass, distinct, sample
 from popflow.compose.schedule import geometric, karras, linear
 from popflow.compose.superpose import Guidance, average, both, either
 from popflow.compose.target import Expert, Target
-from popflow.core import Streams
+from popflow.core import PopflowWarning, Streams
 from popflow.core.errors import unknown
 from popflow.runs import Figure, Measured, Report, Run, Table, checkpoint, figures, last_checkpoint
 
 _GRIDS = {"karras": karras, "linear": linear, "geometric": geometric}
+_BELONG = {
+    **dict.fromkeys(("beta", "temperature", "zeta", "correct", "kernel_steps", "kernel_width", "ess_below", "clip"), ("product",)),
+    "sharpness": ("or",),
+    "bias": ("or", "and"),
+    **dict.fromkeys(("ridge", "feedback"), ("and",)),
+    "deterministic": ("or", "and", "average"),
+}
+"""Settings that only some operations read."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,12 @@ class SampleConfig:
         deterministic: ODE instead of SDE for OR, AND, average.
         checkpoint_every: Levels between two checkpoints.
         seed: Of the random streams.
+
+    Raises:
+        ValueError: for whatever can be seen to be wrong before an expert is loaded.
     """
 
-    experts: tuple[str, ...]
+    experts: tuple[str, ...] = ()
     op: Literal["product", "or", "and", "average"] = "product"
     beta: tuple[float, ...] = ()
     temperature: float = 1.0
@@ -97,10 +111,19 @@ class SampleConfig:
             raise ValueError(f"temperature={self.temperature}, wanted a positive number: below 1 sharpens, above 1 flattens.")
         if self.guidance != 1 and self.unconditional is None:
             raise ValueError(f"guidance={self.guidance} without an unconditional expert: give one, e.g. --unconditional zoo:digits-all.")
-        if self.op != "product" and (self.beta or self.temperature != 1 or self.kernel_steps or self.clip is not None):
-            raise ValueError(f"op={self.op!r} takes no beta, temperature, kernel_steps or clip: they belong to op='product'.")
-        if self.op == "product" and (self.bias or self.deterministic):
-            raise ValueError("op='product' takes no bias and is not deterministic: they belong to 'or', 'and' and 'average'.")
+        for field in fields(self):
+            value, ops = getattr(self, field.name), _BELONG.get(field.name, (self.op,))
+            if self.op not in ops and value != field.default:
+                raise ValueError(f"{field.name}={value!r} means nothing to op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
+        for name in ("particles", "runs", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, wanted at least 1.")
+        if not 0 <= self.kernel_width < math.inf:
+            raise ValueError(f"kernel_width={self.kernel_width}, wanted a standard deviation of the data: a number >= 0.")
+        unloaded = {spec: Expert(_unloaded, (), name=spec) for spec in (*self.experts, self.unconditional) if spec is not None}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PopflowWarning)  # the job itself will warn
+            check_mass(_composed(self, unloaded.__getitem__), noise_levels(self))
 
 
 def check_expert(spec: str) -> tuple[str, str]:
@@ -118,18 +141,20 @@ def check_expert(spec: str) -> tuple[str, str]:
             raise ValueError(unknown("expert", name, zoo.ENTRIES))
         if label and not zoo.ENTRIES[name].conditional:
             raise ValueError(f"expert {spec!r}: this expert takes no label; leave ':{label}' away, or use a class-conditional one.")
-        if label and (not label.isdigit() or int(label) > zoo.NO_CLASS):
+        if label and (not label.isdecimal() or int(label) > zoo.NO_CLASS):
             raise ValueError(
                 f"expert {spec!r}: label {label!r}, wanted a class number from 0 to {zoo.NO_CLASS} ({zoo.NO_CLASS}: any class)."
             )
     if kind == "kernel":
         file, _, width = rest.rpartition(":")
-        if not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", width) or not file:
+        if not file or not re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", width) or not 0 < float(width) < math.inf:
             raise ValueError(
-                f"expert {spec!r}: kernel width {width!r} is not a number, wanted kernel:FILE:WIDTH, e.g. kernel:points.npy:0.3."
+                f"expert {spec!r}: kernel width {width!r} is not a number above 0, wanted kernel:FILE:WIDTH, e.g. kernel:points.npy:0.3."
             )
         if not Path(file).is_file():
             raise ValueError(f"expert {spec!r}: cannot read {file!r}: no such file.")
+    if kind == "python" and not all(rest.partition(":")):
+        raise ValueError(f"expert {spec!r}: wanted python:MODULE:NAME, e.g. python:my_package.models:cat.")
     return kind, rest
 
 
@@ -159,6 +184,15 @@ def composition(config: SampleConfig, device: torch.device | str = "cpu") -> Sam
             networks[whole] = load_expert(whole, device)
         return _labelled(networks[whole], spec, label) if kind == "zoo" and label else networks[whole]
 
+    return _composed(config, load)
+
+
+def noise_levels(config: SampleConfig) -> Tensor:
+    """Return the grid that a configuration describes."""
+    return _GRIDS[config.grid](config.steps, config.sigma_min, config.sigma_max)
+
+
+def _composed(config: SampleConfig, load: Callable[[str], Expert]) -> Sampler:
     experts = [load(spec) for spec in config.experts]
     base = None if config.unconditional is None else load(config.unconditional)
     if config.op != "product":
@@ -211,7 +245,7 @@ def run(config: SampleConfig, run: Run) -> Report:
     Writes ``sample.safetensors`` (the last state: particles, weights, companions) and ``picked.safetensors`` (one sample of each run).
     """
     sampler = composition(config, run.device)
-    levels = _GRIDS[config.grid](config.steps, config.sigma_min, config.sigma_max)
+    levels = noise_levels(config)
     rng = Streams(config.seed, run.device)
     functions: dict[str, Callable] = {
         "ess": lambda state: state.pop.ess(),
@@ -255,7 +289,7 @@ def _report(config: SampleConfig, run: Run, sampler: Sampler, out: Sample, picke
     names = ", ".join(config.experts)
     return Report(
         title=f"{config.op} of {names}",
-        summary=f"{config.runs} independent runs of {config.particles} particles, {config.steps} noise levels from {config.sigma_max:g} to "
+        summary=f"{config.runs} independent runs of {config.particles} particles, {config.steps} steps from noise level {config.sigma_max:g} to "
         f"{config.sigma_min:g}. One sample of each run is shown, drawn by its weights.",
         figure=_picture(picked),
         diagnostics=diagnostics,
@@ -272,6 +306,11 @@ def _picture(picked: Tensor) -> Figure | None:
     if flat.shape[1] == 1:
         return Figure(figures.histogram({"samples": flat[:, 0]}, x_label="x"), "One sample of each run.")
     return Figure(figures.scatter({"samples": flat[:, :2]}, x_label="x 1", y_label="x 2"), "One sample of each run, first two coordinates.")
+
+
+def _unloaded(y: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
+    """Stand in for the model of an expert while a configuration is checked."""
+    raise AssertionError("not loaded")
 
 
 def _labelled(expert: Expert, spec: str, label: str) -> Expert:
@@ -292,7 +331,7 @@ def _from_file(spec: str, rest: str, device: torch.device | str) -> Expert:
     except (OSError, ValueError, IndexError) as error:
         raise ValueError(f"expert {spec!r}: cannot read {file!r} as .npy, .npz or .csv: {error}.") from error
     points = torch.as_tensor(data, dtype=torch.float64, device=device)
-    if points.ndim < 2 or not bool(points.isfinite().all()):
+    if points.ndim < 2 or not points.numel() or not bool(points.isfinite().all()):
         raise ValueError(
             f"expert {spec!r}: the array has shape {tuple(points.shape)}, wanted finite samples [N, *event] with at least two axes."
         )
@@ -300,11 +339,15 @@ def _from_file(spec: str, rest: str, device: torch.device | str) -> Expert:
 
 
 def _from_python(spec: str, rest: str) -> Expert:
+    """Import an expert; modules of the current folder are found as well, and after all others."""
     module, _, name = rest.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         expert = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"expert {spec!r}: cannot import it: {error}. Wanted python:MODULE:NAME of a module on the path.") from error
+    except Exception as error:
+        why = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"expert {spec!r}: cannot import it: {why}. Wanted python:MODULE:NAME of a module on the path.") from error
     if not isinstance(expert, Expert):
         raise ValueError(f"expert {spec!r} is a {type(expert).__name__}, wanted a popflow.compose.Expert.")
     return expert

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from popflow.compose.schedule import check_levels
 from popflow.compose.target import Expert
-from popflow.core import PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
+from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,8 @@ class Sample:
 
     def draw(self, n: int, rng: Streams) -> Tensor:
         """Draw ``n`` unweighted samples from each run, ``[runs, n, *event]``."""
+        if n < 1:
+            raise ValueError(f"n={n}, wanted at least one sample of each run.")
         pop = self.population
         weights = pop.weights()
         if n == len(pop):
@@ -85,7 +87,8 @@ def sample(
 
     Args:
         sampler: From `feynman_kac`, `either`, `both`, `average`, ...
-        sigmas: Noise levels, decreasing, e.g. `karras(300, 0.02, 15.0)`; a last level of 0 denoises without noise or weights.
+        sigmas: Noise levels, decreasing, e.g. `karras(300, 0.02, 15.0)`; a last level of 0 denoises without noise or growth
+            (gradient-free rewards weigh what comes out).
         particles: Particles of one run: they share weights and are resampled together.
         runs: Independent populations in one batch.
         rng: Random streams: ``start``, ``noise``, ``resample``, ``kernel``.
@@ -99,6 +102,7 @@ def sample(
         ValueError: for a grid that is not decreasing, a sum of exponents that is not positive, or no particles.
         NonFiniteError: when an expert fails, naming it and the noise level.
         ZeroWeightsError: when a run has no weight left.
+        CheckpointError: when ``resume`` is of other levels, particles or runs.
 
     Example:
         >>> from popflow.compose import feynman_kac, gaussian_mixture, karras
@@ -107,7 +111,12 @@ def sample(
         >>> abs(float(out.population.mean(lambda x: x**2)) - 1 / 2) < 0.05
         True
     """
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler is a {type(sampler).__name__}, wanted a way to sample: for example feynman_kac(target).")
+    if not isinstance(rng, Streams):
+        raise TypeError(f"rng is a {type(rng).__name__}, wanted popflow.core.Streams: for example Streams(seed=0).")
     levels = check_levels(sigmas)
+    check_mass(sampler, levels)
     if particles < 1 or runs < 1:
         raise ValueError(f"particles={particles}, runs={runs}, wanted at least one of each.")
     if sampler.resamples and particles == 1:
@@ -122,12 +131,6 @@ def sample(
         log_z=lambda state: state.pop.log_normalizer(),
         ancestors=lambda state: distinct(state.pop.aux["ancestor"]),
     )
-    for level in levels[levels > 0].tolist():
-        if not sampler.precision(level) > 0:
-            raise ValueError(
-                f"the exponents sum to {sampler.precision(level):g} at sigma={level:g}, wanted a positive sum: the target has no finite mass. "
-                "Raise a positive exponent or weaken a negative one."
-            )
     first = float(levels[0])
     if resume is None:
         total = sampler.precision(first)
@@ -137,17 +140,45 @@ def sample(
         ancestor = torch.arange(particles, device=rng.device).expand(runs, particles)
         pop = pop.replace(aux={**pop.aux, "ancestor": ancestor})
     else:
-        pop, start = resume.pop, resume.k
+        pop, start = _fitting(resume, levels, (runs, particles, *sampler.experts[0].event)), resume.k
     pop = simulate(sampler.step, pop, levels.square(), rng=rng, record=(trace, *record), start=start)
     if sampler.resamples and trace.rows:
         _warn_of_collapse(trace["ess"], particles)
     return Sample(pop, trace)
 
 
+def check_mass(sampler: Sampler, levels: Tensor) -> None:
+    """Refuse exponents that do not sum to a positive number at every noise level.
+
+    Raises:
+        ValueError: naming the level.
+    """
+    for level in levels[levels > 0].tolist():
+        total = sampler.precision(level)
+        if not total > 0:
+            raise ValueError(
+                f"the exponents sum to {total:g} at sigma={level:g}, wanted a positive sum: the target has no finite mass. "
+                "Raise a positive exponent or weaken a negative one."
+            )
+
+
 def distinct(ancestor: Tensor) -> Tensor:
     """Number of distinct initial ancestors, one per run."""
     ordered = ancestor.sort(-1).values
     return (ordered.diff(dim=-1) != 0).sum(-1) + 1
+
+
+def _fitting(resume: State, levels: Tensor, shape: tuple[int, ...]) -> Population:
+    """Return the population of a state to go on from, or say why it is of another job."""
+    if "ancestor" not in resume.pop.aux or tuple(resume.pop.x.shape) != shape:
+        raise CheckpointError(
+            f"resume holds x of shape {tuple(resume.pop.x.shape)}, wanted {shape} of `sample`: give the state of this very job."
+        )
+    if not 0 <= resume.k < len(levels) or not math.isclose(resume.t, float(levels[resume.k]) ** 2):
+        raise CheckpointError(
+            f"resume stands at step {resume.k} and sigma={math.sqrt(resume.t):g}, wanted a step of these {len(levels)} levels: give those it began with."
+        )
+    return resume.pop
 
 
 def _warn_of_collapse(ess: Tensor, particles: int) -> None:

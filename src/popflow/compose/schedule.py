@@ -223,14 +223,17 @@ def check_levels(sigmas: Tensor) -> Tensor:
     Raises:
         ValueError: unless the levels are finite, positive (the last may be zero) and strictly decreasing.
     """
-    levels = torch.as_tensor(sigmas, dtype=torch.float64).cpu()
+    try:
+        levels = torch.as_tensor(sigmas, dtype=torch.float64).cpu()
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"sigmas is a {type(sigmas).__name__}, wanted noise levels, e.g. karras(200, 0.01, 20.0).") from error
     if levels.ndim != 1 or len(levels) < 2:
         raise ValueError(
             f"sigmas has shape {tuple(levels.shape)}, wanted at least two levels in one dimension, e.g. karras(200, 0.01, 20.0)."
         )
-    if not bool(levels.isfinite().all()):
+    if not bool(levels.square().isfinite().all()):
         raise ValueError(
-            "sigmas holds a value that is not finite: a flow's pure-noise end (t = 1) is sigma = inf, start a little below it."
+            "sigmas holds a value whose square is not finite: a flow's pure-noise end (t = 1) is sigma = inf, start a little below it."
         )
     if not bool((levels.diff() < 0).all()):
         k = int((levels.diff() >= 0).nonzero()[0])

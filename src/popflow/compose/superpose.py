@@ -38,6 +38,10 @@ class Guidance:
     unconditional: Expert
     w: float
 
+    def __post_init__(self):
+        if not math.isfinite(self.w):
+            raise ValueError(f"guidance.w={self.w}, wanted a finite number: 1 is no guidance.")
+
 
 def either(
     experts: Sequence[Expert],
@@ -57,6 +61,10 @@ def either(
         guidance: Classifier-free guidance of the mixed score.
         deterministic: Follow the probability-flow ODE; densities then need the divergence of each score.
         probes: Rademacher probes of that divergence (one Jacobian-vector product each); None for the exact one, d products.
+
+    Raises:
+        ValueError: for fewer than two experts, of unlike spaces, or an argument outside of its range.
+        TypeError: for a product or power among the experts.
 
     Example:
         >>> import torch
@@ -110,8 +118,20 @@ def both(
         probes: As in `either`.
 
     There is no stationary target density: this is a process on an iso-surface, not the product and not the minimum.
+
+    Raises:
+        ValueError: for fewer than two experts, of unlike spaces, or an argument outside of its range.
+        TypeError: for a product or power among the experts.
+
+    Example:
+        >>> import torch
+        >>> from popflow.compose import both, gaussian_mixture, karras, sample
+        >>> left, right = (gaussian_mixture(torch.tensor([[m, 0.0]]), 1.0) for m in (-1.0, 1.0))
+        >>> out = sample(both([left, right]), karras(50, 0.01, 20.0), particles=64, rng=Streams(0))
+        >>> bool(out.x[..., 0].abs().max() < 0.1)  # midway, where the two densities are equal
+        True
     """
-    if not ridge >= 0:
+    if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge={ridge}, wanted a number >= 0.")
     if not 0 <= feedback <= 1:
         raise ValueError(f"feedback={feedback}, wanted a share in [0, 1].")
@@ -180,6 +200,11 @@ class _Mix:
     def __post_init__(self):
         if len(self.experts) < 2:
             raise ValueError(f"experts holds {len(self.experts)} model(s), wanted at least two to superpose.")
+        for one in self.every:
+            if not isinstance(one, Expert):
+                raise TypeError(
+                    f"experts holds a {type(one).__name__}, wanted an Expert: the density of a product or power is not tracked; superpose models."
+                )
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"probes={self.probes}, wanted at least 1, or None for the exact divergence.")
         check_same_space(self.every)
@@ -266,6 +291,6 @@ def _bias(bias: Sequence[float] | None, experts: Sequence[Expert]) -> Tensor:
     if bias is None:
         return torch.zeros(len(experts), dtype=torch.float64)
     offset = torch.as_tensor(bias, dtype=torch.float64)
-    if offset.shape != (len(experts),):
-        raise ValueError(f"bias has shape {tuple(offset.shape)}, wanted one number for each of {len(experts)} experts.")
+    if offset.shape != (len(experts),) or not bool(offset.isfinite().all()):
+        raise ValueError(f"bias={offset.tolist()}, wanted one finite number for each of {len(experts)} experts.")
     return offset

@@ -70,6 +70,12 @@ class Expert(_Algebra):
     log_prob: Callable[[Tensor, float], Tensor] | None = None
     chunk: int | None = None
 
+    def __post_init__(self):
+        if self.cond is not None and not isinstance(self.cond, Tensor):
+            raise TypeError(f"expert {self.name!r}: cond is {self.cond!r}, wanted a tensor, e.g. torch.tensor(3) for a label.")
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"expert {self.name!r}: chunk={self.chunk}, wanted at least 1 row a call, or None for all.")
+
     def given(self, cond: Tensor, name: str | None = None) -> Expert:
         """Return the same model under a condition; experts made so are evaluated together."""
         return replace(self, cond=cond, name=name or self.name)
@@ -177,6 +183,12 @@ def tilt(
         gamma: Strength at sigma = 0, or a function of sigma.
         gradient: False for a reward that cannot be differentiated: it then weighs the particles without guiding them.
         name: What errors call it.
+
+    Example:
+        >>> from popflow.compose import gaussian_mixture, tilt
+        >>> a = gaussian_mixture(torch.tensor([[0.0]]), std=1.0, name="a")
+        >>> tilt(a**2, lambda y: -y[:, 0].square(), 3.0, name="centred").describe()
+        'a^2 * exp(3 centred)'
     """
     strength = gamma if callable(gamma) else (lambda sigma: gamma / (1 + sigma**2))
     base = Target.of(target)
@@ -207,7 +219,13 @@ def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
     out: list[Tensor | None] = [None] * len(experts)
     together = None
     for members in groups.values():
-        together = _evaluate([experts[i] for i in members], rows, sigma)
+        try:
+            together = _evaluate([experts[i] for i in members], rows, sigma)
+        except Exception as error:
+            names, cond = [experts[i].name for i in members], experts[members[0]].cond
+            given = "no condition" if cond is None else f"a condition of shape {tuple(cond.shape)}"
+            error.add_note(f"Raised by the model of expert {names} at sigma={sigma:g} for samples {tuple(rows.shape)} and {given}.")
+            raise
         for i, epsilon in zip(members, together, strict=True):
             if not bool(epsilon.isfinite().all()):
                 bad, lost = (int((~value.isfinite()).reshape(len(rows), -1).any(1).sum()) for value in (epsilon, rows))
@@ -235,6 +253,11 @@ def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
         elif len(given) < m:
             raise ValueError(
                 f"experts {[e.name for e in experts]} share one model but some have no condition: give each a cond, or use one expert alone."
+            )
+        elif any(c.shape != given[0].shape for c in given):
+            raise ValueError(
+                f"experts {[e.name for e in experts]} share one model and have conditions of shapes {[tuple(c.shape) for c in given]}, wanted "
+                "one shape: they are evaluated in one call."
             )
         else:
             cond = torch.stack(given).unsqueeze(1).expand(m, n, *given[0].shape).flatten(0, 1)

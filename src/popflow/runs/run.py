@@ -212,7 +212,7 @@ def cited(path: str | Path) -> list[str]:
     try:
         entries = read_values(Path(path) / "env.json")["cite"]
     except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a run directory: {error}. Fix: give the directory that popflow wrote.") from error
+        raise CheckpointError(f"{path} is not a run directory: it has no readable env.json. Fix: give the directory of a run.") from error
     return [str(entry) for entry in entries]
 
 
