@@ -293,7 +293,7 @@ def _drawable(along: Any, series: Mapping[str, Tensor | Sequence[float]], log_x:
     """Whether any point of the series can be shown on these axes."""
 
     def shown(values: Any, log: bool) -> Any:
-        return (values > 0 if log else values == values) & (abs(values) < math.inf)
+        return (abs(values) < math.inf) & (values > (0 if log else -math.inf))
 
     return any((shown(along, log_x) & shown(_flat(values), log_y)).any() for values in series.values())
 
