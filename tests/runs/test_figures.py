@@ -101,3 +101,11 @@ def test_one_image_one_point_one_value():
     image_grid({"one": rand(1, 1, 1, 1)})
     lines([0.0], {"a": [1.0]}, x_label="x", y_label="y")
     histogram({"a": torch.ones(1)}, x_label="x")
+
+
+@pytest.mark.parametrize("values", [[torch.nan, torch.nan], [-1.0, 0.0], [torch.inf, torch.inf]])
+def test_curves_without_a_point_on_logarithmic_axes_are_drawn_empty(values):
+    for log_x, log_y in ((True, True), (True, False), (False, True)):
+        lines([1.0, 2.0], {"a": values}, x_label="x", y_label="y", log_x=log_x, log_y=log_y)
+    with_points = lines([1.0, 100.0], {"a": values, "b": [1.0, 100.0]}, x_label="x", y_label="y", log_x=True, log_y=True)
+    assert with_points != lines([1.0, 100.0], {"a": values, "b": [1.0, 100.0]}, x_label="x", y_label="y")

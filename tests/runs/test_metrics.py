@@ -74,3 +74,9 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         metrics.sync()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot read .*metrics.jsonl: Is a directory"):
+        Metrics(tmp_path / "metrics.jsonl").add("anneal", 0, {"ess": 1.0})

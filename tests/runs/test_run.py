@@ -61,6 +61,23 @@ def test_the_configuration_of_another_program_is_foreign(tmp_path):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
+@pytest.mark.parametrize(("name", "text"), [("env.json", '{"PATH": "/bin"}'), ("env.json", "A=1"), ("env.json", "[]"), ("log.txt", "mine")])
+def test_a_lone_file_of_a_name_that_runs_use_is_foreign(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=rf"holds files that are not of a run \({name}\)"):
+        Run.open(tmp_path, Job(), job="sample")
+    assert (tmp_path / name).read_text() == text
+
+
+def test_a_run_killed_before_its_configuration_was_written_starts_anew(tmp_path):
+    Run.open(tmp_path, Job(), job="sample").close()
+    for name in ("config.json", "log.txt"):
+        (tmp_path / name).unlink()
+    with Run.open(tmp_path, Job(), job="sample") as run:
+        assert not run.resumed
+    assert (tmp_path / "config.json").exists()
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]"])
 @pytest.mark.parametrize("name", ["config.json", "env.json"])
 def test_a_damaged_file_is_named(tmp_path, damage, name):

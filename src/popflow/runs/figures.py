@@ -129,12 +129,13 @@ def lines(
             if bands and label in bands:
                 axes.fill_between(along, _flat(bands[label][0]), _flat(bands[label][1]), color=colour, alpha=0.16, linewidth=0)
         _references(axes, reference)
-        if log_x:
-            axes.set_xscale("log")
-            _plain_ticks(axes.xaxis)
-        if log_y:
-            axes.set_yscale("log")
-            _plain_ticks(axes.yaxis)
+        if _drawable(along, series, log_x, log_y):  # matplotlib refuses logarithmic axes without a point on them
+            if log_x:
+                axes.set_xscale("log")
+                _plain_ticks(axes.xaxis)
+            if log_y:
+                axes.set_yscale("log")
+                _plain_ticks(axes.yaxis)
         if downwards:
             axes.invert_xaxis()
         _legend(axes, len(series) + len(reference or {}))
@@ -286,6 +287,15 @@ def _axes(x_label: str, y_label: str, *, width: float = 6.8, height: float = 3.1
 def _flat(values: Tensor | Sequence[float]) -> Any:
     tensor = values.detach().cpu() if isinstance(values, Tensor) else torch.tensor([float(value) for value in values], dtype=torch.float64)
     return tensor.double().flatten().numpy()
+
+
+def _drawable(along: Any, series: Mapping[str, Tensor | Sequence[float]], log_x: bool, log_y: bool) -> bool:
+    """Whether any point of the series can be shown on these axes."""
+
+    def shown(values: Any, log: bool) -> Any:
+        return (abs(values) < math.inf) & (values > (0 if log else -math.inf))
+
+    return any((shown(along, log_x) & shown(_flat(values), log_y)).any() for values in series.values())
 
 
 def _references(axes: Axes, reference: Mapping[str, float] | None) -> None:

@@ -88,10 +88,8 @@ class Metrics:
 
     def _read(self) -> list[tuple[dict[str, Any], str]]:
         """Whole rows with their lines; a line torn by a kill ends the file."""
-        if not self.path.exists():
-            return []
         found = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        for line in self._text().splitlines(keepends=True):
             try:
                 row = json.loads(line) if line.endswith("\n") else {}
             except ValueError:
@@ -101,9 +99,17 @@ class Metrics:
             found.append((row, line))
         return found
 
+    def _text(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read {self.path}: {error.strerror or error}. Fix: restore the file, or give another --out."
+            ) from error
+
     def _cut(self, stage: str, step: int) -> None:
-        if not self.path.exists():
-            return
         rows = self._read()
         mine = [i for i, (row, _) in enumerate(rows) if row["stage"] == stage]
         if mine and mine[-1] != len(rows) - 1:
@@ -112,7 +118,7 @@ class Metrics:
         before = [i for i in mine if rows[i][0]["step"] < step]
         keep = before[-1] + 1 if before else mine[0] if mine else len(rows)
         kept = "".join(line for _, line in rows[:keep])
-        if kept != self.path.read_text(encoding="utf-8", errors="replace"):
+        if kept != self._text():
             self.close()
             write_atomic(self.path, kept)
 

@@ -246,11 +246,14 @@ def _claim(path: Path) -> IO[str]:
 
 def _foreign(path: Path) -> list[str]:
     """Return the files of a directory that is not a run; none when it is new, empty or a run (a damaged one too)."""
-    names = sorted(name for name in os.listdir(path) if name not in (_LOCK, "log.txt", "env.json") and not _LEFT_BY_A_KILL.fullmatch(name))
+    names = sorted(name for name in os.listdir(path) if name != _LOCK and not _LEFT_BY_A_KILL.fullmatch(name))
     if "config.json" in names:
         with contextlib.suppress(ConfigError):
             return [] if isinstance(read_values(path / "config.json").get("job"), str) else names
         return []
+    if names == ["env.json"]:  # written before config.json: all that a run leaves which was killed between the two
+        with contextlib.suppress(ConfigError):
+            return [] if {"versions", "device"} <= read_values(path / "env.json").keys() else names
     return names
 
 
