@@ -39,7 +39,9 @@ def test_quick_run_writes_the_documented_rows(script: Path, tmp_path: Path) -> N
         assert row["direction"] in {"<=", ">="}
         # a peer gives a number (alone, or with its error), or a text that says why there is none
         for peer, value in row["peers"].items():
-            assert isinstance(value, int | float) or "absent" in value or value == "failed" or re.match(r"-?[0-9.]+( |$)", value), f"{peer}: {value!r}"
+            assert isinstance(value, int | float) or "absent" in value or value == "failed" or re.match(r"-?[0-9.]+( |$)", value), (
+                f"{peer}: {value!r}"
+            )
     assert f"| {document['rows'][0]['claim']} |" in done.stdout
     spent = _processor_seconds() - before
     assert spent < 60, f"--quick took {spent:.0f} s of one processor, wanted under a minute"
