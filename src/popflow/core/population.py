@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.core.errors import ZeroWeightsError
+from popflow.core.errors import ZeroWeightsError, refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class Population:
     def weights(self) -> Tensor:
         """Normalised weights ``[*batch, n]``; computed, never stored."""
         weights = self.log_w.softmax(-1)
-        if not torch.compiler.is_compiling() and bool(weights.isnan().any()):
-            raise _no_weight(self.log_w)
+        if not torch.compiler.is_compiling():
+            refuse(weights.isnan().any(), lambda lost: _no_weight(self.log_w))
         return weights
 
     def ess(self) -> Tensor:

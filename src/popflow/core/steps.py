@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from popflow.core.errors import StaleTrackingError
+from popflow.core.errors import StaleTrackingError, is_put_off
 from popflow.core.population import Population
 from popflow.core.process import Ito, Process, Rates, advance
 from popflow.core.resampling import systematic
@@ -115,9 +115,10 @@ def resample_if(ess_below: float = 0.5, scheme: Scheme = systematic, stream: str
         weights = pop.weights()
         idx = scheme(weights, rng(stream))
         due = 1 / weights.square().sum(-1) < ess_below * len(pop) * (1 - 1e-6)
-        if not bool(due.any()):
+        short = not is_put_off()  # cuts that give the same bits, for the price of looking at a value
+        if short and not bool(due.any()):
             return pop
-        if bool(due.all()):
+        if short and bool(due.all()):
             chosen, log_w, log_z = pop.take(idx), torch.zeros_like(pop.log_w), pop.log_normalizer()
         else:
             chosen = pop.take(torch.where(due[..., None], idx, torch.arange(len(pop), device=idx.device)))
