@@ -406,7 +406,9 @@ def test_the_pipelines_own_safety_checker_is_asked(pipes, monkeypatch):
     ("prompts", "options", "says"),
     [
         (["a cat", "a dog"], {"op": "nand"}, "unknown op 'nand': did you mean 'and'"),
-        (["a cat"], {"op": "and"}, "wanted at least two to superpose"),
+        (["a cat"], {"op": "and"}, "op='and' of one prompt, wanted at least two to superpose"),
+        (["a cat"], {"noise_above": -1.0}, "noise_above=-1.0, wanted a noise level >= 0"),
+        (["a cat"], {"guidance_scale": math.nan}, "guidance_scale=nan, wanted a finite number"),
         ([], {}, "prompts is empty"),
         (["a cat", "a dog"], {"exponents": [1.0]}, "exponents holds 1 numbers for 2 prompts"),
         (["a cat", "a dog"], {"op": "or", "kernel_steps": 2}, "belong to op='product'"),
@@ -479,6 +481,20 @@ def test_folders_that_cannot_be_loaded_say_what_to_do(tmp_path, folders, monkeyp
 
 def _unreachable(*_, **__):
     raise ConnectionError("Max retries exceeded")
+
+
+def test_a_broken_library_is_not_blamed_on_the_folder(folders, monkeypatch):
+    def broken(*_, **__):
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Could not import module 'CLIPTextModel'.") from error
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", broken)
+    with pytest.raises(
+        ValueError, match=r"a library that it needs cannot be imported: .*first cause: RuntimeError: operator torchvision::nms"
+    ):
+        from_pretrained(folders["SD"])
 
 
 def test_missing_or_mismatched_parts_are_named():

@@ -52,6 +52,7 @@ def refuse(bad: Tensor, error: Callable[..., Exception]) -> None:
         bad: A count, or several in one dimension, on any device. To look at them is to wait for an accelerator.
         error: Makes the exception; it should hold on to nothing large.
 
+    >>> import torch
     >>> refuse(torch.tensor(2), lambda count: NonFiniteError(f"{count} values are not finite"))
     Traceback (most recent call last):
     popflow.core.errors.NonFiniteError: 2 values are not finite
@@ -69,6 +70,7 @@ def put_off(on: bool = True) -> Iterator[None]:
 
     The first failure is raised, also in the place of an exception that it has led to.
 
+    >>> import torch
     >>> with put_off():
     ...     refuse(torch.tensor(0), NonFiniteError)
     """

@@ -82,9 +82,10 @@ class Population:
 
     def weights(self) -> Tensor:
         """Normalised weights ``[*batch, n]``; computed, never stored."""
-        weights = self.log_w.softmax(-1)
+        log_w = self.log_w
+        weights = log_w.softmax(-1)
         if not torch.compiler.is_compiling():
-            refuse(weights.isnan().any(), lambda lost: _no_weight(self.log_w))
+            refuse(weights.isnan().any(), lambda lost: _no_weight(log_w))
         return weights
 
     def ess(self) -> Tensor:

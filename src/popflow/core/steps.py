@@ -113,9 +113,11 @@ def resample_if(ess_below: float = 0.5, scheme: Scheme = systematic, stream: str
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         weights = pop.weights()
+        short = not is_put_off()  # cuts that give the same bits, for the price of looking at a value
+        if not short:  # indices out of range would stop an accelerator before lost weights are named
+            weights = weights.nan_to_num(1 / len(pop))
         idx = scheme(weights, rng(stream))
         due = 1 / weights.square().sum(-1) < ess_below * len(pop) * (1 - 1e-6)
-        short = not is_put_off()  # cuts that give the same bits, for the price of looking at a value
         if short and not bool(due.any()):
             return pop
         if short and bool(due.all()):
