@@ -40,6 +40,8 @@ def test_scaling_is_bilinear_without_smoothing(folder):
 def test_bad_files(folder, tmp_path):
     with pytest.raises(ValueError, match=r"side=5: .*4 or 28"):
         mnist(folder, 3, 7, 5)
+    with pytest.raises(ValueError, match="digits 3 and 3 are the same"):
+        mnist(folder, 3, 3)
     (folder / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match="holds no t10k-labels-idx1-ubyte"):
         mnist(folder, 3, 7)

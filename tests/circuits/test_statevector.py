@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_depth():
     """The graph of the adjoint keeps the final state and small gates alone: as many bytes for 12 layers as for 2, to a state."""
 
     def kept(depth):
-        ansatz, sizes = Ansatz(12, depth), []
+        ansatz, sizes = Ansatz(12, depth, linear), []
         angles = ansatz.random(1, Streams(0)).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
             born(ansatz, angles)

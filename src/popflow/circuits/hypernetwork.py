@@ -121,8 +121,8 @@ def evaluate(ansatz: Ansatz, angles: Tensor, table: Tensor, evaluations: Tensor 
 
 
 def rows_at_once(n: int) -> int:
-    """Restarts that are worth a batch: until the states together leave the cache."""
-    return max(1, 2**16 >> n)
+    """Restarts that are worth a batch: enough to make the calls on halves of the qubits cheap, few enough for memory."""
+    return max(1, 2**20 >> n)
 
 
 def train_adam(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ class SearchConfig:
         for name in ("depth", "restarts", "steps", "calls", "runs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: wanted at least 1.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr={self.lr}: wanted a finite learning rate above 0.")
         if any(depth < 1 for depth in self.curve):
             raise ValueError(f"curve={self.curve}: wanted depths of at least 1.")
         if self.optimiser == "lbfgs" and self.objective == "free-energy":

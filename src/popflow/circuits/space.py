@@ -111,8 +111,8 @@ class BinaryMLP:
             if not gate.inputs or not all(0 <= i < self.inputs for i in gate.inputs):
                 raise ValueError(f"gate {gate.name!r} is on the inputs {gate.inputs}, wanted some of 0..{self.inputs - 1}.")
         for low, high in self.alphabets:
-            if low == high:
-                raise ValueError(f"alphabet ({low}, {high}): wanted two different values.")
+            if low == high or not math.isfinite(low) or not math.isfinite(high):
+                raise ValueError(f"alphabet ({low}, {high}): wanted two different values, both finite.")
 
     @property
     def widths(self) -> tuple[int, ...]:
