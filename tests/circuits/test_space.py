@@ -124,3 +124,7 @@ def test_bad_input():
         SPACES["logistic"].decode("0101")
     with pytest.raises(ValueError, match="of 0 and 1"):
         SPACES["logistic"].decode("0101x")
+    with pytest.raises(ValueError, match=r"network 32: wanted the code of one of 2\^5 networks, 0\.\.31"):
+        SPACES["logistic"].decode(32)
+    with pytest.raises(ValueError, match="lists an option twice: relu, relu"):
+        Choice("activation", (torch.relu, torch.relu))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz
 
-KEPT = 2**20
+KEPT = 2**21
 """Amplitudes that the graph of the halves may keep where that is more than one state."""
 
 

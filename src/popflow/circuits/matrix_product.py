@@ -195,8 +195,10 @@ def train_score(
         The final angles.
 
     Raises:
-        ValueError: on fewer than 2 shots: the baseline is the mean of the others.
+        ValueError: on fewer than 2 shots (the baseline is the mean of the others), or steps below 1.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: wanted at least 1.")
     if shots < 2:
         raise ValueError(f"shots={shots}: wanted at least 2, the baseline is the mean of the other samples.")
     theta = angles.detach().clone().requires_grad_()

@@ -66,7 +66,8 @@ def born_of(ansatz: Ansatz, gates: Tensor) -> Tensor:
     _check_memory(ansatz, gates)
     flat = gates.flatten(0, -5) if gates.ndim > 4 else gates.unsqueeze(0)
     layouts = _layouts(ansatz, flat)
-    cut = cut_of(ansatz, len(flat), _cost(ansatz.n, layouts, len(flat), flat.is_complex()))
+    batch = max(1, len(flat))
+    cut = cut_of(ansatz, batch, _cost(ansatz.n, layouts, batch, flat.is_complex()))
     if cut is None:
         probabilities = _Born.apply(layouts, *_product_halves(flat[:, 0]), flat)
     else:
