@@ -174,6 +174,8 @@ def test_bad_input():
         born(Ansatz(2, 1), torch.zeros(1, 2, 2, dtype=torch.complex64))
     with pytest.raises(ValueError, match=r"shape \(1, 3, 2\), wanted \[\*batch, 1, 2, 2\]"):
         born(Ansatz(2, 1), torch.zeros(1, 3, 2))
+    with pytest.raises(ValueError, match="hold 0 circuits"):
+        born(Ansatz(3, 2), torch.zeros(0, 2, 3, 2))
     with pytest.raises(ValueError, match="shots=0"):
         sample(torch.ones(2) / 2, 0, torch.Generator())
     angles = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()

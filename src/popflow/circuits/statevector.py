@@ -11,6 +11,8 @@ where no pair is); other layers are one gather. Layer 1 acts on ``|0...0>`` and 
 The gradient is the adjoint method: going back, ``psi`` and the cotangent ``lambda`` are pulled through the inverse of each matrix, and
 ``dL/dK = lambda psi^dagger``. What comes out forward are the probabilities ``p = |psi|^2`` themselves, and ``lambda = 2 g psi`` for any
 cotangent ``g = dL/dp``: energies, entropies, tail means, likelihoods all differentiate.
+
+Shallow circuits of neighbours are computed by `popflow.circuits.halves` instead, where that is cheaper and keeps little.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Layout:
 
 
 def born(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    r"""Return the Born distribution ``p(sigma) = |<sigma|U(theta)|0>|^2``, differentiable once, in constant memory.
+    r"""Return the Born distribution ``p(sigma) = |<sigma|U(theta)|0>|^2``, differentiable once, in memory that does not grow with depth.
 
     Args:
         ansatz: The circuit.
@@ -65,9 +67,10 @@ def born_of(ansatz: Ansatz, gates: Tensor) -> Tensor:
     """Return the Born distribution of given unitary one-qubit gates ``[*batch, depth, n, 2, 2]`` between the entangling gates of the ansatz."""
     _check_memory(ansatz, gates)
     flat = gates.flatten(0, -5) if gates.ndim > 4 else gates.unsqueeze(0)
+    if len(flat) == 0:
+        raise ValueError(f"gates of shape {tuple(gates.shape)} hold 0 circuits, wanted at least 1.")
     layouts = _layouts(ansatz, flat)
-    batch = max(1, len(flat))
-    cut = cut_of(ansatz, batch, _cost(ansatz.n, layouts, batch, flat.is_complex()))
+    cut = cut_of(ansatz, len(flat), _cost(ansatz.n, layouts, len(flat), flat.is_complex()))
     if cut is None:
         probabilities = _Born.apply(layouts, *_product_halves(flat[:, 0]), flat)
     else:
