@@ -315,6 +315,7 @@ def test_nothing_in_the_loop_waits_for_an_accelerator(pipes, kind, op, monkeypat
     times = {}  # the table of a scheduler lies on the CPU, and looking up a level there makes nobody wait
     look_up = DDPM.time
     monkeypatch.setattr(DDPM, "time", lambda self, sigma: times[sigma] if sigma in times else times.setdefault(sigma, look_up(self, sigma)))
+    draw(pipes[kind], ["a cat", "a dog"], num_inference_steps=1, **options)  # prompts are encoded once, before the loop
     at_once = [counted(steps) for steps in (3, 6)]
     assert at_once[0][0] < at_once[1][0]  # a CPU is asked at every step
     monkeypatch.setattr(SAMPLING, "put_off", lambda on: put_off())
@@ -402,11 +403,28 @@ def test_the_pipelines_own_safety_checker_is_asked(pipes, monkeypatch):
     assert (image == 0).all()  # what diffusers does with flagged images: black, not denormalised
 
 
+def cut(pipeline, step, timestep, tensors):
+    return {"latents": tensors["latents"][:, :, :1]}
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "says"),
     [
         (["a cat", "a dog"], {"op": "nand"}, "unknown op 'nand': did you mean 'and'"),
         (["a cat"], {"op": "and"}, "op='and' of one prompt, wanted at least two to superpose"),
+        (["a cat"], {"particles": 0}, "particles=0, wanted a whole number of at least 1"),
+        (["a cat"], {"num_images_per_prompt": 0}, "num_images_per_prompt=0, wanted"),
+        (["a cat"], {"num_inference_steps": 0}, "num_inference_steps=0, wanted"),
+        (["a cat"], {"reward": brightness, "reward_every": 0}, "reward_every=0, wanted"),
+        (["a cat"], {"output_type": "jpg"}, "unknown output_type 'jpg'.* Known: latent, np, pil, pt"),
+        (["a cat"], {"exponents": [math.nan]}, r"exponents=\[nan\], wanted finite numbers"),
+        (["a cat"], {"image": np.full((32, 32, 3), 200.0)}, r"image holds values up to 200, wanted \[0, 1\]"),
+        (["a cat"], {"adapters": [["red"]]}, "unknown adapter 'red': Known: none. Fix: pipe.load_lora_weights"),
+        (
+            ["a cat"],
+            {"callback_on_step_end": cut},
+            r"callback_on_step_end returned latents of shape \(1, 1, 1, 16, 16\), wanted \(1, 1, 4, 16, 16\)",
+        ),
         (["a cat"], {"noise_above": -1.0}, "noise_above=-1.0, wanted a noise level >= 0"),
         (["a cat"], {"guidance_scale": math.nan}, "guidance_scale=nan, wanted a finite number"),
         ([], {}, "prompts is empty"),
@@ -428,6 +446,11 @@ def test_the_pipelines_own_safety_checker_is_asked(pipes, monkeypatch):
 def test_bad_input_is_named(pipes, prompts, options, says):
     with pytest.raises(ValueError, match=says):
         draw(pipes["SD"], prompts, **options)
+
+
+def test_a_composition_of_no_pipelines_is_named():
+    with pytest.raises(ValueError, match=r"pipes is empty"):
+        ComposedPipeline.from_pretrained()("a cat")
 
 
 def test_more_prompts_than_degrees_of_freedom_have_no_and():

@@ -66,6 +66,8 @@ def composition(
     betas = [1.0] * len(experts) if exponents is None else [float(beta) for beta in exponents]
     if len(betas) != len(experts):
         raise ValueError(f"exponents holds {len(betas)} numbers for {len(experts)} prompts, wanted one for each.")
+    if not all(map(math.isfinite, betas)):
+        raise ValueError(f"exponents={betas}, wanted finite numbers, one for each prompt.")
     target = Target(())
     for i, (expert, beta) in enumerate(zip(experts, betas, strict=True)):
         if guidance == 1:

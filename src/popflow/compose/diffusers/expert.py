@@ -126,7 +126,7 @@ class PipelineExpert(Expert):
         there = {one for names in source.pipe.get_list_adapters().values() for one in names}
         for one, _ in chosen:
             if one not in there:
-                raise ValueError(unknown("adapter", one, there))
+                raise ValueError(unknown("adapter", one, there) + f" Fix: pipe.load_lora_weights(FOLDER, adapter_name={one!r}) before.")
         label = name or " + ".join(f"{one} {strength:g}" for one, strength in chosen) or "no adapter"
         bare = replace(self, model=Denoiser(source, chosen), name=label)
         return bare if source.conditions is None else bare.prompt(_nothing(source.network), label)
@@ -234,9 +234,13 @@ def from_pretrained(
 def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
     """Load the pipeline itself; see `from_pretrained`."""
     diffusers = extra("diffusers")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype={dtype!r}, wanted a torch.dtype such as torch.float16, or None for that of the folder.")
     there = Path(folder).is_dir()
     if there and not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(f"{folder} holds no model_index.json, wanted a folder that pipe.save_pretrained(folder) has written.")
+        raise ValueError(
+            f"folder={str(folder)!r} holds no model_index.json, wanted a folder that pipe.save_pretrained(folder) has written."
+        )
     if not there and (Path(folder).is_absolute() or str(folder).count("/") != 1 or str(folder).startswith(".")):
         raise ValueError(f"{folder}: no such folder, and no name on the hub (owner/name).")
     try:

@@ -84,6 +84,10 @@ class Latents:
         if self.vae is None and pixels.shape[1] != self.event[0] and self.event[0] == 1:
             pixels = pixels.mean(1, keepdim=True)
         _refuse_non_finite(pixels, "image", "load it again")
+        if float(pixels.abs().max()) > 1 + 1e-3:
+            raise ValueError(
+                f"image holds values up to {float(pixels.abs().max()) / 2 + 0.5:g}, wanted [0, 1] in arrays and tensors: divide by 255, or pass a PIL image."
+            )
         return pixels
 
     def images(self, z: Tensor, output_type: str = "pil") -> Any:
