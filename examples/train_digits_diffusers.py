@@ -1,7 +1,7 @@
 """Train a class-conditional U-Net of diffusers on digits with its own training loop, save it as a folder, and compose two of its labels.
 
     python examples/train_digits_diffusers.py                                 # a short run, to see that it goes
-    python examples/train_digits_diffusers.py --steps 3500 --out digits-unet --particles 256 --levels 60
+    python examples/train_digits_diffusers.py --steps 3500 --out digits-unet --runs 5 --particles 256 --levels 150
 
 The labels are "even" (0), "prime" (1) and "any" (2). The product of the first two is a model of 2, the only even prime. The exact answer is known
 (see `popflow demo`) for images blurred by the width h of the exact experts: at sigma the network is asked at ``sqrt(sigma^2 + h^2)``. Needs ``pip install 'popflow[diffusers]'``.
