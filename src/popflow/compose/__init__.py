@@ -16,6 +16,8 @@ from popflow.compose.experts import (
 )
 from popflow.compose.flow import flow_below
 from popflow.compose.inpainting import keep
+from popflow.compose.products import ProductSpace, Proportional, from_scores
+from popflow.compose.rotations import Rotations, igso3_mixture
 from popflow.compose.sample import Sample, Sampler, sample
 from popflow.compose.schedule import (
     DDPM,
@@ -45,8 +47,11 @@ __all__ = [
     "Euclidean",
     "Expert",
     "Guidance",
+    "ProductSpace",
+    "Proportional",
     "RectifiedFlow",
     "Reward",
+    "Rotations",
     "Sample",
     "Sampler",
     "Space",
@@ -64,8 +69,10 @@ __all__ = [
     "from_density",
     "from_edm",
     "from_network",
+    "from_scores",
     "gaussian_mixture",
     "geometric",
+    "igso3_mixture",
     "karras",
     "keep",
     "kernel_mixture",

@@ -151,6 +151,7 @@ class CentredParticles:
     log-densities and log Z count the degrees of freedom.
 
     Example:
+        >>> import torch
         >>> space = CentredParticles(13)
         >>> space.dim, bool(space.project(torch.randn(4, 13, 3, generator=torch.Generator().manual_seed(0))).mean(1).abs().max() < 1e-6)
         (36, True)
@@ -247,6 +248,7 @@ def follow(space: Space, pop: Population, rates: Rates, h: float, noise: Tensor 
         stretch: From `between`.
 
     Example:
+        >>> import torch
         >>> pop = Population.of(torch.zeros(1, 2, 1))  # one configuration of two particles on a line
         >>> rates = Rates(drift=torch.tensor([[[1.0], [-1.0]]]))
         >>> follow(CentredParticles(2, 1), pop, rates, 0.5, None).x.flatten().tolist()
