@@ -29,7 +29,7 @@ from popflow.core import Streams
 
 LARGEST_STEP = 0.5
 """Largest ``S = sqrt(sigma^2 - sigma'^2)`` of one step: Exp of a Gaussian is Brownian motion to 0.3 % of the mean trace there, 9 % at 1."""
-_SERIES_FROM = 3.0  # variance from which five terms of the series are exact to rounding
+_SERIES_FROM, _FAR_FROM = 1.0, 0.5  # variances: series from the one; below the other the image at omega + 2 pi is lost in rounding
 _POINTS = 4096  # of the table of the distribution of angles
 
 
@@ -109,61 +109,61 @@ def nearest(a: Tensor) -> Tensor:
     return torch.cat([u[..., :2], u[..., 2:] * sign[..., None, None]], -1) @ vh
 
 
-def igso3(omega: Tensor, variance: float) -> tuple[Tensor, Tensor]:
-    """``log f(omega; t)`` and ``(d log f / d omega) / sin(omega)``, which is finite at both ends; angles are clipped just inside (0, pi).
+def igso3(cosine: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    """``log f(omega; t)`` and ``(d log f / d omega) / sin(omega)``, finite at both ends, as functions of ``cos(omega)``; angles are kept just inside (0, pi).
 
     Args:
-        omega: Angles, any shape.
+        cosine: ``cos(omega)``, any shape.
         variance: ``t = sigma^2``, above 0.
 
     Example:
         >>> omega = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
-        >>> f = igso3(omega, 0.3)[0].exp()
+        >>> f = igso3(omega.cos(), 0.3)[0].exp()
         >>> round(float(torch.trapezoid(f * (1 - omega.cos()) / math.pi, omega)), 6)  # the uniform law has angles (1 - cos w) / pi
         1.0
     """
     if not 0 < variance < math.inf:
         raise ValueError(f"variance={variance}, wanted the square of a noise level above 0.")
-    edge = 1e-6 if omega.dtype == torch.float64 else 1e-3
-    omega = omega.clamp(edge, math.pi - edge)
+    edge = 1 - (5e-13 if cosine.dtype == torch.float64 else 5e-7)
+    cosine = cosine.clamp(-edge, edge)
     if variance >= _SERIES_FROM:
-        weights = [(2 * l + 1) * math.exp(-l * (l + 1) * variance / 2) for l in range(6)]
-        density, slope = torch.full_like(omega, weights[0]), torch.zeros_like(omega)
-        for k in range(1, 6):  # chi_l = 1 + 2 sum_k cos(k omega), k = 1..l
-            density = density + 2 * sum(weights[k:]) * (k * omega).cos()
-            slope = slope - 2 * k * sum(weights[k:]) * (k * omega).sin()
-        density = density + sum(weights[1:])
-        return density.log(), slope / density / omega.sin()
-    # (-1)^n (omega + c) exp(-((omega + c)^2 - omega^2)/2t) over omega, for c = 2 pi n and -2 pi n together, is -+ [far + near - c (near - far)/omega]
-    images, slope = torch.ones_like(omega), torch.zeros_like(omega)
-    for n in range(1, 2 + int(variance > 0.5) + int(variance > 2)):
-        c, sign = 2 * math.pi * n, (-1) ** n
-        near = ((c * omega - c**2 / 2) / variance).exp()
-        far_share = (-2 * c / variance * omega).exp()
-        gap = near * -(-2 * c / variance * omega).expm1()
-        both = near * (1 + far_share)
-        images = images + sign * (both - c * gap / omega)
-        slope = slope + sign * c * (gap * (1 / omega**2 + 1 / variance) - both * (c / variance) / omega)
-    half = omega / 2
+        return _series(cosine, variance)
+    # (-1)^n (omega + c) exp(-((omega + c)^2 - omega^2)/2t) over omega, for c = 2 pi and -2 pi together: c (near - far)/omega - near - far
+    omega, sine, half = cosine.acos(), ((1 - cosine) / 2).sqrt(), ((1 + cosine) / 2).sqrt()  # sine and cosine of omega / 2
+    c, inverse = 2 * math.pi, 1 / omega
+    near = ((omega - c / 2) * (c / variance)).exp()
+    images, slope = near * (c * inverse - 1), near * (c / variance * (c * inverse - 1) - c * inverse.square())
+    if variance > _FAR_FROM:
+        far = ((omega + c / 2) * (-c / variance)).exp()
+        images = images - far * (c * inverse + 1)
+        slope = slope + far * (c / variance * (c * inverse + 1) + c * inverse.square())
+    images = 1 + images
     constant = variance / 8 + math.log(2 * math.pi) / 2 - 1.5 * math.log(variance)
-    density = constant - omega.square() / (2 * variance) + (omega / half.sin() * images).log()
-    slope = slope / images - omega / variance + _inverse_minus_half_cotangent(omega)
-    return density, slope / omega.sin()
+    density = (omega / sine * images).log() - omega.square() / (2 * variance) + constant
+    slope = slope / images - omega / variance + inverse - half / (2 * sine)
+    return density, slope / (2 * sine * half)
 
 
-def _inverse_minus_half_cotangent(omega: Tensor) -> Tensor:
-    """``1/omega - cot(omega/2)/2``, by its series below 0.1."""
-    small = omega < 0.1
-    safe = torch.where(small, 1.0, omega)
-    series = omega / 12 * (1 + omega.square() / 60 * (1 + omega.square() / 42))
-    return torch.where(small, series, 1 / safe - 1 / (2 * (safe / 2).tan()))
+def _series(cosine: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    """The sum over l with ``chi_l = 1 + 2 sum_k cos(k omega)``, k = 1..l: Chebyshev polynomials of the cosine, summed by Clenshaw's recurrence."""
+    weights = [1.0]
+    while weights[-1] > 1e-18:
+        l = len(weights)
+        weights.append((2 * l + 1) * math.exp(-l * (l + 1) * variance / 2))
+    tails = [sum(weights[k:]) for k in range(len(weights))]
+    first = second = d_first = d_second = torch.zeros_like(cosine)
+    for k in range(len(weights) - 1, 0, -1):
+        first, second = 2 * tails[k] + 2 * cosine * first - second, first
+        d_first, d_second = 2 * k * tails[k] + 2 * cosine * d_first - d_second, d_first
+    density = tails[0] + cosine * first - second
+    return density.log(), -d_first / density
 
 
 def igso3_angles(shape: tuple[int, ...], sigma: float, rng: Streams, stream: str = "start") -> Tensor:
     """Angles of Brownian motion after variance ``sigma^2``: density ``(1 - cos omega)/pi f(omega)``, by inversion of a table; float64."""
     largest = min(math.pi, 10 * sigma)
     omega = torch.linspace(0, largest, _POINTS, dtype=torch.float64, device=rng.device)
-    density = igso3(omega, sigma**2)[0].exp() * (1 - omega.cos())
+    density = igso3(omega.cos(), sigma**2)[0].exp() * (1 - omega.cos())
     table = torch.cat([omega.new_zeros(1), torch.cumulative_trapezoid(density, omega)])
     u = rng.uniform(stream, shape) * table[-1]
     k = torch.searchsorted(table, u.flatten()).clamp(1, _POINTS - 1).reshape(shape)
@@ -284,15 +284,14 @@ class Rotations:
         rows = x.shape[: x.ndim - len(self.event)]
         if self.uniform:
             return x.new_zeros(rows)
-        return igso3(angle(x), sigma**2)[0].reshape(*rows, -1).sum(-1)
+        return igso3(_cosine(x.diagonal(dim1=-2, dim2=-1).sum(-1)), sigma**2)[0].reshape(*rows, -1).sum(-1)
 
     def stretch(self, size: Callable[[Clock], float], like: Tensor) -> None:
         """Return None: there is one clock."""
 
 
-def angle(r: Tensor) -> Tensor:
-    """Angle of rotations ``[..., 3, 3]``, accurate near 0 and pi."""
-    return torch.atan2(vee(r).norm(dim=-1), r.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
+def _cosine(trace: Tensor) -> Tensor:
+    return (trace - 1) / 2
 
 
 def igso3_kernels(x: Tensor, centres: Tensor, variance: float) -> tuple[Tensor, Tensor]:
@@ -306,7 +305,7 @@ def igso3_kernels(x: Tensor, centres: Tensor, variance: float) -> tuple[Tensor, 
         variance: ``t``.
     """
     trace = x.flatten(2).transpose(0, 1) @ centres.to(x).flatten(2).permute(1, 2, 0)  # [count, rows, M]
-    return igso3(((trace - 1) / 2).clamp(-1, 1).acos().permute(1, 2, 0), variance)
+    return igso3(_cosine(trace).permute(1, 2, 0), variance)
 
 
 def igso3_score(x: Tensor, centres: Tensor, weights: Tensor) -> Tensor:
