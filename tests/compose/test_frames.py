@@ -170,7 +170,7 @@ def few(seed: int, count: int = 3) -> Tensor:
 
 
 def test_the_score_is_the_slope_of_the_density_in_the_frame():
-    q = fragment_mixture(few(0), 0.4, 0.8, torch.tensor([1.0, 2.0, 3.0]))
+    q = fragment_mixture(few(0), 0.4, 0.8, weights=torch.tensor([1.0, 2.0, 3.0]))
     assert q.log_prob is not None
     space, sigma, h = q.home, 0.7, 1e-5
     x = frame_draws(*relative(*residue_frames(few(0))), 0.4, 0.8, 5, Streams(0))

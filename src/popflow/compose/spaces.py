@@ -256,7 +256,7 @@ def follow(space: Space, pop: Population, rates: Rates, h: float, noise: Tensor 
     """
     if isinstance(space, Euclidean):
         return advance(pop, rates, h, noise)
-    moved = advance(_at_zero(space, pop), rates, h, noise)
+    moved = advance(at_zero(space, pop), rates, h, noise)
     displacement = moved.x if stretch is None else moved.x * stretch
     return moved.replace(x=space.move(pop.x, displacement))
 
@@ -304,7 +304,7 @@ def kernel(
                 s = score(v, here)
                 return s if stretch is None else s * stretch
 
-            moved = langevin(pull, size, 1, tracked=tracked if refresh is None else ())(_at_zero(space, pop), t0, t1, rng)
+            moved = langevin(pull, size, 1, tracked=tracked if refresh is None else ())(at_zero(space, pop), t0, t1, rng)
             displacement = space.project(moved.x if stretch is None else moved.x * stretch)
             pop = moved.replace(x=space.move(pop.x, displacement))
         return pop if refresh is None else refresh(t1, before, pop)
@@ -312,6 +312,8 @@ def kernel(
     return step
 
 
-def _at_zero(space: Space, pop: Population) -> Population:
-    """The population at the zero of its tangent spaces."""
+def at_zero(space: Space, pop: Population) -> Population:
+    """Put a population at the zero of its tangent spaces: what `advance` tracks there is what a step tracks, without moving the points."""
+    if isinstance(space, Euclidean):
+        return pop
     return pop.replace(x=pop.x.new_zeros(*pop.log_w.shape, *space.tangent))

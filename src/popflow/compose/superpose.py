@@ -26,9 +26,9 @@ from torch import Tensor
 
 from popflow.compose.corrector import initial_densities, length, stretched
 from popflow.compose.sample import Sampler
-from popflow.compose.spaces import Euclidean, Space, between, follow, noise_for
+from popflow.compose.spaces import Euclidean, Space, at_zero, between, follow, noise_for
 from popflow.compose.target import Expert, check_same_space, scores
-from popflow.core import Ito, Population, Rates, Step, Streams
+from popflow.core import Ito, Population, Rates, Step, Streams, advance
 from popflow.core.calculus import values_and_divergences
 
 
@@ -150,8 +150,8 @@ def both(
         share = torch.full_like(log_q, 1 / len(experts))
         equal = field.rates(share)
         noise = noise_for(mix.space, pop, equal, rng)
-        still = pop.replace(aux={"log_q": torch.zeros_like(log_q)})
-        gain = field.follow(still, equal, noise).aux["log_q"]
+        still = at_zero(mix.space, pop.replace(aux={"log_q": torch.zeros_like(log_q)}))
+        gain = advance(still, equal, field.h, noise).aux["log_q"]
         wanted = -gain - feedback * (log_q - offset.to(log_q))
         kappa = share + _solve(field.s, wanted, field.strength * -field.h, ridge, len(mix.space.tangent))
         after = field.follow(pop, field.rates(kappa), noise)
