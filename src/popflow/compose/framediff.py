@@ -71,7 +71,7 @@ class RotationClock:
 
     >>> clock, levels = RotationClock(), framediff_levels(10)
     >>> round(clock(float(levels[0])), 3), round(clock(float(levels[-1])), 3)
-    (1.5, 0.134)
+    (1.5, 0.13)
     """
 
     low: float = 0.1
