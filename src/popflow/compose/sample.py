@@ -13,6 +13,7 @@ from torch import Tensor
 from popflow.compose.schedule import check_levels
 from popflow.compose.target import Expert
 from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
+from popflow.core.errors import put_off
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,9 @@ def sample(
             Densities that are tracked start equal for all experts. Particles without centre of mass are centred.
         dtype: Of the particles and their weights.
 
+    On an accelerator nothing in the loop waits for it: values that are not finite are found at the end, with the level they appeared at. With
+    further recorders, which look at every state, they are found at once, as on a CPU.
+
     Raises:
         ValueError: for a grid that is not decreasing or whose steps are too large for the space, a sum of exponents that is not positive, no
             particles, or ``around`` in a space that is not flat.
@@ -147,7 +151,9 @@ def sample(
         pop = pop.replace(aux={**pop.aux, "ancestor": ancestor})
     else:
         pop, start = _fitting(resume, levels, (runs, particles, *sampler.experts[0].event)), resume.k
-    pop = simulate(sampler.step, pop, levels.square(), rng=rng, record=(trace, *record), start=start)
+    record = tuple(record)
+    with put_off(rng.device.type != "cpu" and not record):
+        pop = simulate(sampler.step, pop, levels.square(), rng=rng, record=(trace, *record), start=start)
     if sampler.resamples and trace.rows:
         _warn_of_collapse(trace["ess"], particles)
     return Sample(pop, trace)

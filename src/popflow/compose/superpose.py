@@ -80,7 +80,7 @@ def either(
     offset = _bias(bias, experts)
 
     mix = _Mix(tuple(experts), guidance, deterministic, probes)
-    return _superposition(mix, lambda log_q: (temperature * log_q + offset.to(log_q)).softmax(-1))
+    return _superposition(mix, lambda log_q: _plus(temperature * log_q, offset).softmax(-1))
 
 
 def average(experts: Sequence[Expert], *, guidance: Guidance | None = None, deterministic: bool = False, probes: int | None = 1) -> Sampler:
@@ -152,7 +152,7 @@ def both(
         noise = noise_for(mix.space, pop, equal, rng)
         still = at_zero(mix.space, pop.replace(aux={"log_q": torch.zeros_like(log_q)}))
         gain = advance(still, equal, field.h, noise).aux["log_q"]
-        wanted = -gain - feedback * (log_q - offset.to(log_q))
+        wanted = -gain - feedback * _plus(log_q, None if offset is None else -offset)
         kappa = share + _solve(field.s, wanted, field.strength * -field.h, ridge, len(mix.space.tangent))
         after = field.follow(pop, field.rates(kappa), noise)
         return after.replace(aux={**after.aux, "kappa": kappa})
@@ -305,13 +305,18 @@ def _solve(s: Tensor, wanted: Tensor, gain: float, ridge: float, event: int) -> 
     system = gram + scale * (max(ridge, 1e-14) * eye + 1 / m)
     right = wanted.double()
     right = (right - right.mean(-1, keepdim=True)) / gain
-    delta = torch.linalg.solve(system, right.unsqueeze(-1)).squeeze(-1)
+    delta = torch.linalg.solve_ex(system, right.unsqueeze(-1))[0].squeeze(-1)  # regular by construction: no need to wait and see
     return torch.where(agree[..., None], 0.0, delta).to(wanted.dtype)
 
 
-def _bias(bias: Sequence[float] | None, experts: Sequence[Expert]) -> Tensor:
+def _plus(log_q: Tensor, offset: Tensor | None) -> Tensor:
+    """Add offsets where there are any: to bring them to an accelerator is to wait for it."""
+    return log_q if offset is None else log_q + offset.to(log_q)
+
+
+def _bias(bias: Sequence[float] | None, experts: Sequence[Expert]) -> Tensor | None:
     if bias is None:
-        return torch.zeros(len(experts), dtype=torch.float64)
+        return None
     offset = torch.as_tensor(bias, dtype=torch.float64)
     if offset.shape != (len(experts),) or not bool(offset.isfinite().all()):
         raise ValueError(f"bias={offset.tolist()}, wanted one finite number for each of {len(experts)} experts.")

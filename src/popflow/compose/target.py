@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from popflow.compose.spaces import Euclidean, Space
-from popflow.core.errors import NonFiniteError
+from popflow.core.errors import NonFiniteError, is_put_off, refuse
 
 Model = Callable[[Tensor, float, Tensor | None], Tensor]
 """``model(y [rows, *event], sigma, cond [rows, *c] or None) -> epsilon [rows, *tangent]`` in sigma coordinates; tangent vectors are shaped like
@@ -238,20 +238,27 @@ def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
             error.add_note(f"Raised by the model of expert {names} at sigma={sigma:g} for samples {tuple(rows.shape)} and {given}.")
             raise
         for i, epsilon in zip(members, together, strict=True):
-            if not bool(epsilon.isfinite().all()):
-                bad, lost = (int((~value.isfinite()).reshape(len(rows), -1).any(1).sum()) for value in (epsilon, rows))
-                fix = "check the model in this range of noise, its precision (fp16 overflows), and that the grid lies inside its training range."
-                if lost:
-                    fix = f"{lost} of the samples it was given were not finite either: the step before went too far; take more levels."
-                raise NonFiniteError(
-                    f"expert {experts[i].name!r} returned values that are not finite for {bad} of {len(rows)} samples at sigma={sigma:g}: {fix}"
-                )
+            _check_finite(experts[i].name, epsilon, rows, sigma)
             out[i] = epsilon
     stacked = together if len(groups) == 1 and together is not None else torch.stack([epsilon for epsilon in out if epsilon is not None])
     space = experts[0].home
     if isinstance(space, Euclidean):
         return (stacked / -sigma).reshape(len(experts), *y.shape)
     return space.project(stacked / -sigma).reshape(len(experts), *y.shape[: y.ndim - len(event)], *space.tangent)
+
+
+def _check_finite(name: str, epsilon: Tensor, rows: Tensor, sigma: float) -> None:
+    """Refuse predictions that are not finite; ``rows`` is what they were made from."""
+    total = len(rows)
+
+    def error(bad: int, lost: int) -> NonFiniteError:
+        fix = "check the model in this range of noise, its precision (fp16 overflows), and that the grid lies inside its training range."
+        if lost:
+            fix = f"{lost} of the samples it was given were not finite either: the step before went too far; take more levels."
+        return NonFiniteError(f"expert {name!r} returned values that are not finite for {bad} of {total} samples at sigma={sigma:g}: {fix}")
+
+    if is_put_off() or not bool(epsilon.isfinite().all()):
+        refuse(torch.stack([(~value.isfinite()).reshape(total, -1).any(1).sum() for value in (epsilon, rows)]), error)
 
 
 def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from popflow.compose.diffusers.extra import extra
 from popflow.core import NonFiniteError
+from popflow.core.errors import refuse
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +197,9 @@ def _dtype(module: Any) -> torch.dtype:
 
 
 def _refuse_non_finite(value: Tensor, what: str, fix: str) -> None:
-    bad = int((~value.isfinite()).flatten(1).any(1).sum())
-    if bad:
-        raise NonFiniteError(f"{what}: {bad} of {len(value)} hold values that are not finite (NaN or infinite). Fix: {fix}.")
+    total = len(value)
+
+    def error(bad: int) -> NonFiniteError:
+        return NonFiniteError(f"{what}: {bad} of {total} hold values that are not finite (NaN or infinite). Fix: {fix}.")
+
+    refuse((~value.isfinite()).flatten(1).any(1).sum(), error)

@@ -6,6 +6,7 @@ Strings such as ``op="and"`` live here because this is the boundary where users 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -219,6 +220,8 @@ class ComposedPipeline:
             kernel_steps: Langevin steps at each level of a product.
             ess_below: Resample below this share of effective particles.
         """
+        if not noise_above >= 0:
+            raise ValueError(f"noise_above={noise_above}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
         if image is not None and height is None and width is None:
             height, width = size_of(image)
         bases = self.experts(height, width)
@@ -340,6 +343,8 @@ def _prompted(
 def _guidance(expert: PipelineExpert, asked: float | None) -> tuple[float, float | None]:
     """Weight of guidance, and the scale that a network with distilled guidance is told (None for others)."""
     assert expert.source is not None
+    if asked is not None and not math.isfinite(asked):
+        raise ValueError(f"guidance_scale={asked}, wanted a finite number: 1 for no guidance, 7.5 is usual for Stable Diffusion.")
     pipe, network = expert.source.pipe, expert.source.network
     own = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
     usual = float(own.default) if own is not None and own.default is not inspect.Parameter.empty else 1.0
