@@ -177,9 +177,10 @@ def exchange(temperatures: Sequence[float]) -> Step:
     """
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-        low = torch.arange(int(t0) % 2, len(temperatures) - 1, 2)
-        if not len(low):
+        first = int(t0) % 2
+        if first >= len(temperatures) - 1:
             return pop
+        low = torch.arange(first, len(temperatures) - 1, 2)
         beta, energy = pop.x.new_tensor(temperatures).reciprocal(), pop.aux["energy"]
         gain = (beta[low] - beta[low + 1])[:, None] * (energy[low] - energy[low + 1])
         accept = rng.uniform("exchange", tuple(gain.shape), gain.dtype).log() < gain
