@@ -66,10 +66,11 @@ class PairNetwork(nn.Module):
         self.particles, self.dimensions, self.stiff = particles, dimensions, stiff
         centres = torch.cat([torch.linspace(*piece) for piece in grid])
         widths = torch.cat([torch.full((count,), (last - first) / (count - 1)) for first, last, count in grid])
-        self.register_buffer("centres", centres[:, None, None], persistent=False)
-        self.register_buffer("sharpness", 1 / (math.sqrt(2) * widths)[:, None, None], persistent=False)
-        self.centres: Tensor
+        sharpness = (1 / (math.sqrt(2) * widths))[:, None, None]
+        self.register_buffer("sharpness", sharpness, persistent=False)
+        self.register_buffer("offset", -centres[:, None, None] * sharpness, persistent=False)
         self.sharpness: Tensor
+        self.offset: Tensor
         self.range = float(centres[0]), float(centres[-1])
         features = len(centres)
         self.time = TimeEmbedding()
@@ -85,43 +86,39 @@ class PairNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Evaluate configurations ``[rows, n, d]`` at ``t = log(sigma) / 4``, one per row."""
-        n = self.particles
-        points = x.permute(2, 1, 0)
-        shifts = range(1, n // 2 + 1)
-        between = [points - _partner(points, s) for s in shifts]
+        n, points = self.particles, x.permute(2, 1, 0).contiguous()
+        shifts, around = range(1, self.particles // 2 + 1), torch.cat([points, points], 1)
+        between = [points - around[:, s : s + n] for s in shifts]
         r = [(d.square().sum(0) + 1e-12).sqrt() for d in between]
-        phi = [((one.clamp(*self.range) - self.centres) * self.sharpness).square().neg().exp() for one in r]
+        phi = [self._features(one) for one in r]
         if n % 2 == 0:
-            phi[-1] = phi[-1] * 0.5
+            phi[-1] = phi[-1] / 2
+        back = [torch.cat([one[:, n - s :], one[:, : n - s]], 1) for s, one in zip(shifts, phi, strict=True)]
         level = F.silu(self.level(self.time(t))).T.unsqueeze(1)
-        crowd = sum(one + _shifted(one, s) for s, one in zip(shifts, phi, strict=True))
-        a = _dense(self.crowd, crowd) + level
+        a = _dense(self.crowd, sum(phi[1:], phi[0]) + sum(back[1:], back[0])) + level
         a = a + _dense(self.first, F.silu(a))
         for shells, seen, update in zip(self.shells, self.seen, self.update, strict=True):
-            b, total = _dense(shells, F.silu(a)), crowd.new_zeros(())
-            for s, one in zip(shifts, phi, strict=True):
-                total = total + one * _partner(b, s) + _shifted(one * b, s)
+            b = _dense(shells, F.silu(a))
+            b, total = torch.cat([b, b], 1), torch.zeros_like(b)
+            for s, there, here in zip(shifts, phi, back, strict=True):
+                total = torch.addcmul(torch.addcmul(total, there, b[:, s : s + n]), here, b[:, n - s : 2 * n - s])
             a = a + _dense(update, F.silu(_dense(seen, total) + a + level))
         u, v = _dense(self.strength, F.silu(a)), torch.zeros_like(points)
+        around = torch.cat([u, u], 1)
         for s, one, d, distance in zip(shifts, phi, between, r, strict=True):
-            force = (one * (u + _partner(u, s))).sum(0) / (distance + SOFTENING) * d
-            v = v + force - _shifted(force, s)
+            force = (one * (u + around[:, s : s + n])).sum(0) / (distance + SOFTENING) * d
+            v = v + force - torch.cat([force[:, n - s :], force[:, : n - s]], 1)
         return v.permute(2, 1, 0) * size((4 * t).exp(), self.stiff).view(-1, 1, 1)
+
+    def _features(self, r: Tensor) -> Tensor:
+        """Gaussians of distances, ``[n, rows] -> [k, n, rows]``."""
+        z = torch.addcmul(self.offset, r.clamp(*self.range), self.sharpness)
+        return torch.addcmul(z.new_zeros(()), z, z, value=-1).exp()
 
 
 def size(sigma: Tensor, stiff: float) -> Tensor:
     """Size of the network's output at a noise level, ``sigma / sqrt(sigma^2 + stiff^2)``."""
     return sigma * (sigma.square() + stiff**2).rsqrt()
-
-
-def _partner(nodes: Tensor, s: int) -> Tensor:
-    """What stands at ``i + s (mod n)``: ``[k, n, rows]``."""
-    return torch.cat([nodes[:, s:], nodes[:, :s]], 1)
-
-
-def _shifted(nodes: Tensor, s: int) -> Tensor:
-    """Carry what stands at i to ``i + s (mod n)``."""
-    return torch.cat([nodes[:, -s:], nodes[:, :-s]], 1)
 
 
 def _dense(layer: nn.Linear, a: Tensor) -> Tensor:
