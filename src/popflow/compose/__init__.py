@@ -31,6 +31,7 @@ from popflow.compose.schedule import (
     linear_betas,
     scaled_linear_betas,
 )
+from popflow.compose.spaces import CentredParticles, Euclidean, Space
 from popflow.compose.steering import steer
 from popflow.compose.superpose import Guidance, average, both, either
 from popflow.compose.target import Expert, Reward, Target, cfg, scores, tilt
@@ -40,12 +41,15 @@ __all__ = [
     "EDM",
     "VE",
     "VP",
+    "CentredParticles",
+    "Euclidean",
     "Expert",
     "Guidance",
     "RectifiedFlow",
     "Reward",
     "Sample",
     "Sampler",
+    "Space",
     "Target",
     "alphas_cumprod",
     "average",
