@@ -8,7 +8,6 @@ configurations, ``sum_i x_i = 0``: these have ``(n - 1) d`` degrees of freedom.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -16,7 +15,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from popflow.core import PopflowWarning
+from popflow.compose.spaces import CentredParticles
 
 Pairs = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``pairs(r2) -> (u, du/d(r2))``: energy of a pair of particles and its derivative, as functions of the squared distance."""
@@ -50,9 +49,9 @@ class Cluster:
         return self.particles, self.dimensions
 
     @property
-    def freedom(self) -> int:
-        """Degrees of freedom of a centred configuration, ``(n - 1) d``."""
-        return (self.particles - 1) * self.dimensions
+    def space(self) -> CentredParticles:
+        """Where its configurations live; ``space.check`` centres them, with a warning."""
+        return CentredParticles(self.particles, self.dimensions)
 
     def energy(self, x: Tensor) -> Tensor:
         """Energy of configurations ``[..., n, d]``, ``[...]``; +inf where particles lie on one another."""
@@ -153,33 +152,6 @@ def icosahedron(steps: int = 500) -> Tensor:
     for _ in range(steps):
         x = x + 5e-4 * system.energy_and_force(x)[1]
     return x
-
-
-def centred(x: Tensor, *, what: str = "x", tolerance: float = 1e-4) -> Tensor:
-    """Return configurations ``[..., n, d]`` with their centre of mass moved to the origin, with a warning where it was not there.
-
-    Published reference files are often not centred: centres of mass up to 100 have been seen.
-
-    Raises:
-        ValueError: when a coordinate is not finite.
-
-    Example:
-        >>> centred(torch.tensor([[-1.0], [1.0]])).tolist()
-        [[-1.0], [1.0]]
-    """
-    if not bool(x.isfinite().all()):
-        bad = int((~x.isfinite()).flatten(-2).any(-1).sum())
-        raise ValueError(f"{what} has coordinates that are NaN or infinite in {bad} configurations, wanted finite ones.")
-    mean = x.mean(-2, keepdim=True)
-    off = float(mean.norm(dim=-1).max())
-    if off > tolerance * max(1.0, float(x.std())):
-        warnings.warn(
-            f"{what} has centres of mass up to {off:.3g} from the origin: they are moved there. Centre configurations yourself, "
-            "x - x.mean(-2, keepdim=True), to silence this.",
-            PopflowWarning,
-            stacklevel=2,
-        )
-    return x - mean
 
 
 def apart(system: Cluster, x: Tensor, *, what: str = "x") -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popflow.compose.particles.energies import Cluster, apart, centred, positive
+from popflow.compose.particles.energies import Cluster, apart, positive
 from popflow.core import Population, State, Step, Streams, Trace, chain, simulate
 
 ACCEPTANCE = 0.75
@@ -95,7 +95,7 @@ def tempered(
     for name, value in {"sweeps": sweeps, "chains": chains, "keep_every": keep_every, "leapfrogs": leapfrogs}.items():
         if value < 1:
             raise ValueError(f"{name}={value!r}, wanted at least 1.")
-    first = apart(system, centred(start.double(), what="start"), what="start")
+    first = apart(system, system.space.check(start.double()), what="start")
     x = first.expand(len(ladder), chains, *system.event).clone()
     energy, force = system.energy_and_force(x)
     like = torch.zeros_like(energy)
@@ -143,8 +143,7 @@ def trajectories(system: Cluster, temperatures: Sequence[float], leapfrogs: int 
         beta = pop.x.new_tensor(temperatures).reciprocal()[:, None]
         slope = beta[..., None, None]
         x, energy, force, size = pop.x, pop.aux["energy"], pop.aux["force"], pop.aux["step_size"]
-        p = rng.normal("momentum", x)
-        p = p - p.mean(-2, keepdim=True)
+        p = system.space.project(rng.normal("momentum", x))
         h = (size * (1 - JITTER + 2 * JITTER * rng.uniform("accept", tuple(size.shape), size.dtype)))[..., None, None]
         before = beta * energy + p.square().sum((-1, -2)) / 2
         y, e, f = x, energy, force
@@ -211,9 +210,9 @@ def autocorrelation_time(values: Tensor) -> float:
 
     Source: Sokal, *Monte Carlo methods in statistical mechanics* (1996).
     """
-    centred = values.double() - values.double().mean()
-    n = len(centred)
-    spectrum = torch.fft.rfft(centred, 2 * n, dim=0)
+    moving = values.double() - values.double().mean()
+    n = len(moving)
+    spectrum = torch.fft.rfft(moving, 2 * n, dim=0)
     covariance = torch.fft.irfft(spectrum.abs().square(), 2 * n, dim=0)[:n].mean(1) / torch.arange(n, 0, -1)
     tau = 1.0
     for k in range(1, n):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from popflow.compose.particles.energies import Cluster
+from popflow.compose.particles.energies import Cluster, apart
 from popflow.compose.particles.network import PairNetwork, size
 from popflow.core import Streams
 from popflow.learn.learner import Loss
@@ -50,9 +50,9 @@ class Samples:
 
 def samples_of(system: Cluster, temperature: float, x: Tensor) -> Samples:
     """Return samples with their scores, in float32; forces are computed in float64."""
-    x = x.double() - x.double().mean(1, keepdim=True)
+    x = apart(system, system.space.check(x.double()))
     score = system.energy_and_force(x)[1] / temperature
-    count = len(x) * system.freedom
+    count = len(x) * system.space.dim
     return Samples(x.float(), score.float(), float(score.square().sum() / count), float((x.square().sum() / count).sqrt()))
 
 
