@@ -88,7 +88,9 @@ class Cluster:
 
     def _check(self, x: Tensor) -> None:
         if tuple(x.shape[-2:]) != self.event:
-            raise ValueError(f"x has shape {tuple(x.shape)}, wanted [..., {self.particles}, {self.dimensions}], a configuration of {self.name}.")
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, wanted [..., {self.particles}, {self.dimensions}], a configuration of {self.name}."
+            )
 
 
 def lennard_jones(particles: int = 13, *, depth: float = 1.0, minimum: float = 1.0, trap: float = 1.0) -> Cluster:
