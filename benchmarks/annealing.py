@@ -43,8 +43,6 @@ PUBLISHED = {  # T_S, form -> distance W2, energy W1, energy W2: off, on
     (1.5, "target"): ((0.168, 5.340, 6.210), (0.083, 3.366, 3.386)),
     (1.5, "tempered"): ((0.095, 2.154, 3.920), (0.066, 0.765, 0.939)),
 }
-RANGE = {"lj13": (0.005, 8.0), "dw4": (0.01, 16.0)}
-"""First and last noise level."""
 COLDER = {"lj13": (0.8, 1.5), "dw4": (0.5, 1.0)}
 
 
@@ -72,7 +70,7 @@ def cell(system: str, temperature: float, form: str, correct: bool, seed: int, p
 
     def make() -> dict[str, Tensor]:
         zeta = 1.0 if form == "target" else beta**-0.5
-        low, high = RANGE[system]
+        low, high = models.find(system).sampled
         sampler = feynman_kac(zoo.load(system) ** beta, zeta=zeta, correct=correct)
         out = sample(sampler, geometric(steps, low, high), particles=particles, rng=Streams(seed))
         pop = out.population
@@ -222,7 +220,7 @@ def gmm_rows(options: argparse.Namespace) -> list[Row]:
     particles, steps, seeds = (500, 30, 1) if options.quick else (10_000, 500, options.seeds)
     means, rows = gmm40(), []
     for name, std in WIDTHS.items():
-        masses, log_z, centre = gmm40_law(means, std, LEVELS[0])
+        masses, log_z, _ = gmm40_law(means, std, LEVELS[0])
         generator = torch.Generator().manual_seed(0)
         draws = torch.multinomial(masses, particles * seeds, replacement=True, generator=generator).reshape(seeds, particles)
         floor = mean([float(total_variation(torch.bincount(d, minlength=40).double(), masses)) for d in draws])[0]

@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -206,7 +206,10 @@ def _kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     return load_tensors(path)[0]
 
 
-def _fresh(make: Callable[[], nn.Module]) -> nn.Module:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _fresh(make: Callable[[], Network]) -> Network:
     """Make a network with parameters that are the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

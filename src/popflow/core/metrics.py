@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 
-def wasserstein_1d(
-    x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None, *, order: int = 1
-) -> Tensor:
+def wasserstein_1d(x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None, *, order: int = 1) -> Tensor:
     """Exact Wasserstein distance of order 1 or 2 on the line: ``W_p^p = integral_0^1 |Q_x(u) - Q_y(u)|^p du``, ``Q`` the quantile functions.
 
     >>> x = torch.tensor([0.0, 1.0])

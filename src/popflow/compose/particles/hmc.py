@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def tempered(
         [1.0, 2.0]
     """
     ladder = tuple(float(t) for t in temperatures)
-    if not ladder or any(b <= a for a, b in zip(ladder, ladder[1:], strict=False)):
+    if not ladder or any(b <= a for a, b in pairwise(ladder)):
         raise ValueError(f"temperatures={ladder}, wanted at least one, strictly increasing.")
     positive("temperatures[0]", ladder[0])
     for name, value in {"sweeps": sweeps, "chains": chains, "keep_every": keep_every, "leapfrogs": leapfrogs}.items():

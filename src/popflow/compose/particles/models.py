@@ -43,6 +43,7 @@ class Model:
         stiff: Inverse root of the Fisher information of a coordinate.
         grid: Radial features of the network.
         levels: ``(lowest, knee, highest)`` noise levels learned; three quarters of the batch lie below the knee.
+        sampled: First and last noise level of samplers, lowest first; below the lowest one learned the score hardly changes.
         step_size: Of Hamiltonian Monte Carlo, at first.
         steps: Training steps.
     """
@@ -56,6 +57,7 @@ class Model:
     stiff: float
     grid: tuple[tuple[float, float, int], ...]
     levels: tuple[float, float, float]
+    sampled: tuple[float, float]
     step_size: float
     steps: int
 
@@ -80,6 +82,7 @@ MODELS = {
         0.18,
         ((0.1, 0.4, 3), (0.5, 1.5, 17), (1.65, 5.0, 12)),
         (0.01, 0.7, 10.0),
+        (0.005, 8.0),
         0.025,
         10_000,
     ),
@@ -93,6 +96,7 @@ MODELS = {
         0.3,
         ((0.1, 4.0, 32),),
         (0.02, 1.0, 20.0),
+        (0.01, 16.0),
         0.15,
         4_000,
     ),

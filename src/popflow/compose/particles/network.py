@@ -121,6 +121,7 @@ def size(sigma: Tensor, stiff: float) -> Tensor:
     return sigma * (sigma.square() + stiff**2).rsqrt()
 
 
-def _dense(layer: nn.Linear, a: Tensor) -> Tensor:
+def _dense(layer: nn.Module, a: Tensor) -> Tensor:
     """Apply a linear layer to the first dimension, ``[k, n, rows] -> [out, n, rows]``."""
+    assert isinstance(layer, nn.Linear)
     return torch.addmm(layer.bias.unsqueeze(1), layer.weight, a.flatten(1)).view(-1, *a.shape[1:])
