@@ -100,7 +100,7 @@ def lennard_jones(particles: int = 13, *, depth: float = 1.0, minimum: float = 1
 
     over **ordered** pairs: every pair counts twice, the well is ``2 depth`` deep. Half of it (each pair once, an energy factor of 1/2) is the
     convention of other papers and another physical system: at T = 1 its mean energy is 0.5 instead of -43. Check value: the relaxed
-    icosahedron of 13 particles has ``E = -83.09``; each pair once gives -38.93 (`popflow.compose.particles.icosahedron` makes one).
+    icosahedron of 13 particles has ``E = -83.09``; each pair once gives -38.77 there (`icosahedron` makes one).
 
     Args:
         particles: How many.
