@@ -36,7 +36,7 @@ INPUTS = {
 @pytest.mark.parametrize("space", SPACES)
 def test_equals_the_module(space, kind, tmp_path):
     rng = torch.Generator().manual_seed(0)
-    x = INPUTS[kind](torch.rand(13, space.inputs, generator=rng, dtype=torch.float64))
+    x = INPUTS[kind](torch.rand(13, space.inputs, generator=rng)).double()
     for _ in range(12):
         network = space.decode(torch.randint(2, (space.n,), generator=rng))
         packed = pack(network)
