@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as _replace
 from functools import partial
@@ -138,7 +138,8 @@ def fit(
         batches: ``batches(rng) -> batch``; shapes must not vary if the step is to be compiled.
         steps: Number of steps, those of a resumed checkpoint included.
         rng: Named streams; their states are part of the checkpoint.
-        optimizer: Class of `torch.optim` or partial of one, called with the list of tensors.
+        optimizer: Class of `torch.optim` or partial of one, called with pairs (name, tensor); ``partial(popflow.optim.SINGD, module)`` for the
+            module that ``loss`` calls (its steps are never compiled).
         schedule: Factor of the learning rate as a function of the step, see `cosine`.
         clip_norm: Longest joint gradient; the norm before clipping is recorded as ``grad_norm``.
         ema: Decay of the parameter average, for example 0.999.
@@ -167,12 +168,12 @@ def fit(
     _check(params, steps=steps, log_every=log_every, checkpoint_every=checkpoint_every, ema=ema, clip_norm=clip_norm)
     record = tuple(record)
     learner = Learner(loss, params, optimizer, ema is not None, clip_norm)
-    mark = _Mark(compiled=compile if isinstance(compile, bool) else None)
+    mark = _Mark(compiled=compile if isinstance(compile, bool) else False if learner.listens else None)
     if checkpoint is not None and Path(checkpoint).exists():
         mark = _load(Path(checkpoint), learner, rng, mark, steps)
     save = partial(_save, checkpoint, learner, rng) if checkpoint is not None else lambda mark: None
     good, clock = _snapshot(learner, mark), None
-    with _bar(mark.step, steps) as show, _interrupts() as interrupted:
+    with closing(learner), _bar(mark.step, steps) as show, _interrupts() as interrupted:
         while mark.step < steps:
             end = min(steps, *(mark.step - mark.step % every + every for every in (log_every, checkpoint_every)))
             sums, step = mark.sums, mark.step
