@@ -2,8 +2,8 @@
 
     min E | v(t, x_t) - (x_1 - x_0) / (t_1 - t_0) |^2,    x_t = x_0 + (t - t_0) / (t_1 - t_0) (x_1 - x_0),    (x_0, x_1) ~ coupling
 
-over the intervals of a chain of snapshots, ``t`` uniform. The independent coupling gives conditional flow matching; the optimal plan of
-every batch gives OT-CFM.
+over the intervals of a chain of snapshots, ``t`` uniform in each. The independent coupling gives conditional flow matching, the optimal
+plan OT-CFM: the plan of all cells up to `CELLS` of a snapshot, beyond that the plan of the cells of each batch.
 
 Source: Tong et al., *Improving and generalizing flow-based generative models with minibatch optimal transport*, TMLR 2024.
 """
@@ -27,6 +27,9 @@ from popflow.core.streams import Streams
 from popflow.learn import MLP, Progress, cosine, fit
 from popflow.transport.coupling import Coupling, exact, independent, pairs
 from popflow.transport.snapshots import Snapshots
+
+CELLS = 2048
+"""Snapshots of up to so many cells are coupled once and as a whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,7 @@ def match(
     Args:
         snapshots: Samples; standardise them first.
         rng: Random streams.
-        coupling: Of the cells of each batch: `popflow.transport.coupling.exact` (OT-CFM), ``independent``, or a partial of ``sinkhorn``.
+        coupling: Of the cells of two snapshots: `popflow.transport.coupling.exact` (OT-CFM), ``independent``, or a partial of ``sinkhorn``.
         steps: Training steps.
         batch: Cells of each snapshot in a step.
         width: Hidden width.
@@ -100,15 +103,28 @@ def match(
     start, span = float(snapshots.times[0]), float(snapshots.times[-1] - snapshots.times[0])
     ends = training.unit_times.to(training.x[0])
 
+    def coupled(left: Tensor, right: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
+        """Draw as many pairs as a batch holds."""
+        if coupling is independent:
+            i, j = ((rng.uniform("cells", (batch,)) * len(x)).long() for x in (left, right))
+            return left[i], right[j]
+        if max(len(left), len(right)) > CELLS:
+            left, right = (x[(rng.uniform("cells", (batch,)) * len(x)).long()] for x in (left, right))
+            plan = coupling(left, right)
+        else:
+            plan = whole[id(left)]
+        i, j = pairs(plan, batch, rng("pairs"))
+        return left[i], right[j]
+
+    x = training.x
+    small = [k for k in range(len(x) - 1) if coupling is not independent and max(len(x[k]), len(x[k + 1])) <= CELLS]
+    whole = {id(x[k]): coupling(x[k], x[k + 1]) for k in small}
+
     def batches(rng: Streams) -> tuple[Tensor, Tensor, Tensor]:
-        chain = training.sample(rng, batch)
-        share = rng.uniform("times", (len(training) - 1, batch), chain.dtype)
+        share = rng.uniform("times", (len(x) - 1, batch), x[0].dtype)
         points, targets, times = [], [], []
-        for k in range(len(training) - 1):
-            left, right, length = chain[k], chain[k + 1], ends[k + 1] - ends[k]
-            if coupling is not independent:
-                i, j = pairs(coupling(left, right), batch, rng("pairs"))
-                left, right = left[i], right[j]
+        for k, length in enumerate(ends.diff()):
+            left, right = coupled(x[k], x[k + 1], rng)
             points.append(left + share[k, :, None] * (right - left))
             targets.append((right - left) / length)
             times.append(ends[k] + share[k] * length)
