@@ -213,6 +213,18 @@ class Lagrangian:
         return self.kinetic.lam if isinstance(self.kinetic, WFR) else 0.0
 
     @property
+    def stiffness(self) -> float:
+        """``k`` of a `Harmonic` potential, 0 for any other."""
+        return self.potential.stiffness if isinstance(self.potential, Harmonic) else 0.0
+
+    @property
+    def solved_by_strands(self) -> bool:
+        """Whether the path of least action between two points is known, so that a plan of least cost is all there is to find."""
+        if isinstance(self.kinetic, WFR):
+            return self.potential is None and self.drift is None and not self.noise
+        return self.drift is None and isinstance(self.potential, Harmonic | Linear | MeanAcceleration | None)
+
+    @property
     def normalized(self) -> bool:
         """Whether every ``mu_t`` has mass one."""
         return not isinstance(self.kinetic, WFR) or self.kinetic.normalized

@@ -24,14 +24,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from popflow.core import Streams
 from popflow.learn import MLP
-from popflow.transport.lagrangian import WFR, Harmonic, Lagrangian, Linear, MeanAcceleration
+from popflow.transport.lagrangian import EXACT_LAPLACIAN, WFR, Harmonic, Lagrangian, Linear, MeanAcceleration
+from popflow.transport.plans import Coupling, Plan
+from popflow.transport.snapshots import Snapshots
 
 BENDS = 3
 """How many bubbles ``phi_k(u) = 4 u (1-u) (2u-1)^k`` a bend is made of."""
 
 Batch = dict[str, Tensor]
-"""Strands and times: a, b, z ``[rows, d]``; h0, h1, t, start, length, theta ``[slices, n]`` flattened; rows of one slice share t."""
+"""Strands at times: a, b and, with noise, z, probe ``[slices, n, d]``; t, h0, h1, and of their interval start, length, theta, middle
+(from 0 to 1) ``[slices, n]``. All of one slice are at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +57,127 @@ class Point:
     spread: Tensor
 
 
-class Bend(nn.Module):
-    """Learned coefficients ``c_k, r_k`` of a strand; zero at first."""
+@dataclass(frozen=True, eq=False)
+class Strands:
+    """The plans between all consecutive training snapshots, and the draws from them.
 
-    def __init__(self, dim: int, *, growth: bool, width: int, depth: int, shift: Tensor, scale: float):
+    Attributes:
+        lagrangian: What the strands are shaped by.
+        x: Cells of all training snapshots, ``[N, d]``.
+        first: Index of the first cell of each, ``[M + 1]``.
+        times: ``[M]``, float64.
+        plans: One for each interval.
+        tables: Cells at both ends ``[k]`` (the same cell twice where a strand dies or is born), masses, and cumulative chances of all
+            intervals, one after another.
+    """
+
+    lagrangian: Lagrangian
+    x: Tensor
+    first: Tensor
+    times: Tensor
+    plans: tuple[Plan, ...]
+    tables: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+    @staticmethod
+    def of(lagrangian: Lagrangian, snapshots: Snapshots, coupling: Coupling, rng: Streams) -> Strands:
+        """Couple the training snapshots; those held out are not looked at."""
+        training = snapshots.training
+        masses = [1.0] * len(training) if lagrangian.normalized else training.mass.tolist()
+        first = torch.tensor([0, *(len(rows) for rows in training.x)]).cumsum(0)
+        plans, tables = [], []
+        for k, length in enumerate(training.times.diff().tolist()):
+            plan = coupling(lagrangian, training.x[k], training.x[k + 1], (masses[k], masses[k + 1]), length, rng)
+            a, b = plan.i + first[k], plan.j + first[k + 1]
+            ends = torch.where(plan.i < 0, b, a), torch.where(plan.j < 0, a, b)
+            tables.append((*ends, plan.h0, plan.h1, plan.chance.cumsum(0) / plan.chance.sum() + k))
+            plans.append(plan)
+        x = torch.cat(training.x)
+        columns = [torch.cat(column).to(x.device) for column in zip(*tables, strict=True)]
+        a, b, h0, h1, cumulative = columns
+        return Strands(lagrangian, x, first, training.times, tuple(plans), (a, b, h0.to(x.dtype), h1.to(x.dtype), cumulative))
+
+    def draw(self, rng: Streams, slices: int, n: int) -> Batch:
+        """Draw ``n`` strands at each of ``slices`` times, one time at random in each of so many equal parts of the whole."""
+        x, times, device = self.x, self.times, self.x.device
+        share = (torch.arange(slices) + rng.uniform("times", (slices,)).cpu()) / slices
+        t = times[0] + share * (times[-1] - times[0])
+        k = (torch.searchsorted(times, t, right=True) - 1).clamp(0, len(times) - 2)
+        a, b, h0, h1, cumulative = self.tables
+        place = k.to(device)[:, None] + rng.uniform("strands", (slices, n)).to(device)
+        drawn = torch.searchsorted(cumulative, place, right=True).clamp_max(len(cumulative) - 1)
+        theta = torch.tensor([plan.theta for plan in self.plans])
+        span = times[-1] - times[0]
+        of_slice = {
+            "t": t,
+            "start": times[k],
+            "length": times[k + 1] - times[k],
+            "middle": ((times[k] + times[k + 1]) / 2 - times[0]) / span,
+            "theta": theta[k],
+        }
+        batch = {name: value.to(x)[:, None].expand(slices, n).contiguous() for name, value in of_slice.items()}
+        batch |= {"a": x[a[drawn]], "b": x[b[drawn]], "h0": h0[drawn], "h1": h1[drawn]}
+        if self.lagrangian.noise:
+            batch["z"] = rng.normal("bridge", batch["a"])
+            if x.shape[1] > EXACT_LAPLACIAN:
+                batch["probe"] = rng.normal("probe", batch["a"]).sign()
+        return batch
+
+
+def moments(lagrangian: Lagrangian, snapshots: Snapshots) -> tuple[Tensor, Tensor]:
+    """Mean ``[M, d]`` and width ``[M]`` of the training snapshots, for standardised inputs of the networks.
+
+    With growth, where means move without transport, all get those of all cells together. A width is at least a twentieth of theirs.
+    """
+    training = snapshots.training
+    cells = torch.cat(training.x)
+    if isinstance(lagrangian.kinetic, WFR):
+        return cells.mean(0).repeat(len(training), 1), radius(cells).repeat(len(training))
+    radii = torch.stack([radius(rows) for rows in training.x]).clamp_min(0.05 * radius(cells))
+    return torch.stack([rows.mean(0) for rows in training.x]), radii
+
+
+def radius(cells: Tensor) -> Tensor:
+    """Root mean square distance from the mean, per coordinate.
+
+    >>> radius(torch.tensor([[0.0, 1.0], [2.0, 1.0]])).square().item()
+    0.5
+    """
+    return (cells - cells.mean(0)).square().mean().sqrt()
+
+
+class Bend(nn.Module):
+    """Learned coefficients ``c_k [rows, BENDS, d]`` and ``r_k [rows, BENDS]`` of strands from ``a`` to ``b``; zero at first.
+
+    Args:
+        lagrangian: Whether there is growth.
+        snapshots: Sets the scale of the ends; those held out are not looked at.
+        width: Hidden width.
+        depth: Hidden layers.
+    """
+
+    def __init__(self, lagrangian: Lagrangian, snapshots: Snapshots, *, width: int, depth: int):
         super().__init__()
-        self.dim, self.per, self.scale = dim, dim + growth, scale
-        self.network = MLP(2 * dim, out=BENDS * self.per, width=width, depth=depth)
-        self.register_buffer("shift", shift)
+        means, radii = moments(lagrangian, snapshots)
+        self.dim, self.growth = snapshots.dim, isinstance(lagrangian.kinetic, WFR)
+        self.network = MLP(2 * self.dim, out=BENDS * (self.dim + self.growth), width=width, depth=depth)
+        times = snapshots.training.times
+        self.register_buffer("times", ((times - times[0]) / (times[-1] - times[0])).to(means))
+        self.register_buffer("means", means)
+        self.register_buffer("radii", radii)
+        self.times: Tensor
+        self.means: Tensor
+        self.radii: Tensor
         nn.init.zeros_(self.network.last.weight)
         nn.init.zeros_(self.network.last.bias)
 
     def forward(self, a: Tensor, b: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions ``[rows, BENDS, d]`` and growths ``[rows, BENDS]``; ``middle [rows]`` is that of the interval, from 0 to 1."""
-        ends = torch.cat([a - self.shift, b - self.shift], 1) / self.scale
-        out = self.network(ends, middle).reshape(len(a), BENDS, self.per)
-        growth = out[..., self.dim] if self.per > self.dim else out.new_zeros(len(a), BENDS)
-        return self.scale * out[..., : self.dim], growth
+        """Coefficients; ``middle [rows]`` is that of the interval on the scale from 0 to 1."""
+        right = torch.searchsorted(self.times, middle.contiguous()).clamp(1, len(self.times) - 1)
+        scale = self.radii[right - 1, None], self.radii[right, None]
+        ends = torch.cat([(a - self.means[right - 1]) / scale[0], (b - self.means[right]) / scale[1]], 1)
+        out = self.network(ends, middle).reshape(len(a), BENDS, self.dim + self.growth)
+        growth = out[..., self.dim] if self.growth else out.new_zeros(len(a), BENDS)
+        return ((scale[0] + scale[1]) / 2)[..., None] * out[..., : self.dim], growth
 
 
 def follow(lagrangian: Lagrangian, batch: Batch, bend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None) -> Point:
@@ -77,9 +185,11 @@ def follow(lagrangian: Lagrangian, batch: Batch, bend: Callable[[Tensor, Tensor,
 
     Args:
         lagrangian: Its kinetic energy, noise and quadratic or linear potential shape the strands; all else is left to the bend.
-        batch: See `Batch`; ``slices`` is the shape ``[slices, n]`` of rows that share a time.
+        batch: See `Batch`.
         bend: A `Bend`, or None.
     """
+    slices = batch["t"].shape
+    batch = {name: value.flatten(0, 1) for name, value in batch.items()}
     a, b, length = batch["a"], batch["b"], batch["length"]
     u = (batch["t"] - batch["start"]) / length
     if isinstance(lagrangian.kinetic, WFR):
@@ -103,20 +213,16 @@ def follow(lagrangian: Lagrangian, batch: Batch, bend: Callable[[Tensor, Tensor,
             rate = factor * (rate + mass * (slope * r).sum(1))
             mass = factor * mass
             if lagrangian.normalized:  # so that every slice keeps mass one
-                mass, rate = _per_slice(mass, rate, batch["slices"])
+                mass, rate = _per_slice(mass, rate, slices)
     if not lagrangian.noise:
         return Point(x, velocity, mass, rate, torch.zeros_like(u))
     variance, spread = _bridge(lagrangian, u, length)
     return Point(x + variance.sqrt()[:, None] * batch["z"], velocity, mass, rate, spread)
 
 
-def _stiffness(lagrangian: Lagrangian) -> float:
-    return lagrangian.potential.stiffness if isinstance(lagrangian.potential, Harmonic) else 0.0
-
-
 def _ramps(lagrangian: Lagrangian, u: Tensor, length: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Values and slopes in ``u`` of the two solutions of ``f'' = -k f`` that are 1 at one end and 0 at the other."""
-    k = _stiffness(lagrangian)
+    k = lagrangian.stiffness
     if k == 0:
         one = torch.ones_like(u)
         return (1 - u, one), (u, one)
@@ -131,7 +237,7 @@ def _ramps(lagrangian: Lagrangian, u: Tensor, length: Tensor) -> tuple[tuple[Ten
 
 def _bridge(lagrangian: Lagrangian, u: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     """Variance of the bridge, and half its derivative in time."""
-    k, s2 = _stiffness(lagrangian), lagrangian.noise**2
+    k, s2 = lagrangian.stiffness, lagrangian.noise**2
     if k == 0 or isinstance(lagrangian.kinetic, WFR):
         return s2 * length * u * (1 - u), s2 / 2 * (1 - 2 * u)
     w = math.sqrt(abs(k)) * length
@@ -183,9 +289,8 @@ def _slerp(u: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     return (angle * u).sin() / angle.sin(), angle * (angle * u).cos() / angle.sin()
 
 
-def _per_slice(mass: Tensor, rate: Tensor, slices: Tensor) -> tuple[Tensor, Tensor]:
+def _per_slice(mass: Tensor, rate: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """Divide by the mean mass of the rows that share a time."""
-    shape = slices.shape
     mass, rate = mass.reshape(shape), rate.reshape(shape)
     total, change = mass.mean(1, keepdim=True), rate.mean(1, keepdim=True)
     return (mass / total).flatten(), (rate / total - mass * change / total.square()).flatten()
