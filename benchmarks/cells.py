@@ -10,6 +10,9 @@ Models see the training marginals alone, standardised by them. Every prediction 
 compared with at most 1500 true cells. Beside it: previous marginal, exact-OT midpoint, midpoint of random pairs, sampling floor; torchcfm's
 OT-CFM and SF2M with networks, batches and steps like ours; ott-jax: the midpoint of its entropic plan.
 
+torchcfm is not in the extra `bench`, because what its demonstrations need (torchdyn, torchvision) clashes with torch for processors alone:
+``pip install --no-deps torchcfm``.
+
 Errors are standard errors over seeds. ``POPFLOW_CELLS_CACHE`` names a folder that keeps each result, so that a run may be done in pieces.
 """
 

@@ -146,10 +146,11 @@ def write(
                 for key in keys:
                     if f"{group}/{key}" in file and not ours:
                         raise ValueError(f"{source} has {group}[{key!r}] already, wanted a file without it: rename or drop it there.")
+            columns: Any = file["obs"]
             for key, value in obs.items():
-                write_elem(file["obs"], key, value)
-            order = [str(name) for name in file["obs"].attrs["column-order"]]
-            file["obs"].attrs["column-order"] = np.array([*order, *(key for key in obs if key not in order)], dtype=h5py.string_dtype())
+                write_elem(columns, key, value)
+            order = [str(name) for name in columns.attrs["column-order"]]
+            columns.attrs["column-order"] = np.array([*order, *(key for key in obs if key not in order)], dtype=h5py.string_dtype())
             for key, value in obsm.items():
                 write_elem(file.require_group("obsm"), key, value)
             write_elem(file.require_group("uns"), KEY, dict(uns))
@@ -229,9 +230,11 @@ def write_predictions(
     import pandas as pd
     from anndata import AnnData
 
-    obs = pd.DataFrame({"time": list(times), "weight": weights.double().cpu().numpy()}, index=[str(k) for k in range(len(positions))])
-    x, var = (None, None) if genes is None else (genes[0].astype(np.float32), pd.DataFrame(index=genes[1]))
-    adata = AnnData(X=x, obs=obs, var=var, obsm={rep: positions.float().cpu().numpy()})
+    names = pd.Index([str(k) for k in range(len(positions))])
+    obs = pd.DataFrame({"time": list(times), "weight": weights.double().cpu().numpy()}, index=names)
+    x, var = (None, None) if genes is None else (genes[0].astype(np.float32), pd.DataFrame(index=pd.Index(genes[1])))
+    adata = AnnData(X=x, obs=obs, var=var)
+    adata.obsm[rep] = positions.float().cpu().numpy()
     target = Path(target)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.h5ad")
     try:

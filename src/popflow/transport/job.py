@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -155,7 +155,7 @@ def _write_back(
     growth = [_rows(lambda x, t=t: flow.growth(t, x), x) for t, x in zip(times, snapshots.x, strict=True)]
     noise = Streams(config.seed, run.device)
     later = [snapshots.raw(_rows(lambda x, k=k: flow.push(x, times[k], times[k + 1], noise).x, x)) for k, x in enumerate(snapshots.x[:-1])]
-    obs = {f"{anndata.KEY}_growth": cells.spread(growth)}
+    obs: dict[str, Any] = {f"{anndata.KEY}_growth": cells.spread(growth)}
     obsm = {
         f"{anndata.KEY}_velocity": cells.spread(velocity),
         f"X_{anndata.KEY}": cells.spread([*later, snapshots.raw(snapshots.x[-1])]),
