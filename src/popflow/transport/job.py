@@ -103,9 +103,13 @@ def run(config: FlowConfig, run: Run) -> Report:
     rng = Streams(config.seed, run.device)
     scores = evaluate(flow, snapshots, rng=rng, marginals=scored)
     if config.baseline:
-        run.progress(_BASELINE, 0, config.steps)
         other = match(
-            snapshots, rng=Streams(config.seed, run.device), steps=config.steps, record=[training(run, "flow matching", config.steps)]
+            snapshots,
+            rng=Streams(config.seed, run.device),
+            steps=config.steps,
+            width=config.width,
+            record=[training(run, "flow matching", config.steps)],
+            checkpoint=run.path / "flow_matching.safetensors",
         )
         theirs = evaluate(other, snapshots, rng=Streams(config.seed, run.device), marginals=scored)
         scores = {k: {FLOW: row[FLOW], _BASELINE: theirs[k][FLOW]} | row for k, row in scores.items()}
@@ -251,6 +255,8 @@ def _report(
         "predicted.h5ad": f"predicted cells at the scored times, {genes}",
         "fit.safetensors": "parameters and state of the training",
     }
+    if config.baseline:
+        files["flow_matching.safetensors"] = "the same of the baseline"
     return Report(
         title=f"Population dynamics of {config.cells.name}: {kind}",
         summary=(
