@@ -163,11 +163,11 @@ def test_the_matching_velocity_carries_the_populations():
 
 
 def test_what_has_no_answer_is_refused():
-    with pytest.raises(ValueError, match="stiffness=9.9, wanted below pi"):
+    with pytest.raises(ValueError, match=r"stiffness=9\.9, wanted below pi"):
         gaussian_transport(*ENDS, stiffness=9.9)
     with pytest.raises(ValueError, match="wanted one of them"):
         gaussian_transport(*ENDS, stiffness=1.0, acceleration=PULL)
-    with pytest.raises(ValueError, match="sigma=0.0, wanted a number above 0"):
+    with pytest.raises(ValueError, match=r"sigma=0\.0, wanted a number above 0"):
         gaussian_bridge(*ENDS, 0.0)
     with pytest.raises(ValueError, match="eigenvalues"):
         gaussian_transport(ENDS[0], -ENDS[1], *ENDS[2:])
