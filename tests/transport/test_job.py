@@ -105,7 +105,7 @@ def test_scanpy_draws_the_new_keys(done):
 
     mpl.use("Agg")
     adata = scanpy.read_h5ad(done[0] / "cells.h5ad")
-    adata = adata[~adata.obs["day"].isna()]
+    adata = adata[~adata.obs["day"].isna()].copy()
     for basis in ("X_pca", "X_popflow"):
         axes = scanpy.pl.embedding(adata, basis=basis, color=["popflow_growth", "popflow_fate"], show=False)
         drawn = axes[0].collections[0].get_offsets()

@@ -147,10 +147,12 @@ def write(
                     if f"{group}/{key}" in file and not ours:
                         raise ValueError(f"{source} has {group}[{key!r}] already, wanted a file without it: rename or drop it there.")
             columns: Any = file["obs"]
+            if "column-order" not in columns.attrs:
+                raise ValueError(f"{source} is of a format before anndata 0.7, wanted a current one: read it and write it again.")
             for key, value in obs.items():
                 write_elem(columns, key, value)
             order = [str(name) for name in columns.attrs["column-order"]]
-            columns.attrs["column-order"] = np.array([*order, *(key for key in obs if key not in order)], dtype=h5py.string_dtype())
+            columns.attrs["column-order"] = [*order, *(key for key in obs if key not in order)]
             for key, value in obsm.items():
                 write_elem(file.require_group("obsm"), key, value)
             write_elem(file.require_group("uns"), KEY, dict(uns))
@@ -186,6 +188,8 @@ def genes_of(source: Any, rep: str, positions: Tensor) -> tuple[np.ndarray, list
             adata.file.close()
     if "PCs" not in source.varm:
         raise ValueError(f"varm has no 'PCs' (it has {sorted(map(str, source.varm.keys()))}), wanted the components behind obsm[{rep!r}].")
+    if source.X is None:
+        raise ValueError("X is empty, wanted the expression that the components were taken of.")
     components, known = np.asarray(source.varm["PCs"], dtype=np.float64), np.asarray(source.obsm[rep], dtype=np.float64)
     d = positions.shape[1]
     if components.shape[1] < known.shape[1] or known.shape[1] < d:
