@@ -30,11 +30,19 @@ class Learner:
     """Parameters, optimiser and average, and the step ``learner(batch)`` that changes them in place.
 
     The step returns ``[loss, *metrics]`` as one vector without waiting for it; `names` says what the entries are. It starts eager;
-    `compile` replaces it.
+    `compile` replaces it. ``average`` is what several processes do with their gradients before they follow them.
     """
 
-    def __init__(self, loss: Loss, params: Mapping[str, Tensor], optimizer: MakeOptimizer, ema: bool, clip_norm: float | None):
-        self.loss, self.clip_norm = loss, clip_norm
+    def __init__(
+        self,
+        loss: Loss,
+        params: Mapping[str, Tensor],
+        optimizer: MakeOptimizer,
+        ema: bool,
+        clip_norm: float | None,
+        average: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None,
+    ):
+        self.loss, self.clip_norm, self.average = loss, clip_norm, average
         # No leaf requires gradients: eager steps differentiate aliases, compiled ones are functional, and the update is in place.
         self.params: Params = {name: p.detach().clone() for name, p in params.items()}
         self.ema: Params | None = {name: p.clone() for name, p in self.params.items()} if ema else None
@@ -78,7 +86,7 @@ class Learner:
                 f"{type(self.optimizer).__name__} listens to the modules as they run, which a graph does not. Fix: compile=False."
             )
         errors = []
-        for make in (self._whole_graph, self._gradient_graph):
+        for make in (self._whole_graph, self._gradient_graph) if self.average is None else (self._gradient_graph,):
             step = make()
             try:
                 values = step(batch)
@@ -104,6 +112,8 @@ class Learner:
     def _update(self, values: Tensor, grads: tuple[Tensor, ...]) -> Tensor:
         """Let the optimiser, outside of any graph, follow the gradients."""
         with torch.no_grad():
+            if self.average is not None:
+                grads = self.average(grads)
             if self.clip_norm is not None:
                 values, grads = _clip(values, grads, self.clip_norm)
             for p, g in zip(self.params.values(), grads, strict=True):
