@@ -235,6 +235,9 @@ def test_bad_input_is_named():
         LagrangianFlow(Lagrangian(WFR(1.0))).fit(cells(masses=[1.0, 2.0, 3.0]), rng=rng)
     with pytest.raises(ValueError, match="all cells of all snapshots are at one place"):
         LagrangianFlow(Lagrangian()).fit(Snapshots.of([torch.ones(3, 1)] * 2, times=[0, 1]), rng=rng)
+    late = Snapshots.of([torch.zeros(3, 1), torch.ones(3, 1)], times=[1.7e9, 1.7e9 + 60])
+    with pytest.raises(ValueError, match="too near for torch.float32. Fix: subtract the first time".replace(".", r"\.")):
+        LagrangianFlow(Lagrangian()).fit(late, rng=rng)
     with pytest.raises(ValueError, match=r"potential\(t, x\) returned"):
         LagrangianFlow(Lagrangian(potential=lambda t, x: x)).fit(cells(), rng=rng)
     with pytest.raises(ValueError, match="not been fitted"):
