@@ -136,12 +136,12 @@ def test_gaussians_are_carried_at_the_exact_action(kind):
 
 
 def test_random_pairs_are_parted_by_the_saddle():
-    """Straight lines between random pairs lose a factor sqrt 2 of the spread half way; the learned bends give it back."""
-    flow = LagrangianFlow(Lagrangian(), coupling=plans.independent, **SMALL)
-    flow.fit(gaussian_snapshots(), steps=300, rng=Streams(0), compile=False)
+    """Straight lines between random pairs lose a factor sqrt 2 of the spread half way (an error of .29); the learned bends give it back."""
+    flow = LagrangianFlow(Lagrangian(), coupling=plans.independent, path_lr=1e-3, **SMALL)
+    flow.fit(gaussian_snapshots(), steps=400, rng=Streams(0), compile=False)
     exact = gaussian_transport(*ENDS)
     middle = flow.push(gaussian_snapshots(4000).x[0], 0.0, 0.5, Streams(0)).x
-    torch.testing.assert_close(middle.std(0).double(), exact.covariance(0.5).diagonal().sqrt(), rtol=0.12, atol=0)
+    torch.testing.assert_close(middle.std(0).double(), exact.covariance(0.5).diagonal().sqrt(), rtol=0.1, atol=0)
     assert flow.report().action == pytest.approx(exact.action, rel=0.05)
     assert flow.learned.rollbacks == 0
 
