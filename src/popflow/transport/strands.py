@@ -5,7 +5,7 @@ quadratic potential its path of least action is known (``u`` runs from 0 to 1 ov
 
     transport            q = A(1-u) a + A(u) b,   A(u) = u,  sin(w u) / sin w  or  sinh(w u) / sinh w,   w = sqrt|k| L
     acceleration a(t)    q gains the solution of q'' = a(t) that vanishes at both ends
-    noise                x = q + nu z,   nu^2 = sigma^2 L A(u) A(1-u) A'(0) -> sigma^2 L u (1-u): the Brownian bridge
+    noise                x = q + nu z,   nu^2 = sigma^2 L A(u) A(1-u) / A'(0): the Brownian bridge, in a parabola that of its oscillator
     growth               sqrt(mass) and position are modulus and angle of z = A(1-u) sqrt(h0) + A(u) sqrt(h1) exp(i tau),
                          tau = sqrt(lam) |b - a| / 2; A(u) = u for true masses, sin(theta u) / sin(theta) for normalised ones
 
