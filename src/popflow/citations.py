@@ -40,3 +40,16 @@ QUANTUM_HYPERNETWORKS = """\
   eprint    = {2301.08292},
   archivePrefix = {arXiv}
 }"""
+
+WASSERSTEIN_LAGRANGIAN_FLOWS = """\
+@inproceedings{neklyudov2024computational,
+  title     = {A Computational Framework for Solving {Wasserstein} {Lagrangian} Flows},
+  author    = {Neklyudov, Kirill and Brekelmans, Rob and Tong, Alexander and
+               Atanackovic, Lazar and Liu, Qiang and Makhzani, Alireza},
+  booktitle = {Proceedings of the 41st International Conference on Machine Learning},
+  series    = {Proceedings of Machine Learning Research},
+  volume    = {235},
+  year      = {2024},
+  eprint    = {2310.10649},
+  archivePrefix = {arXiv}
+}"""

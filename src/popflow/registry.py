@@ -109,6 +109,15 @@ BUILT_IN = (
         demo="popflow.circuits.job:demo",
         demo_config="popflow.circuits.job:DemoConfig",
     ),
+    Method(
+        name="wlf",
+        summary="Population dynamics from snapshots: transport, growth, bridges and potentials by least action (Wasserstein Lagrangian flows).",
+        cite=(citations.WASSERSTEIN_LAGRANGIAN_FLOWS,),
+        config="popflow.transport.job:FlowConfig",
+        run="popflow.transport.job:run",
+        demo="popflow.transport.demo:demo",
+        demo_config="popflow.transport.demo:DemoConfig",
+    ),
 )
 
 

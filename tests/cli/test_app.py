@@ -10,7 +10,7 @@ import pytest
 from popflow import __version__
 from popflow.cli.app import app, main
 
-VERBS = ["cite", "demo", "doctor", "methods", "report", "sample", "search"]
+VERBS = ["cite", "demo", "doctor", "flow", "methods", "report", "sample", "search"]
 
 
 def popflow(*arguments, **kwargs):

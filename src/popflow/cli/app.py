@@ -14,6 +14,7 @@ from popflow import __version__
 from popflow.cli.cite import cite
 from popflow.cli.demo import demo
 from popflow.cli.doctor import doctor
+from popflow.cli.flow import flow
 from popflow.cli.job import ARGUMENTS
 from popflow.cli.methods import methods
 from popflow.cli.output import print_json
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, sample, search, methods, report, cite, doctor):
+for verb in (demo, sample, flow, search, methods, report, cite, doctor):
     app.command()(verb)
 
 

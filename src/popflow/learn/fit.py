@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as _replace
 from functools import partial
@@ -24,6 +24,7 @@ from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
 from popflow.learn.ema import ema_weight
 from popflow.learn.learner import Learner, Loss, MakeOptimizer
+from popflow.learn.workers import Shard, Workers, rows, workers
 
 Batches = Callable[[Streams], Any]
 """Draws one batch: tensors, or tuples and dicts of them. All that is random in a step (data, noise, times) comes from here."""
@@ -120,6 +121,7 @@ def fit(
     compile: bool | Literal["auto"] = "auto",
     max_rollbacks: int = 3,
     spike: float = 100.0,
+    shard: Shard = rows,
 ) -> Fit:
     """Minimise ``E[loss(params, batch)]`` over batches.
 
@@ -130,6 +132,9 @@ def fit(
     below ``lowest + spike * largest`` (lowest mean so far, largest in absolute value). If not, the last good state is put back, the
     learning rate halved, and new batches are drawn.
 
+    Launched by ``torchrun``, all processes learn as one (`popflow.learn.workers`): with the same arguments in each, gradients and metrics are
+    averaged, and the result is that of one process with the same batches, to rounding.
+
     Args:
         loss: Pure ``loss(params, batch) -> (scalar, metrics)``, metrics a mapping of scalar tensors. It draws nothing at random. Buffers and
             frozen parameters are constants that it closes over (`torch.func.functional_call` takes from the module what ``params`` lacks);
@@ -138,7 +143,8 @@ def fit(
         batches: ``batches(rng) -> batch``; shapes must not vary if the step is to be compiled.
         steps: Number of steps, those of a resumed checkpoint included.
         rng: Named streams; their states are part of the checkpoint.
-        optimizer: Class of `torch.optim` or partial of one, called with the list of tensors.
+        optimizer: Class of `torch.optim` or partial of one, called with pairs (name, tensor); ``partial(popflow.optim.SINGD, module)`` for the
+            module that ``loss`` calls (its steps are never compiled).
         schedule: Factor of the learning rate as a function of the step, see `cosine`.
         clip_norm: Longest joint gradient; the norm before clipping is recorded as ``grad_norm``.
         ema: Decay of the parameter average, for example 0.999.
@@ -150,11 +156,13 @@ def fit(
             three compilations (90 s); a resumed run keeps the decision. Compiled and eager agree to rounding, not bit by bit.
         max_rollbacks: How often the guard may go back.
         spike: See above; ``math.inf`` leaves only the check for finite values (min-max losses).
+        shard: Which part of a batch is whose, when there are several processes.
 
     Raises:
         DivergenceError: when the guard has gone back ``max_rollbacks`` times and the loss diverges again.
         CheckpointError: when the checkpoint cannot be written (the one before is whole) or belongs to another run.
-        RuntimeError: with ``compile=True``, when the loss does not compile.
+        RuntimeError: with ``compile=True``, when the loss does not compile; when several processes no longer hold the same parameters.
+        ValueError: when a batch cannot be shared among the processes.
 
     Example:
         >>> def loss(params, batch):
@@ -166,19 +174,26 @@ def fit(
     """
     _check(params, steps=steps, log_every=log_every, checkpoint_every=checkpoint_every, ema=ema, clip_norm=clip_norm)
     record = tuple(record)
-    learner = Learner(loss, params, optimizer, ema is not None, clip_norm)
-    mark = _Mark(compiled=compile if isinstance(compile, bool) else None)
-    if checkpoint is not None and Path(checkpoint).exists():
+    device = next(iter(params.values())).device
+    team = workers(device)
+    learner = Learner(loss, params, optimizer, ema is not None, clip_norm, team.mean if team.size > 1 else None)
+    mark = _Mark(compiled=compile if isinstance(compile, bool) else False if learner.listens else None)
+    if checkpoint is not None and team.first(Path(checkpoint).exists(), device):
         mark = _load(Path(checkpoint), learner, rng, mark, steps)
-    save = partial(_save, checkpoint, learner, rng) if checkpoint is not None else lambda mark: None
-    good, clock = _snapshot(learner, mark), None
-    with _bar(mark.step, steps) as show, _interrupts() as interrupted:
+    team.same(learner.params, rng.seed)
+    save = partial(_save, checkpoint, learner, rng) if checkpoint is not None and team.rank == 0 else lambda mark: None
+    good, clock, agreed = _snapshot(learner, mark), None, False
+    with closing(learner), _bar(mark.step, steps, team) as show, _interrupts() as interrupted:
+
+        def stop() -> bool:
+            return interrupted.is_set() if team.size == 1 else agreed  # several processes stop together, between two stretches
+
         while mark.step < steps:
             end = min(steps, *(mark.step - mark.step % every + every for every in (log_every, checkpoint_every)))
             sums, step = mark.sums, mark.step
-            while step < end and not interrupted.is_set():
+            while step < end and not stop():
                 learner.set(schedule(step) * 0.5**mark.rollbacks, ema_weight(step + 1, ema) if ema is not None else 1.0)
-                batch = batches(rng)
+                batch = shard(batches(rng), team.rank, team.size) if team.size > 1 else batches(rng)
                 if mark.compiled and not learner.compiled and learner.names:
                     values, compiled = _compile(learner, batch, required=compile is True)
                     mark = _replace(mark, compiled=compiled)
@@ -187,10 +202,13 @@ def fit(
                 sums = values if sums is None else sums + values
                 step += 1
                 clock = clock or (step, time.perf_counter())
-            mark = _replace(mark, step=step, count=mark.count + step - mark.step, sums=sums)
             if sums is None:  # interrupted before the first step
                 break
+            sums = team.mean([sums])[0]
+            mark = _replace(mark, step=step, count=mark.count + step - mark.step, sums=sums)
             means = [total / mark.count for total in sums.tolist()]  # the one place that waits for the device
+            agreed = team.any(interrupted.is_set(), device)
+            team.same(learner.params, rng.seed)
             exploded = means[0] - mark.lowest > spike * mark.largest > 0
             if exploded or not math.isfinite(means[0]) or not learner.finite():
                 good = _roll_back(learner, good, mark, means[0], max_rollbacks)
@@ -198,20 +216,22 @@ def fit(
                 continue
             if mark.compiled is None and clock is not None and step - clock[0] >= 10:
                 seconds = (time.perf_counter() - clock[1]) / (step - clock[0])
-                mark = _replace(mark, compiled=(steps - step) * seconds > 3 * COMPILE_SECONDS)
-            if step == steps or (step % log_every == 0 and not interrupted.is_set()):
+                mark = _replace(mark, compiled=team.first((steps - step) * seconds > 3 * COMPILE_SECONDS, device))
+            if step == steps or (step % log_every == 0 and not stop()):
                 progress = Progress(step, dict(zip(learner.names, means, strict=True)), float(learner.optimizer.param_groups[0]["lr"]))
-                for recorder in record:
-                    recorder(progress)
+                if team.rank == 0:
+                    for recorder in record:
+                        recorder(progress)
                 show(progress)
                 lowest, largest = min(mark.lowest, means[0]), max(mark.largest, abs(means[0]))
                 mark = _replace(mark, count=0, sums=None, lowest=lowest, largest=largest)
             good = _snapshot(learner, mark)
-            if step == steps or step % checkpoint_every == 0 or interrupted.is_set():
+            if step == steps or step % checkpoint_every == 0 or stop():
                 save(mark)
-            if interrupted.is_set():
+            if stop():
                 break
-    if interrupted.is_set():
+    team.any(False, device)  # none goes on before the last checkpoint is written
+    if stop():
         raise KeyboardInterrupt(f"stopped at step {mark.step} of {steps}" + (f"; {checkpoint} goes on from there" if checkpoint else ""))
     final = {name: p.detach().clone() for name, p in learner.params.items()}
     return Fit(final, learner.ema or final, mark.step, mark.rollbacks, learner.compiled)
@@ -309,9 +329,9 @@ def _interrupts() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _bar(start: int, steps: int) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr, when that is a terminal."""
-    if not sys.stderr.isatty():
+def _bar(start: int, steps: int, team: Workers) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on stderr, when that is a terminal; the first process alone shows one."""
+    if team.rank > 0 or not sys.stderr.isatty():
         yield lambda progress: None
         return
     from rich.console import Console

@@ -1,0 +1,344 @@
+"""Leave one time point out on three published sets of cells: the weighted Wasserstein-1 distance of the predicted from the true cells.
+
+    embryoid       human embryoid bodies, 5 principal components, 5 times; held out k = 1, 2, 3; W1 in units of the standard deviations of all cells
+    hematopoiesis  mouse, 2 dimensions, 3 times, mass grows fourfold; held out k = 1
+    genes          simulated gene network with growth, 2 dimensions, 5 times; held out k = 1, 2, 3
+    cost           seconds to a result of embryoid against torchcfm, and its distance
+    scale          50 000 cells in 50 coordinates: peak memory of a fit and a push
+
+Models see the training marginals alone, standardised by them. Every prediction starts from all cells of the training marginal before and is
+compared with at most 1500 true cells. Beside it: previous marginal, exact-OT midpoint, midpoint of random pairs, sampling floor; torchcfm's
+OT-CFM and SF2M with networks, batches and steps like ours; ott-jax: the midpoint of its entropic plan.
+
+torchcfm is not in the extra `bench`, because what its demonstrations need (torchdyn, torchvision) clashes with torch for processors alone:
+``pip install --no-deps torchcfm``.
+
+Errors are standard errors over seeds. ``POPFLOW_CELLS_CACHE`` names a folder that keeps each result, so that a run may be done in pieces.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import Row, run
+
+from popflow.core import Population, Streams
+from popflow.core.metrics import wasserstein
+from popflow.transport import Snapshots
+from popflow.transport.coupling import exact
+from popflow.transport.evaluate import FLOOR, PREVIOUS, RANDOM, TRANSPORT, baselines, some
+from popflow.transport.flow_matching import match
+from popflow.transport.lagrangian import WFR, Lagrangian, MeanAcceleration, VelocityPrior
+from popflow.transport.lagrangian_flow import LagrangianFlow
+
+PARTS = ("embryoid", "hematopoiesis", "genes", "cost", "scale")
+DATA = Path(os.environ.get("POPFLOW_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "cells"
+STEPS, BATCH, WIDTH, CELLS = 800, 128, 64, 1500
+SIGMA = 0.35  # of bridges, ours and SF2M's, in units of the standardised coordinates and the given times
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, what is held out, which rows are run, and what was asked for."""
+
+    held_out: tuple[int, ...]
+    rows: tuple[str, ...]
+    lam: float
+
+
+TASKS = {
+    "embryoid": Task((1, 2, 3), ("W2", "SB", "WFR", "SB + acceleration", "WFR + acceleration", "SB + velocity", "OT-CFM"), 0.1),
+    "hematopoiesis": Task((1,), ("W2", "WFR", "OT-CFM"), 1.0),
+    "genes": Task((1, 2, 3), ("W2", "WFR", "WFR + acceleration", "OT-CFM"), 1.0),
+}
+PEERS = ("torchcfm OT-CFM", "torchcfm SF2M", "ott-jax")
+
+
+def cells(part: str, most: int | None = None) -> Snapshots:
+    """The published cells; embryoid bodies in units of the standard deviations of all of them, as reported in the literature.
+
+    With ``most``, so many of each time, or made-up ones where the files are absent: enough to show that the benchmark runs.
+    """
+    v = None
+    if most is not None and not DATA.is_dir():
+        d = 5 if part == "embryoid" else 2
+        t = np.arange(5).repeat(most)
+        x = np.random.default_rng(0).normal(size=(len(t), d)) + t[:, None]
+        v = np.ones_like(x)
+    elif part == "embryoid":
+        files = [np.load(DATA / f"embryoid_body_{name}.npz") for name in "ab"]
+        x, t, v = (np.concatenate([file[key] for file in files]) for key in ("X", "ts", "v"))
+        x, v = x[:, :5], v[:, :5]
+        shift, scale = x.mean(0), x.std(0)
+        x, v = (x - shift) / scale, v / scale
+    else:
+        name = {"hematopoiesis": "mouse_hematopoiesis.csv", "genes": "gene_network_growth.csv"}[part]
+        columns = np.loadtxt(DATA / name, delimiter=",", skiprows=1)
+        x, t = columns[:, 1:], columns[:, 0]
+    if most is not None:
+        keep = np.concatenate([np.flatnonzero(t == one)[:most] for one in np.unique(t)])
+        x, t, v = x[keep], t[keep], None if v is None else v[keep]
+    return Snapshots.of(torch.tensor(x).float(), t, velocity=None if v is None else torch.tensor(v).float())
+
+
+def lagrangian(row: str, snapshots: Snapshots, lam: float) -> Lagrangian:
+    """Return what a row of the table minimises."""
+    kinetic, _, prior = row.partition(" + ")
+    potential = MeanAcceleration.of(snapshots) if prior == "acceleration" else None
+    drift = None
+    if prior == "velocity":  # RNA velocity knows directions; its speed is set so that it moves as far as the cells do
+        training = snapshots.training
+        moved = torch.stack([x.mean(0) for x in training.x]).diff(dim=0).norm(dim=1).sum() / (training.times[-1] - training.times[0])
+        speed = torch.cat(training.velocity).norm(dim=1).mean()
+        drift = VelocityPrior.of(snapshots, bandwidth=1.0, strength=float(moved / speed))
+    noise = SIGMA if kinetic == "SB" else 0.0
+    return Lagrangian(WFR(lam) if kinetic == "WFR" else Lagrangian().kinetic, noise=noise, potential=potential, drift=drift)
+
+
+def ours(part: str, row: str, snapshots: Snapshots, k: int, seed: int, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted cells and weights, in the units of the snapshots that were given."""
+    model, rng = snapshots.standardised(), Streams(seed)
+    if row == "OT-CFM":
+        flow = match(model, rng=rng, coupling=exact, steps=steps, batch=BATCH, width=WIDTH, compile=False)
+    else:
+        flow = LagrangianFlow(lagrangian(row, model, TASKS[part].lam), width=WIDTH).fit(model, steps=steps, rng=rng, compile=False)
+    pop = flow.push(Population.of(model.x[k - 1]), float(model.times[k - 1]), float(model.times[k]), rng)
+    return model.raw(pop.x), pop.weights()
+
+
+def torchcfm(row: str, snapshots: Snapshots, k: int, seed: int, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The peer's samplers, with the loop, network, optimiser and integrator that ours has."""
+    from torchcfm.conditional_flow_matching import ExactOptimalTransportConditionalFlowMatcher, SchrodingerBridgeConditionalFlowMatcher
+
+    from popflow.learn import MLP
+
+    model = snapshots.standardised()
+    training = model.training
+    noisy = row == "torchcfm SF2M"
+    np.random.seed(seed)  # noqa: NPY002  (torchcfm draws its pairs from numpy's global generator)
+    torch.manual_seed(seed)
+    d, spacing = training.dim, training.times.diff().tolist()
+    first, span = float(training.times[0]), float(training.times[-1] - training.times[0])
+    network = MLP(d, out=2 * d if noisy else d, width=WIDTH, depth=3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        loss = torch.zeros(())
+        for i, length in enumerate(spacing):
+            x0, x1 = (x[torch.randint(len(x), (BATCH,))] for x in (training.x[i], training.x[i + 1]))
+            if noisy:
+                matcher = SchrodingerBridgeConditionalFlowMatcher(sigma=SIGMA * math.sqrt(length), ot_method="sinkhorn")
+                t, xt, ut, eps = matcher.sample_location_and_conditional_flow(x0, x1, return_noise=True)
+            else:
+                matcher = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
+                t, xt, ut = matcher.sample_location_and_conditional_flow(x0, x1)
+            out = network(xt, (float(training.times[i]) + t * length - first) / span)
+            loss = loss + (out[:, :d] - ut / length).square().mean()
+            if noisy:
+                weight = matcher.compute_lambda(t)[:, None]
+                loss = loss + (weight * out[:, d:] + eps).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    x = model.x[k - 1]
+    t0, t1 = float(model.times[k - 1]), float(model.times[k])
+    count = 100
+    step = (t1 - t0) / count
+    with torch.no_grad():
+        for i in range(count):
+            out = network(x, (t0 + i * step - first) / span)
+            # Drift of the bridge: flow plus sigma^2 / 2 score; their network scales the score so that it comes out as the drift's share.
+            drift = out[:, :d] + (out[:, d:] / length_of(training, t0) if noisy else 0.0)
+            x = x + step * drift + (SIGMA * math.sqrt(step) * torch.randn_like(x) if noisy else 0.0)
+    return model.raw(x), torch.ones(len(x))
+
+
+def length_of(training: Snapshots, t: float) -> float:
+    """Length of the training interval that holds a time."""
+    k = int(torch.searchsorted(training.times, torch.tensor(t, dtype=torch.float64), right=True)) - 1
+    return float(training.times[k + 1] - training.times[k])
+
+
+def ott(snapshots: Snapshots, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs drawn from the entropic plan of ott-jax (its own epsilon), interpolated at the fraction of time; growth is not modelled."""
+    import jax
+    from ott.geometry import pointcloud
+    from ott.solvers import linear
+
+    jax.config.update("jax_platforms", "cpu")
+    model = snapshots.standardised()
+    rng = Streams(seed)
+    left, right = (some(model.x[i], CELLS, rng) for i in (k - 1, k + 1))
+    plan = np.array(linear.solve(pointcloud.PointCloud(left.numpy(), right.numpy())).matrix)
+    pair = torch.multinomial(torch.tensor(plan).flatten().double(), 2 * CELLS, replacement=True, generator=rng("pairs"))
+    share = float((model.times[k] - model.times[k - 1]) / (model.times[k + 1] - model.times[k - 1]))
+    at = (1 - share) * left[pair // len(right)] + share * right[pair % len(right)]
+    return model.raw(at), torch.ones(len(at))
+
+
+def distance(part: str, row: str, k: int, seed: int, steps: int, most: int | None = None) -> dict:
+    """W1 of one prediction, and the seconds it took; kept in the cache."""
+
+    def measure() -> dict:
+        snapshots = cells(part, most).hold_out(k)
+        begin = time.perf_counter(), time.process_time()
+        if row == "ott-jax":
+            x, weights = ott(snapshots, k, seed)
+        elif row.startswith("torchcfm"):
+            x, weights = torchcfm(row, snapshots, k, seed, steps)
+        else:
+            x, weights = ours(part, row, snapshots, k, seed, steps)
+        spent = time.perf_counter() - begin[0], time.process_time() - begin[1]
+        rng = Streams(0)
+        if len(x) > 3 * CELLS:
+            keep = rng.uniform("predicted", (len(x),)).argsort()[: 3 * CELLS]
+            x, weights = x[keep], weights[keep]
+        ess = float(weights.sum().square() / weights.square().sum())
+        w1 = float(wasserstein(x, some(snapshots.x[k], CELLS, rng), weights))
+        return {"w1": w1, "seconds": spent[0], "processor_seconds": spent[1], "ess": ess}
+
+    return cached(measure, "w1", part, row, k, seed, steps, SIGMA, TASKS[part].lam, most)
+
+
+def trivial(part: str, k: int, most: int | None = None) -> dict:
+    """The baselines of one held-out time."""
+
+    def measure() -> dict:
+        return {name: one.w1 for name, one in baselines(cells(part, most).hold_out(k), k, rng=Streams(0), cells=CELLS).items()}
+
+    return cached(measure, "trivial", part, k, most)
+
+
+def cached(measure: Callable[[], dict], *key: object) -> dict:
+    """Measure, or read what an earlier piece of the run measured with the same settings."""
+    folder = os.environ.get("POPFLOW_CELLS_CACHE")
+    if not folder:
+        return measure()
+    file = Path(folder) / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
+    if not file.exists():
+        value = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"key": [str(one) for one in key], "value": value}))
+        print(*key, {name: round(v, 4) for name, v in value.items()}, file=sys.stderr, flush=True)
+    return json.loads(file.read_text())["value"]
+
+
+def mean_error(values: list[float]) -> tuple[float, float | None]:
+    """Mean and standard error."""
+    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def table(part: str, seeds: int, steps: int, most: int | None) -> list[Row]:
+    """Every row of one data set, ours and the peers', and the claims on the best of ours."""
+    task = TASKS[part]
+    held_out = task.held_out if most is None else task.held_out[:1]
+    known = {k: trivial(part, k, most) for k in held_out}
+    found: dict[str, dict[int, list[dict]]] = {}
+    absent: dict[str, str] = {}
+    for row in (*task.rows, *PEERS):
+        try:
+            found[row] = {k: [distance(part, row, k, seed, steps, most) for seed in range(seeds)] for k in held_out}
+        except ImportError as error:
+            absent[row] = f"absent: {error}"
+    simple = {name: {k: known[k].get(name, float("nan")) for k in held_out} for name in (PREVIOUS, TRANSPORT, RANDOM, FLOOR)}
+    rows = []
+    for row, by_time in found.items():
+        w1, error = mean_error([statistics.mean(by_time[k][seed]["w1"] for k in held_out) for seed in range(seeds)])
+        notes = {"by time": {k: mean_error([one["w1"] for one in by_time[k]]) for k in held_out}, "seeds": seeds, "steps": steps}
+        notes |= {"processor seconds of one": statistics.median(one["processor_seconds"] for k in held_out for one in by_time[k])}
+        rows.append(Row(f"{part}: {row}, mean W1 over k = {', '.join(map(str, held_out))}", w1, error, notes=notes))
+    mine = [row for row in task.rows if row != "OT-CFM"]
+
+    def claim(name: str, chosen: list[str], times: tuple[int, ...], target: float) -> Row:
+        values = {row: [statistics.mean(found[row][k][seed]["w1"] for k in times) for seed in range(seeds)] for row in chosen}
+        best = min(values, key=lambda row: statistics.mean(values[row]))
+        w1, error = mean_error(values[best])
+        local = {n: statistics.mean(v[k] for k in times) for n, v in simple.items()}
+        local |= {row: statistics.mean(one["w1"] for k in times for one in found[row][k]) for row in PEERS if row in found} | absent
+        return Row(
+            f"{part}: {name} ({best})", w1, error, target=target, peers=local, notes={"all": {r: mean_error(v) for r, v in values.items()}}
+        )
+
+    if part == "embryoid":
+        rows.append(claim("best of ours, mean W1", mine, held_out, 0.85))
+    elif part == "hematopoiesis":
+        rows.append(claim("unbalanced, W1 at k = 1", [row for row in mine if row.startswith("WFR")], held_out, 0.30))
+    else:
+        rows += [claim(f"best of ours, W1 at k = {k}", mine, (k,), {1: 0.163, 2: 0.261, 3: 0.260}[k]) for k in held_out]
+    return rows
+
+
+def cost(seeds: int, steps: int, most: int | None) -> list[Row]:
+    """Processor time to a held-out distance on embryoid bodies, ours and torchcfm's, at several numbers of steps."""
+    rows, k = [], 2
+    for row in ("W2", "OT-CFM", "torchcfm OT-CFM"):
+        for count in (steps // 4, steps):
+            try:
+                one = [distance("embryoid", row, k, seed, count, most) for seed in range(seeds)]
+            except ImportError as error:
+                rows.append(Row(f"cost: {row}", float("nan"), notes={"absent": str(error)}))
+                break
+            seconds, error = mean_error([value["processor_seconds"] for value in one])
+            w1 = mean_error([value["w1"] for value in one])
+            rows.append(Row(f"cost: {row}, {count} steps, training and push", seconds, error, "s of one core", notes={"W1 at k = 2": w1}))
+    return rows
+
+
+SCALE = """
+import resource, sys, torch
+from popflow.core import Streams
+from popflow.transport import Snapshots
+from popflow.transport.lagrangian import Lagrangian
+from popflow.transport.lagrangian_flow import LagrangianFlow
+torch.set_num_threads(1)
+n, d = int(sys.argv[1]), 50
+g = torch.Generator().manual_seed(0)
+s = Snapshots.of([torch.randn(n // 5, d, generator=g) + i for i in range(5)])
+flow = LagrangianFlow(Lagrangian()).fit(s, steps=20, rng=Streams(0), compile=False)
+for x in s.x[0].split(8192):
+    flow.push(x, 0.0, 1.0, Streams(0), steps=5)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def scale(quick: bool) -> list[Row]:
+    """Peak memory of a fit and a push at 50 coordinates, with few cells and with 50 000."""
+    peak = {}
+    for n in (500, 1000) if quick else (2000, 50_000):
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", SCALE, str(n)], capture_output=True, text=True, check=True)
+        peak[n] = float(done.stdout), time.perf_counter() - begin
+    (few, _), (many, seconds) = peak.values()
+    notes = {"cells": list(peak), "peak with the few, MiB": few, "platform unit": f"ru_maxrss, page {resource.getpagesize()}"}
+    return [Row(f"scale: memory that {max(peak)} cells in 50 coordinates add", many - few, None, "MiB", seconds=seconds, notes=notes)]
+
+
+def main(options: argparse.Namespace) -> list[Row]:
+    """Leave-one-time-point-out distances on published cells."""
+    torch.set_num_threads(1)
+    seeds, steps, most = (1, 4, 60) if options.quick else (options.seeds, STEPS, None)
+    rows = []
+    for part in options.only:
+        if part in TASKS:
+            rows += table(part, seeds, steps, most)
+        else:
+            rows += cost(seeds, steps, most) if part == "cost" else scale(options.quick)
+    return rows
+
+
+if __name__ == "__main__":
+    run("cells", main, seeds=5, parts=PARTS)

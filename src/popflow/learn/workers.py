@@ -1,0 +1,109 @@
+"""Several processes that learn as one: launched by ``torchrun``, each with its share of the rows of every batch.
+
+    torchrun --nproc-per-node 2 train.py
+
+Nothing in ``train.py`` changes: `popflow.learn.fit` finds the processes. All draw the same batch from the same streams, each keeps its
+rows (`rows`), and gradients are averaged before they are clipped and followed. As the mean of the means of equal shares is the mean,
+``n`` processes follow the path of one with the same batch, to rounding. The first process alone tells recorders, shows progress and writes
+checkpoints, which any number of processes can resume from.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+Shard = Callable[[Any, int, int], Any]
+"""``shard(batch, rank, size)``: the part of a batch that one of ``size`` processes learns from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The processes of a run, and which of them this one is; one process alone does nothing here."""
+
+    rank: int = 0
+    size: int = 1
+
+    def mean(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Average tensors over the processes, in one message; every process gets the same bits."""
+        if self.size == 1:
+            return tuple(tensors)
+        real = [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
+        message = torch.cat([x.detach().reshape(-1) for x in real])
+        dist.all_reduce(message)
+        parts = (message / self.size).split([x.numel() for x in real])
+        back = (part.reshape(x.shape).to(x.dtype) for part, x in zip(parts, real, strict=True))
+        return tuple(torch.view_as_complex(y) if x.is_complex() else y for x, y in zip(tensors, back, strict=True))
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether any process says so; all return together."""
+        return flag if self.size == 1 else self._largest(float(flag), device) > 0
+
+    def first(self, flag: bool, device: torch.device) -> bool:
+        """What the first process says."""
+        return flag if self.size == 1 else self._largest(float(flag and self.rank == 0), device) > 0
+
+    def same(self, params: Mapping[str, Tensor], seed: int) -> None:
+        """Raise RuntimeError unless all processes hold the same parameters and seed; values that are not numbers are left to the guard."""
+        if self.size == 1:
+            return
+        total = sum(float(torch.view_as_real(p).double().sum() if p.is_complex() else p.double().sum()) for p in params.values())
+        device = next(iter(params.values())).device
+        for name, value in {"the seed of rng": float(seed), "the sum of all parameters": total if math.isfinite(total) else 0.0}.items():
+            high, low = self._largest(value, device), -self._largest(-value, device)
+            if high != low:
+                raise RuntimeError(
+                    f"{name} is between {low!r} and {high!r} in the {self.size} processes, wanted one value: give all the same parameters, "
+                    "data and seed, and an optimiser that sees nothing but gradients."
+                )
+
+    def _largest(self, value: float, device: torch.device) -> float:
+        message = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.all_reduce(message, dist.ReduceOp.MAX)
+        return float(message)
+
+
+def workers(device: torch.device) -> Workers:
+    """Return the processes that ``torchrun`` launched (joining them at the first call), or this one alone.
+
+    They talk through gloo on processors and nccl on GPUs, or through the group that the caller has initialised.
+    """
+    if not dist.is_available() or not (dist.is_initialized() or dist.is_torchelastic_launched()):
+        return Workers()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+    return Workers(dist.get_rank(), dist.get_world_size())
+
+
+def rows(batch: Any, rank: int, size: int) -> Any:
+    """The ``rank``-th of ``size`` equal shares of the rows (the first dimension) of every tensor; tensors without dimensions are shared.
+
+    The loss must be a mean over these rows. Where it is not, or a batch holds tensors without rows, give `fit` another ``shard``.
+
+    Raises:
+        ValueError: when the first dimensions differ, or cannot be shared equally.
+
+    Example:
+        >>> x, t = rows((torch.arange(4), torch.tensor(0.5)), 1, 2)
+        >>> x.tolist(), t.item()
+        ([2, 3], 0.5)
+    """
+    if size == 1:
+        return batch
+    lengths = {len(x) for x in tree_leaves(batch) if isinstance(x, Tensor) and x.ndim}
+    if len(lengths) != 1 or next(iter(lengths)) % size:
+        raise ValueError(
+            f"the tensors of a batch have first dimensions {sorted(lengths)}, wanted one and the same, a multiple of the {size} processes: "
+            "put the rows first, change the batch size, or pass shard=... ."
+        )
+    share = next(iter(lengths)) // size
+    return tree_map(lambda x: x[rank * share : (rank + 1) * share] if isinstance(x, Tensor) and x.ndim else x, batch)

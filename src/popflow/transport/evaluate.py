@@ -1,0 +1,142 @@
+"""How well a flow predicts marginals that it has not seen, always beside what is known without one.
+
+Every score stands beside those of the marginal before, of the midpoint by exact optimal transport, of the midpoint of random pairs, and of
+the sampling floor: two halves of the true cells, below which distances mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from popflow.core.metrics import mmd2, wasserstein
+from popflow.core.population import Population
+from popflow.core.streams import Streams
+from popflow.transport.coupling import between, exact
+from popflow.transport.snapshots import Snapshots
+
+FLOW, PREVIOUS, TRANSPORT, RANDOM, FLOOR = "flow", "previous marginal", "exact-OT midpoint", "independent midpoint", "sampling floor"
+
+
+@runtime_checkable
+class Flow(Protocol):
+    """What can be evaluated: a drift, a growth rate, and how a population moves, in the unit of time of the snapshots."""
+
+    def velocity(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """Drift ``[n, d]``."""
+        ...
+
+    def growth(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """Growth rate of the weight ``[n]``, one over time."""
+        ...
+
+    def push(self, pop: Population | Tensor, t0: float, t1: float, rng: Streams) -> Population:
+        """The population at ``t1``, weights inside."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Distances of a weighted sample from the true cells, in the coordinates it was given in.
+
+    Attributes:
+        w1: Wasserstein-1.
+        w2: Wasserstein-2.
+        mmd: Root of the squared maximum mean discrepancy (V-statistic), kernels as in `popflow.core.metrics.mmd2`.
+        ess: Effective number of points of the weighted sample.
+    """
+
+    w1: float
+    w2: float
+    mmd: float
+    ess: float
+
+
+def score(x: Tensor, truth: Tensor, weights: Tensor | None = None) -> Score:
+    """Compare a sample ``[n, d]`` with weights ``[n]`` (None: equal) with the cells ``[m, d]``.
+
+    >>> x = torch.tensor([[0.0], [1.0]])
+    >>> score(x, x + 2, torch.tensor([0.5, 0.5])).w1
+    2.0
+    """
+    share = torch.full((len(x),), 1 / len(x), dtype=torch.float64) if weights is None else weights.double() / weights.double().sum()
+    return Score(
+        w1=float(wasserstein(x, truth, weights)),
+        w2=float(wasserstein(x, truth, weights, order=2)),
+        mmd=float(mmd2(x, truth, x_weights=weights).sqrt()),
+        ess=float(1 / share.square().sum()),
+    )
+
+
+def evaluate(
+    flow: Flow, snapshots: Snapshots, *, rng: Streams, marginals: tuple[int, ...] | None = None, cells: int = 1500
+) -> dict[int, dict[str, Score]]:
+    """Score the flow at marginals, from the cells of the training marginal before each.
+
+    Args:
+        flow: What was learned.
+        snapshots: With the marginals that were held out.
+        rng: Streams for the subsamples, pairs, halves and the noise of the flow.
+        marginals: Which to score, 1 .. M - 1; those held out unless given.
+        cells: Most cells of a marginal that are used: exact distances are cubic in them.
+
+    Returns:
+        Marginal -> name -> `Score`: ``flow``, and the baselines of the module. The midpoints interpolate the training marginals on both
+        sides at the right fraction of time; the last marginal has none.
+
+    Raises:
+        ValueError: when there is nothing to score.
+    """
+    chosen = snapshots.held_out if marginals is None else marginals
+    if not chosen or not all(0 < k < len(snapshots) for k in chosen):
+        raise ValueError(f"marginals={chosen}, wanted some of 1..{len(snapshots) - 1}: hold one out (snapshots.hold_out), or name them.")
+    found = {}
+    for k in chosen:
+        left, _ = neighbours(snapshots, k)
+        truth, before = (some(snapshots.x[i], cells, rng) for i in (k, left))
+        pushed = flow.push(before, float(snapshots.times[left]), float(snapshots.times[k]), rng)
+        found[k] = {FLOW: score(pushed.x, truth, pushed.weights())} | _known(snapshots, k, before, truth, rng, cells)
+    return found
+
+
+def baselines(snapshots: Snapshots, k: int, *, rng: Streams, cells: int = 1500) -> dict[str, Score]:
+    """Score what is known of marginal ``k`` without a flow; see the module. With the same streams, the same cells as in `evaluate`."""
+    truth, before = (some(snapshots.x[i], cells, rng) for i in (k, neighbours(snapshots, k)[0]))
+    return _known(snapshots, k, before, truth, rng, cells)
+
+
+def _known(snapshots: Snapshots, k: int, before: Tensor, truth: Tensor, rng: Streams, cells: int) -> dict[str, Score]:
+    left, right = neighbours(snapshots, k)
+    found = {PREVIOUS: score(before, truth)}
+    if right is not None:
+        after = some(snapshots.x[right], cells, rng)
+        t = snapshots.times
+        share = float((t[k] - t[left]) / (t[right] - t[left]))
+        at, mass = between(before, after, exact(before, after), share)
+        found[TRANSPORT] = score(at, truth, mass)
+        i, j = (rng.uniform("baselines", (cells,)) for _ in range(2))
+        paired = (1 - share) * before[(i * len(before)).long()] + share * after[(j * len(after)).long()]
+        found[RANDOM] = score(paired, truth)
+    half = truth[rng.uniform("baselines", (len(truth),)).argsort().to(truth.device)]
+    found[FLOOR] = score(half[: len(half) // 2], half[len(half) // 2 :])
+    return found
+
+
+def neighbours(snapshots: Snapshots, k: int) -> tuple[int, int | None]:
+    """The training marginals before and after ``k``; there may be none after."""
+    training = [i for i in range(len(snapshots)) if i not in snapshots.held_out]
+    return max(i for i in training if i < k), min((i for i in training if i > k), default=None)
+
+
+def some(x: Tensor, most: int, rng: Streams) -> Tensor:
+    """At most so many of the rows, drawn without replacement."""
+    return x if len(x) <= most else x[rng.uniform("baselines", (len(x),)).argsort()[:most].to(x.device)]
+
+
+def table(scores: Mapping[int, Mapping[str, Score]], snapshots: Snapshots) -> list[tuple[str, str, float, float, float]]:
+    """Rows ``(time, what, W1, W2, MMD)`` for a report."""
+    return [(str(snapshots.labels[k]), name, s.w1, s.w2, s.mmd) for k, row in scores.items() for name, s in row.items()]

@@ -1,0 +1,70 @@
+"""AnnData in: files and objects, what they lack; components decoded to genes, or the reason why not; a file is not half written."""
+
+import numpy as np
+import pytest
+import torch
+
+from popflow.core.errors import CheckpointError
+from popflow.transport.anndata import genes_of, read, write
+
+ad = pytest.importorskip("anndata")
+
+
+def test_a_file_in_backed_mode_and_an_object_give_the_same(h5ad):
+    given = {"time": "day", "dims": 3, "types": "type", "velocity": "velocity"}
+    a, b = read(h5ad, **given), read(ad.read_h5ad(h5ad), **given)
+    backed = ad.read_h5ad(h5ad, backed="r")
+    c = read(backed, **given)
+    backed.file.close()
+    raw = ad.read_h5ad(h5ad)
+    for cells in (a, b, c):
+        assert cells.snapshots.labels == ("1", "2", "10")
+        assert cells.annotation == a.annotation
+        for k, rows in enumerate(cells.rows):
+            assert np.array_equal(rows, a.rows[k])
+            assert torch.equal(cells.snapshots.x[k], torch.from_numpy(raw.obsm["X_pca"][rows, :3]))
+            assert torch.equal(cells.snapshots.velocity[k], torch.from_numpy(raw.obsm["velocity"][rows, :3]))
+    assert sum(map(len, a.rows)) == 179  # one has no day
+    back = a.spread(a.snapshots.x)
+    assert np.isnan(back).any(1).sum() == 1
+    assert np.array_equal(back[a.rows[1]], a.snapshots.x[1].numpy())
+
+
+def test_components_decode_to_genes_or_say_why_not(h5ad):
+    adata = ad.read_h5ad(h5ad)
+    genes, names = genes_of(h5ad, "X_pca", torch.from_numpy(adata.obsm["X_pca"]))
+    assert names[0] == "gene0"
+    np.testing.assert_allclose(genes, adata.X.toarray(), atol=0.35)  # two of twelve directions carry all but noise of 0.05
+    assert np.abs(genes - adata.X.toarray()).mean() < 0.06
+    scaled = adata.copy()
+    scaled.X = scaled.X * 2
+    with pytest.raises(ValueError, match=r"is not \(X - mean\) @ varm\['PCs'\] \(off by"):
+        genes_of(scaled, "X_pca", torch.zeros(1, 2))
+    del scaled.varm["PCs"]
+    with pytest.raises(ValueError, match="varm has no 'PCs'"):
+        genes_of(scaled, "X_pca", torch.zeros(1, 2))
+
+
+def test_keys_of_others_are_not_overwritten_and_failures_leave_nothing(h5ad, tmp_path):
+    values = np.zeros(180, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"has obs\['batch'\] already"):
+        write(h5ad, tmp_path / "out.h5ad", obs={"batch": values}, obsm={}, uns={})
+    assert list(tmp_path.iterdir()) == []
+    one = write(h5ad, tmp_path / "one.h5ad", obs={"popflow_growth": values}, obsm={}, uns={"seed": 0})
+    two = write(one, tmp_path / "two.h5ad", obs={"popflow_growth": values + 1}, obsm={}, uns={"seed": 1})
+    assert ad.read_h5ad(two).obs["popflow_growth"].tolist() == [1.0] * 180
+    assert list(ad.read_h5ad(two).obs.columns).count("popflow_growth") == 1
+    with pytest.raises(CheckpointError, match="cannot write"):
+        write(tmp_path / "absent.h5ad", tmp_path / "three.h5ad", obs={}, obsm={}, uns={})
+
+
+def test_bad_input_is_named(h5ad, tmp_path):
+    adata = ad.read_h5ad(h5ad)
+    adata.obsm["sparse"] = adata.X
+    with pytest.raises(TypeError, match=r"obsm\['sparse'\] is sparse, wanted dense coordinates"):
+        read(adata, time="day", rep="sparse")
+    with pytest.raises(ValueError, match="unknown velocity: key of obsm 'velocit': did you mean 'velocity'"):
+        read(adata, time="day", velocity="velocit")
+    (tmp_path / "text.h5ad").write_text("no")
+    with pytest.raises(CheckpointError, match="as h5ad"):
+        read(tmp_path / "text.h5ad", time="day")

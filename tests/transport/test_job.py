@@ -1,0 +1,152 @@
+"""`popflow flow`: an AnnData file through the command line and back, resumed, unchanged but for its new keys."""
+
+import base64
+import contextlib
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from popflow.cli.app import main
+from popflow.runs import ConfigError, config_of
+from popflow.transport.job import FlowConfig
+
+OPTIONS = ["--time", "day", "--rep", "X_pca", "--dims", "2", "--hold-out", "2", "--steps", "30", "--width", "8"]
+
+
+@pytest.fixture(scope="module")
+def done(h5ad, tmp_path_factory):
+    """One unbalanced run, and what it printed."""
+    out = tmp_path_factory.mktemp("flow") / "run"
+    before = h5ad.read_bytes()
+    arguments = ["flow", str(h5ad), *OPTIONS, "--lagrangian", "unbalanced", "--lam", "0.5", "--types", "type", "--out", str(out), "--json"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(arguments) == 0
+    assert h5ad.read_bytes() == before
+    return out, json.loads(printed.getvalue()), arguments
+
+
+def test_the_report_scores_beside_the_trivial_answers_and_shows_the_flow(done):
+    out, told, _ = done
+    assert told["ok"]
+    scores = next(item for item in told["comparison"] if item["title"] == "Distance from the held-out cells")
+    assert {row[1] for row in scores["rows"]} == {
+        "flow",
+        "OT-conditional flow matching",
+        "previous marginal",
+        "exact-OT midpoint",
+        "independent midpoint",
+        "sampling floor",
+    }
+    assert {row[0] for row in scores["rows"]} == {"2"}
+    assert {"action", "duality gap", "Hamilton-Jacobi residual", "W1, flow"} <= told["results"].keys()
+    page = (out / "report.html").read_text()
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=[\"']?https?:", page)
+    assert "Growth rate of each type" in page
+    assert "Fate: from time 1 to time 10" in page
+
+
+def test_the_animation_moves(done):
+    from PIL import Image
+
+    report = json.loads((done[0] / "report.json").read_text())["report"]
+    image = next(item["image"] for item in report["diagnostics"] if item.get("alt") == "a moving cloud")
+    film = Image.open(io.BytesIO(base64.b64decode(image.split(",", 1)[1])))
+    assert film.n_frames > 10
+    first = np.asarray(film.convert("RGB"))
+    film.seek(film.n_frames - 1)
+    assert (np.asarray(film.convert("RGB")) != first).any()
+
+
+def test_the_file_comes_back_with_new_keys_alone(done, h5ad):
+    import anndata as ad
+
+    before, after = ad.read_h5ad(h5ad), ad.read_h5ad(done[0] / "cells.h5ad")
+    new = {"obs": {"popflow_growth", "popflow_fate"}, "obsm": {"popflow_velocity", "X_popflow", "popflow_fate"}, "uns": {"popflow"}}
+    for group, names in new.items():
+        assert set(getattr(after, group).keys()) - set(getattr(before, group).keys()) == names
+    for name in before.obs:
+        assert before.obs[name].equals(after.obs[name])
+    for name in before.obsm:
+        assert np.array_equal(before.obsm[name], after.obsm[name])
+    assert (before.X != after.X).nnz == 0
+    assert before.var.equals(after.var)
+    assert after.uns["title"] == "synthetic"
+    gone = after.obs["day"].isna().to_numpy()
+    assert gone.sum() == 1
+    assert np.isnan(after.obsm["popflow_velocity"][gone]).all()
+    assert np.isfinite(after.obsm["popflow_velocity"][~gone]).all()
+    assert after.obsm["popflow_velocity"].shape == (180, 2)
+    np.testing.assert_allclose(after.obsm["popflow_fate"][~gone].sum(1), 1, atol=1e-5)
+    last = (after.obs["day"] == "10").to_numpy()
+    assert (after.obs["popflow_fate"][last].astype(str) == after.obs["type"][last]).all()
+    np.testing.assert_allclose(after.obsm["X_popflow"][last], after.obsm["X_pca"][last, :2], atol=1e-4)
+    assert after.uns["popflow"]["settings"]["lagrangian"] == "unbalanced"
+    assert list(after.uns["popflow"]["times"]) == [1.0, 2.0, 10.0]
+    assert np.isfinite(after.uns["popflow"]["fit"]["action"])
+
+
+def test_predicted_cells_are_decoded_to_genes(done):
+    import anndata as ad
+
+    predicted = ad.read_h5ad(done[0] / "predicted.h5ad")
+    assert list(predicted.var_names) == [f"gene{k}" for k in range(12)]
+    assert set(predicted.obs["time"]) == {2.0}
+    assert predicted.obs["weight"].mean() == pytest.approx(1, abs=1e-5)
+
+
+def test_scanpy_draws_the_new_keys(done):
+    scanpy = pytest.importorskip("scanpy")
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    adata = scanpy.read_h5ad(done[0] / "cells.h5ad")
+    adata = adata[~adata.obs["day"].isna()].copy()
+    for basis in ("X_pca", "X_popflow"):
+        axes = scanpy.pl.embedding(adata, basis=basis, color=["popflow_growth", "popflow_fate"], show=False)
+        drawn = axes[0].collections[0].get_offsets()
+        np.testing.assert_allclose(np.sort(drawn[:, 0]), np.sort(adata.obsm[basis][:, 0]), rtol=1e-5)
+
+
+def test_the_same_command_goes_on_with_the_same_run(done, capsys):
+    out, told, arguments = done
+    first = (out / "report.json").read_bytes()
+    (out / "report.json").unlink()
+    assert main(arguments) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["results"] == told["results"]
+    assert json.loads((out / "report.json").read_bytes())["report"]["comparison"] == json.loads(first)["report"]["comparison"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lam": 0.0}, "lam=0.0: wanted a finite number above 0"),
+        ({"masses": "counts"}, "conserves mass. Fix: lagrangian unbalanced"),
+        ({"lagrangian": "balanced"}, "did you mean 'unbalanced'"),
+        ({"dims": 0}, "dims=0: wanted at least 1"),
+    ],
+)
+def test_what_is_wrong_is_named(values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config_of(FlowConfig, {"cells": "cells.h5ad", "time": "day"} | values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--time", "dya"], "did you mean 'day'"),
+        (["--time", "day", "--rep", "X_pc"], "did you mean 'X_pca'"),
+        (["--time", "type"], "'upper' is no number"),
+        (["--time", "day", "--dims", "9"], "dims=9, wanted 1 to 4"),
+        (["--time", "day", "--dims", "2", "--hold-out", "10"], "is an end point or does not exist"),
+        (["--time", "day", "--dims", "2", "--hold-out", "3"], "there is no snapshot at time 3.0"),
+    ],
+)
+def test_what_does_not_fit_the_file_is_named(h5ad, tmp_path, capsys, options, message):
+    assert main(["flow", str(h5ad), *options, "--out", str(tmp_path / "run")]) != 0
+    assert message in re.sub(r"'lower'", "'upper'", capsys.readouterr().err)
