@@ -305,7 +305,7 @@ def main(options: argparse.Namespace) -> list[Row]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2 and sys.argv[1] == "--cell":  # SYSTEM-T-FORM-on|off|clipped-SEED, at full size
+    if len(sys.argv) > 2 and sys.argv[1] == "--cell":  # SYSTEM-T-FORM-on|off|langevin-SEED, at full size
         for one in sys.argv[2:]:
             system, t, form, mode, seed = one.split("-")
             cell(system, float(t), form, mode, int(seed), 2000, 500)
