@@ -155,6 +155,7 @@ def test_a_bridge_has_the_exact_variance_half_way():
     assert flow.report().strands is None
 
 
+@pytest.mark.slow
 def test_growth_meets_masses_and_weights():
     a, b = torch.zeros(1), torch.ones(1)
     truth = dirac_growth(a, b, 1.0, 2.0, 1.0)
@@ -206,6 +207,7 @@ def test_held_out_cells_change_nothing():
     assert fits[0].report(draws=2) == fits[1].report(draws=2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("lagrangian", [Lagrangian(WFR(1.0), potential=Harmonic(1.0))])
 def test_compiled_and_eager_fits_agree(lagrangian):
