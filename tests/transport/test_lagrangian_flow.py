@@ -155,7 +155,6 @@ def test_a_bridge_has_the_exact_variance_half_way():
     assert flow.report().strands is None
 
 
-@pytest.mark.slow
 def test_growth_meets_masses_and_weights():
     a, b = torch.zeros(1), torch.ones(1)
     truth = dirac_growth(a, b, 1.0, 2.0, 1.0)
@@ -169,9 +168,9 @@ def test_growth_meets_masses_and_weights():
 
     places, p, q = torch.tensor([[-3.0], [3.0]]), torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     atoms = Snapshots.of([places.repeat_interleave((20 * w).long(), 0) for w in (p, q)], times=[0, 1])
-    flow = LagrangianFlow(Lagrangian(WFR(1.0)), **SMALL).fit(atoms, steps=600, rng=Streams(0), compile=False)
+    flow = LagrangianFlow(Lagrangian(WFR(1.0)), width=32).fit(atoms, steps=600, rng=Streams(0), compile=False)
     truth = atom_growth(places, p, q, 1.0)
-    assert flow.report().action == pytest.approx(truth.action, rel=0.05)
+    assert flow.report().action == pytest.approx(truth.action, rel=0.03)  # two layers stop at 0.38, a potential that does not change in time
     for t in (0.5, 1.0):
         end = flow.push(atoms.x[0], 0.0, t, Streams(0))
         assert float(end.weights()[:10].sum()) == pytest.approx(float(truth.mass(t)[0]), abs=0.03)
@@ -207,7 +206,6 @@ def test_held_out_cells_change_nothing():
     assert fits[0].report(draws=2) == fits[1].report(draws=2)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("lagrangian", [Lagrangian(WFR(1.0), potential=Harmonic(1.0))])
 def test_compiled_and_eager_fits_agree(lagrangian):
