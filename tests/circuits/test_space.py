@@ -127,7 +127,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"network 32: wanted the code of one of 2\^5 networks, 0\.\.2\^5 - 1"):
         SPACES["logistic"].decode(32)
     with pytest.raises(ValueError, match="wanted 5 of 0 and 1"):
-        SPACES["logistic"].decode([0.9, 0, 1, 1, 0])
+        SPACES["logistic"].decode(torch.tensor([0.9, 0, 1, 1, 0]))
     with pytest.raises(ValueError, match=r"bits hold -1, wanted only 0 and 1. Fix: \(spins"):
         check_bits(torch.tensor([[-1, 1, 1]]), 3)
     with pytest.raises(ValueError, match="lists an option twice: relu, relu"):

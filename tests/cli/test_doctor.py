@@ -11,7 +11,7 @@ from popflow.cli.doctor import EXTRAS, REQUIRED
 
 
 def names(requirements):
-    return tuple(requirement.partition(">")[0] for requirement in requirements)
+    return tuple(requirement.partition(">")[0].partition("[")[0] for requirement in requirements)
 
 
 def test_it_knows_what_the_project_asks_for():

@@ -1,9 +1,12 @@
 """The saddle and the flow: bounds hold pointwise, gradients are those of the dual, fits meet closed forms, units and held-out cells do not matter."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from popflow.core import Population, Streams
@@ -168,9 +171,11 @@ def test_growth_meets_masses_and_weights():
 
     places, p, q = torch.tensor([[-3.0], [3.0]]), torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     atoms = Snapshots.of([places.repeat_interleave((20 * w).long(), 0) for w in (p, q)], times=[0, 1])
-    flow = LagrangianFlow(Lagrangian(WFR(1.0)), **SMALL).fit(atoms, steps=600, rng=Streams(0), compile=False)
+    flow = LagrangianFlow(Lagrangian(WFR(1.0)), width=32).fit(atoms, steps=600, rng=Streams(0), compile=False)
     truth = atom_growth(places, p, q, 1.0)
-    assert flow.report().action == pytest.approx(truth.action, rel=0.05)
+    assert flow.report().action == pytest.approx(
+        truth.action, rel=0.03
+    )  # two layers stop at 0.38, a potential that does not change in time
     for t in (0.5, 1.0):
         end = flow.push(atoms.x[0], 0.0, t, Streams(0))
         assert float(end.weights()[:10].sum()) == pytest.approx(float(truth.mass(t)[0]), abs=0.03)
@@ -206,15 +211,30 @@ def test_held_out_cells_change_nothing():
     assert fits[0].report(draws=2) == fits[1].report(draws=2)
 
 
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("lagrangian", [Lagrangian(WFR(1.0), potential=Harmonic(1.0))])
-def test_compiled_and_eager_fits_agree(lagrangian):
-    snapshots = gaussian_snapshots(32)
-    settings = {"width": 8, "depth": 1, "coupling": plans.independent}
-    fits = [LagrangianFlow(lagrangian, **settings).fit(snapshots, steps=20, rng=Streams(0), compile=c).learned for c in (False, True)]
-    assert fits[1].compiled
-    for name, value in fits[0].params.items():
-        torch.testing.assert_close(value, fits[1].params[name], rtol=1e-3, atol=1e-4)
+COMPILED = """
+import sys, torch
+from popflow.core import Streams
+from popflow.transport import WFR, Lagrangian, LagrangianFlow, Snapshots, plans
+from popflow.transport.lagrangian import Harmonic
+from safetensors.torch import save_file
+
+torch.set_num_threads(1)
+x = [torch.randn(32, 2, generator=torch.Generator().manual_seed(k)).double() for k in (0, 1)]
+for compiled in (False, True):
+    flow = LagrangianFlow(Lagrangian(WFR(1.0), potential=Harmonic(1.0)), width=8, depth=1, coupling=plans.independent)
+    learned = flow.fit(Snapshots.of(x, times=[0, 1]), steps=20, rng=Streams(0), compile=compiled).learned
+    assert learned.compiled == compiled
+    save_file({name: p.contiguous() for name, p in learned.params.items()}, f"{sys.argv[1]}/{compiled}.safetensors")
+"""
+
+
+def test_compiled_and_eager_fits_agree(tmp_path):
+    """In a process of its own: the checks of annotations stand in the way of the compiler."""
+    subprocess.run([sys.executable, "-c", COMPILED, str(tmp_path)], check=True, timeout=600)
+    eager, compiled = (load_file(tmp_path / f"{name}.safetensors") for name in ("False", "True"))
+    assert eager.keys() == compiled.keys()
+    for name, value in eager.items():
+        torch.testing.assert_close(value, compiled[name], rtol=0, atol=1e-6)
 
 
 def test_populations_go_back_where_they_came_from():

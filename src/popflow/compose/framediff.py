@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -167,7 +167,7 @@ def published_weights(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in model.items()}
 
 
-def _allowed() -> list[object]:
+def _allowed() -> list[Any]:
     """The classes of a configuration that can be imported here."""
     found = []
     for module, name in _CONFIGURATION:
