@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from popflow.circuits import BinaryMLP, Choice, Gate, PackedNetwork, pack
+from popflow.circuits import BinaryMLP, Choice, Gate, PackedNetwork, onnx_file, pack
 from popflow.core.checkpoint import save_tensors
 from popflow.core.errors import CheckpointError
 
@@ -78,3 +78,23 @@ def test_bad_input(tmp_path):
         pack(BinaryMLP(2, (2,), activation=torch.nn.functional.gelu).decode(0))
     with pytest.raises(CheckpointError, match="holds no packed network"):
         PackedNetwork.load(save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}))
+
+
+@pytest.mark.parametrize("space", [*SPACES, BinaryMLP(3, gates=(Gate("all", (0, 1, 2)),))])
+def test_onnx_equals_the_module(space, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    rng = torch.Generator().manual_seed(2)
+    x = torch.randn(13, space.inputs, generator=rng)
+    for _ in range(6):
+        network = space.decode(torch.randint(2, (space.n,), generator=rng))
+        file = onnx_file(pack(network), tmp_path / "network.onnx")
+        (y,) = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
+        logits = network(x.double())
+        assert (torch.from_numpy(y) - logits).abs().max() < 1e-6 * max(1.0, float(logits.abs().max()))
+
+
+def test_onnx_keeps_a_weight_in_a_bit(tmp_path):
+    """65 536 weights are 8 kB; in float32 they would be 262 kB."""
+    space = BinaryMLP(256, (256,))
+    packed = pack(space.decode(torch.ones(space.n)))
+    assert packed.bytes < onnx_file(packed, tmp_path / "network.onnx").stat().st_size < packed.bytes + 4000

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from popflow.circuits.ansatz import Ansatz, all_to_all, brick, cx, cz, linear, ring, rotations
 from popflow.circuits.cost import Cost, Truth, cross_entropy, idle_bits, squared_error, truth
 from popflow.circuits.data import Dataset, digits, gaussians, mnist
-from popflow.circuits.export import draw, qasm3
+from popflow.circuits.export import draw, onnx_file, qasm3
 from popflow.circuits.hardware import (
     Depolarising,
     Measured,
@@ -88,6 +88,7 @@ __all__ = [
     "matrix_product",
     "mnist",
     "noisy_born",
+    "onnx_file",
     "pack",
     "parameter_shift",
     "qasm3",

@@ -1,10 +1,17 @@
-"""Circuits for other programs and for the eye: OpenQASM 3 without dependencies, and a drawing in text."""
+"""Circuits and networks for other programs and for the eye: OpenQASM 3 without dependencies, ONNX, and a drawing in text."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz
+from popflow.circuits.packed import PackedNetwork
+from popflow.core.checkpoint import write_atomic
+from popflow.core.errors import MissingExtraError
 
 
 def qasm3(ansatz: Ansatz, angles: Tensor, *, measure: bool = True) -> str:
@@ -77,3 +84,83 @@ def draw(ansatz: Ansatz, layers: int = 4) -> str:
     for j in range(1, n):
         out += [between[j - 1].rstrip(), lines[j]]
     return "\n".join(out)
+
+
+def onnx_file(network: PackedNetwork, path: str | Path) -> Path:
+    """Write a network as ONNX (operator set 18), ``x [N, inputs] -> logits [N, outputs]`` in float32, with eight weights to a byte.
+
+    A constant of the file is the packed bits; the graph itself takes them apart, ``w = low + (high - low) ((byte >> k) & 1)``, which a
+    runtime folds into a constant when it loads the file. The file therefore stays as small as the weights are.
+
+    Raises:
+        MissingExtraError: without the package onnx.
+
+    Example:
+        >>> import onnxruntime, tempfile, torch
+        >>> from popflow.circuits import BinaryMLP, pack
+        >>> network, x = BinaryMLP(inputs=16, hidden=(8,)).decode(12345), torch.arange(32.0).reshape(2, 16)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = onnx_file(pack(network), f"{folder}/network.onnx")
+        ...     (y,) = onnxruntime.InferenceSession(file).run(None, {"x": x.numpy()})
+        >>> torch.equal(torch.from_numpy(y), network(x))
+        True
+    """
+    try:
+        from onnx import TensorProto, checker, helper, numpy_helper
+    except ImportError as error:
+        raise MissingExtraError(f"onnx is not installed, it writes {path}. Fix: pip install 'popflow[circuits]'.") from error
+    nodes: list[Any] = []
+    constants: dict[str, np.ndarray] = {
+        "shifts": np.arange(7, -1, -1, dtype=np.uint8),
+        "one": np.array(1, dtype=np.uint8),
+        "low": np.array(network.alphabet[0], dtype=np.float32),
+        "step": np.array(network.alphabet[1] - network.alphabet[0], dtype=np.float32),
+        "last_axis": np.array([-1]),
+        "axis_1": np.array([1]),
+        "start": np.array([0]),
+        "open": np.array(network.open, dtype=np.int64),
+    }
+
+    def apply(operator: str, *inputs: str, name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def constant(name: str, value: np.ndarray) -> str:
+        constants[name] = value
+        return name
+
+    def values(name: str, packed: Tensor) -> str:
+        """Rows of packed bits as values of the alphabet."""
+        byte = apply("Unsqueeze", constant(name, packed.numpy()), "last_axis", name=f"{name}_bytes")
+        bits = apply("BitwiseAnd", apply("BitShift", byte, "shifts", name=f"{name}_shifted", direction="RIGHT"), "one", name=f"{name}_bits")
+        rows = apply("Reshape", bits, constant(f"{name}_shape", np.array([len(packed), 8 * packed.shape[1]])), name=f"{name}_rows")
+        scaled = apply("Mul", apply("Cast", rows, name=f"{name}_floats", to=TensorProto.FLOAT), "step", name=f"{name}_scaled")
+        return apply("Add", scaled, "low", name=f"{name}_values")
+
+    def columns(name: str, rows: str, first: str, last: str) -> str:
+        return apply("Slice", rows, first, last, "axis_1", name=name)
+
+    x = apply("Gather", "x", "open", name="x_open", axis=1)
+    h = x
+    for i, (layer, width) in enumerate(zip(network.layers, network.widths, strict=False)):
+        all_of, stop = values(f"layer_{i}", layer), constant(f"width_{i}", np.array([width]))
+        h = apply("Gemm", h, columns(f"weights_{i}", all_of, "start", stop), name=f"products_{i}", transB=1)
+        if network.bias:
+            bias = columns(f"bias_column_{i}", all_of, stop, constant(f"end_{i}", np.array([width + 1])))
+            h = apply("Add", h, apply("Squeeze", bias, "axis_1", name=f"bias_{i}"), name=f"sums_{i}")
+        if i < len(network.layers) - 1:
+            h = apply(network.activation.capitalize(), h, name=f"hidden_{i}")
+    if network.skip is not None:
+        past = columns("weights_past", values("skip", network.skip), "start", "width_0")
+        h = apply("Add", h, apply("Gemm", x, past, name="products_past", transB=1), name="sums_past")
+    apply("Identity", h, name="logits")
+    graph = helper.make_graph(
+        nodes,
+        "binary_network",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", network.inputs])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", network.widths[-1]])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, producer_name="popflow", opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    checker.check_model(model, full_check=True)
+    return write_atomic(path, model.SerializeToString())
