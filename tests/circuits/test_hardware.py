@@ -99,5 +99,7 @@ def test_bad_input():
         evaluate_counts(oracle, {"010": -1})
     with pytest.raises(ValueError, match=r"two=1\.5"):
         Depolarising(two=1.5)
+    with pytest.raises(ValueError, match="steps=0"):
+        train_shots(Ansatz(3, 1), oracle, torch.zeros(1, 3, 2), shots=1, steps=0, generator=torch.Generator())
     with pytest.raises(ValueError, match="trajectories=0"):
         noisy_born(Ansatz(2, 1), torch.zeros(1, 2, 2), Depolarising(), 0, torch.Generator())

@@ -108,3 +108,5 @@ def test_bad_input():
         state.log_p(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="shots=1"):
         train_score(Ansatz(4, 2), Oracle.of_table(torch.arange(16.0)), torch.zeros(2, 4, 2), shots=1, steps=1, generator=torch.Generator())
+    with pytest.raises(ValueError, match="steps=0"):
+        train_score(Ansatz(4, 2), Oracle.of_table(torch.arange(16.0)), torch.zeros(2, 4, 2), shots=2, steps=0, generator=torch.Generator())

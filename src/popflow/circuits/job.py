@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 from popflow.circuits import search as classical
 from popflow.circuits.ansatz import Ansatz, all_to_all, brick, cx, cz, linear, ring
 from popflow.circuits.cost import Cost, Truth, cross_entropy, squared_error, truth
-from popflow.circuits.data import Dataset, digits, gaussians, mnist
+from popflow.circuits.data import Dataset, check_pair, digits, gaussians, mnist
 from popflow.circuits.export import draw, qasm3
 from popflow.circuits.hypernetwork import Trained, energy, evaluate, free_energy, success, tail_mean, train_adam, train_lbfgs
 from popflow.circuits.oracle import Oracle
@@ -93,6 +94,8 @@ class SearchConfig:
         for name in ("depth", "restarts", "steps", "calls", "runs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: wanted at least 1.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr={self.lr}: wanted a finite learning rate above 0.")
         if any(depth < 1 for depth in self.curve):
             raise ValueError(f"curve={self.curve}: wanted depths of at least 1.")
         if self.optimiser == "lbfgs" and self.objective == "free-energy":
@@ -194,10 +197,12 @@ def _data(text: str) -> Callable[[], Dataset] | None:
     """Return what makes a named data set; None for digits whose side is to be chosen."""
     if found := re.fullmatch(r"digits:(\d),(\d)(?::(\d+))?", text):
         first, second, side = found.groups()
+        check_pair(int(first), int(second))
         return None if side is None else lambda: digits(int(first), int(second), int(side))
     if found := re.fullmatch(r"gaussians(?::(\d+))?", text):
         return lambda: gaussians(int(found[1] or 2000))
     if found := re.fullmatch(r"mnist:(\d),(\d):(.+)", text):
+        check_pair(int(found[1]), int(found[2]))
         return lambda: mnist(Path(found[3]), int(found[1]), int(found[2]))
     kind = text.split(":", maxsplit=1)[0]
     forms = {"digits": "digits:3,7 or digits:3,7:4", "gaussians": "gaussians:2000", "mnist": "mnist:3,7:FOLDER"}

@@ -144,11 +144,7 @@ def matrix_product(ansatz: Ansatz, angles: Tensor) -> MatrixProduct:
 
 def _entangle(ansatz: Ansatz, left: Tensor, right: Tensor, control_left: bool) -> tuple[Tensor, Tensor]:
     """Apply a controlled gate on neighbours: the bond between them becomes (old bond, value of the control)."""
-    codes = torch.arange(4, device=left.device)
-    image, flips = ansatz.gate.act(codes, 0, 1)
-    applied = torch.zeros(2, 2, 2, dtype=left.dtype, device=left.device)
-    for code in range(4):
-        applied[code % 2, int(image[code]) // 2, code // 2] = 1 - 2 * int(flips[code])
+    applied = ansatz.gate.blocks().to(left)
     keep = torch.eye(2, dtype=left.dtype, device=left.device)
     if control_left:
         new_left = torch.einsum("asb,sv->asbv", left, keep)
@@ -199,8 +195,10 @@ def train_score(
         The final angles.
 
     Raises:
-        ValueError: on fewer than 2 shots: the baseline is the mean of the others.
+        ValueError: on fewer than 2 shots (the baseline is the mean of the others), or steps below 1.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: wanted at least 1.")
     if shots < 2:
         raise ValueError(f"shots={shots}: wanted at least 2, the baseline is the mean of the other samples.")
     theta = angles.detach().clone().requires_grad_()

@@ -42,7 +42,8 @@ class Choice:
         if len(self.options) < 2:
             raise ValueError(f"choice {self.name!r} has {len(self.options)} options, wanted at least 2. Fix: pass the one value itself.")
         if len(set(self.options)) < len(self.options):
-            raise ValueError(f"choice {self.name!r} lists an option twice: {self.options}. Fix: leave one of them out.")
+            listed = ", ".join(str(getattr(option, "__name__", option)) for option in self.options)
+            raise ValueError(f"choice {self.name!r} lists an option twice: {listed}. Fix: leave one of them out.")
 
     @property
     def bits(self) -> int:
@@ -111,8 +112,8 @@ class BinaryMLP:
             if not gate.inputs or not all(0 <= i < self.inputs for i in gate.inputs):
                 raise ValueError(f"gate {gate.name!r} is on the inputs {gate.inputs}, wanted some of 0..{self.inputs - 1}.")
         for low, high in self.alphabets:
-            if low == high:
-                raise ValueError(f"alphabet ({low}, {high}): wanted two different values.")
+            if low == high or not math.isfinite(low) or not math.isfinite(high):
+                raise ValueError(f"alphabet ({low}, {high}): wanted two different values, both finite.")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -177,9 +178,11 @@ class BinaryMLP:
         """Return the bits ``[n]`` (uint8, parameter 0 first) of a bit string, a code or a sequence.
 
         Raises:
-            ValueError: on another length, or values that are not bits.
+            ValueError: on another length, values that are not bits, or a code beyond the space.
         """
         if isinstance(network, int):
+            if not 0 <= network < 2**self.n:
+                raise ValueError(f"network {network}: wanted the code of one of 2^{self.n} networks, 0..{2**self.n - 1}.")
             return bits_of(torch.tensor([network]), self.n)[0]
         values = [int(c) if c in "01" else 2 for c in network] if isinstance(network, str) else [int(v) for v in network]
         if len(values) != self.n or not set(values) <= {0, 1}:
