@@ -1,0 +1,144 @@
+"""The optimisers that SINGD is compared with: fused AdamW, `torch.optim.Muon`, SOAP and Kron of pytorch_optimizer, singd 0.0.5, and a classical KFAC.
+
+Each is a function ``(model, lr, ...) -> optimiser``; one whose package is not installed raises ImportError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from popflow.optim import BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, Tap, expand, find_layers, over_data
+from popflow.optim.structures import Structure
+
+Make = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+class KFAC(torch.optim.Optimizer):
+    """Classical KFAC: moving averages of both Gram matrices, Cholesky solves every ``interval`` steps, KL clip, AdamW for the rest."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        damping: float = 1e-3,
+        decay: float = 0.95,
+        interval: int = 10,
+        momentum: float = 0.9,
+        kl_clip: float = 1e-3,
+    ):
+        super().__init__(list(model.parameters()), {"lr": lr})
+        self.layers, self.damping, self.decay, self.interval, self.momentum, self.kl_clip = (
+            find_layers(model),
+            damping,
+            decay,
+            interval,
+            momentum,
+            kl_clip,
+        )
+        taken = {parameter for layer in self.layers for parameter in layer.parameters()}
+        rest = [parameter for parameter in model.parameters() if parameter not in taken]
+        self.adamw = torch.optim.AdamW(rest, lr=1e-3, fused=True) if rest else None
+        self.tap, self.grams, self.inverses, self.buffers, self.steps = Tap(self.layers, self.hear), {}, {}, {}, 0
+        self.tap.armed = True
+
+    @torch.no_grad()
+    def hear(self, layer, a: Tensor, g: Tensor) -> None:
+        """Average the Gram matrices of a layer."""
+        data = a.shape[1]
+        a, g = expand(a, g)
+        if layer.bias is not None:
+            a = F.pad(a, (0, 1), value=1.0)
+        new = (a.mT @ a / a.shape[1], g.mT @ g * over_data(data, g.shape[1]))
+        old = self.grams.get(layer)
+        self.grams[layer] = new if old is None else tuple(torch.lerp(x, y, 1 - self.decay) for x, y in zip(old, new, strict=True))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Factorise where due, solve, clip, move."""
+        lr = self.param_groups[0]["lr"]
+        if self.tap.armed:
+            for layer, grams in self.grams.items():
+                eyes = [gram + self.damping**0.5 * torch.eye(gram.shape[-1], dtype=gram.dtype) for gram in grams]
+                # LAPACK has no bfloat16: the solve is float32, of Gram matrices averaged in the dtype of the network.
+                self.inverses[layer] = [torch.cholesky_inverse(torch.linalg.cholesky(eye.float())).to(eye.dtype) for eye in eyes]
+        moves, total = {}, 0.0
+        for layer, (k, c) in self.inverses.items():
+            gradient = torch.cat([layer.view(parameter.grad) for parameter in layer.parameters()], -1)
+            moves[layer] = c @ gradient @ k
+            total += float((moves[layer] * gradient).sum())
+        scale = min(1.0, math.sqrt(self.kl_clip / (lr**2 * total))) if total > 0 else 1.0
+        for layer, move in moves.items():
+            buffer = self.buffers.setdefault(layer, torch.zeros_like(move)).mul_(self.momentum).add_(move, alpha=scale)
+            for parameter, part in zip(layer.parameters(), buffer.split([layer.p, buffer.shape[-1] - layer.p], -1), strict=False):
+                rows = parameter[layer.start : layer.start + layer.blocks * layer.d]
+                rows.add_(part.reshape(rows.shape), alpha=-lr)
+        if self.adamw is not None:
+            self.adamw.step()
+        self.steps += 1
+        self.tap.armed = self.steps % self.interval == 0
+
+
+class Pair(torch.optim.Optimizer):
+    """Two optimisers over the parameters of one model, as peers need that take matrices only."""
+
+    def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer | None):
+        self.both = [one for one in (first, second) if one is not None]
+        super().__init__([p for one in self.both for group in one.param_groups for p in group["params"]], {})
+
+    def step(self, closure=None):
+        """Step both."""
+        for one in self.both:
+            one.step()
+
+
+def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
+
+
+def _rest(model: nn.Module, taken: set[Tensor], lr: float) -> torch.optim.Optimizer | None:
+    rest = [parameter for parameter in model.parameters() if parameter not in taken]
+    return torch.optim.AdamW(rest, lr=lr, fused=True) if rest else None
+
+
+def muon(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    return Pair(torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), _rest(model, set(matrices), lr))
+
+
+def soap(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    from pytorch_optimizer import SOAP
+
+    return SOAP(model.parameters(), lr=lr, weight_decay=0.0, precondition_frequency=10)
+
+
+def kron(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    from pytorch_optimizer import Kron
+
+    return Kron(model.parameters(), lr=lr, weight_decay=0.0)
+
+
+def reference(model: nn.Module, lr: float, structure: str = "dense", interval: int = 10, **options: Any) -> torch.optim.Optimizer:
+    from singd.optim.optimizer import SINGD as Reference
+
+    # By type, not isinstance: singd 0.0.5 raises KeyError on the output projection of nn.MultiheadAttention, a subclass of Linear.
+    linear = [p for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d) for p in module.parameters(recurse=False)]
+    taken = set(linear)
+    return Pair(
+        Reference(model, linear, lr=lr, structures=(structure, structure), T=interval, warn_unsupported=False, **options),
+        _rest(model, taken, 1e-3),
+    )
+
+
+STRUCTURES: dict[str, tuple[Structure, str | None]] = {
+    "dense": (Dense(), "dense"),
+    "block-30": (BlockDiagonal(30), "block30diagonal"),
+    "hierarchical 15, 15": (Hierarchical(15, 15), "hierarchical15_15"),
+    "Toeplitz": (LowerToeplitz(), "triltoeplitz"),
+    "diagonal": (Diagonal(), "diagonal"),
+}

@@ -1,0 +1,62 @@
+"""Half precision: what is lost when weights, activations and gradients are bfloat16.
+
+A vision transformer on digits and a character transformer, the same steps in float32 and bfloat16, median of five seeds. KFAC averages its Gram
+matrices in the dtype of the network, as the paper's comparison does, and factorises them in float32; where that fails the run is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from functools import partial
+
+import torch
+from harness import Row, run
+from optimizer_peers import KFAC, Make, adamw
+from optimizer_tasks import Memo, characters, ending, vision
+
+from popflow.optim import SINGD, Dense, Diagonal, Hierarchical
+
+TASKS = {"vision": lambda: vision(16, 1, 32), "characters": lambda: characters(16, 16, 8, depth=1)}
+MAKES: dict[str, Make] = {
+    "AdamW": partial(adamw, lr=3e-3),
+    "SINGD dense": partial(SINGD, lr=1e-2, structure=Dense(), interval=5),
+    "SINGD hierarchical": partial(SINGD, lr=1e-2, structure=Hierarchical(15, 15), interval=5),
+    "SINGD diagonal": partial(SINGD, lr=1e-2, structure=Diagonal(), interval=5),
+    "IKFAC": partial(SINGD, lr=1e-2, structure=Dense(), interval=5, adaptive=False),
+    "KFAC": partial(KFAC, lr=1e-2, interval=5, damping=1e-6),
+}
+
+
+def main(options: argparse.Namespace) -> list[Row]:
+    """Last loss in bfloat16 over that in float32, for SINGD, IKFAC, AdamW and KFAC."""
+    torch.set_num_threads(1)
+    options.memo = Memo(options.json)
+    steps, rows = 5 if options.quick else 80, []
+    for part in options.only:
+        task = TASKS[part]()
+        for name, make in MAKES.items():
+            start = time.perf_counter()
+            ends = {
+                dtype: [ending(options, task, name, make, seed, steps=steps, dtype=dtype, stop=False) for seed in range(options.seeds)]
+                for dtype in (torch.float32, torch.bfloat16)
+            }
+            medians, lost = {}, {}
+            for dtype, outcomes in ends.items():
+                kind = str(dtype).removeprefix("torch.")
+                lost[kind] = sum(not one.finite for one in outcomes)
+                medians[kind] = statistics.median(one.final if one.finite else math.inf for one in outcomes)
+            ratio = medians["bfloat16"] / medians["float32"] if all(map(math.isfinite, medians.values())) else math.inf
+            peers: dict[str, float | str] = {kind: value if math.isfinite(value) else "failed" for kind, value in medians.items()}
+            peers |= {f"lost in {kind}": f"{count} of {options.seeds}" for kind, count in lost.items()}
+            target = 1.05 if name.startswith("SINGD") else None
+            notes = {"steps": steps, "seeds": options.seeds}
+            claim = f"{task.name}, {name}: last loss in bfloat16 over float32"
+            rows.append(Row(claim, ratio, None, "x", target, "<=", peers, time.perf_counter() - start, notes))
+    return rows
+
+
+if __name__ == "__main__":
+    run("optimizers_precision", main, seeds=5, parts=tuple(TASKS))
