@@ -21,10 +21,15 @@ from optimizer_peers import Make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from popflow.optim import categorical_cotangent, gaussian_cotangent
+
 
 @dataclass(frozen=True)
 class Task:
-    """A problem: a model, a batch for each step, a loss, and the loss that counts as reached."""
+    """A problem: a model, a batch for each step, a loss, and the loss that counts as reached.
+
+    ``sample`` draws cotangents of the model's outputs whose Gram matrix is the Fisher matrix, for optimisers that ask for them.
+    """
 
     name: str
     model: Callable[[], nn.Module]
@@ -32,6 +37,7 @@ class Task:
     loss: Callable[..., Tensor]
     target: float
     steps: int
+    sample: Callable[[Tensor, torch.Generator], Tensor] = categorical_cotangent
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -122,7 +128,8 @@ def regression() -> Task:
         return x, x @ truth.T
 
     return Task(
-        "ill-conditioned regression", lambda: nn.Linear(32, 4), draw, lambda net, x, y: (net(x) - y).square().sum(1).mean() / 2, 1e-3, 1000
+        "ill-conditioned regression", lambda: nn.Linear(32, 4), draw, lambda net, x, y: (net(x) - y).square().sum(1).mean() / 2, 1e-3, 1000,
+        gaussian_cotangent,
     )
 
 
@@ -137,7 +144,7 @@ def autoencoder(sizes: tuple[int, ...] = (64, 48, 24, 8, 24, 48, 64), batch: int
         x = images[torch.randint(0, len(images), (batch,), generator=rng)]
         return (x,)
 
-    return Task("deep autoencoder", model, draw, lambda net, x: (net(x) - x).square().sum(1).mean() / 2, 0.75, 700)
+    return Task("deep autoencoder", model, draw, lambda net, x: (net(x) - x).square().sum(1).mean() / 2, 0.75, 700, gaussian_cotangent)
 
 
 def convolutional() -> Task:
@@ -199,7 +206,24 @@ def poisson() -> Task:
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
 
-    return Task("physics-informed Poisson", model, lambda rng: (torch.rand(128, 1, generator=rng),), loss, 5e-3, 700)
+    return Task("physics-informed Poisson", model, lambda rng: (torch.rand(128, 1, generator=rng),), loss, 5e-3, 700, gaussian_cotangent)
+
+
+def backward(task: Task, net: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple, rng: torch.Generator) -> Tensor:
+    """Gradients of the loss; an optimiser whose tap takes no curvature from the loss itself observes sampled cotangents where a refresh is due."""
+    optimizer.zero_grad()
+    tap: Any = getattr(optimizer, "tap", None)
+    if tap is None or tap.sink is not None or not tap.armed:
+        loss = task.loss(net, *batch)
+    else:
+        outputs: list[Tensor] = []
+        handle = net.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        loss = task.loss(net, *batch)
+        handle.remove()
+        listener: Any = optimizer
+        listener.observe(outputs[-1], task.sample(outputs[-1].detach(), rng))
+    loss.backward()
+    return loss
 
 
 @dataclass
@@ -227,15 +251,13 @@ def train(
     """
     torch.manual_seed(seed)
     net = task.model().to(dtype)
-    rng = torch.Generator().manual_seed(1000 + seed)
+    rng, noise = (torch.Generator().manual_seed(base + seed) for base in (1000, 2000))
     losses, times, hit, finite = [], [], math.inf, True
     optimizer = make(net)
     for k in range(steps or task.steps):
         batch = tuple(part.to(dtype) if part.is_floating_point() else part for part in task.batch(rng))
         start = time.process_time()
-        optimizer.zero_grad()
-        loss = task.loss(net, *batch)
-        loss.backward()
+        loss = backward(task, net, optimizer, batch, noise)
         optimizer.step()
         times.append(time.process_time() - start)
         losses.append(float(loss))

@@ -32,7 +32,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "poisson": poisson,
     "autoencoder": lambda: autoencoder(batch=128),
     "convolutional": convolutional,
-    "characters": lambda: characters(32, 32, 8, target=2.7, depth=1),
+    "characters": lambda: characters(32, 32, 8, target=2.3, steps=400, depth=1),
 }
 KINDS = ("AdamW", "SINGD", "KFAC", "Muon", "SOAP", "Kron", "singd")
 MEASURES = ("steps", "seconds")

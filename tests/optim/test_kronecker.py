@@ -195,7 +195,7 @@ def test_one_pass_over_all_diagonals_is_one_by_one(adaptive):
         flat = torch.cat([scale for both in scales for scale in both]).tolist()
         assert refresh_diagonal([(k, c, *h) for (k, c), h in zip(together, told, strict=True)], flat, **options)
         for (k, c), (u, g), both in zip(alone, told, scales, strict=True):
-            refresh(k, c, (u * k.value[0].square(),), (g * c.value[0].square(),), scales=tuple(both), **options)
+            refresh(k, c, (u * k.value[0].square(),), (g * c.value[0].square(),), scales=tuple(one.tolist() for one in both), **options)
     before = [x.clone() for pair in together for one in pair for x in one.tensors()]
     broken = [(k, c, u, g * math.inf) for (k, c), (u, g) in zip(together, told, strict=True)]
     assert not refresh_diagonal(broken, flat, **options)

@@ -77,7 +77,7 @@ class Dense:
         return factor[0]
 
     def bound(self, factor: Factor) -> Tensor:
-        """``min(|K|_F, sqrt(|K|_1 |K|_inf))``."""
+        """`spectral_bound`: one norm, less what a multiple of the identity adds to it."""
         return spectral_bound(factor[0])
 
 

@@ -223,7 +223,7 @@ def _sums(side: Side, x: Tensor, members: slice | None, bias: bool) -> Factor:
     x = x.to(dtype if dtype == torch.float64 else torch.float32)
     if type(side.structure) is Diagonal:
         sums = x.square().sum(-2)
-        return (torch.cat([sums, sums.new_full((len(sums), 1), x.shape[-2])], -1) if bias else sums,)
+        return (torch.cat([sums, sums.new_full((sums.shape[0], 1), x.shape[-2])], -1) if bias else sums,)
     if bias:
         x = nn.functional.pad(x, (0, 1), value=1.0)
     value = side.value if members is None else tuple(part[members] for part in side.value)

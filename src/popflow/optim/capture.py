@@ -277,7 +277,8 @@ def _record(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor
 def _sequence(x: Tensor) -> Tensor:
     if x.ndim == 1:
         return x.reshape(1, 1, 1, -1)
-    return x.reshape(1, len(x), 1 if x.ndim == 2 else -1, x.shape[-1]) if len(x) else x.new_zeros(1, 0, 1, x.shape[-1])
+    data = x.shape[0]
+    return x.reshape(1, data, 1 if x.ndim == 2 else -1, x.shape[-1]) if data else x.new_zeros(1, 0, 1, x.shape[-1])
 
 
 def patches(module: nn.Module, x: Tensor) -> Tensor:

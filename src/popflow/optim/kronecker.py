@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -71,6 +72,13 @@ def capped(structure: Structure, step: Factor, lr_cov: float) -> Tensor:
     return lr_cov / structure.bound(step).clamp(min=1.0)
 
 
+def measures(k: Side, c: Side, h_k: Factor, h_c: Factor) -> Tensor:
+    """Traces of ``H_K`` and ``H_C``, and of ``K^T K`` and ``C^T C``, ``[4, B]``: all that the two factors of a pair tell each other."""
+    wide = torch.promote_types(k.value[0].dtype, torch.float32)
+    traces = [trace(side.structure, h, side.n) for side, h in ((k, h_k), (c, h_c))]
+    return torch.stack([*traces, *(side.structure.square(tuple(part.to(wide) for part in side.value), side.n) for side in (k, c))])
+
+
 def refresh(
     k: Side,
     c: Side,
@@ -81,7 +89,8 @@ def refresh(
     damping: float,
     alpha1: float,
     adaptive: bool,
-    scales: tuple[Tensor, Tensor] | None = None,
+    scales: tuple[Sequence[Any], Sequence[Any]] | None = None,
+    measured: Sequence[Sequence[Any]] | None = None,
     valid: Tensor | None = None,
     rounding: Generator | None = None,
 ) -> None:
@@ -96,72 +105,97 @@ def refresh(
         damping: ``lambda``.
         alpha1: Riemannian momentum.
         adaptive: SINGD rather than IKFAC.
-        scales: Numbers ``[B]`` that ``h_k`` and ``h_c`` still have to be multiplied by; None for ones.
+        scales: ``B`` numbers each that ``h_k`` and ``h_c`` still have to be multiplied by; None for ones.
+        measured: What `measures` gave for these arguments, as numbers; None measures now.
         valid: ``[B]`` booleans: members that move; None moves all.
         rounding: Rounds low-precision factors without bias.
     """
     wide = torch.promote_types(k.value[0].dtype, torch.float32)
-    sides, values = (k, c), [tuple(part.to(wide) for part in side.value) for side in (k, c)]
-    curvature, damp = [None, None] if scales is None else list(scales), [h_k[0].new_full((len(h_k[0]),), damping, dtype=wide)] * 2
-    if adaptive:
-        means = [trace(side.structure, h, side.n) / side.n for side, h in zip(sides, (h_k, h_c), strict=True)]
-        if scales is not None:
-            means = [mean * scale for mean, scale in zip(means, scales, strict=True)]
-        curvature = [means[1 - i] if scale is None else scale * means[1 - i] for i, scale in enumerate(curvature)]
-        squares = [side.structure.square(value, side.n) * (damping / side.n) for side, value in zip(sides, values, strict=True)]
-        damp = squares[::-1]
-    for side, value, h, weight, ridge in zip(sides, values, (h_k, h_c), curvature, damp, strict=True):
-        matrices = isinstance(side.structure, Dense | BlockDiagonal)
-        old = None if side.momentum is None else tuple(part.to(wide) for part in side.momentum)
-        step = (_bracket_of_matrices if matrices else _bracket)(side.structure, value, h, weight, ridge / 2, old, alpha1)
-        beta = capped(side.structure, step, lr_cov)
-        if matrices:
-            moved = tuple(_added_product(a, a, b, -beta) for a, b in zip(value, step, strict=True))
-        else:
-            change = side.structure.multiply(value, scaled(step, -beta))
-            moved = tuple(delta.add_(a) for a, delta in zip(value, change, strict=True))
-        side.value = _keep(side.value, moved, valid, rounding)
-        if side.momentum is not None:
-            side.momentum = _keep(side.momentum, step, valid, rounding)
+    if measured is None:  # tensors then stand for the numbers, and nothing waits for a device
+        measured = [[row] for row in measures(k, c, h_k, h_c)]
+        scales = None if scales is None else ([h_k[0].new_tensor(scales[0])], [h_k[0].new_tensor(scales[1])])
+    one_each = [1.0] * len(measured[0])
+    scales = (one_each, one_each) if scales is None else scales
+    moves = []
+    for i, (side, other, h) in enumerate(((k, c, h_k), (c, k, h_c))):
+        weight, ridge = [scale / 2 for scale in scales[i]], [damping / 2] * len(measured[0])
+        if adaptive:
+            weight = [one * far * tr / other.n for one, far, tr in zip(weight, scales[1 - i], measured[1 - i], strict=True)]
+            ridge = [one * square / other.n for one, square in zip(ridge, measured[3 - i], strict=True)]
+        moves.append((side, h, _numbers(weight, h[0]), _numbers(ridge, h[0])))
+    for side, h, weight, ridge in moves:
+        _move(side, h, weight, ridge, lr_cov, alpha1, wide, valid, rounding)
 
 
-def _bracket(
-    structure: Structure, value: Factor, h: Factor, curvature: Tensor | None, damp: Tensor, momentum: Factor | None, alpha1: float
-) -> Factor:
-    """``alpha1 m + 1/2 curvature H + damp P(K^T K) - 1/2 I``; ``curvature=None`` is 1."""
-    weight = 0.5 * torch.ones_like(damp) if curvature is None else curvature / 2
-    step = tuple(_times(a, weight).addcmul_(b, _spread(damp, b)) for a, b in zip(h, structure.inner(value), strict=True))
+def _move(
+    side: Side,
+    h: Factor,
+    weight: float | Tensor,
+    ridge: float | Tensor,
+    lr_cov: float,
+    alpha1: float,
+    wide: torch.dtype,
+    valid: Tensor | None,
+    rounding: Generator | None,
+) -> None:
+    """``m <- alpha1 m + weight H + ridge P(K^T K) - 1/2 I``, ``K <- K (I - beta m)``."""
+    structure, value = side.structure, tuple(part.to(wide) for part in side.value)
+    old = None if side.momentum is None else tuple(part.to(wide) for part in side.momentum)
+    matrices = isinstance(structure, Dense | BlockDiagonal)
+    if matrices:
+        # A momentum that all members move is overwritten: one pass over memory less.
+        own = valid is None and side.momentum is not None and side.momentum[0].dtype == wide
+        step = _bracket_of_matrices(value, h, weight, ridge, old, alpha1, own)
+    else:
+        step = tuple(_times(a, weight).add_(_times(b, ridge)) for a, b in zip(h, structure.inner(value), strict=True))
+        if old is not None:
+            step = tuple(new.add_(part, alpha=alpha1) for part, new in zip(old, step, strict=True))
     structure.shift_(step, -0.5)
-    if momentum is not None:
-        step = tuple(new.add_(old, alpha=alpha1) for old, new in zip(momentum, step, strict=True))
-    return step
+    beta = capped(structure, step, lr_cov)
+    if matrices:
+        beta = -float(beta) if beta.numel() == 1 and beta.device.type == "cpu" else -beta
+        moved = tuple(_added_product(a, a, b, beta) for a, b in zip(value, step, strict=True))
+    else:
+        change = structure.multiply(value, scaled(step, -beta))
+        moved = tuple(delta.add_(a) for a, delta in zip(value, change, strict=True))
+    side.value = _keep(side.value, moved, valid, rounding)
+    if side.momentum is not None:
+        side.momentum = _keep(side.momentum, step, valid, rounding)
 
 
 def _bracket_of_matrices(
-    structure: Structure, value: Factor, h: Factor, curvature: Tensor | None, damp: Tensor, momentum: Factor | None, alpha1: float
+    value: Factor, h: Factor, weight: float | Tensor, ridge: float | Tensor, momentum: Factor | None, alpha1: float, own: bool
 ) -> Factor:
-    """The same for matrices, where the product takes in the momentum: one pass over memory for each operand."""
+    """``alpha1 m + weight H + ridge K^T K``, where the product takes in the momentum; ``own`` writes it over the momentum."""
     step = []
     for i, (part, data) in enumerate(zip(value, h, strict=True)):
-        if momentum is None:
-            new = _added_product(torch.zeros_like(part), part.mT, part, damp)
+        old = torch.zeros_like(part) if momentum is None else momentum[i]
+        new = _added_product(old, part.mT, part, ridge, alpha1, own)
+        if isinstance(weight, Tensor):
+            new.addcmul_(data, _spread(weight, data))
         else:
-            new = _added_product(momentum[i], part.mT, part, damp, alpha1)
-        step.append(new.add_(data, alpha=0.5) if curvature is None else new.addcmul_(data, _spread(curvature, data), value=0.5))
-    structure.shift_(tuple(step), -0.5)
+            new.add_(data, alpha=weight)
+        step.append(new)
     return tuple(step)
 
 
-def _added_product(to: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: float = 1.0) -> Tensor:
-    """``beta to + alpha a b`` for matrices ``[..., n, n]``, ``alpha [B]``; on a CPU one number goes into the product itself."""
+def _added_product(to: Tensor, a: Tensor, b: Tensor, alpha: float | Tensor, beta: float = 1.0, own: bool = False) -> Tensor:
+    """``beta to + alpha a b`` for matrices ``[..., n, n]``, ``alpha [B]``; one number goes into the product itself. ``own`` overwrites ``to``."""
     by = 1.0
-    if alpha.numel() == 1 and alpha.device.type == "cpu":
-        by = float(alpha)
-    else:
+    if isinstance(alpha, Tensor):
         b = b * _spread(alpha, b)
-    if to.ndim == 3:
-        return torch.baddbmm(to, a, b, beta=beta, alpha=by)
-    return torch.baddbmm(to.flatten(0, -3), a.flatten(0, -3), b.flatten(0, -3), beta=beta, alpha=by).view(to.shape)
+    else:
+        by = alpha
+    flat = [part if part.ndim == 3 else part.flatten(0, -3) for part in (to, a, b)]
+    if own:
+        flat[0].baddbmm_(flat[1], flat[2], beta=beta, alpha=by)
+        return to
+    return torch.baddbmm(*flat, beta=beta, alpha=by).view(to.shape)
+
+
+def _numbers(values: list[Any], like: Tensor) -> float | Tensor:
+    """One number, or a tensor of one for each member of a batch, as it is; many numbers as such a tensor."""
+    return values[0] if len(values) == 1 else like.new_tensor(values)
 
 
 def _spread(numbers: Tensor, like: Tensor) -> Tensor:
@@ -169,8 +203,8 @@ def _spread(numbers: Tensor, like: Tensor) -> Tensor:
     return numbers.view(-1, *[1] * (like.ndim - 1))
 
 
-def _times(part: Tensor, numbers: Tensor) -> Tensor:
-    return part.mul_(_spread(numbers, part))
+def _times(part: Tensor, numbers: float | Tensor) -> Tensor:
+    return part.mul_(_spread(numbers, part) if isinstance(numbers, Tensor) else numbers)
 
 
 def _keep(old: Factor, new: Factor, valid: Tensor | None, rounding: Generator | None) -> Factor:
@@ -204,7 +238,7 @@ def refresh_diagonal(
         Whether all curvature was finite; if not, nothing has changed.
     """
     sides = [side for k, c, _, _ in pairs for side in (k, c)]
-    shapes = tuple((len(side.value[0]), side.n) for side in sides)
+    shapes = tuple((side.value[0].shape[0], side.n) for side in sides)
     segment, partner, sizes = _segments(shapes, str(sides[0].value[0].device))
     dtype = torch.promote_types(sides[0].value[0].dtype, torch.float32)
     value = torch.cat([side.value[0].view(-1) for side in sides]).to(dtype)

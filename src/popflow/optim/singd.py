@@ -30,7 +30,7 @@ from popflow.optim.blocks import Dense, Diagonal
 from popflow.optim.bucket import Bucket, Taken
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
 from popflow.optim.groups import buckets_of, factor_dtype
-from popflow.optim.kronecker import refresh, refresh_diagonal, warm_start
+from popflow.optim.kronecker import Side, measures, refresh, refresh_diagonal, warm_start
 from popflow.optim.options import RANGES, in_range
 from popflow.optim.state import pack, unpack
 from popflow.optim.structures import Factor, Structure
@@ -259,33 +259,34 @@ class SINGD(torch.optim.Optimizer):
                 (flat if _only_diagonal(bucket, taken) else slow).append((bucket, taken))
             if flat and not _refresh_together(flat, moving):
                 slow = mine
-            traces = [h.structure.diagonal(x, h.n).sum(-1) for b, t in slow for h, x in ((b.k, t.h_k), (b.c, t.h_c))]
-            finite = iter(map(math.isfinite, torch.cat(traces).tolist() if traces else []))
+            numbers = [measures(bucket.k, bucket.c, _seen(bucket.k, taken.h_k), _seen(bucket.c, taken.h_c)) for bucket, taken in slow]
+            told = iter(torch.cat([some.flatten() for some in numbers]).tolist() if numbers else [])
             for bucket, taken in slow:
-                self._refresh_bucket(bucket, taken, [list(islice(finite, len(bucket.started))) for _ in range(2)], options, moving)
+                measured = [list(islice(told, len(bucket.started))) for _ in range(4)]
+                self._refresh_bucket(bucket, taken, measured, options, moving)
         self.refreshes += 1
 
     def _refresh_bucket(
-        self, bucket: Bucket, taken: Taken, finite: list[list[bool]], options: dict[str, Any], moving: dict[str, Any]
+        self, bucket: Bucket, taken: Taken, measured: list[list[float]], options: dict[str, Any], moving: dict[str, Any]
     ) -> None:
         """Start the members that meet their first batch, move the others, leave those whose curvature is not finite."""
         heard = [there for layer, there in zip(bucket.layers, taken.present, strict=True) for _ in range(layer.blocks)]
-        sound = [a and b and there for a, b, there in zip(*finite, heard, strict=True)]
+        sound = [math.isfinite(a) and math.isfinite(b) and there for a, b, there in zip(*measured[:2], heard, strict=True)]
         self._count_skipped(bucket, sound, taken.present)
         moves = [s and (begun or not self.warm) for s, begun in zip(sound, bucket.started, strict=True)]
         starts = [s and not m for s, m in zip(sound, moves, strict=True)]
         bucket.started = [s or begun for s, begun in zip(sound, bucket.started, strict=True)]
-        scales = taken.h_k[0].new_tensor([taken.scale_k, taken.scale_c])
         if any(starts):  # the factors are still the identity, so that what was heard is the curvature itself
+            scales = taken.h_k[0].new_tensor([taken.scale_k, taken.scale_c])
             u = bucket.k.structure.diagonal(taken.h_k, bucket.k.n) * scales[0, :, None]
             g = bucket.c.structure.diagonal(taken.h_c, bucket.c.n) * scales[1, :, None]
             warm_start(bucket.k, bucket.c, u, g, valid=_mask(starts, u), **options)
         if any(moves):
-            h_k, h_c = (
-                (h[0] * side.value[0].to(h[0].dtype).square(),) if type(side.structure) is Diagonal else h
-                for side, h in ((bucket.k, taken.h_k), (bucket.c, taken.h_c))
-            )
-            refresh(bucket.k, bucket.c, h_k, h_c, scales=(scales[0], scales[1]), valid=_mask(moves, h_k[0]), **moving)
+            if any(starts):  # members of one bucket that begin at different times: what was measured is of factors that have changed
+                measured = None
+            h_k, h_c = _seen(bucket.k, taken.h_k), _seen(bucket.c, taken.h_c)
+            scales = (taken.scale_k, taken.scale_c)
+            refresh(bucket.k, bucket.c, h_k, h_c, scales=scales, measured=measured, valid=_mask(moves, h_k[0]), **moving)
 
     def _shared(self, taken: Taken) -> Taken:
         """Average what was heard over all processes."""
@@ -397,8 +398,8 @@ class SINGD(torch.optim.Optimizer):
                 self._skip_step()
                 return
             sizes = iter(norms)
-            roots = [group["update_rms"] * math.sqrt(step[0].numel()) for step in moved]
-            scales = [[root / n if n > 0 else 0.0 for n in islice(sizes, len(step))] for root, step in zip(roots, moved, strict=True)]
+            roots = [group["update_rms"] * math.sqrt(step.shape[1] * step.shape[2]) for step in moved]
+            scales = [[root / n if n > 0 else 0.0 for n in islice(sizes, step.shape[0])] for root, step in zip(roots, moved, strict=True)]
         for (bucket, _), step, scale in zip(work, moved, scales, strict=True):
             bucket.write(step, scale, self.rounding)
 
@@ -490,6 +491,11 @@ def _stand_in(layers: Iterable[Layer], by: Mapping[Tensor, Tensor]) -> None:
 
 def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
     return all(bucket.started) and all(taken.present) and type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
+
+
+def _seen(side: Side, h: Factor) -> Factor:
+    """What a layer told, as its factor sees it: `Diagonal` sums are told of the rows themselves."""
+    return (h[0] * side.value[0].to(h[0].dtype).square(),) if type(side.structure) is Diagonal else h
 
 
 def _refresh_together(pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:

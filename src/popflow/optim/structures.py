@@ -107,12 +107,18 @@ def trace(structure: Structure, factor: Factor, n: int) -> Tensor:
 
 
 def spectral_bound(matrix: Tensor) -> Tensor:
-    """Upper bound of the spectral norm of ``[..., n, n]``: ``min(|M|_F, sqrt(|M|_1 |M|_inf))``."""
-    if matrix.shape[-1] == 0:
+    """Upper bound of the spectral norm of ``[..., n, n]``: ``|M - t I|_F + |t|`` with the mean ``t`` of the diagonal, or ``|M|_F`` if that is less.
+
+    ``|M - t I|_F^2 = |M|_F^2 - n t^2``, so that one pass over memory gives both, and a rotation of the coordinates changes neither; what the
+    difference may lose to rounding is added.
+    """
+    n = matrix.shape[-1]
+    if n == 0:
         return matrix.new_zeros(matrix.shape[:-2])
-    size = matrix.abs()
-    rows, columns = size.sum(-1).amax(-1), size.sum(-2).amax(-1)
-    return torch.minimum((rows * columns).sqrt(), torch.linalg.vector_norm(matrix, dim=(-2, -1)))
+    size, mean = torch.linalg.vector_norm(matrix, dim=(-2, -1)), matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
+    square = size.square()
+    rest = torch.addcmul(square, mean, mean, value=-n).clamp_(min=0).add_(square, alpha=64 * torch.finfo(matrix.dtype).eps).sqrt_()
+    return torch.minimum(size, rest.add_(mean.abs()))
 
 
 def squares(factor: Factor) -> Tensor:
@@ -121,7 +127,7 @@ def squares(factor: Factor) -> Tensor:
     >>> squares((torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])))
     tensor([14.])
     """
-    sums = [torch.linalg.vecdot(flat, flat) for flat in (part.flatten(1) for part in factor)]
+    sums = [torch.linalg.vector_norm(part.flatten(1), dim=1).square() for part in factor]
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
 
 

@@ -13,7 +13,7 @@ from popflow.optim.structures import Factor, by_products
 SMALL = 128
 """Up to this side a Toeplitz product with many rows is one matrix product; beyond, FFTs take less time (measured on one CPU thread)."""
 MEDIUM = 512
-"""Up to this side two products in a row, with ``K`` and its transpose, are one with the matrix ``K K^T``."""
+"""Up to this side matrices are made: for the product of two vectors of coefficients, for the sums over each lag, and for ``K K^T``."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class LowerToeplitz:
 
     def multiply(self, left: Factor, right: Factor) -> Factor:
         """Product of the polynomials modulo ``z^n``."""
-        return (convolve(left[0], right[0]),)
+        a, b = left[0], right[0]
+        if a.shape[-1] > MEDIUM:
+            return (convolve(a, b),)
+        return ((_shifted(a) @ b.flip(-1).unsqueeze(-1)).squeeze(-1),)
 
     def right(self, factor: Factor, rows: Tensor) -> Tensor:
         """``X K``: correlation with the coefficients."""
@@ -60,12 +63,22 @@ class LowerToeplitz:
 
     def gram(self, factor: Factor, rows: Tensor) -> Factor:
         """Projection of ``K^T X^T X K``: summed autocorrelation of the rows of ``X K``, per lag."""
-        return (_lag_means(autocorrelation(self.right(factor, rows))),)
+        if rows.shape[-1] > MEDIUM:
+            return (_lag_means(autocorrelation(self.right(factor, rows))),)
+        return (_lag_means(_lag_sums(self._mirrored(factor, rows))),)
+
+    def _mirrored(self, factor: Factor, rows: Tensor) -> Tensor:
+        """``X K`` with its columns in reverse, which changes no sum over a lag."""
+        return rows @ _shifted(factor[0])
 
     def inner(self, factor: Factor) -> Factor:
         """Projection of ``K^T K``: ``sum_s c_s c_{s+l} (n - s - l)``, per lag."""
         c = factor[0]
-        return (_lag_means(correlate(c * _counts(c.shape[-1], c), c)),)
+        n = c.shape[-1]
+        weighted = c * _counts(n, c)
+        if n > MEDIUM:
+            return (_lag_means(correlate(weighted, c)),)
+        return (_lag_means((_hankel(_padded(weighted), n) @ c.unsqueeze(-1)).squeeze(-1)),)
 
     def square(self, factor: Factor, n: int) -> Tensor:
         """``sum_l c_l^2 (n - l)``."""
@@ -87,7 +100,7 @@ class LowerToeplitz:
 
     def dense(self, factor: Factor, n: int) -> Tensor:
         """The matrix."""
-        return _hankel(torch.cat([factor[0].flip(-1), torch.zeros_like(factor[0])], -1), n).flip(-2)
+        return _hankel(_padded(factor[0].flip(-1)), n).flip(-2)
 
     def bound(self, factor: Factor) -> Tensor:
         """``sum |c|``, which bounds row and column sums."""
@@ -112,6 +125,10 @@ class UpperToeplitz(LowerToeplitz):
         n = rows.shape[-1]
         return rows @ self.dense(factor, n).mT if n <= SMALL else correlate(rows, factor[0].unsqueeze(-2))
 
+    def _mirrored(self, factor: Factor, rows: Tensor) -> Tensor:
+        """``X K`` itself."""
+        return rows @ self.dense(factor, rows.shape[-1])
+
     def _metric(self, c: Tensor) -> Tensor:
         return outer_sums(c).flip(-1, -2)
 
@@ -123,6 +140,24 @@ class UpperToeplitz(LowerToeplitz):
 def _hankel(values: Tensor, n: int) -> Tensor:
     values = values.contiguous()
     return values.as_strided((len(values), n, n), (values.shape[-1], 1, 1))
+
+
+def _padded(c: Tensor) -> Tensor:
+    return torch.nn.functional.pad(c, (0, c.shape[-1]))
+
+
+def _shifted(c: Tensor) -> Tensor:
+    """The lower Toeplitz matrix of ``c`` with its columns in reverse."""
+    n = c.shape[-1]
+    return _hankel(torch.nn.functional.pad(c, (n - 1, 1)), n)
+
+
+def _lag_sums(rows: Tensor) -> Tensor:
+    """`autocorrelation` by the Gram matrix of the rows, whose diagonals are rows of the same memory read with another stride."""
+    batch, _, n = rows.shape
+    wide = rows.new_zeros(batch, n, 2 * n)
+    torch.bmm(rows.mT, rows, out=wide[..., :n])
+    return wide.as_strided((batch, n, n), (2 * n * n, 2 * n + 1, 1)).sum(1)
 
 
 def _lag_means(sums: Tensor) -> Tensor:
@@ -148,12 +183,10 @@ def outer_sums(c: Tensor) -> Tensor:
     [[1.0, 2.0, 3.0], [2.0, 5.0, 8.0], [3.0, 8.0, 14.0]]
     """
     batch, n = c.shape
-    # lags [B, l, s] = c_s c_(s+l), summed over s; entry (s, s + l) of the matrix. Where s + l >= n the sums land below the diagonal.
-    ahead = _hankel(torch.cat([c, torch.zeros_like(c)], -1), n)
-    lags = (ahead * c.unsqueeze(-2)).cumsum(-1)
-    out = c.new_empty(batch, n * n + n)
-    out.as_strided((batch, n, n), (n * n + n, 1, n + 1)).copy_(lags)
-    upper = out[:, : n * n].view(batch, n, n).triu_()
+    # c_s c_(s+l) at [s, l], summed over s, is entry (s, s + l) of the matrix; where s + l >= n it is in the right half of the buffer, cut off.
+    wide = c.new_empty(batch, n * 2 * n)
+    torch.cumsum(_hankel(_padded(c), n) * c.unsqueeze(-1), 1, out=wide.as_strided((batch, n, n), (2 * n * n, 2 * n + 1, 1)))
+    upper = wide.view(batch, n, 2 * n)[..., :n].triu()
     return upper + upper.triu(1).mT
 
 

@@ -80,7 +80,7 @@ class LowerTriangular:
         return out
 
     def bound(self, factor: Factor) -> Tensor:
-        """``min(|K|_F, sqrt(|K|_1 |K|_inf))``."""
+        """`spectral_bound` of the matrix."""
         return spectral_bound(self.dense(factor, _side(factor[0])))
 
 
