@@ -13,14 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from popflow.optim import BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, Tap, expand, find_layers, over_data
+from popflow.optim import BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, Tap, expand, find_layers, over_data, per_datum
+from popflow.optim.capture import Averaging
 from popflow.optim.structures import Structure
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 class KFAC(torch.optim.Optimizer):
-    """Classical KFAC: moving averages of both Gram matrices, Cholesky solves every ``interval`` steps, KL clip, AdamW for the rest."""
+    """Classical KFAC: moving averages of both Gram matrices, Cholesky solves every ``interval`` steps, KL clip, AdamW for the rest.
+
+    Curvature is that of the loss (``listen``) or of cotangents that `observe` is given.
+    """
 
     def __init__(
         self,
@@ -31,6 +35,7 @@ class KFAC(torch.optim.Optimizer):
         interval: int = 10,
         momentum: float = 0.9,
         kl_clip: float = 1e-3,
+        listen: bool = True,
     ):
         super().__init__(list(model.parameters()), {"lr": lr})
         self.layers, self.damping, self.decay, self.interval, self.momentum, self.kl_clip = (
@@ -44,17 +49,23 @@ class KFAC(torch.optim.Optimizer):
         taken = {parameter for layer in self.layers for parameter in layer.parameters()}
         rest = [parameter for parameter in model.parameters() if parameter not in taken]
         self.adamw = torch.optim.AdamW(rest, lr=1e-3, fused=True) if rest else None
-        self.tap, self.grams, self.inverses, self.buffers, self.steps = Tap(self.layers, self.hear), {}, {}, {}, 0
+        self.tap, self.grams, self.inverses, self.buffers, self.steps = Tap(self.layers, self.hear if listen else None), {}, {}, {}, 0
         self.tap.armed = True
 
     @torch.no_grad()
-    def hear(self, layer, a: Tensor, g: Tensor) -> None:
+    def observe(self, outputs: Tensor, cotangents: Tensor) -> None:
+        """Average the Gram matrices of given cotangents."""
+        for found in self.tap.pull(outputs, cotangents):
+            self.hear(found.layer, found.a, found.g, per_datum)
+
+    @torch.no_grad()
+    def hear(self, layer, a: Tensor, g: Tensor, averaging: Averaging = over_data) -> None:
         """Average the Gram matrices of a layer."""
         data = a.shape[1]
         a, g = expand(a, g)
         if layer.bias is not None:
             a = F.pad(a, (0, 1), value=1.0)
-        new = (a.mT @ a / a.shape[1], g.mT @ g * over_data(data, g.shape[1]))
+        new = (a.mT @ a / a.shape[1], g.mT @ g * averaging(data, g.shape[1]))
         old = self.grams.get(layer)
         self.grams[layer] = new if old is None else tuple(torch.lerp(x, y, 1 - self.decay) for x, y in zip(old, new, strict=True))
 
@@ -97,8 +108,8 @@ class Pair(torch.optim.Optimizer):
             one.step()
 
 
-def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
+def adamw(model: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, fused=True)
 
 
 def _rest(model: nn.Module, taken: set[Tensor], lr: float) -> torch.optim.Optimizer | None:

@@ -128,7 +128,12 @@ def regression() -> Task:
         return x, x @ truth.T
 
     return Task(
-        "ill-conditioned regression", lambda: nn.Linear(32, 4), draw, lambda net, x, y: (net(x) - y).square().sum(1).mean() / 2, 1e-3, 1000,
+        "ill-conditioned regression",
+        lambda: nn.Linear(32, 4),
+        draw,
+        lambda net, x, y: (net(x) - y).square().sum(1).mean() / 2,
+        1e-3,
+        1000,
         gaussian_cotangent,
     )
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from harness import Row, run
 from optimizer_peers import KFAC, STRUCTURES, Make, Pair, adamw, kron, muon, reference, soap
-from optimizer_tasks import Task, characters, digits_task, mlp
+from optimizer_tasks import Task, backward, characters, digits_task, mlp
 from torch import Tensor, nn
 
 from popflow.optim import SINGD
@@ -68,11 +68,10 @@ def stepper(task: Task, make: Callable, bare: bool = False) -> tuple[Callable[[]
     torch.manual_seed(0)
     net = task.model()
     optimizer = make(net.parameters() if bare else net)
-    batch = task.batch(torch.Generator().manual_seed(0))
+    batch, noise = task.batch(torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
 
     def step() -> None:
-        optimizer.zero_grad()
-        task.loss(net, *batch).backward()
+        backward(task, net, optimizer, batch, noise)
         if not bare:
             optimizer.step()
 
