@@ -59,10 +59,9 @@ def candidates(kind: str) -> list[tuple[str, Make]]:
         least_squares = natural | {"momentum": 0.9, "damping": 1e-6, "lr_cov": 0.5, "alpha1": 0.5, "kl_clip": None, "lr": 0.1}
         diagonal = natural | {"structure": Diagonal(), "lr": 0.3}
         settings: list[dict[str, Any]] = [
-            *(scaled | {"lr": lr} for lr in (2e-2, 4e-2, 6e-2)),
+            *(scaled | {"lr": lr} for lr in (2e-2, 4e-2, 5e-2, 6e-2)),
             natural | {"lr": 0.3, "kl_clip": 1e-2, "interval": 2, "listen": True, "momentum": 0.9, "damping": 1e-5, "alpha1": 0.5},
             natural | {"lr": 0.3, "kl_clip": 2e-3, "interval": 3},
-            natural | {"lr": 0.1, "kl_clip": 2e-3, "interval": 5, "damping": 3e-3, "momentum": 0.4},
             *(least_squares | {"interval": interval} for interval in (1, 4)),
             diagonal | {"kl_clip": 3e-5, "interval": 10, "damping": 1e-2, "alpha1": 0.5},
             diagonal | {"kl_clip": 1e-4, "interval": 5, "listen": True, "momentum": 0.9, "lr_cov": 0.1},

@@ -115,13 +115,16 @@ def test_rotation_of_the_inputs(structure, signed, same):
     nets = [mlp(), mlp()]
     nets[1][0].weight.data = nets[0][0].weight.data @ q
     for net, turn in zip(nets, (torch.eye(4, dtype=F64), q), strict=True):
-        # Away from the cap, whose bound sees coordinates.
-        optimizer = SINGD(net, lr=0.05, structure=structure, interval=1, warm=False, alpha1=0.2, damping=0.3, **NATURAL | {"kl_clip": 1e-2})
+        # The cap acts: its bound of a dense factor is one of norm and trace, which a rotation leaves alone.
+        optimizer = SINGD(net, lr=0.05, structure=structure, interval=1, warm=False, damping=0.3, **NATURAL | {"kl_clip": 1e-2})
+        capped = 0
         for i in range(50):
             x = normal(16, 4, seed=i)
             optimizer.zero_grad()
-            (0.2 * (net(x @ turn) - x[:, :2].sin()).square().sum(1).mean()).backward()
+            (4 * (net(x @ turn) - x[:, :2].sin())).square().sum(1).mean().backward()
             optimizer.step()
+            capped += sum(float(side.structure.bound(side.momentum)) > 1 for b in optimizer.buckets for side in (b.k, b.c))
+        assert capped > 5
     gap = (nets[1][0].weight - nets[0][0].weight @ q).norm().item()
     assert gap < 1e-9 if same else gap > 1e-5, gap
 

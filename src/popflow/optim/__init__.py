@@ -19,7 +19,8 @@ from popflow.optim.capture import (
 )
 from popflow.optim.gram import Kernel, kernel, minsr, spring
 from popflow.optim.hierarchical import Hierarchical, rank_triangular
-from popflow.optim.singd import SINGD, Preconditioned
+from popflow.optim.report import Preconditioned
+from popflow.optim.singd import SINGD
 from popflow.optim.structures import Structure
 from popflow.optim.toeplitz import LowerToeplitz, UpperToeplitz
 from popflow.optim.triangular import LowerTriangular, UpperTriangular

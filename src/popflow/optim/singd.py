@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -32,27 +31,14 @@ from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_l
 from popflow.optim.groups import buckets_of, factor_dtype
 from popflow.optim.kronecker import Side, measures, refresh, refresh_diagonal, warm_start
 from popflow.optim.options import RANGES, in_range
+from popflow.optim.processes import average, distributed
+from popflow.optim.report import Preconditioned, lines_of
 from popflow.optim.state import pack, unpack
 from popflow.optim.structures import Factor, Structure
 
 DENSE = Dense()
 Structures = Structure | tuple[Structure, Structure] | Auto
 """One structure for both factors, ``(inputs, outputs)``, or `Auto`."""
-
-
-@dataclass(frozen=True)
-class Preconditioned:
-    """One line of `SINGD.report`: which parameters, by what, with how many numbers of state."""
-
-    name: str
-    parameters: int
-    inputs: Structure | None
-    outputs: Structure | None
-    state: int
-
-    def __str__(self) -> str:
-        how = "AdamW" if self.inputs is None else f"{self.inputs} x {self.outputs}"
-        return f"{self.name}: {self.parameters} parameters, {how}, {self.state / max(self.parameters, 1):.2f} numbers of state each"
 
 
 class SINGD(torch.optim.Optimizer):
@@ -234,7 +220,7 @@ class SINGD(torch.optim.Optimizer):
 
     def _refresh(self, scale: float) -> None:
         spoken = any(heard.h_k is not None for bucket in self.buckets for heard in bucket.heard)
-        if not spoken and not _distributed():
+        if not spoken and not distributed():
             layer = next((b.layers[0] for b in self.buckets if any(la.weight.grad is not None for la in b.layers)), None)
             if layer is None:
                 return
@@ -290,12 +276,12 @@ class SINGD(torch.optim.Optimizer):
 
     def _shared(self, taken: Taken) -> Taken:
         """Average what was heard over all processes."""
-        if not _distributed():
+        if not distributed():
             return taken
         for parts, scales in ((taken.h_k, taken.scale_k), (taken.h_c, taken.scale_c)):
             for part in parts:
                 part.mul_(part.new_tensor(scales).view(-1, *[1] * (part.ndim - 1)))
-        present = _average(self.process_group, taken.h_k, taken.h_c, taken.present)
+        present = average(self.process_group, taken.h_k, taken.h_c, taken.present)
         ones = [1.0] * len(taken.scale_k)
         return Taken(taken.h_k, taken.h_c, ones, ones, present)
 
@@ -426,15 +412,7 @@ class SINGD(torch.optim.Optimizer):
 
     def report(self) -> list[Preconditioned]:
         """Say what is preconditioned how, one line per layer and per parameter of the fallback."""
-        lines = []
-        for bucket in self.buckets:
-            batch = sum(layer.blocks for layer in bucket.layers)
-            for layer in bucket.layers:
-                count, state = layer.blocks * layer.d * layer.inputs, bucket.size() * layer.blocks // batch
-                lines.append(Preconditioned(layer.name, count, bucket.k.structure, bucket.c.structure, state))
-        for adamw in filter(None, self.adamw):
-            lines += [Preconditioned(self.names[p], p.numel(), None, None, 2 * p.numel()) for p in adamw.param_groups[0]["params"]]
-        return lines
+        return lines_of(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain numbers alone, keyed by parameter names; `torch.load(weights_only=True)` reads it."""
@@ -505,23 +483,6 @@ def _refresh_together(pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any])
 
 def _mask(members: list[bool], like: Tensor) -> Tensor | None:
     return None if all(members) else torch.tensor(members, device=like.device)
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-
-
-def _average(process_group: Any, h_k: Factor, h_c: Factor, present: list[bool]) -> list[bool]:
-    """Average the Gram matrices of all processes, in place; a layer is present where any process heard it."""
-    flags = h_k[0].new_tensor([float(there) for there in present])
-    flat = torch.cat([flags, *(part.flatten() for part in (*h_k, *h_c))])
-    torch.distributed.all_reduce(flat, group=process_group)
-    flat /= torch.distributed.get_world_size(process_group)
-    at = len(present)
-    for part in (*h_k, *h_c):
-        part.copy_(flat[at : at + part.numel()].view_as(part))
-        at += part.numel()
-    return [flag > 0 for flag in flat[: len(present)].tolist()]
 
 
 def _named(layer: Layer, names: Mapping[Tensor, str], fallback: Collection[str]) -> bool:
