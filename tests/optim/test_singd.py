@@ -613,6 +613,13 @@ def test_functions_that_return_numbers_out_of_range(name, value):
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("name", "value"), [("lr", None), ("lr", len), ("damping", None), ("interval", None), ("momentum", len)])
+def test_none_and_functions_only_where_they_mean_something(name, value):
+    with pytest.raises(ValueError, match=rf"{name}=.*wanted"):
+        SINGD(mlp(), **{name: value})
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("structure", [(), (Dense(),), (Dense(), "diagonal"), Dense], ids=str)
 def test_structures_that_are_none(structure):
     with pytest.raises(TypeError, match="for layer '0' is unknown"):
@@ -625,6 +632,8 @@ def test_what_cannot_be_is_named():
         SINGD(nn.DataParallel(net))
     with pytest.raises(TypeError, match=r"structure='foo' for layer '0' is unknown"):
         SINGD(net, structure="foo")
+    with pytest.raises(ValueError, match=r"fallback names 'hed'"):
+        SINGD(net, fallback=["hed"])
     with pytest.raises(ValueError, match="no layer"):
         SINGD(nn.LayerNorm(3))
     with pytest.raises(ValueError, match="'2' is split over parameter groups"):

@@ -157,8 +157,8 @@ class BlockDiagonal:
     block: int
 
     def __post_init__(self):
-        if self.block < 1:
-            raise ValueError(f"BlockDiagonal(block={self.block}), wanted at least 1: 1 is diagonal, 30 to 128 are usual.")
+        if not isinstance(self.block, int) or self.block < 1:
+            raise ValueError(f"BlockDiagonal(block={self.block}), wanted a whole number of at least 1: 1 is diagonal, 30 to 128 are usual.")
 
     def size(self, n: int) -> int:
         """Whole blocks and the remainder."""

@@ -19,6 +19,8 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "fallback_lr": (0, math.inf, False),
 }
 """Name -> lowest, highest, whether the lowest itself is out."""
+MAY_BE_NONE = ("kl_clip", "update_rms", "fallback_lr", "max_rows")
+MAY_BE_FUNCTIONS = ("lr_cov", "interval")
 
 
 def check(group: Mapping[str, Any]) -> None:
@@ -34,8 +36,8 @@ def check(group: Mapping[str, Any]) -> None:
 
 
 def in_range(name: str, value: Any, low: float, high: float, above: bool = False, whole: bool = False) -> None:
-    """Raise ValueError unless ``value`` is None, a function, or a number in ``[low, high]`` (without ``low`` if ``above``)."""
-    if value is None or callable(value):
+    """Raise ValueError unless ``value`` is a number in ``[low, high]`` (without ``low`` if ``above``), or None or a function where that is allowed."""
+    if (value is None and name in MAY_BE_NONE) or (callable(value) and name in MAY_BE_FUNCTIONS):
         return
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and value <= high and (value > low if above else value >= low)):

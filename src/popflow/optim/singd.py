@@ -76,8 +76,9 @@ class SINGD(torch.optim.Optimizer):
         seed: Of stochastic rounding.
 
     Raises:
-        TypeError: `nn.DataParallel`, complex or sparse parameters, something that is no structure.
-        ValueError: a number out of its range, parameters that are not the model's, one layer split over groups, nothing to precondition.
+        TypeError: no module, `nn.DataParallel`, complex or sparse parameters, something that is no structure.
+        ValueError: a number out of its range, parameters that are not the model's, a name that is not in it, one layer split over groups, nothing to
+            precondition.
         RuntimeError: at a step whose refresh is due and no layer was heard.
 
     Example:
@@ -127,6 +128,8 @@ class SINGD(torch.optim.Optimizer):
             raise TypeError(
                 "model is nn.DataParallel, whose replicas are not listened to. Fix: use DistributedDataParallel, or the bare module."
             )
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}, wanted the nn.Module itself, whose layers are listened to. Fix: SINGD(model, ...).")
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         in_range("interval", interval, 1, math.inf, whole=True)
         in_range("max_rows", max_rows, 1, math.inf, whole=True)
@@ -140,10 +143,14 @@ class SINGD(torch.optim.Optimizer):
         self.steps = self.refreshes = self.next_refresh = self.skipped = 0
         self.warned = False
         self.buckets: list[Bucket] = []
+        self._homes: dict[Layer, tuple[Bucket, int]] | None = None
         self.adamw: list[torch.optim.AdamW | None] = []
         layers = find_layers(model)
         if standing:
             _stand_in(layers, {own[name]: tensor for name, tensor in standing.items()})
+        known = {*self.names.values(), *(name for name, _ in model.named_modules()), *(layer.name for layer in layers)}
+        if strange := sorted(set(fallback) - known):
+            raise ValueError(f"fallback names {strange[0]!r}, which is no module and no parameter of the model. Fix: see model.named_modules().")
         self.layers = [layer for layer in layers if not _named(layer, self.names, fallback)]
         self.tap: Tap | None = None
         defaults = {
@@ -179,6 +186,7 @@ class SINGD(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         self.buckets += buckets
+        self._homes = None
         fused = bool(rest) and all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in rest)
         self.adamw.append(torch.optim.AdamW(rest, lr=group["lr"], fused=fused) if rest else None)
 
@@ -213,10 +221,9 @@ class SINGD(torch.optim.Optimizer):
         bucket.hear(index, a, g, averaging or self.averaging, self.sharing, self.max_rows)
 
     def _home(self, layer: Layer) -> tuple[Bucket, int]:
-        homes = self.__dict__.get("_homes")
-        if homes is None or len(homes) != sum(len(bucket.layers) for bucket in self.buckets):
-            homes = self._homes = {one: (bucket, index) for bucket in self.buckets for index, one in enumerate(bucket.layers)}
-        return homes[layer]
+        if self._homes is None:
+            self._homes = {one: (bucket, index) for bucket in self.buckets for index, one in enumerate(bucket.layers)}
+        return self._homes[layer]
 
     def _refresh(self, scale: float) -> None:
         spoken = any(heard.h_k is not None for bucket in self.buckets for heard in bucket.heard)
@@ -439,7 +446,7 @@ class SINGD(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         listen, seed = state.pop("_listen"), state.pop("_rounding")
         super().__setstate__(state)
-        self.rounding = None
+        self.rounding = self._homes = None
         if seed is not None:
             self.rounding = torch.Generator()
             self.rounding.set_state(seed)
