@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,14 +70,12 @@ def cell(system: str, temperature: float, form: str, mode: str, seed: int, parti
     beta = model.temperature / temperature
     name = f"{system}-{temperature}-{form}-{mode}-{seed}-{particles}-{steps}"
 
-    def step_size(sigma: float) -> float:
-        return 0.1 * min(sigma**2, model.stiff**2 / 3) / beta  # a tenth of the smallest variance of the target at this level
-
     def make() -> dict[str, Tensor]:
         zeta = 1.0 if form == "target" else beta**-0.5
         low, high = model.sampled
         mixing = int(mode == "langevin")
-        sampler = feynman_kac(zoo.load(system) ** beta, zeta=zeta, correct=mode != "off", kernel_steps=mixing, step_size=step_size)
+        target, step_size = zoo.load(system) ** beta, partial(model.langevin_step, beta=beta)
+        sampler = feynman_kac(target, zeta=zeta, correct=mode != "off", kernel_steps=mixing, step_size=step_size)
         out = sample(sampler, geometric(steps, low, high), particles=particles, rng=Streams(seed))
         pop = out.population
         courses = {"ess": out.trace["ess"][:, 0], "ancestors": out.trace["ancestors"][:, 0]}
