@@ -229,11 +229,12 @@ def clusters(groups: Mapping[str, Tensor], *, reach: float) -> str:
     with _style():
         figure = _figure(1.1 * across + 0.3, 1.35 * len(groups))
         figure.set_layout_engine("constrained")
-        every = figure.subplots(len(groups), across, squeeze=False)
-        for (label, x), row, colour in zip(groups.items(), every, cycle(COLOURS)):
+        rows = figure.subfigures(len(groups), squeeze=False)[:, 0]
+        for (label, x), row, colour in zip(groups.items(), rows, cycle(COLOURS)):
+            row.suptitle(label, fontsize=8, x=0.01, horizontalalignment="left")
             points = _seen(x.detach().cpu().double())
-            extent = 1.1 * points[..., :2].abs().max().item()
-            for k, axes in enumerate(row):
+            extent = 1.1 * points[..., :2].abs().max().item() or 1.0
+            for k, axes in enumerate(row.subplots(1, across, squeeze=False)[0]):
                 axes.set_axis_off()
                 axes.set_aspect("equal")
                 axes.set(xlim=(-extent, extent), ylim=(-extent, extent))
@@ -243,7 +244,6 @@ def clusters(groups: Mapping[str, Tensor], *, reach: float) -> str:
                     for pair in near:
                         axes.plot(*one[pair, :2].T.numpy(), color=_SOFT, linewidth=0.6, zorder=1)
                     axes.scatter(*one[:, :2].T.numpy(), s=22.0, c=colour, edgecolors="white", linewidths=0.5, zorder=2)
-            row[0].set_title(label, fontsize=8, loc="left")
         return _uri(figure, "svg")
 
 
