@@ -627,6 +627,10 @@ def test_missing_or_mismatched_parts_are_named():
     other.unet = network
     with pytest.raises(ValueError, match=r"network unknown class 'AutoencoderKL'.*wrap the network yourself"):
         from_pipe(other)
+    xl = tiny.stable_diffusion_xl().components
+    editing = diffusers.StableDiffusionXLImg2ImgPipeline(**xl, add_watermarker=False)
+    with pytest.raises(ValueError, match=r"pipeline StableDiffusionXLImg2ImgPipeline, wanted StableDiffusionXLPipeline.*from_pipe"):
+        from_pipe(editing)
     other.unet = None
     with pytest.raises(ValueError, match=r"has no network \(unet or transformer\): missing component"):
         from_pipe(other)
