@@ -202,6 +202,9 @@ def test_exponents_are_temperatures_and_reports_know_it(tmp_path):
             opened.finish(run(config, opened))
         pages.append((tmp_path / name / "report.html").read_text())
         assert "Against ground truth at T = 1" in pages[-1]
+        assert "Langevin steps a level: 1." in pages[-1]
+        ancestors = load_tensors(tmp_path / name / "sample.safetensors")[0]["aux.ancestor"].unique()
+        assert ("of its initial particles: the effective number overstates" in pages[-1]) == (len(ancestors) < 10)
     assert torch.equal(*(load_tensors(tmp_path / name / "sample.safetensors")[0]["x"] for name in ("beta", "temperature")))
 
 

@@ -150,6 +150,8 @@ class SampleConfig:
 
 DATA = Sizes(300, 0.02, 15.0, "karras", 64, 8)
 """For experts of data."""
+FEW = 10
+"""Surviving ancestors of a run below which a report warns."""
 
 
 def sizes(config: SampleConfig) -> Sizes:
@@ -339,6 +341,10 @@ def _report(config: SampleConfig, run: Run, sampler: Sampler, out: Sample, picke
     note = f"{size.particles} particles a run, {sampler.evaluations * size.steps} expert evaluations a particle."
     if "clipped" in pop.aux:
         note += f" Weight increments clipped: {int(pop.aux['clipped'].sum())}; clipped weights are biased."
+    if resamples and int(alive.min()) < FEW <= size.particles:
+        note += (
+            f" A run descends from only {int(alive.min())} of its initial particles: the effective number overstates what its samples tell."
+        )
     diagnostics: tuple[Table | Figure, ...] = (Table("Runs", columns, tuple(cells[:16]), note=note),)
     if resamples:
         curve = figures.lines(
@@ -355,7 +361,9 @@ def _report(config: SampleConfig, run: Run, sampler: Sampler, out: Sample, picke
     if system is not None:
         temperature = models.find(system).temperature / sampler.precision(size.sigma_max)
         picture, more, results = against_truth(system, temperature, pop, zoo.DATA)
-        diagnostics, shown = (*more, *diagnostics), f"Temperature {temperature:g}; learned at {models.find(system).temperature:g}."
+        mixing = sampler.evaluations // len(sampler.experts) - 1
+        shown = f"Temperature {temperature:g}, learned at {models.find(system).temperature:g}; Langevin steps a level: {mixing}."
+        diagnostics = (*more, *diagnostics)
     return Report(
         title=f"{config.op} of {names}",
         summary=f"{size.runs} independent runs of {size.particles} particles, {size.steps} steps from noise level {size.sigma_max:g} to "
