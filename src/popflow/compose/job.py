@@ -361,8 +361,9 @@ def _report(config: SampleConfig, run: Run, sampler: Sampler, out: Sample, picke
     if system is not None:
         temperature = models.find(system).temperature / sampler.precision(size.sigma_max)
         picture, more, results = against_truth(system, temperature, pop, zoo.DATA)
-        mixing = sampler.evaluations // len(sampler.experts) - 1
-        shown = f"Temperature {temperature:g}, learned at {models.find(system).temperature:g}; Langevin steps a level: {mixing}."
+        shown = f"Temperature {temperature:g}, learned at {models.find(system).temperature:g}."
+        if config.op == "product":
+            shown += f" Langevin steps a level: {sampler.evaluations // len(sampler.experts) - 1}."
         diagnostics = (*more, *diagnostics)
     return Report(
         title=f"{config.op} of {names}",

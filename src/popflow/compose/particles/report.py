@@ -32,7 +32,7 @@ def against_truth(
         The figure of energies; more figures and a table; results for the summary.
     """
     model = find(name)
-    x, weights = pop.x.flatten(0, 1).double(), (pop.weights() / len(pop.log_w)).flatten().double()
+    x, weights = pop.x.flatten(0, 1).double().cpu(), (pop.weights() / len(pop.log_w)).flatten().double().cpu()
     energy, distance = model.system.energy(x), model.system.distances(x)
     truth, count = tables(name, temperature, folder), distance.shape[1]
     shown = {"samples": energy.clamp_max(torch.quantile(energy, 0.995) + MARGIN)}
