@@ -130,7 +130,7 @@ def saddle_loss(
         t = batch["t"].flatten()
         probe = batch["probe"].flatten(0, 1) if "probe" in batch else None
         point = follow(lagrangian, batch, None if bend is None else lambda *ends, module=bend: functional_call(module, theirs, ends))
-        still = Point(*(value.detach() for value in (point.x, point.velocity, point.mass, point.mass_rate, point.spread)))
+        still = Point(*(value.detach() for value in point))
         lower = dual(lagrangian, lambda t, x: functional_call(potential, mine, (t, x)), t, still, probe).mean()
         upper = strand_energy(lagrangian, t, point).mean()
         total, metrics = -lower / unit, {"dual": lower, "strands": upper}

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,7 @@ Batch = dict[str, Tensor]
 (from 0 to 1) ``[slices, n]``. All of one slice are at the same time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """Where strands are at their times.
 
     Attributes:
