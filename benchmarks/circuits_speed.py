@@ -2,6 +2,7 @@
 
 Processor seconds, the least of several, peers and this library in turn; the circuit has 6 layers of CNOT, R_y, R_z and a diagonal cost of
 ``2^n`` entries. The adjoint method of lightning.qubit takes the cost as a sparse Hamiltonian, default.qubit differentiates probabilities.
+Circuits of 24 layers, in which the two halves of the qubits no longer come apart, are shown beside, without a bar. ``--only`` runs some parts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from popflow.circuits.ansatz import Ansatz, brick
 from popflow.circuits.statevector import born
 from popflow.core import Streams
 
-DEPTH = 6
+DEPTH, DEEP = 6, 24
 
 
 def least(functions: dict[str, Callable[[], object]], budget: float) -> dict[str, float]:
@@ -43,15 +44,15 @@ def least(functions: dict[str, Callable[[], object]], budget: float) -> dict[str
     return {name: 1e3 * value for name, value in best.items()}
 
 
-def problem(n: int, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+def problem(n: int, device: str = "cpu", depth: int = DEPTH) -> tuple[torch.Tensor, torch.Tensor]:
     cost = torch.arange(2**n, dtype=torch.float64, device=device).mul_(0.37).sin_().square_()
-    return cost, Ansatz(n, DEPTH).random(1, Streams(0), torch.float64)[0].to(device)
+    return cost, Ansatz(n, depth).random(1, Streams(0), torch.float64)[0].to(device)
 
 
 def ours(
-    n: int, restarts: int = 1, phases: bool = True, device: str = "cpu", dtype: torch.dtype = torch.float32
+    n: int, restarts: int = 1, phases: bool = True, device: str = "cpu", dtype: torch.dtype = torch.float32, depth: int = DEPTH
 ) -> Callable[[], torch.Tensor]:
-    ansatz, cost = Ansatz(n, DEPTH, phases=phases), problem(n, device)[0].to(dtype)
+    ansatz, cost = Ansatz(n, depth, phases=phases), problem(n, device)[0].to(dtype)
     angles = ansatz.random(restarts, Streams(0), dtype).to(device).requires_grad_()
 
     def gradient() -> torch.Tensor:
@@ -65,7 +66,7 @@ def ours(
 
 def pennylane_circuit(qml, n: int, angles) -> None:
     """The same circuit, wire j for qubit j; ``angles`` is ``[depth, n, 2]``."""
-    for layer in range(1, DEPTH + 1):
+    for layer in range(1, len(angles) + 1):
         for c, t in brick(n, layer):
             qml.CNOT(wires=[c, t])
         for j in range(n):
@@ -73,7 +74,7 @@ def pennylane_circuit(qml, n: int, angles) -> None:
             qml.RZ(angles[layer - 1, j, 1], wires=j)
 
 
-def peers(n: int, quick: bool) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, str]]:
+def peers(n: int, quick: bool, depth: int = DEPTH) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, str]]:
     """Return what can run, and why the rest cannot."""
     try:
         import numpy as np
@@ -81,7 +82,7 @@ def peers(n: int, quick: bool) -> tuple[dict[str, Callable[[], torch.Tensor]], d
         from scipy.sparse import csr_matrix, diags
     except ImportError as error:
         return {}, {"pennylane": f"absent: {error}. Fix: pip install popflow[circuits]"}
-    cost, start = problem(n)
+    cost, start = problem(n, depth=depth)
     # wire 0 is the most significant bit there and the least here
     reverse = sum(((torch.arange(2**n) >> k) & 1) << (n - 1 - k) for k in range(n))
     turned = cost[reverse]
@@ -126,7 +127,9 @@ def peers(n: int, quick: bool) -> tuple[dict[str, Callable[[], torch.Tensor]], d
 
     add("lightning.qubit complex64", lambda: lightning(np.complex64))
     add("lightning.qubit complex128", lambda: lightning(np.complex128))
-    if n <= (12 if quick else 18):
+    if depth > DEPTH:
+        missing["default.qubit"] = "absent: not run on deep circuits"
+    elif n <= (12 if quick else 18):
         add("default.qubit", default)
     else:
         missing["default.qubit"] = "absent: autograd through 2 n gates a layer keeps every state, gigabytes beyond n = 18"
@@ -135,10 +138,10 @@ def peers(n: int, quick: bool) -> tuple[dict[str, Callable[[], torch.Tensor]], d
 
 def ours_at(n: int, start: torch.Tensor) -> torch.Tensor:
     angles = start.clone().requires_grad_()
-    return torch.autograd.grad(born(Ansatz(n, DEPTH), angles) @ problem(n)[0], angles)[0]
+    return torch.autograd.grad(born(Ansatz(n, len(start)), angles) @ problem(n)[0], angles)[0]
 
 
-def peak(n: int) -> float:
+def peak(n: int, depth: int) -> float:
     """Return the peak resident bytes that one gradient on n qubits adds to a process that has computed a small one (Linux)."""
     code = f"""
 import pathlib, sys
@@ -148,10 +151,10 @@ torch.set_num_threads(1)
 def read(name):
     status = pathlib.Path("/proc/self/status").read_text()
     return 1024 * int(status.split(name + ":")[1].split()[0])
-b.ours(12)()
+b.ours(12, depth={depth})()
 before = read("VmRSS")
 pathlib.Path("/proc/self/clear_refs").write_text("5")
-b.ours({n})()
+b.ours({n}, depth={depth})()
 print(read("VmHWM") - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -211,19 +214,38 @@ def batch_rows(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def deep_rows(options: argparse.Namespace) -> list[Row]:
+    rows = []
+    for n in (10,) if options.quick else (12, 16, 18):
+        begin = time.perf_counter()
+        theirs, missing = peers(n, options.quick, DEEP)
+        times = least({"this": ours(n, depth=DEEP)} | theirs, 0.3 if options.quick else 3.0)
+        own = times.pop("this")
+        rows.append(
+            Row(f"n={n}: value and gradient, depth {DEEP}", own, None, "ms", None, "<=", times | missing, time.perf_counter() - begin)
+        )
+        if times:
+            rows.append(
+                Row(
+                    f"n={n}: lightning.qubit adjoint (faster precision) over this, depth {DEEP}",
+                    min(times.values()) / own,
+                    None,
+                    "x",
+                    None,
+                    ">=",
+                )
+            )
+    return rows
+
+
 def memory_rows(options: argparse.Namespace) -> list[Row]:
     n = 18 if options.quick else 20
-    state = 8 * 2**n
-    target = None if options.quick else 6.0
-    return [
-        Row(
-            f"n={n}, depth {DEPTH}: peak memory beyond the interpreter, in states of {state >> 20} MiB",
-            peak(n) / state,
-            None,
-            "states",
-            target,
-        )
-    ]
+    state, rows = 8 * 2**n, []
+    for depth in (DEPTH, DEEP):
+        target = None if options.quick or depth > DEPTH else 6.0
+        claim = f"n={n}, depth {depth}: peak memory beyond the interpreter, in states of {state >> 20} MiB"
+        rows.append(Row(claim, peak(n, depth) / state, None, "states", target))
+    return rows
 
 
 def gpu_rows(options: argparse.Namespace) -> list[Row]:
@@ -250,8 +272,10 @@ def gpu_rows(options: argparse.Namespace) -> list[Row]:
 def main(options: argparse.Namespace) -> list[Row]:
     """Speed and memory of exact circuit simulation against PennyLane."""
     torch.set_num_threads(1)
-    return speed_rows(options) + batch_rows(options) + memory_rows(options) + gpu_rows(options)
+    return [row for name in options.only for row in PARTS[name](options)]
 
+
+PARTS = {"speed": speed_rows, "deep": deep_rows, "batch": batch_rows, "memory": memory_rows, "gpu": gpu_rows}
 
 if __name__ == "__main__":
-    run("circuits_speed", main)
+    run("circuits_speed", main, parts=tuple(PARTS))

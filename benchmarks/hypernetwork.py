@@ -41,13 +41,14 @@ from popflow.core.checkpoint import write_atomic
 
 ACTIVATION = Choice("activation", (torch.relu, torch.sigmoid))
 ALPHABET = Choice("alphabet", ((-1.0, 1.0), (0.0, 1.0), (-2.0, 1.0), (-3.0, 1.0)))
-DEPTHS = (1, 2, 4, 6, 8, 12, 16)
 
 parser = argparse.ArgumentParser(add_help=False)
 parser.add_argument("--parts", default="depth,joint,noise,classical,wide")
 parser.add_argument("--instances", default="")
+parser.add_argument("--depths", default="1,2,4,6,8,12,16")
 parser.add_argument("--cache", type=Path, default=Path("runs/bench/hypernetwork"))
 OWN, sys.argv[1:] = parser.parse_known_args()
+DEPTHS = tuple(map(int, OWN.depths.split(",")))
 
 
 def gaussian_cost(hidden: int) -> tuple[Cost, Dataset]:
@@ -111,7 +112,7 @@ def trained(name: str, depth: int, restarts: int, objective: Objective, steps: i
     _, _, table = tabled(name)
     ansatz = Ansatz(len(table).bit_length() - 1, depth)
     start = ansatz.random(restarts, Streams(0))
-    block = 8 if ansatz.n > 14 else 50
+    block = 16 if ansatz.n > 14 else 50
     parts = []
     for first in range(0, restarts, block):
 
@@ -123,7 +124,14 @@ def trained(name: str, depth: int, restarts: int, objective: Objective, steps: i
         label = getattr(objective, "label", objective.__name__)
         parts.append(
             cell(
-                make, part="depth", instance=name, depth=depth, first=first, last=min(first + block, restarts), steps=steps, objective=label
+                make,
+                part="depth",
+                instance=name,
+                depth=depth,
+                first=first,
+                last=min(first + block, restarts),
+                steps=steps,
+                objective=label,
             )
         )
 

@@ -9,7 +9,8 @@ import torch
 
 from popflow.circuits.cost import Cost, check_table, cross_entropy, idle_bits, squared_error, truth
 from popflow.circuits.data import digits, gaussians
-from popflow.circuits.space import BinaryMLP, Choice, bits_of
+from popflow.circuits.space import BinaryMLP, Choice, Gate, bits_of
+from popflow.circuits.walsh import weights
 
 ACTIVATION = Choice("activation", (torch.relu, torch.sigmoid))
 ALPHABET = Choice("alphabet", ((0.0, 1.0), (-1.0, 1.0)))
@@ -45,11 +46,21 @@ def test_exact_optima_of_the_gaussian_task(hidden):
     assert len(found.codes) == count == math.factorial(hidden)
     assert found.minima == minima
     assert found.basin == pytest.approx(basin, abs=6e-4)
-    codes = torch.randint(len(table), (64,), generator=torch.Generator().manual_seed(0))
+    assert float(table[0]) == pytest.approx({2: 0.27934, 3: 0.28372, 4: 0.28935}[hidden], abs=1e-5)  # every weight -1
+    if hidden == 4:
+        assert float((table <= 1.01 * optimum).double().mean()) == pytest.approx(9.2e-5, abs=1e-6)
+        assert weights(table)[1:5].tolist() == pytest.approx([0.059, 0.514, 0.185, 0.149], abs=6e-4)
+    _equal_to_modules(cost, table, data)
+
+
+def _equal_to_modules(cost, table, data):
+    """256 random networks as modules, in double and in single precision."""
+    codes = torch.randint(len(table), (256,), generator=torch.Generator().manual_seed(0))
+    x = data.x.float()
     for code in codes.tolist():
         network = cost.space.decode(code)
-        alone = squared_error(network(data.x), data.y).mean()
-        assert float(table[code]) == pytest.approx(float(alone), rel=1e-10)
+        assert float(table[code]) == pytest.approx(float(cost.loss(network(data.x), data.y).mean()), rel=1e-10)
+        assert float(table[code]) == pytest.approx(float(cost.loss(network(x), data.y).mean()), rel=1e-6)
 
 
 @pytest.mark.parametrize(("first", "second", "side"), DIGITS)
@@ -57,7 +68,9 @@ def test_exact_optima_of_the_digits(first, second, side):
     optimum, bits, gap, mean, minima, basin, accuracy = DIGITS[first, second, side]
     data = digits(first, second, side)
     cost = Cost(BinaryMLP(side * side), data.x, data.y)
-    found = truth(cost.table())
+    table = cost.table()
+    found = truth(table)
+    _equal_to_modules(cost, table, data)
     assert found.optimum == pytest.approx(optimum, abs=1e-6)
     assert found.codes.tolist() == [int(bits, 2)]
     assert found.second == pytest.approx(gap, abs=1e-6)
@@ -102,6 +115,18 @@ def test_a_bit_that_does_nothing_is_found_and_doubles_the_optima():
     assert len(truth(table).codes) == 2
 
 
+@pytest.mark.parametrize("space", [BinaryMLP(4), BinaryMLP(3, (2,), skip=Gate("skip"))])
+def test_a_table_by_turns_is_the_table(space, monkeypatch):
+    """Where the parts of a table would not fit, rows of the data are taken a few at a time."""
+    rng = torch.Generator().manual_seed(0)
+    cost = Cost(space, torch.randn(11, space.inputs, generator=rng), torch.arange(11) % 2)
+    whole = cost.table()
+    monkeypatch.setattr("popflow.circuits.cost._PARTS", 3 * 2**5)
+    torch.testing.assert_close(cost.table(), whole, atol=1e-14, rtol=0)
+    monkeypatch.setattr("popflow.circuits.cost._PARTS", 1)
+    torch.testing.assert_close(cost.table(), whole, atol=1e-14, rtol=0)
+
+
 def test_bad_input():
     x, y, space = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]), BinaryMLP(2)
     with pytest.raises(ValueError, match=r"x has shape \(4, 3\)"):
@@ -120,6 +145,10 @@ def test_bad_input():
         Cost(space, x, torch.ones(4))
     with pytest.raises(ValueError, match=r"n=31 bits: a table of 2\^31 costs takes 17,179,869,184 bytes"):
         Cost(BinaryMLP(30), torch.zeros(4, 30), y).table()
+    with pytest.raises(ValueError, match=r"a table of 2\^60001 costs takes 2\^60004 bytes"):
+        Cost(BinaryMLP(2, (15000,)), x, y).table()
+    with pytest.raises(ValueError, match="bits hold -1, wanted only 0 and 1"):
+        Cost(space, x, y)(torch.tensor([[-1, 1, 1]]))
     with pytest.raises(ValueError, match=r"bits have shape \(2, 4\)"):
         Cost(space, x, y)(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"shape \(6,\), wanted \[2\^n\]"):

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from popflow.circuits.data import mnist, read_idx
+from popflow.circuits.job import SearchConfig, task
 
 
 def idx(array):
@@ -40,6 +41,11 @@ def test_scaling_is_bilinear_without_smoothing(folder):
 def test_bad_files(folder, tmp_path):
     with pytest.raises(ValueError, match=r"side=5: .*4 or 28"):
         mnist(folder, 3, 7, 5)
+    with pytest.raises(ValueError, match="digits 3 and 3 are the same"):
+        mnist(folder, 3, 3)
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(torch.full((12,), 3, dtype=torch.uint8)))
+    with pytest.raises(ValueError, match="t10k holds no image of the digit 7 among 12"):
+        mnist(folder, 3, 7)
     (folder / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match="holds no t10k-labels-idx1-ubyte"):
         mnist(folder, 3, 7)
@@ -50,3 +56,12 @@ def test_bad_files(folder, tmp_path):
     other.write_bytes(idx(torch.zeros(3, 3, dtype=torch.uint8))[:-1])
     with pytest.raises(ValueError, match=r"holds 8 bytes after its header, wanted 9"):
         read_idx(other)
+
+
+def test_search_reads_the_users_files(folder):
+    """`--data mnist:3,7:FOLDER` is this task; a folder that is not there is named."""
+    cost, data = task(SearchConfig(data=f"mnist:3,7:{folder}"))
+    assert cost.space.n == 17
+    assert data.x_test.shape == (2, 16)
+    with pytest.raises(FileNotFoundError, match="nowhere holds no train-images"):
+        task(SearchConfig(data="mnist:3,7:nowhere"))

@@ -138,6 +138,13 @@ def test_bad_input(table):
         success(evaluate(Ansatz(10, 1), torch.zeros(1, 1, 10, 2), table), table, shots=0)
     with pytest.raises(NonFiniteError, match="restart 1 is not finite at step 0"):
         train_adam(Ansatz(10, 1), table, torch.zeros(2, 1, 10, 2).index_fill(0, torch.tensor([1]), math.nan), steps=1)
+    with pytest.raises(NonFiniteError, match="restart 0 is nan"):
+        train_lbfgs(Ansatz(10, 1), table, torch.full((1, 1, 10, 2), math.nan))
+    for train in (train_adam, train_lbfgs):
+        with pytest.raises(ValueError, match=r"2\^10 costs, the ansatz has n=9"):
+            train(Ansatz(9, 1), table, torch.zeros(1, 1, 9, 2))
+        with pytest.raises(ValueError, match="steps=0: wanted at least 1"):
+            train(Ansatz(10, 1), table, torch.zeros(1, 1, 10, 2), steps=0)
     with pytest.raises(ValueError, match="trials=0"):
         wilson(0, 0)
 

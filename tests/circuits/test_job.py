@@ -72,6 +72,8 @@ def test_the_demo_finds_the_optimum(tmp_path):
         ({"activation": ["relo"]}, "unknown activation 'relo': did you mean 'relu'"),
         ({"alphabet": ["-1;1"]}, "wanted two numbers LOW,HIGH"),
         ({"restarts": 0}, "restarts=0: wanted at least 1"),
+        ({"data": "digits:3,3"}, "digits 3 and 3 are the same"),
+        ({"lr": -0.1}, "lr=-0.1: wanted a finite learning rate above 0"),
         ({"curve": [0]}, "wanted depths of at least 1"),
         ({"dept": 3}, "did you mean 'depth'"),
         ({"entangler": "brik"}, "brick"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from popflow.circuits.cost import Cost, cross_entropy
-from popflow.circuits.space import BinaryMLP, Choice, Gate, bits_of, codes_of
+from popflow.circuits.space import BinaryMLP, Choice, Gate, bits_of, check_bits, codes_of
 
 ACTIVATION = Choice("activation", (torch.relu, torch.sigmoid))
 ALPHABET = Choice("alphabet", ((0.0, 1.0), (-1.0, 1.0), (-2.0, 1.0), (-3.0, 1.0)))
@@ -114,9 +116,19 @@ def test_bad_input():
         BinaryMLP(2, gates=(Gate("far", (2,)),))
     with pytest.raises(ValueError, match="nothing to skip"):
         BinaryMLP(2, skip=Gate("skip"))
-    with pytest.raises(ValueError, match="two different values"):
+    with pytest.raises(ValueError, match="two different values, both"):
         BinaryMLP(2, alphabet=(1.0, 1.0))
+    with pytest.raises(ValueError, match=r"alphabet \(nan, 1\.0\): wanted two different values, both finite"):
+        BinaryMLP(2, alphabet=(math.nan, 1.0))
     with pytest.raises(ValueError, match=r"4 characters, wanted 5"):
         SPACES["logistic"].decode("0101")
     with pytest.raises(ValueError, match="of 0 and 1"):
         SPACES["logistic"].decode("0101x")
+    with pytest.raises(ValueError, match=r"network 32: wanted the code of one of 2\^5 networks, 0\.\.2\^5 - 1"):
+        SPACES["logistic"].decode(32)
+    with pytest.raises(ValueError, match="wanted 5 of 0 and 1"):
+        SPACES["logistic"].decode([0.9, 0, 1, 1, 0])
+    with pytest.raises(ValueError, match=r"bits hold -1, wanted only 0 and 1. Fix: \(spins"):
+        check_bits(torch.tensor([[-1, 1, 1]]), 3)
+    with pytest.raises(ValueError, match="lists an option twice: relu, relu"):
+        Choice("activation", (torch.relu, torch.relu))

@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_depth():
     """The graph of the adjoint keeps the final state and small gates alone: as many bytes for 12 layers as for 2, to a state."""
 
     def kept(depth):
-        ansatz, sizes = Ansatz(12, depth), []
+        ansatz, sizes = Ansatz(12, depth, linear), []
         angles = ansatz.random(1, Streams(0)).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
             born(ansatz, angles)
@@ -174,6 +174,8 @@ def test_bad_input():
         born(Ansatz(2, 1), torch.zeros(1, 2, 2, dtype=torch.complex64))
     with pytest.raises(ValueError, match=r"shape \(1, 3, 2\), wanted \[\*batch, 1, 2, 2\]"):
         born(Ansatz(2, 1), torch.zeros(1, 3, 2))
+    with pytest.raises(ValueError, match="hold 0 circuits"):
+        born(Ansatz(3, 2), torch.zeros(0, 2, 3, 2))
     with pytest.raises(ValueError, match="shots=0"):
         sample(torch.ones(2) / 2, 0, torch.Generator())
     angles = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -17,7 +17,7 @@ def h5ad(tmp_path_factory) -> Path:
     shift = np.log2(day)[:, None] * np.array([[1.0, -0.5]])
     branch = rng.integers(0, 2, 180)
     latent = rng.normal(size=(180, 2)) * 0.4 + shift + np.where(branch, 1.0, -1.0)[:, None] * np.array([[0.0, 0.3]]) * day[:, None] ** 0.5
-    genes = np.abs(latent @ rng.normal(size=(2, 12)) + 5 + 0.05 * rng.normal(size=(180, 12)))
+    genes = np.abs(latent @ rng.normal(size=(2, 12)) + 20 + 0.05 * rng.normal(size=(180, 12)))
     mean = genes.mean(0)
     _, _, components = np.linalg.svd(genes - mean, full_matrices=False)
     adata = ad.AnnData(

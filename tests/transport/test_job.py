@@ -105,7 +105,7 @@ def test_scanpy_draws_the_new_keys(done):
 
     mpl.use("Agg")
     adata = scanpy.read_h5ad(done[0] / "cells.h5ad")
-    adata = adata[~adata.obs["day"].isna()]
+    adata = adata[~adata.obs["day"].isna()].copy()
     for basis in ("X_pca", "X_popflow"):
         axes = scanpy.pl.embedding(adata, basis=basis, color=["popflow_growth", "popflow_fate"], show=False)
         drawn = axes[0].collections[0].get_offsets()
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_named(values, message):
     [
         (["--time", "dya"], "did you mean 'day'"),
         (["--time", "day", "--rep", "X_pc"], "did you mean 'X_pca'"),
-        (["--time", "type"], "'upper' is no number"),
+        (["--time", "type", "--dims", "2"], "'upper' is no number"),
         (["--time", "day", "--dims", "9"], "dims=9, wanted 1 to 4"),
         (["--time", "day", "--dims", "2", "--hold-out", "10"], "is an end point or does not exist"),
         (["--time", "day", "--dims", "2", "--hold-out", "3"], "there is no snapshot at time 3.0"),

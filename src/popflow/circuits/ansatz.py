@@ -63,6 +63,18 @@ class TwoQubitGate:
     act: Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
     conjugate: Callable[[Tensor, Tensor, int, int], None]
 
+    def blocks(self) -> Tensor:
+        """Return ``[2, 2, 2]``: what it does to the target when the control is 0, and when it is 1.
+
+        >>> cx.blocks().tolist()
+        [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]]
+        """
+        out = torch.zeros(2, 2, 2)
+        image, flips = self.act(torch.arange(4), 0, 1)
+        for code in range(4):
+            out[code % 2, int(image[code]) // 2, code // 2] = 1 - 2 * int(flips[code])
+        return out
+
 
 def _cx(codes: Tensor, c: int, t: int) -> tuple[Tensor, Tensor]:
     return codes ^ (((codes >> c) & 1) << t), torch.zeros_like(codes)

@@ -44,11 +44,7 @@ def digits(first: int, second: int, side: int = 4) -> Dataset:
     """
     from sklearn.datasets import load_digits
 
-    for digit in (first, second):
-        if digit not in range(10):
-            raise ValueError(f"digit {digit}: wanted one of 0..9.")
-    if first == second:
-        raise ValueError(f"digits {first} and {second} are the same: wanted two classes.")
+    check_pair(first, second)
     cuts = {3: [0, 3, 5, 8], 4: [0, 2, 4, 6, 8], 8: list(range(9)), 2: [0, 4, 8]}
     if side not in cuts:
         raise ValueError(f"side={side}: 8 x 8 images are pooled to one of {sorted(cuts)}.")
@@ -71,7 +67,8 @@ def mnist(folder: str | Path, first: int, second: int, side: int = 4) -> Dataset
         FileNotFoundError: naming the file.
         ValueError: when a file is not of this format, or 28 cannot be sampled so.
     """
-    if 28 % side or (28 // side) % 2 == 0:
+    check_pair(first, second)
+    if side < 1 or 28 % side or (28 // side) % 2 == 0:
         raise ValueError(f"side={side}: 28 x 28 images are sampled at block centres, wanted 28 / side whole and odd: 4 or 28.")
     parts = []
     for part in ("train", "t10k"):
@@ -80,6 +77,11 @@ def mnist(folder: str | Path, first: int, second: int, side: int = 4) -> Dataset
         if images.shape[1:] != (28, 28) or len(images) != len(labels):
             raise ValueError(f"{folder}: {part} holds images {tuple(images.shape)} and {len(labels)} labels, wanted N x 28 x 28 and N.")
         keep, step = (labels == first) | (labels == second), 28 // side
+        for digit in (first, second):
+            if not bool((labels == digit).any()):
+                raise ValueError(
+                    f"{folder}: {part} holds no image of the digit {digit} among {len(labels)}, wanted both {first} and {second}."
+                )
         small = images[keep][:, step // 2 :: step, step // 2 :: step].double() / 255
         parts += [small.flatten(1), (labels[keep] == second).long()]
     return Dataset(f"mnist:{first},{second} {side}x{side}", *parts)
@@ -103,6 +105,15 @@ def read_idx(path: str | Path) -> Tensor:
     if len(data) - start != size:
         raise ValueError(f"{path} holds {len(data) - start} bytes after its header, wanted {size} for the shape {tuple(shape)}.")
     return torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8).reshape(shape)
+
+
+def check_pair(first: int, second: int) -> None:
+    """Refuse what are not two different digits."""
+    for digit in (first, second):
+        if digit not in range(10):
+            raise ValueError(f"digit {digit}: wanted one of 0..9.")
+    if first == second:
+        raise ValueError(f"digits {first} and {second} are the same: wanted two classes.")
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -62,6 +62,8 @@ def train_shots(
     Returns:
         The final angles.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: wanted at least 1.")
     theta = angles.detach().clone().requires_grad_()
     optimiser = torch.optim.Adam([theta], lr=lr)
     for _ in range(steps):

@@ -105,9 +105,7 @@ class Trained:
 
 def evaluate(ansatz: Ansatz, angles: Tensor, table: Tensor, evaluations: Tensor | None = None) -> Trained:
     """Return the exact figures of restarts ``[R, depth, n, r]`` on a table of costs."""
-    n = check_table(table)
-    if n != ansatz.n:
-        raise ValueError(f"table holds 2^{n} costs, the ansatz has n={ansatz.n} qubits: wanted the same.")
+    n = _check(ansatz, table)
     optimum = table <= table.min() + 1e-12 * (table.max() - table.min())
     rows = []
     with torch.no_grad():
@@ -121,8 +119,8 @@ def evaluate(ansatz: Ansatz, angles: Tensor, table: Tensor, evaluations: Tensor 
 
 
 def rows_at_once(n: int) -> int:
-    """Restarts that are worth a batch: until the states together leave the cache."""
-    return max(1, 2**16 >> n)
+    """Restarts that are worth a batch: enough to make the calls on halves of the qubits cheap, few enough for memory."""
+    return max(1, 2**20 >> n)
 
 
 def train_adam(
@@ -142,6 +140,7 @@ def train_adam(
         >>> int(found.code[found.best()]), bool((found.energy > -1e-12).all())
         (3, True)
     """
+    _check(ansatz, table, steps)
     cost, done = _scaled(table).to(angles.dtype), []
     for first, some in enumerate(angles.split(rows_at_once(ansatz.n))):
         theta = some.detach().clone().requires_grad_()
@@ -163,6 +162,9 @@ def train_lbfgs(
 ) -> Trained:
     """Minimise an objective with L-BFGS in float64, one line search per restart, until the gradient is below the tolerance.
 
+    Raises:
+        NonFiniteError: when an objective stops being finite, naming the restart.
+
     Example:
         >>> from popflow.core import Streams
         >>> ansatz, table = Ansatz(n=2, depth=2), torch.tensor([3.0, 1.0, 2.0, 0.0], dtype=torch.float64)
@@ -171,11 +173,14 @@ def train_lbfgs(
     """
     from scipy.optimize import minimize
 
+    _check(ansatz, table, steps)
     cost, done, evaluations = _scaled(table), [], []
 
     def value_and_gradient(flat):
         theta = torch.tensor(flat, dtype=torch.float64, device=table.device).reshape(1, *ansatz.shape).requires_grad_()
         value = objective(born(ansatz, theta), cost, 1.0)[0]
+        if not bool(value.isfinite()):
+            raise NonFiniteError(f"the objective of restart {len(done)} is {value.item()}. Fix: finite angles to start from.")
         value.backward()
         assert theta.grad is not None
         return value.item(), theta.grad.flatten().cpu().numpy()
@@ -193,8 +198,16 @@ def train_lbfgs(
     return evaluate(ansatz, torch.stack(done).to(table.device), table, torch.tensor(evaluations))
 
 
+def _check(ansatz: Ansatz, table: Tensor, steps: int = 1) -> int:
+    n = check_table(table)
+    if n != ansatz.n:
+        raise ValueError(f"table holds 2^{n} costs, the ansatz has n={ansatz.n} qubits: wanted the same.")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: wanted at least 1. Fix: evaluate(...) gives the figures of angles as they are.")
+    return n
+
+
 def _scaled(table: Tensor) -> Tensor:
-    check_table(table)
     low = table.min()
     return (table - low) / (table.mean() - low).clamp_min(torch.finfo(table.dtype).tiny)
 

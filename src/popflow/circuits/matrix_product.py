@@ -85,13 +85,13 @@ class MatrixProduct:
 
     def conditionals(self, bits: Tensor) -> Tensor:
         """Return the probability ``[S, n]`` of each bit of networks ``[S, n]`` given those of all qubits before it, parameter 0 first."""
-        environments, out, vector, before = self.right_environments(), [], None, torch.ones(len(bits), device=bits.device)
+        environments, out, vector = self.right_environments(), [], None
         rows = torch.arange(len(bits), device=bits.device)
         for tensor, right, s in zip(self.tensors, environments, bits.flip(-1).long().unbind(-1), strict=True):
             both = tensor.movedim(1, 0).expand(2, len(bits), -1) if vector is None else torch.einsum("kb,bsc->skc", vector, tensor)
             weight = torch.einsum("skb,bc,skc->ks", both, right, both.conj()).real
-            out.append(weight[rows, s] / before)
-            vector, before = both[s, rows], weight[rows, s]
+            out.append(weight[rows, s])
+            vector = both[s, rows] / out[-1].clamp_min(torch.finfo(weight.dtype).tiny).sqrt().unsqueeze(-1)
         return torch.stack(out[::-1], 1)
 
     def right_environments(self) -> list[Tensor]:
@@ -144,11 +144,7 @@ def matrix_product(ansatz: Ansatz, angles: Tensor) -> MatrixProduct:
 
 def _entangle(ansatz: Ansatz, left: Tensor, right: Tensor, control_left: bool) -> tuple[Tensor, Tensor]:
     """Apply a controlled gate on neighbours: the bond between them becomes (old bond, value of the control)."""
-    codes = torch.arange(4, device=left.device)
-    image, flips = ansatz.gate.act(codes, 0, 1)
-    applied = torch.zeros(2, 2, 2, dtype=left.dtype, device=left.device)
-    for code in range(4):
-        applied[code % 2, int(image[code]) // 2, code // 2] = 1 - 2 * int(flips[code])
+    applied = ansatz.gate.blocks().to(left)
     keep = torch.eye(2, dtype=left.dtype, device=left.device)
     if control_left:
         new_left = torch.einsum("asb,sv->asbv", left, keep)
@@ -199,8 +195,10 @@ def train_score(
         The final angles.
 
     Raises:
-        ValueError: on fewer than 2 shots: the baseline is the mean of the others.
+        ValueError: on fewer than 2 shots (the baseline is the mean of the others), or steps below 1.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: wanted at least 1.")
     if shots < 2:
         raise ValueError(f"shots={shots}: wanted at least 2, the baseline is the mean of the other samples.")
     theta = angles.detach().clone().requires_grad_()

@@ -11,6 +11,8 @@ where no pair is); other layers are one gather. Layer 1 acts on ``|0...0>`` and 
 The gradient is the adjoint method: going back, ``psi`` and the cotangent ``lambda`` are pulled through the inverse of each matrix, and
 ``dL/dK = lambda psi^dagger``. What comes out forward are the probabilities ``p = |psi|^2`` themselves, and ``lambda = 2 g psi`` for any
 cotangent ``g = dL/dp``: energies, entropies, tail means, likelihoods all differentiate.
+
+Shallow circuits of neighbours are computed by `popflow.circuits.halves` instead, where that is cheaper and keeps little.
 """
 
 from __future__ import annotations
@@ -23,48 +25,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from popflow.circuits.ansatz import Ansatz, Pairs, TwoQubitGate, rotations
+from popflow.circuits.ansatz import Ansatz, TwoQubitGate, rotations
+from popflow.circuits.halves import born_of_halves, cut_of, seams
+from popflow.circuits.monomial import Monomial
+from popflow.circuits.space import size_of
 
 MAX_QUBITS = 26
-
-
-@dataclass(frozen=True, slots=True)
-class Monomial:
-    """A matrix that sends every basis state to a signed basis state: ``|j> -> sign[j] |image[j]>``; None where trivial."""
-
-    image: Tensor | None
-    source: Tensor | None
-    sign: Tensor | None
-
-    @staticmethod
-    def of(qubits: int, pairs: Pairs, gate: TwoQubitGate, device: torch.device) -> Monomial:
-        """Return the product of the gates on the pairs, the first acting first."""
-        codes = torch.arange(2**qubits, device=device)
-        image, flips = codes, torch.zeros_like(codes)
-        for c, t in pairs:
-            image, flip = gate.act(image, c, t)
-            flips = flips ^ flip
-        source = torch.empty_like(image)
-        source[image] = codes
-        moves = bool((image != codes).any())
-        return Monomial(
-            image.int() if moves else None, source.int() if moves else None, (1 - 2 * flips).to(torch.int8) if bool(flips.any()) else None
-        )
-
-    def __call__(self, psi: Tensor, out: Tensor | None = None) -> Tensor:
-        """Apply to states ``[batch, 2^n]``."""
-        psi = psi if self.sign is None else torch.mul(psi, self.sign, out=None if self.source is not None else out)
-        return psi if self.source is None else torch.index_select(psi, 1, self.source, out=out)
-
-    def inverse(self, psi: Tensor, out: Tensor | None = None) -> Tensor:
-        """Apply the inverse, which is the transpose."""
-        psi = psi if self.image is None else torch.index_select(psi, 1, self.image, out=out)
-        return psi if self.sign is None else torch.mul(psi, self.sign, out=out)
-
-    def before(self, matrix: Tensor) -> Tensor:
-        """Return ``matrix @ self``, a permutation of the columns."""
-        matrix = matrix if self.image is None else matrix.index_select(-1, self.image)
-        return matrix if self.sign is None else matrix * self.sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +43,7 @@ class Layout:
 
 
 def born(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    r"""Return the Born distribution ``p(sigma) = |<sigma|U(theta)|0>|^2``, differentiable once, in constant memory.
+    r"""Return the Born distribution ``p(sigma) = |<sigma|U(theta)|0>|^2``, differentiable once, in memory that does not grow with depth.
 
     Args:
         ansatz: The circuit.
@@ -101,17 +67,23 @@ def born(ansatz: Ansatz, angles: Tensor) -> Tensor:
 def born_of(ansatz: Ansatz, gates: Tensor) -> Tensor:
     """Return the Born distribution of given unitary one-qubit gates ``[*batch, depth, n, 2, 2]`` between the entangling gates of the ansatz."""
     _check_memory(ansatz, gates)
-    layouts = [_layout(ansatz, layer, gates.dtype.is_complex, gates.device) for layer in range(2, ansatz.depth + 1)]
     flat = gates.flatten(0, -5) if gates.ndim > 4 else gates.unsqueeze(0)
-    probabilities = _Born.apply(layouts, *_product_halves(flat[:, 0]), flat)
+    if len(flat) == 0:
+        raise ValueError(f"gates of shape {tuple(gates.shape)} hold 0 circuits, wanted at least 1.")
+    layouts = _layouts(ansatz, flat)
+    cut = cut_of(ansatz, len(flat), _cost(ansatz.n, layouts, len(flat), flat.is_complex()))
+    if cut is None:
+        probabilities = _Born.apply(layouts, *_product_halves(flat[:, 0]), flat)
+    else:
+        probabilities = born_of_halves(ansatz, flat, _matrices(_seamed(ansatz, cut, flat.device), flat), cut)
     return probabilities.unflatten(0, gates.shape[:-4]) if gates.ndim > 4 else probabilities[0]
 
 
 def amplitudes(ansatz: Ansatz, gates: Tensor) -> Tensor:
     """Return the state ``[*batch, 2^n]`` by ordinary operations: any derivative, memory in proportion to depth."""
     _check_memory(ansatz, gates)
-    layouts = [_layout(ansatz, layer, gates.dtype.is_complex, gates.device) for layer in range(2, ansatz.depth + 1)]
     flat = gates.flatten(0, -5) if gates.ndim > 4 else gates.unsqueeze(0)
+    layouts = _layouts(ansatz, flat)
     psi = _forward(layouts, _outer(*_product_halves(flat[:, 0])), _matrices(layouts, flat), [])
     return psi.unflatten(0, gates.shape[:-4]) if gates.ndim > 4 else psi[0]
 
@@ -261,8 +233,24 @@ def _partial_trace(width: int, dtype: torch.dtype, device: torch.device) -> Tens
     return torch.stack(columns, -1)
 
 
-def _layout(ansatz: Ansatz, layer: int, is_complex: bool, device: torch.device) -> Layout:
-    return _cut(ansatz.n, tuple(ansatz.pairs(layer)), ansatz.gate, is_complex, device)
+def _layouts(ansatz: Ansatz, gates: Tensor) -> list[Layout]:
+    """Return the layout of every layer after the first."""
+    pairs = [tuple(ansatz.pairs(layer)) for layer in range(2, ansatz.depth + 1)]
+    return [_cut(ansatz.n, mine, ansatz.gate, gates.is_complex(), gates.device) for mine in pairs]
+
+
+def _seamed(ansatz: Ansatz, cut: int, device: torch.device) -> list[Layout]:
+    """Return the layouts of the groups of `seams`; gates across a seam are left to `born_of_halves`."""
+    groups = seams(ansatz.n, cut)
+    return [_inside(groups, tuple(ansatz.pairs(layer)), ansatz.gate, device) for layer in range(2, ansatz.depth + 1)]
+
+
+@lru_cache(maxsize=32)
+def _inside(groups: tuple[tuple[int, int], ...], pairs: tuple[tuple[int, int], ...], gate: TwoQubitGate, device: torch.device) -> Layout:
+    """Return the layout with the gates that stay inside the groups."""
+    mine = [[(c - first, t - first) for c, t in pairs if first <= min(c, t) and max(c, t) < first + width] for first, width in groups]
+    inner = tuple(Monomial.of(width, some, gate, device) if some else None for (_, width), some in zip(groups, mine, strict=True))
+    return Layout(groups, inner, None)
 
 
 @lru_cache(maxsize=32)
@@ -274,9 +262,7 @@ def _cut(n: int, pairs: tuple[tuple[int, int], ...], gate: TwoQubitGate, is_comp
         groups = _groups(n, set(), is_complex)
         assert groups is not None
         return Layout(groups, (None,) * len(groups), Monomial.of(n, pairs, gate, device))
-    inside = [[(c - first, t - first) for c, t in pairs if first <= c < first + width] for first, width in groups]
-    inner = tuple(Monomial.of(width, mine, gate, device) if mine else None for (_, width), mine in zip(groups, inside, strict=True))
-    return Layout(groups, inner, None)
+    return _inside(groups, pairs, gate, device)
 
 
 def _groups(n: int, crossed: set[int], is_complex: bool) -> tuple[tuple[int, int], ...] | None:
@@ -285,7 +271,7 @@ def _groups(n: int, crossed: set[int], is_complex: bool) -> tuple[tuple[int, int
     The cost of a pass, in the time of one multiplication per amplitude, was fitted to measurements on a processor core: ``2^w`` for the
     product, a constant for memory, and one for the call, which weighs most on few qubits.
     """
-    fixed = (8 if is_complex else 32) + 2.0 ** (18 - n)
+    fixed = _pass(n, is_complex)
     best: list[tuple[float, tuple[tuple[int, int], ...]]] = [(math.inf, ()) for _ in range(n + 1)]
     best[0] = (0.0, ())
     for end in range(1, n + 1):
@@ -299,11 +285,20 @@ def _groups(n: int, crossed: set[int], is_complex: bool) -> tuple[tuple[int, int
     return None if best[n][0] == math.inf else best[n][1]
 
 
+def _pass(n: int, is_complex: bool, batch: int = 1) -> float:
+    return (8 if is_complex else 32) + 2.0 ** (18 - n) / batch
+
+
+def _cost(n: int, layouts: list[Layout], batch: int, is_complex: bool) -> float:
+    """Return the multiplications that the value and the gradient of one circuit of a batch take: four products for every group."""
+    widths = [width for layout in layouts for _, width in layout.groups]
+    return 4 * 2**n * sum(2**width + _pass(n, is_complex, batch) for width in widths)
+
+
 def _check_memory(ansatz: Ansatz, gates: Tensor) -> None:
     if ansatz.n <= MAX_QUBITS:
         return
-    size = gates.element_size() * 2**ansatz.n
     raise ValueError(
-        f"n={ansatz.n} qubits: one state is 2^{ansatz.n} amplitudes, {size:,} bytes ({size / 2**30:,.0f} GiB), wanted n <= {MAX_QUBITS}. "
+        f"n={ansatz.n} qubits: one state is 2^{ansatz.n} amplitudes, {size_of(gates.element_size(), ansatz.n)}, wanted n <= {MAX_QUBITS}. "
         "Fix: popflow.circuits.matrix_product, exact at any n for the brick entangler."
     )

@@ -146,10 +146,13 @@ def write(
                 for key in keys:
                     if f"{group}/{key}" in file and not ours:
                         raise ValueError(f"{source} has {group}[{key!r}] already, wanted a file without it: rename or drop it there.")
+            columns: Any = file["obs"]
+            if "column-order" not in columns.attrs:
+                raise ValueError(f"{source} is of a format before anndata 0.7, wanted a current one: read it and write it again.")
             for key, value in obs.items():
-                write_elem(file["obs"], key, value)
-            order = [str(name) for name in file["obs"].attrs["column-order"]]
-            file["obs"].attrs["column-order"] = np.array([*order, *(key for key in obs if key not in order)], dtype=h5py.string_dtype())
+                write_elem(columns, key, value)
+            order = [str(name) for name in columns.attrs["column-order"]]
+            columns.attrs["column-order"] = [*order, *(key for key in obs if key not in order)]
             for key, value in obsm.items():
                 write_elem(file.require_group("obsm"), key, value)
             write_elem(file.require_group("uns"), KEY, dict(uns))
@@ -185,6 +188,8 @@ def genes_of(source: Any, rep: str, positions: Tensor) -> tuple[np.ndarray, list
             adata.file.close()
     if "PCs" not in source.varm:
         raise ValueError(f"varm has no 'PCs' (it has {sorted(map(str, source.varm.keys()))}), wanted the components behind obsm[{rep!r}].")
+    if source.X is None:
+        raise ValueError("X is empty, wanted the expression that the components were taken of.")
     components, known = np.asarray(source.varm["PCs"], dtype=np.float64), np.asarray(source.obsm[rep], dtype=np.float64)
     d = positions.shape[1]
     if components.shape[1] < known.shape[1] or known.shape[1] < d:
@@ -229,9 +234,11 @@ def write_predictions(
     import pandas as pd
     from anndata import AnnData
 
-    obs = pd.DataFrame({"time": list(times), "weight": weights.double().cpu().numpy()}, index=[str(k) for k in range(len(positions))])
-    x, var = (None, None) if genes is None else (genes[0].astype(np.float32), pd.DataFrame(index=genes[1]))
-    adata = AnnData(X=x, obs=obs, var=var, obsm={rep: positions.float().cpu().numpy()})
+    names = pd.Index([str(k) for k in range(len(positions))])
+    obs = pd.DataFrame({"time": list(times), "weight": weights.double().cpu().numpy()}, index=names)
+    x, var = (None, None) if genes is None else (genes[0].astype(np.float32), pd.DataFrame(index=pd.Index(genes[1])))
+    adata = AnnData(X=x, obs=obs, var=var)
+    adata.obsm[rep] = positions.float().cpu().numpy()
     target = Path(target)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.h5ad")
     try:

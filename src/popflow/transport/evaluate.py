@@ -94,14 +94,23 @@ def evaluate(
     chosen = snapshots.held_out if marginals is None else marginals
     if not chosen or not all(0 < k < len(snapshots) for k in chosen):
         raise ValueError(f"marginals={chosen}, wanted some of 1..{len(snapshots) - 1}: hold one out (snapshots.hold_out), or name them.")
-    return {k: {FLOW: _predict(flow, snapshots, k, rng, cells)} | baselines(snapshots, k, rng=rng, cells=cells) for k in chosen}
+    found = {}
+    for k in chosen:
+        left, _ = neighbours(snapshots, k)
+        truth, before = (some(snapshots.x[i], cells, rng) for i in (k, left))
+        pushed = flow.push(before, float(snapshots.times[left]), float(snapshots.times[k]), rng)
+        found[k] = {FLOW: score(pushed.x, truth, pushed.weights())} | _known(snapshots, k, before, truth, rng, cells)
+    return found
 
 
 def baselines(snapshots: Snapshots, k: int, *, rng: Streams, cells: int = 1500) -> dict[str, Score]:
-    """Score what is known of marginal ``k`` without a flow; see the module."""
-    truth = some(snapshots.x[k], cells, rng)
+    """Score what is known of marginal ``k`` without a flow; see the module. With the same streams, the same cells as in `evaluate`."""
+    truth, before = (some(snapshots.x[i], cells, rng) for i in (k, neighbours(snapshots, k)[0]))
+    return _known(snapshots, k, before, truth, rng, cells)
+
+
+def _known(snapshots: Snapshots, k: int, before: Tensor, truth: Tensor, rng: Streams, cells: int) -> dict[str, Score]:
     left, right = neighbours(snapshots, k)
-    before = some(snapshots.x[left], cells, rng)
     found = {PREVIOUS: score(before, truth)}
     if right is not None:
         after = some(snapshots.x[right], cells, rng)
@@ -131,10 +140,3 @@ def some(x: Tensor, most: int, rng: Streams) -> Tensor:
 def table(scores: Mapping[int, Mapping[str, Score]], snapshots: Snapshots) -> list[tuple[str, str, float, float, float]]:
     """Rows ``(time, what, W1, W2, MMD)`` for a report."""
     return [(str(snapshots.labels[k]), name, s.w1, s.w2, s.mmd) for k, row in scores.items() for name, s in row.items()]
-
-
-def _predict(flow: Flow, snapshots: Snapshots, k: int, rng: Streams, cells: int) -> Score:
-    left, _ = neighbours(snapshots, k)
-    start = some(snapshots.x[left], cells, rng)
-    pushed = flow.push(start, float(snapshots.times[left]), float(snapshots.times[k]), rng)
-    return score(pushed.x, some(snapshots.x[k], cells, rng), pushed.weights())

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -75,6 +76,7 @@ def match(
     ema: float = 0.99,
     compile: bool | Literal["auto"] = "auto",
     record: Iterable[Callable[[Progress], None]] = (),
+    checkpoint: str | Path | None = None,
 ) -> MatchedFlow:
     """Learn a drift by conditional flow matching between the training marginals.
 
@@ -90,6 +92,7 @@ def match(
         ema: Decay of the average of parameters that is used.
         compile: As in `popflow.learn.fit`.
         record: As in `popflow.learn.fit`.
+        checkpoint: As in `popflow.learn.fit`.
 
     Example:
         >>> x = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
@@ -103,28 +106,30 @@ def match(
     start, span = float(snapshots.times[0]), float(snapshots.times[-1] - snapshots.times[0])
     ends = training.unit_times.to(training.x[0])
 
-    def coupled(left: Tensor, right: Tensor, rng: Streams) -> tuple[Tensor, Tensor]:
-        """Draw as many pairs as a batch holds."""
-        if coupling is independent:
-            i, j = ((rng.uniform("cells", (batch,)) * len(x)).long() for x in (left, right))
-            return left[i], right[j]
-        if max(len(left), len(right)) > CELLS:
-            left, right = (x[(rng.uniform("cells", (batch,)) * len(x)).long()] for x in (left, right))
+    x = training.x
+
+    def plan_of_all(k: int) -> Tensor | None:
+        small = max(len(x[k]), len(x[k + 1])) <= CELLS
+        return coupling(x[k], x[k + 1]) if small and coupling is not independent else None
+
+    plans = [plan_of_all(k) for k in range(len(x) - 1)]
+
+    def coupled(k: int, rng: Streams) -> tuple[Tensor, Tensor]:
+        """As many pairs of cells of two snapshots as a batch holds."""
+        left, right, plan = x[k], x[k + 1], plans[k]
+        if plan is None:
+            left, right = (rows[(rng.uniform("cells", (batch,)) * len(rows)).long()] for rows in (left, right))
+            if coupling is independent:
+                return left, right
             plan = coupling(left, right)
-        else:
-            plan = whole[id(left)]
         i, j = pairs(plan, batch, rng("pairs"))
         return left[i], right[j]
-
-    x = training.x
-    small = [k for k in range(len(x) - 1) if coupling is not independent and max(len(x[k]), len(x[k + 1])) <= CELLS]
-    whole = {id(x[k]): coupling(x[k], x[k + 1]) for k in small}
 
     def batches(rng: Streams) -> tuple[Tensor, Tensor, Tensor]:
         share = rng.uniform("times", (len(x) - 1, batch), x[0].dtype)
         points, targets, times = [], [], []
         for k, length in enumerate(ends.diff()):
-            left, right = coupled(x[k], x[k + 1], rng)
+            left, right = coupled(k, rng)
             points.append(left + share[k, :, None] * (right - left))
             targets.append((right - left) / length)
             times.append(ends[k] + share[k] * length)
@@ -146,6 +151,7 @@ def match(
         ema=ema,
         compile=compile,
         record=record,
+        checkpoint=checkpoint,
     )
     network.load_state_dict(result.ema, strict=False)
     return MatchedFlow(network.requires_grad_(False), start, span)

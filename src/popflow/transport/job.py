@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -103,9 +103,13 @@ def run(config: FlowConfig, run: Run) -> Report:
     rng = Streams(config.seed, run.device)
     scores = evaluate(flow, snapshots, rng=rng, marginals=scored)
     if config.baseline:
-        run.progress(_BASELINE, 0, config.steps)
         other = match(
-            snapshots, rng=Streams(config.seed, run.device), steps=config.steps, record=[training(run, "flow matching", config.steps)]
+            snapshots,
+            rng=Streams(config.seed, run.device),
+            steps=config.steps,
+            width=config.width,
+            record=[training(run, "flow matching", config.steps)],
+            checkpoint=run.path / "flow_matching.safetensors",
         )
         theirs = evaluate(other, snapshots, rng=Streams(config.seed, run.device), marginals=scored)
         scores = {k: {FLOW: row[FLOW], _BASELINE: theirs[k][FLOW]} | row for k, row in scores.items()}
@@ -155,7 +159,7 @@ def _write_back(
     growth = [_rows(lambda x, t=t: flow.growth(t, x), x) for t, x in zip(times, snapshots.x, strict=True)]
     noise = Streams(config.seed, run.device)
     later = [snapshots.raw(_rows(lambda x, k=k: flow.push(x, times[k], times[k + 1], noise).x, x)) for k, x in enumerate(snapshots.x[:-1])]
-    obs = {f"{anndata.KEY}_growth": cells.spread(growth)}
+    obs: dict[str, Any] = {f"{anndata.KEY}_growth": cells.spread(growth)}
     obsm = {
         f"{anndata.KEY}_velocity": cells.spread(velocity),
         f"X_{anndata.KEY}": cells.spread([*later, snapshots.raw(snapshots.x[-1])]),
@@ -251,6 +255,8 @@ def _report(
         "predicted.h5ad": f"predicted cells at the scored times, {genes}",
         "fit.safetensors": "parameters and state of the training",
     }
+    if config.baseline:
+        files["flow_matching.safetensors"] = "the same of the baseline"
     return Report(
         title=f"Population dynamics of {config.cells.name}: {kind}",
         summary=(

@@ -152,7 +152,7 @@ def saddle_loss(
     return loss
 
 
-def two_rates(params: list[Tensor], first: int, lr: float, path_lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+def two_rates(params: list[tuple[str, Tensor]], first: int, lr: float, path_lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
     """AdamW with one learning rate for the ``first`` tensors, the potential's, and another for the path's."""
     groups: list[dict[str, Any]] = [{"params": params[:first], "lr": lr}]
     if params[first:]:
