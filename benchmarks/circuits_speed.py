@@ -128,7 +128,7 @@ def peers(n: int, quick: bool, depth: int = DEPTH) -> tuple[dict[str, Callable[[
     add("lightning.qubit complex64", lambda: lightning(np.complex64))
     add("lightning.qubit complex128", lambda: lightning(np.complex128))
     if depth > DEPTH:
-        missing["default.qubit"] = "not run on deep circuits"
+        missing["default.qubit"] = "absent: not run on deep circuits"
     elif n <= (12 if quick else 18):
         add("default.qubit", default)
     else:

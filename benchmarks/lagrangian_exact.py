@@ -44,10 +44,12 @@ class Gaussians:
 
     @property
     def truth(self) -> GaussianFlow:
+        """The closed form."""
         (m0, m1), (s0, s1) = (tuple(map(torch.tensor, pair)) for pair in (self.means, self.sds))
         return self.exact(m0, torch.diag(s0**2), m1, torch.diag(s1**2))
 
     def cells(self, end: int, n: int, seed: int) -> Tensor:
+        """Samples of one end."""
         return torch.tensor(self.means[end]) + normal(n, len(self.means[end]), seed) * torch.tensor(self.sds[end])
 
 
@@ -97,7 +99,7 @@ def gaussians(problem: Gaussians, seed: int, steps: int, cells: int, **settings)
     snapshots = Snapshots.of([problem.cells(end, cells, 100 * seed + end) for end in (0, 1)], times=[0, 1])
     flow = LagrangianFlow(problem.lagrangian, **settings).fit(snapshots, steps=steps, rng=Streams(seed), compile=False)
     found = flow.report()
-    middle = flow.push(problem.cells(0, 16384, 100 * seed + 7), 0.0, 0.5, Streams(seed))
+    middle = flow.push(problem.cells(0, 16 * cells, 100 * seed + 7), 0.0, 0.5, Streams(seed))
     variance, exact = middle.x.var(0, correction=0).double(), truth.covariance(0.5).diagonal()
     errors = {
         "action": abs(found.action / truth.action - 1),
@@ -224,6 +226,7 @@ class Optimistic(torch.optim.AdamW):
     """AdamW on ``2 g - g_before``: the step of optimistic mirror descent."""
 
     def step(self, closure=None):
+        """Replace the gradients, then step."""
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             state, g = self.before.setdefault(p, p.grad.clone()), p.grad.clone()
             p.grad.mul_(2).sub_(state)
@@ -243,6 +246,7 @@ class Extragradient(torch.optim.AdamW):
         self.here: list[Tensor] | None = None
 
     def step(self, closure=None):
+        """Step from here, or from where the look ahead began."""
         params = [p for group in self.param_groups for p in group["params"]]
         if self.here is None:
             self.here = [p.detach().clone() for p in params]
@@ -253,16 +257,16 @@ class Extragradient(torch.optim.AdamW):
         return super().step(closure)
 
 
-def boundary_form(loss_of: Callable, lagrangian: Lagrangian, potential: Potential, unit: float) -> Callable:
+def boundary_form(path_loss: Callable, lagrangian: Lagrangian, potential: Potential, bend: Bend, unit: float) -> Callable:
     """The published loss of the potential: boundary values at both ends and the Hamilton-Jacobi residual along the path."""
 
     def loss(params, batch):
         mine, theirs = ({name[2:]: p for name, p in params.items() if name[0] == player} for player in "sb")
-        path, _ = loss_of({**{f"s.{n}": p.detach() for n, p in mine.items()}, **{f"b.{n}": p for n, p in theirs.items()}}, batch)
+        path, _ = path_loss({**{f"s.{n}": p.detach() for n, p in mine.items()}, **{f"b.{n}": p for n, p in theirs.items()}}, batch)
         s = lambda t, x: functional_call(potential, mine, (t, x))  # noqa: E731
-        bend = {name: p.detach() for name, p in theirs.items()}
+        still = {name: p.detach() for name, p in theirs.items()}
         t = batch["t"].flatten()
-        point = follow(lagrangian, batch, lambda *ends: functional_call(loss_of.bend, bend, ends))
+        point = follow(lagrangian, batch, lambda *ends: functional_call(bend, still, ends))
         rise = s(t * 0 + 1, batch["b"].flatten(0, 1)) - s(t * 0, batch["a"].flatten(0, 1))
         dual = (rise - residual(lagrangian, s, t, point.x)).mean()
         return path - dual / unit, {"dual": dual}
@@ -272,7 +276,7 @@ def boundary_form(loss_of: Callable, lagrangian: Lagrangian, potential: Potentia
 
 def schemes(options: argparse.Namespace) -> list[Row]:
     """Ways to take the steps of the saddle, on the harmonic toy with cells paired at random; the figure is the error of the action."""
-    steps = 40 if options.quick else 600
+    steps = 20 if options.quick else 400
     problem = GAUSSIANS["harmonic potential"]
     truth, lagrangian = problem.truth, problem.lagrangian
     snapshots = Snapshots.of([problem.cells(end, 512, end) for end in (0, 1)], times=[0, 1])
@@ -296,8 +300,7 @@ def schemes(options: argparse.Namespace) -> list[Row]:
         unit = float(radius(draws.x)) ** 2
         loss = saddle_loss(lagrangian, potential, bend, unit, anchor)
         if form == "boundary":
-            loss.bend = bend
-            loss = boundary_form(loss, lagrangian, potential, unit)
+            loss = boundary_form(loss, lagrangian, potential, bend, unit)
         params = {f"s.{n}": p for n, p in potential.named_parameters()} | {f"b.{n}": p for n, p in bend.named_parameters()}
         first, seen = len(list(potential.parameters())), []
 

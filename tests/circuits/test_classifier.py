@@ -60,5 +60,9 @@ def test_bad_input():
     X, y = load_iris(return_X_y=True)
     with pytest.raises(ValueError, match=r"n=303 bits, a state of .* bytes.*PCA"):
         QuantumHypernetworkClassifier().fit(np.tile(X, 25), y)
+    with pytest.raises(ValueError, match=r"n=60001 bits, a state of 2\^60004 bytes"):
+        QuantumHypernetworkClassifier(hidden=(10000,)).fit(X[:100], y[:100])
+    with pytest.raises(TypeError, match=r"Fix: hidden=\(2,\)"):
+        QuantumHypernetworkClassifier(hidden=2).fit(X, y)
     with pytest.raises(ValueError, match="members=0"):
         QuantumHypernetworkClassifier(members=0).fit(X, y)

@@ -9,7 +9,7 @@ import torch
 
 from popflow.circuits.cost import Cost, check_table, cross_entropy, idle_bits, squared_error, truth
 from popflow.circuits.data import digits, gaussians
-from popflow.circuits.space import BinaryMLP, Choice, bits_of
+from popflow.circuits.space import BinaryMLP, Choice, Gate, bits_of
 from popflow.circuits.walsh import weights
 
 ACTIVATION = Choice("activation", (torch.relu, torch.sigmoid))
@@ -115,6 +115,18 @@ def test_a_bit_that_does_nothing_is_found_and_doubles_the_optima():
     assert len(truth(table).codes) == 2
 
 
+@pytest.mark.parametrize("space", [BinaryMLP(4), BinaryMLP(3, (2,), skip=Gate("skip"))])
+def test_a_table_by_turns_is_the_table(space, monkeypatch):
+    """Where the parts of a table would not fit, rows of the data are taken a few at a time."""
+    rng = torch.Generator().manual_seed(0)
+    cost = Cost(space, torch.randn(11, space.inputs, generator=rng), torch.arange(11) % 2)
+    whole = cost.table()
+    monkeypatch.setattr("popflow.circuits.cost._PARTS", 3 * 2**5)
+    torch.testing.assert_close(cost.table(), whole, atol=1e-14, rtol=0)
+    monkeypatch.setattr("popflow.circuits.cost._PARTS", 1)
+    torch.testing.assert_close(cost.table(), whole, atol=1e-14, rtol=0)
+
+
 def test_bad_input():
     x, y, space = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]), BinaryMLP(2)
     with pytest.raises(ValueError, match=r"x has shape \(4, 3\)"):
@@ -133,6 +145,10 @@ def test_bad_input():
         Cost(space, x, torch.ones(4))
     with pytest.raises(ValueError, match=r"n=31 bits: a table of 2\^31 costs takes 17,179,869,184 bytes"):
         Cost(BinaryMLP(30), torch.zeros(4, 30), y).table()
+    with pytest.raises(ValueError, match=r"a table of 2\^60001 costs takes 2\^60004 bytes"):
+        Cost(BinaryMLP(2, (15000,)), x, y).table()
+    with pytest.raises(ValueError, match="bits hold -1, wanted only 0 and 1"):
+        Cost(space, x, y)(torch.tensor([[-1, 1, 1]]))
     with pytest.raises(ValueError, match=r"bits have shape \(2, 4\)"):
         Cost(space, x, y)(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"shape \(6,\), wanted \[2\^n\]"):

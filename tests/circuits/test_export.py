@@ -83,3 +83,5 @@ def test_drawing_shows_every_pair():
 def test_bad_input():
     with pytest.raises(ValueError, match="Fix: pick a restart"):
         qasm3(Ansatz(2, 1), torch.zeros(3, 1, 2, 2))
+    with pytest.raises(ValueError, match="angles hold 4 values that are NaN"):
+        qasm3(Ansatz(2, 1), torch.full((1, 2, 2), torch.nan))

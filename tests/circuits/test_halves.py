@@ -61,6 +61,7 @@ def test_the_graph_keeps_less_than_is_allowed(n, depth):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         by_halves(ansatz, angles, n // 2)
     assert sum(sizes) < max(KEPT, 2**n)
+    assert max(sizes) < 2**n
 
 
 def test_training_size_agrees_in_single_precision():

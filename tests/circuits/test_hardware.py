@@ -93,6 +93,9 @@ def test_bad_input():
         evaluate_counts(oracle, {"010": 5, "0100": 1})
     with pytest.raises(ValueError, match=r"'0 1' has 3 characters"):
         evaluate_counts(oracle, {"0 1": 1})
+    for spins, shown in (([[-1, 1, 1]], "-1"), ([[0.5, 0, 1]], "0.5")):
+        with pytest.raises(ValueError, match=f"bits hold {shown}, wanted only 0 and 1"):
+            oracle(torch.tensor(spins))
     with pytest.raises(ValueError, match="hold 0 shots in 1 keys"):
         evaluate_counts(oracle, {"010": 0})
     with pytest.raises(ValueError, match="whole number of shots"):

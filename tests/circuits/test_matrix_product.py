@@ -75,6 +75,15 @@ def test_sixty_qubits():
         torch.testing.assert_close(conditionals[:, position] + other, torch.ones(16, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
+def test_conditionals_of_many_qubits_do_not_underflow():
+    """400 bits in single precision, whose probabilities are far below the least number."""
+    ansatz = Ansatz(400, 2)
+    state = matrix_product(ansatz, ansatz.random(1, Streams(0))[0])
+    bits = state.sample(3, torch.Generator().manual_seed(0))
+    assert float(state.log_p(bits).max()) < -100
+    torch.testing.assert_close(state.conditionals(bits).log().sum(1), state.log_p(bits), atol=1e-2, rtol=0)
+
+
 def test_entanglement_of_a_bond():
     """A Bell pair between qubits 0 and 1, and nothing else: ln 2 on the first bond, 0 on the second."""
     ansatz = Ansatz(3, 2, phases=False)

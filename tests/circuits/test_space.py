@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from popflow.circuits.cost import Cost, cross_entropy
-from popflow.circuits.space import BinaryMLP, Choice, Gate, bits_of, codes_of
+from popflow.circuits.space import BinaryMLP, Choice, Gate, bits_of, check_bits, codes_of
 
 ACTIVATION = Choice("activation", (torch.relu, torch.sigmoid))
 ALPHABET = Choice("alphabet", ((0.0, 1.0), (-1.0, 1.0), (-2.0, 1.0), (-3.0, 1.0)))
@@ -124,7 +124,11 @@ def test_bad_input():
         SPACES["logistic"].decode("0101")
     with pytest.raises(ValueError, match="of 0 and 1"):
         SPACES["logistic"].decode("0101x")
-    with pytest.raises(ValueError, match=r"network 32: wanted the code of one of 2\^5 networks, 0\.\.31"):
+    with pytest.raises(ValueError, match=r"network 32: wanted the code of one of 2\^5 networks, 0\.\.2\^5 - 1"):
         SPACES["logistic"].decode(32)
+    with pytest.raises(ValueError, match="wanted 5 of 0 and 1"):
+        SPACES["logistic"].decode([0.9, 0, 1, 1, 0])
+    with pytest.raises(ValueError, match=r"bits hold -1, wanted only 0 and 1. Fix: \(spins"):
+        check_bits(torch.tensor([[-1, 1, 1]]), 3)
     with pytest.raises(ValueError, match="lists an option twice: relu, relu"):
         Choice("activation", (torch.relu, torch.relu))

@@ -47,3 +47,9 @@ def test_quadratic_truncation():
     torch.testing.assert_close(offset + torch.einsum("sp,pq,sq->s", bits, q, bits), found.table, atol=1e-14, rtol=0)
     assert found.residual == pytest.approx(float(weights(table)[3:].sum()), abs=1e-14)
     assert found.residual == pytest.approx(float((table - found.table).square().mean() / table.var(correction=0)), abs=1e-14)
+
+
+def test_equal_costs_have_no_variance():
+    table = torch.ones(8, dtype=torch.float64)
+    assert weights(table).tolist() == [0.0] * 4
+    assert quadratic(table).residual == 0.0

@@ -30,7 +30,7 @@ def test_the_product_is_met_and_shown(tmp_path):
     assert [row[5] for row in trained.rows] == [None, 80, 480, 80, 480, 80]  # evaluations: levels x experts x (1 + Langevin steps)
     assert report.results[f"{BEST}, {TRAINED}, share of 2s"].value > report.results[f"{NAIVE}, {TRAINED}, share of 2s"].value + 0.3
     assert report.results[f"{BEST}, {EXACT}, distinct 2s"].value > exact.rows[3][3].value  # more variety than weights alone
-    assert html.count("<img") == 3
+    assert html.count("<img") == 4
     assert "distinct 2s of 86" in html
     before = (tmp_path / "run/report.json").read_bytes()
     with Run.open(tmp_path / "run", config, job="demo fkc") as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from functools import partial
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -17,9 +19,13 @@ pytest.importorskip("transformers")
 import diffusers
 
 from popflow.compose import sample
-from popflow.compose.diffusers import ComposedPipeline, from_pipe, from_pretrained, tiny
+from popflow.compose.diffusers import ComposedOutput, ComposedPipeline, from_pipe, from_pretrained, tiny
+from popflow.compose.schedule import DDPM
 from popflow.core import MissingExtraError, NonFiniteError, PopflowWarning, Streams
+from popflow.core.errors import put_off
 
+SAMPLING = sys.modules["popflow.compose.sample"]
+"""The module: the package has a function of that name."""
 KINDS = {
     "unconditional": tiny.unconditional,
     "classes": partial(tiny.unconditional, classes=4),
@@ -283,6 +289,55 @@ def test_the_callback_sees_the_population_and_may_change_it(pipes):
     assert (out.latents == 0).all()
 
 
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait for an accelerator, whatever the values; not what LAPACK reads inside of one operation on a CPU."""
+
+    names = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._schema.name in self.names
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "op"), [("SD", "product"), ("SD", "and"), ("SD", "or"), ("SD", "average"), ("SDXL", "and"), ("Flux", "or")]
+)
+def test_nothing_in_the_loop_waits_for_an_accelerator(pipes, kind, op, monkeypatch):
+    """Twice the steps read no more values, with checks put off as they are on an accelerator; the bytes are the same as on a CPU."""
+    options = {"op": op, "particles": 4, "num_images_per_prompt": 2, "guidance_scale": 1.0 if kind == "Flux" else 2.0, "ess_below": 0.9}
+
+    def counted(steps: int) -> tuple[int, ComposedOutput]:
+        with Reads() as reads:
+            out = draw(pipes[kind], ["a cat", "a dog"], num_inference_steps=steps, noise_above=0.0, **options)
+        return reads.count, out
+
+    times = {}  # the table of a scheduler lies on the CPU, and looking up a level there makes nobody wait
+    look_up = DDPM.time
+    monkeypatch.setattr(DDPM, "time", lambda self, sigma: times[sigma] if sigma in times else times.setdefault(sigma, look_up(self, sigma)))
+    draw(pipes[kind], ["a cat", "a dog"], num_inference_steps=1, **options)  # prompts are encoded once, before the loop
+    at_once = [counted(steps) for steps in (3, 6)]
+    assert at_once[0][0] < at_once[1][0]  # a CPU is asked at every step
+    monkeypatch.setattr(SAMPLING, "put_off", lambda on: put_off())
+    reads = [counted(steps) for steps in (3, 6)]
+    assert reads[0][0] == reads[1][0]
+    for (_, later), (_, now) in zip(reads, at_once, strict=True):
+        assert torch.equal(later.latents, now.latents)
+        assert torch.equal(later.weights, now.weights)
+
+
+def test_what_is_not_finite_is_named_after_the_loop_too(folders, monkeypatch):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folders["SD"])
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.fill_(float("nan"))
+    levels = from_pipe(pipe).sigmas(4)
+    monkeypatch.setattr(SAMPLING, "put_off", lambda on: put_off())
+    first = rf"expert 'a cat' returned values that are not finite for 2 of 2 samples at sigma={float(levels[0]):g}: check the model"
+    for op in ("product", "and"):
+        with pytest.raises(NonFiniteError, match=first):
+            draw(ComposedPipeline((pipe,)), ["a cat", "a dog"], op=op, particles=2)
+
+
 def test_two_pipelines_of_one_latent_space_compose_and_others_are_refused(folders):
     first = diffusers.DiffusionPipeline.from_pretrained(folders["SD"])
     second = tiny.stable_diffusion(seed=1, prediction_type="v_prediction")
@@ -348,11 +403,30 @@ def test_the_pipelines_own_safety_checker_is_asked(pipes, monkeypatch):
     assert (image == 0).all()  # what diffusers does with flagged images: black, not denormalised
 
 
+def cut(pipeline, step, timestep, tensors):
+    return {"latents": tensors["latents"][:, :, :1]}
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "says"),
     [
         (["a cat", "a dog"], {"op": "nand"}, "unknown op 'nand': did you mean 'and'"),
-        (["a cat"], {"op": "and"}, "wanted at least two to superpose"),
+        (["a cat"], {"op": "and"}, "op='and' of one prompt, wanted at least two to superpose"),
+        (["a cat"], {"particles": 0}, "particles=0, wanted a whole number of at least 1"),
+        (["a cat"], {"num_images_per_prompt": 0}, "num_images_per_prompt=0, wanted"),
+        (["a cat"], {"num_inference_steps": 0}, "num_inference_steps=0, wanted"),
+        (["a cat"], {"reward": brightness, "reward_every": 0}, "reward_every=0, wanted"),
+        (["a cat"], {"output_type": "jpg"}, "unknown output_type 'jpg'.* Known: latent, np, pil, pt"),
+        (["a cat"], {"exponents": [math.nan]}, r"exponents=\[nan\], wanted finite numbers"),
+        (["a cat"], {"image": np.full((32, 32, 3), 200.0)}, r"image holds values up to 200, wanted \[0, 1\]"),
+        (["a cat"], {"adapters": [["red"]]}, "unknown adapter 'red': Known: none. Fix: pipe.load_lora_weights"),
+        (
+            ["a cat"],
+            {"callback_on_step_end": cut},
+            r"callback_on_step_end returned latents of shape \(1, 1, 1, 16, 16\), wanted \(1, 1, 4, 16, 16\)",
+        ),
+        (["a cat"], {"noise_above": -1.0}, "noise_above=-1.0, wanted a noise level >= 0"),
+        (["a cat"], {"guidance_scale": math.nan}, "guidance_scale=nan, wanted a finite number"),
         ([], {}, "prompts is empty"),
         (["a cat", "a dog"], {"exponents": [1.0]}, "exponents holds 1 numbers for 2 prompts"),
         (["a cat", "a dog"], {"op": "or", "kernel_steps": 2}, "belong to op='product'"),
@@ -372,6 +446,11 @@ def test_the_pipelines_own_safety_checker_is_asked(pipes, monkeypatch):
 def test_bad_input_is_named(pipes, prompts, options, says):
     with pytest.raises(ValueError, match=says):
         draw(pipes["SD"], prompts, **options)
+
+
+def test_a_composition_of_no_pipelines_is_named():
+    with pytest.raises(ValueError, match=r"pipes is empty"):
+        ComposedPipeline.from_pretrained()("a cat")
 
 
 def test_more_prompts_than_degrees_of_freedom_have_no_and():
@@ -425,6 +504,20 @@ def test_folders_that_cannot_be_loaded_say_what_to_do(tmp_path, folders, monkeyp
 
 def _unreachable(*_, **__):
     raise ConnectionError("Max retries exceeded")
+
+
+def test_a_broken_library_is_not_blamed_on_the_folder(folders, monkeypatch):
+    def broken(*_, **__):
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Could not import module 'CLIPTextModel'.") from error
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", broken)
+    with pytest.raises(
+        ValueError, match=r"a library that it needs cannot be imported: .*first cause: RuntimeError: operator torchvision::nms"
+    ):
+        from_pretrained(folders["SD"])
 
 
 def test_missing_or_mismatched_parts_are_named():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from popflow.compose import gaussian_mixture
-from popflow.compose.job import SampleConfig, composition, load_expert, run
+from popflow.compose.job import DATA, SampleConfig, composition, load_expert, run, sizes
 from popflow.core.checkpoint import load_tensors
 from popflow.runs import ConfigError, Run, config_of
 
@@ -165,3 +165,53 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
     subprocess.run([*command, "--out", "run"], cwd=broken.parent, env=environment, check=True, capture_output=True, timeout=300)
     for name in ("sample.safetensors", "picked.safetensors", "metrics.jsonl", "config.json", "report.json", "report.html"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+
+
+def test_particles_are_sampled_at_a_temperature_and_held_against_ground_truth(tmp_path):
+    config = config_of(SampleConfig, {"experts": ["zoo:dw4"], "temperature": 1.0, "steps": 30, "particles": 64})
+    with Run.open(tmp_path / "run", config, job="sample") as opened:
+        report = run(config, opened)
+        opened.finish(report)
+    out = load_tensors(tmp_path / "run" / "sample.safetensors")[0]
+    assert out["x"].shape == (1, 64, 4, 2)
+    assert float(out["x"].mean(2).abs().max()) < 1e-4
+    assert {"distance_w2", "energy_w1", "mean_energy", "distinct_ancestors"} <= report.results.keys()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Against ground truth at T = 1" in page
+    assert "ground truth" in page
+
+
+def test_the_temperature_of_an_expert_that_knows_its_own_is_the_temperature_itself():
+    """dw4 has learned at T = 2: at T = 0.5 it is the power 4; experts without a temperature are taken at T = 1."""
+    cold = composition(SampleConfig(experts=("zoo:dw4",), temperature=0.5))
+    plain = composition(SampleConfig(experts=("zoo:dw4",)))
+    digits = composition(SampleConfig(experts=("zoo:digits-even",), temperature=0.5))
+    assert [sampler.precision(1.0) for sampler in (cold, plain, digits)] == [4.0, 1.0, 2.0]
+
+
+def test_what_is_left_open_follows_the_experts():
+    assert sizes(SampleConfig(experts=("zoo:digits-even",))) == DATA
+    particles = sizes(SampleConfig(experts=("zoo:lj13",), runs=3))
+    assert (particles.sigma_min, particles.sigma_max, particles.grid, particles.runs) == (0.005, 8.0, "geometric", 3)
+
+
+def test_a_temperature_without_a_table_says_so(tmp_path):
+    config = config_of(SampleConfig, {"experts": ["zoo:dw4"], "temperature": 1.3, "steps": 5, "particles": 8})
+    with Run.open(tmp_path / "run", config, job="sample") as opened:
+        opened.finish(run(config, opened))
+    assert "No ground truth is tabulated at T = 1.3" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"experts": ["zoo:lj13", "zoo:digits-even"]}, "model different things"),
+        ({"experts": ["zoo:lj13", "zoo:dw4"]}, "model different things"),
+        ({"experts": ["zoo:lj13:3"]}, "takes no label"),
+        ({"experts": ["zoo:lj31"]}, "did you mean 'lj13'"),
+        ({"experts": ["zoo:lj13"], "temperature": -0.8}, "wanted a positive number"),
+    ],
+)
+def test_bad_input_of_particles(values, message):
+    with pytest.raises((ValueError, ConfigError), match=message):
+        config_of(SampleConfig, values)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from popflow.compose import digits, kernel_mixture, train_zoo, zoo
+from popflow.compose.particles import models
 from popflow.core import Streams
 from popflow.core.checkpoint import load_tensors
 
@@ -22,11 +23,12 @@ def error(expert, data: digits.Digits, sigma: float) -> float:
 
 def test_everything_shipped_loads_and_is_below_two_megabytes():
     files = list(zoo.DATA.iterdir())
-    assert {file.name for file in files} == {f"{name}.safetensors" for name in (*zoo.names(), "digits-classifier")}
+    tables = [f"{name}-reference" for name in models.MODELS]
+    assert {file.name for file in files} == {f"{name}.safetensors" for name in (*zoo.names(), "digits-classifier", *tables)}
     assert sum(file.stat().st_size for file in files) < 2_000_000
     for name in zoo.names():
         expert = zoo.load(name)
-        assert expert.event == (1, 8, 8)
+        assert expert.event == (models.MODELS[name].system.event if name in models.MODELS else (1, 8, 8))
         assert expert.name == name
 
 

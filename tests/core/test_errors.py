@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from popflow.core import CheckpointError, DivergenceError, MissingExtraError, NonFiniteError, StaleTrackingError, ZeroWeightsError
-from popflow.core.errors import unknown
+from popflow.core.errors import is_put_off, put_off, refuse, unknown
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,48 @@ def test_unknown_names_the_closest_and_lists_the_rest() -> None:
 def test_unknown_without_anything_close_or_known() -> None:
     assert "did you mean" not in unknown("key", "zzz", ["alpha"])
     assert unknown("key", "zzz", []).endswith("Known: none.")
+
+
+def _lost(count: int) -> NonFiniteError:
+    return NonFiniteError(f"{count} lost")
+
+
+def test_bad_values_are_refused_at_once_or_where_the_block_ends() -> None:
+    refuse(torch.tensor(0), _lost)
+    with pytest.raises(NonFiniteError, match="2 lost"):
+        refuse(torch.tensor(2), _lost)
+    reached = []
+
+    def block() -> None:
+        with put_off():
+            refuse(torch.tensor([0, 0]), lambda *counts: AssertionError(counts))
+            refuse(torch.tensor(3), _lost)
+            refuse(torch.tensor(4), _lost)
+            reached.append(is_put_off())
+
+    with pytest.raises(NonFiniteError, match="3 lost"):
+        block()
+    assert reached == [True]
+    assert not is_put_off()
+
+
+def test_several_counts_are_handed_on_when_one_of_them_is_not_zero() -> None:
+    with pytest.raises(ValueError, match="0 and 5"):
+        refuse(torch.tensor([0, 5]), lambda bad, lost: ValueError(f"{bad} and {lost}"))
+
+
+@pytest.mark.parametrize(("lost", "raised"), [(1, NonFiniteError), (0, IndexError)])
+def test_the_failure_that_led_to_an_exception_is_raised_in_its_place(lost: int, raised: type[Exception]) -> None:
+    def block() -> None:
+        with put_off():
+            refuse(torch.tensor(lost), _lost)
+            raise IndexError("what came of it, or another matter")
+
+    with pytest.raises(raised):
+        block()
+    assert not is_put_off()
+
+
+def test_nothing_is_put_off_when_it_is_switched_off() -> None:
+    with put_off(False), pytest.raises(NonFiniteError):
+        refuse(torch.tensor(1), _lost)

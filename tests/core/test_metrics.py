@@ -248,6 +248,78 @@ def test_bad_kernel_widths_and_single_points_are_named() -> None:
         metrics.mmd2(normal(3, 1), normal(1, 1), unbiased=True)
 
 
+# --- as Gaussians, as manifolds ---
+
+
+def frechet_by_eigenvalues(x: Tensor, y: Tensor) -> float:
+    """The definition: the root of the product of covariances has the roots of its eigenvalues."""
+    cov_x, cov_y = torch.cov(x.T), torch.cov(y.T)
+    overlap = torch.linalg.eigvals(cov_x @ cov_y).real.clamp_min(0).sqrt().sum()
+    return float((x.mean(0) - y.mean(0)).square().sum() + cov_x.trace() + cov_y.trace() - 2 * overlap)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frechet_of_an_affine_image_has_a_closed_form(dtype: torch.dtype) -> None:
+    # y = S x + b with S symmetric, positive definite: the optimal map is S itself, the distance |(S - 1) m + b|^2 + tr (S - 1) C (S - 1)
+    x = normal(50, 4) @ normal(4, 4, seed=1)
+    root = normal(4, 4, seed=2)
+    stretch, shift = root @ root.T + 0.1 * torch.eye(4, dtype=torch.float64), normal(4, seed=3)
+    moved = stretch - torch.eye(4, dtype=torch.float64)
+    wanted = (x.mean(0) @ moved + shift).square().sum() + (moved @ torch.cov(x.T) @ moved).trace()
+    assert metrics.frechet(x.to(dtype), (x @ stretch + shift).to(dtype)).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "m"), [(40, 25), (3, 7), (2, 2)])
+def test_frechet_agrees_with_the_definition_and_is_symmetric(n: int, m: int) -> None:
+    x, y = normal(n, 5) * torch.arange(1, 6), normal(m, 5, seed=1) + 1
+    # with few samples the covariances are singular and the eigenvalues of their product lose half of the digits
+    assert metrics.frechet(x, y).item() == pytest.approx(frechet_by_eigenvalues(x, y), rel=1e-6)
+    assert metrics.frechet(x, y).item() == pytest.approx(metrics.frechet(y, x).item(), rel=1e-12)
+    assert metrics.frechet(x, x).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_frechet_of_two_gaussians_tends_to_the_closed_form() -> None:
+    x, y = normal(20_000, 2), 2 * normal(20_000, 2, seed=1) + 3
+    assert metrics.frechet(x, y).item() == pytest.approx(9 * 2 + 2 * (2 - 1) ** 2, rel=0.02)
+
+
+def test_precision_and_recall_of_overlapping_intervals() -> None:
+    # on the line with spacing 1 and one neighbour every ball reaches its neighbours: 0..9 against 4..13 share 3.1 to 10.9
+    x, y = torch.arange(10.0), torch.arange(4.0, 14.0) + 0.1
+    precision, recall = metrics.precision_recall(x, y, neighbours=1)
+    assert (precision.item(), recall.item()) == (pytest.approx(0.6), pytest.approx(0.6))
+    wide, narrow = torch.arange(100.0), torch.arange(25.0) + 0.1
+    precision, recall = metrics.precision_recall(narrow, wide, neighbours=1)
+    assert (precision.item(), recall.item()) == (1.0, pytest.approx(0.26))
+
+
+def test_precision_and_recall_swap_with_their_samples_and_are_one_for_equal_ones() -> None:
+    x, y = normal(60, 3), normal(45, 3, seed=1) * 2
+    precision, recall = metrics.precision_recall(x, y)
+    assert metrics.precision_recall(y, x) == (recall, precision)
+    assert precision > 2 * recall  # x is the narrow one
+    assert [value.item() for value in metrics.precision_recall(x, x)] == [1.0, 1.0]
+    assert [value.item() for value in metrics.precision_recall(x, x + 100)] == [0.0, 0.0]
+
+
+def test_precision_and_recall_against_the_definition() -> None:
+    x, y, k = normal(30, 2), normal(40, 2, seed=1) + 0.5, 3
+    radius = [sorted(float((a - b).norm()) for b in y)[k] for a in y]  # the nearest one is the point itself
+    wanted = sum(any(float((a - b).norm()) <= r for b, r in zip(y, radius, strict=True)) for a in x) / len(x)
+    assert metrics.precision_recall(x, y, neighbours=k)[0].item() == pytest.approx(wanted)
+
+
+def test_too_few_samples_for_covariances_and_neighbours_are_named() -> None:
+    with pytest.raises(ValueError, match="y holds one sample"):
+        metrics.frechet(normal(3, 2), normal(1, 2))
+    with pytest.raises(ValueError, match="neighbours=3 for 3 samples in x"):
+        metrics.precision_recall(normal(3, 2), normal(9, 2))
+    with pytest.raises(ValueError, match="neighbours=0 for 9 samples"):
+        metrics.precision_recall(normal(9, 2), normal(9, 2), neighbours=0)
+    with pytest.raises(ValueError, match="wanted the same event shape"):
+        metrics.frechet(normal(3, 2), normal(3, 1))
+
+
 # --- variety ---
 
 

@@ -17,6 +17,7 @@ from popflow.core import (
     StaleTrackingError,
     Step,
     Streams,
+    ZeroWeightsError,
     chain,
     euler,
     heun,
@@ -30,6 +31,7 @@ from popflow.core import (
     systematic,
     temper,
 )
+from popflow.core.errors import put_off
 from popflow.core.metrics import kolmogorov_smirnov_to_cdf
 
 
@@ -163,6 +165,30 @@ def test_only_the_populations_that_are_due_are_resampled() -> None:
     assert torch.equal(after.x.long(), after.aux["label"])
     assert after.log_z[0] == 0
     assert torch.allclose(after.log_normalizer(), pop.log_normalizer())
+
+
+@pytest.mark.parametrize("log_w", [[[0.0, 0.1], [0.0, 0.2]], [[0.0, 0.1], [9.0, 0.0]], [[9.0, 0.0], [0.0, 9.0]]])
+def test_resampling_without_looking_at_values_gives_the_same_bits(log_w: list[list[float]]) -> None:
+    """None, one and all of two populations due."""
+    pop = Population.of(normal(2, 2, 1), batch=1).reweight(torch.tensor(log_w))
+    now = resample_if(0.9)(pop, 0.0, 0.0, Streams(0))
+    with put_off():
+        later = resample_if(0.9)(pop, 0.0, 0.0, Streams(0))
+    for name in ("x", "log_w", "log_z"):
+        assert torch.equal(getattr(now, name), getattr(later, name)), name
+
+
+def test_lost_weights_give_no_index_out_of_range_before_they_are_named() -> None:
+    pop = Population.of(normal(2, 3, 1), batch=1).reweight(torch.tensor([[0.0, 1.0, 2.0], [math.nan] * 3]))
+    after = []
+
+    def block() -> None:
+        with put_off():
+            after.append(resample_if(1.0)(pop, 0.0, 0.0, Streams(0)))
+
+    with pytest.raises(ZeroWeightsError):
+        block()
+    assert torch.equal(after[0].x[1], pop.x[1])
 
 
 def test_random_numbers_are_drawn_whether_or_not_resampling_is_due() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -189,10 +190,16 @@ def test_one_pass_over_all_diagonals_is_one_by_one(adaptive):
     alone, together = made(), made()
     options = {"lr_cov": 0.3, "damping": 0.01, "alpha1": 0.5, "adaptive": adaptive, "rounding": None}
     for _ in range(6):
-        told = [[(10 * torch.rand(b, n, generator=rng, dtype=F64),) for n in (p, d)] for b, p, d in shapes]
-        refresh_diagonal([(k, c, *h) for (k, c), h in zip(together, told, strict=True)], **options)
-        for (k, c), (h_k, h_c) in zip(alone, told, strict=True):
-            refresh(k, c, tuple(x.clone() for x in h_k), tuple(x.clone() for x in h_c), **options)
+        told = [[10 * torch.rand(b, n, generator=rng, dtype=F64) for n in (p, d)] for b, p, d in shapes]
+        scales = [[torch.rand(b, generator=rng, dtype=F64) for _ in range(2)] for b, _, _ in shapes]
+        flat = torch.cat([scale for both in scales for scale in both]).tolist()
+        assert refresh_diagonal([(k, c, *h) for (k, c), h in zip(together, told, strict=True)], flat, **options)
+        for (k, c), (u, g), both in zip(alone, told, scales, strict=True):
+            refresh(k, c, (u * k.value[0].square(),), (g * c.value[0].square(),), scales=tuple(both), **options)
+    before = [x.clone() for pair in together for one in pair for x in one.tensors()]
+    broken = [(k, c, u, g * math.inf) for (k, c), (u, g) in zip(together, told, strict=True)]
+    assert not refresh_diagonal(broken, flat, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, (x for pair in together for one in pair for x in one.tensors()), strict=True))
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one, other, strict=True):
             for x, y in zip(a.tensors(), b.tensors(), strict=True):

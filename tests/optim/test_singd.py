@@ -570,6 +570,8 @@ def test_curvature_that_is_not_finite_is_skipped_counted_and_said_once():
 
 BAD_NUMBERS = [
     ("lr", -1.0),
+    ("lr", math.inf),
+    ("damping", math.nan),
     ("damping", 0.0),
     ("damping", -1e-3),
     ("momentum", 1.0),
@@ -595,8 +597,23 @@ def test_numbers_out_of_range(name, value):
 
 def test_numbers_of_groups_are_checked_too():
     net = mlp()
-    with pytest.raises(ValueError, match="lr='fast', wanted a number"):
+    with pytest.raises(ValueError, match="lr='fast', wanted a finite number"):
         SINGD(net, [{"params": list(net.parameters()), "lr": "fast"}])
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr_cov", 2.0), ("interval", 0), ("interval", 1.5)])
+def test_functions_that_return_numbers_out_of_range(name, value):
+    net = mlp()
+    optimizer = SINGD(net, **{"interval": 1, name: lambda step: value})
+    with pytest.raises(ValueError, match=rf"{name}={value}, wanted"):
+        train(net, optimizer, 2)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("structure", [(), (Dense(),), (Dense(), "diagonal"), Dense], ids=str)
+def test_structures_that_are_none(structure):
+    with pytest.raises(TypeError, match="for layer '0' is unknown"):
+        SINGD(mlp(), structure=structure)
 
 
 def test_what_cannot_be_is_named():

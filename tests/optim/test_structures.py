@@ -22,7 +22,8 @@ from popflow.optim import (
     UpperTriangular,
     rank_triangular,
 )
-from popflow.optim.structures import autocorrelation, convolve, correlate, eye, trace
+from popflow.optim.structures import eye, trace
+from popflow.optim.toeplitz import autocorrelation, convolve, correlate
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,11 @@ class ScaledIdentity:
     def inner(self, factor):
         return (factor[0].square(),)
 
-    def metric(self, factor, uses):
-        return (factor[0].square(),)
+    def square(self, factor, n):
+        return n * factor[0].square().squeeze(-1)
+
+    def precondition(self, factor, x, dim):
+        return x * factor[0].square().unsqueeze(-1)
 
     def project(self, matrix):
         return (matrix.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True),)
@@ -116,9 +120,13 @@ def test_conformance_with_dense_matrices(structure, n):
     assert gap(trace(structure, structure.project(symmetric), n), symmetric.diagonal(dim1=1, dim2=2).sum(-1)) < 1e-10
     assert gap(structure.diagonal(k, n), matrix.diagonal(dim1=1, dim2=2)) == 0
     assert (structure.bound(k) >= torch.linalg.matrix_norm(matrix, 2) - 1e-12).all()
-    metric = structure.metric(k, 10**6)
-    if metric is not None:
-        assert gap(structure.dense(metric, n), matrix @ matrix.mT) < 1e-10
+    assert gap(structure.square(k, n), matrix.square().sum((-2, -1))) < 1e-10
+    for m in (3, n + 1):
+        few, many = torch.randn(2, m, n, generator=rng, dtype=torch.float64), torch.randn(2, 3 * n, n, generator=rng, dtype=torch.float64)
+        assert gap(structure.precondition(k, few, -1), few @ matrix @ matrix.mT) < 1e-10
+        assert gap(structure.precondition(k, few.mT, -2), matrix @ matrix.mT @ few.mT) < 1e-10
+    for got, wanted in zip(structure.gram(k, many), structure.project(matrix.mT @ many.mT @ many @ matrix), strict=True):
+        assert gap(got, wanted) < 1e-9
     structure.shift_(k, 0.5)
     assert gap(structure.dense(k, n), matrix + 0.5 * torch.eye(n, dtype=torch.float64)) < 1e-12
 

@@ -124,7 +124,7 @@ def test_gaussians_are_carried_at_the_exact_action(kind):
         "inverted": (Lagrangian(potential=Harmonic(-2.0)), gaussian_transport(*ENDS, stiffness=-2.0)),
         "linear": (Lagrangian(potential=Linear(pull)), gaussian_transport(*ENDS, acceleration=pull)),
     }[kind]
-    flow = LagrangianFlow(lagrangian, **SMALL).fit(gaussian_snapshots(), steps=150, rng=Streams(0), compile=False)
+    flow = LagrangianFlow(lagrangian, **SMALL).fit(gaussian_snapshots(), steps=600, rng=Streams(0), compile=False)
     found = flow.report()
     assert found.action == pytest.approx(exact.action, rel=0.03)
     assert found.dual <= found.strands
@@ -136,12 +136,12 @@ def test_gaussians_are_carried_at_the_exact_action(kind):
 
 
 def test_random_pairs_are_parted_by_the_saddle():
-    """Straight lines between random pairs lose a factor sqrt 2 of the spread half way; the learned bends give it back."""
-    flow = LagrangianFlow(Lagrangian(), coupling=plans.independent, **SMALL)
-    flow.fit(gaussian_snapshots(), steps=300, rng=Streams(0), compile=False)
+    """Straight lines between random pairs lose a factor sqrt 2 of the spread half way (an error of .29); the learned bends give it back."""
+    flow = LagrangianFlow(Lagrangian(), coupling=plans.independent, path_lr=1e-3, **SMALL)
+    flow.fit(gaussian_snapshots(), steps=2000, rng=Streams(0), compile=False)
     exact = gaussian_transport(*ENDS)
     middle = flow.push(gaussian_snapshots(4000).x[0], 0.0, 0.5, Streams(0)).x
-    torch.testing.assert_close(middle.std(0).double(), exact.covariance(0.5).diagonal().sqrt(), rtol=0.12, atol=0)
+    torch.testing.assert_close(middle.std(0).double(), exact.covariance(0.5).diagonal().sqrt(), rtol=0.1, atol=0)
     assert flow.report().action == pytest.approx(exact.action, rel=0.05)
     assert flow.learned.rollbacks == 0
 
@@ -168,7 +168,7 @@ def test_growth_meets_masses_and_weights():
 
     places, p, q = torch.tensor([[-3.0], [3.0]]), torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     atoms = Snapshots.of([places.repeat_interleave((20 * w).long(), 0) for w in (p, q)], times=[0, 1])
-    flow = LagrangianFlow(Lagrangian(WFR(1.0)), **SMALL).fit(atoms, steps=200, rng=Streams(0), compile=False)
+    flow = LagrangianFlow(Lagrangian(WFR(1.0)), **SMALL).fit(atoms, steps=600, rng=Streams(0), compile=False)
     truth = atom_growth(places, p, q, 1.0)
     assert flow.report().action == pytest.approx(truth.action, rel=0.05)
     for t in (0.5, 1.0):
@@ -235,6 +235,9 @@ def test_bad_input_is_named():
         LagrangianFlow(Lagrangian(WFR(1.0))).fit(cells(masses=[1.0, 2.0, 3.0]), rng=rng)
     with pytest.raises(ValueError, match="all cells of all snapshots are at one place"):
         LagrangianFlow(Lagrangian()).fit(Snapshots.of([torch.ones(3, 1)] * 2, times=[0, 1]), rng=rng)
+    late = Snapshots.of([torch.zeros(3, 1), torch.ones(3, 1)], times=[1.7e9, 1.7e9 + 60])
+    with pytest.raises(ValueError, match="too near for torch.float32. Fix: subtract the first time".replace(".", r"\.")):
+        LagrangianFlow(Lagrangian()).fit(late, rng=rng)
     with pytest.raises(ValueError, match=r"potential\(t, x\) returned"):
         LagrangianFlow(Lagrangian(potential=lambda t, x: x)).fit(cells(), rng=rng)
     with pytest.raises(ValueError, match="not been fitted"):

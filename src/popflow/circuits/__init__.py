@@ -32,6 +32,7 @@ from popflow.circuits.hypernetwork import (
 )
 from popflow.circuits.matrix_product import MatrixProduct, matrix_product, train_score
 from popflow.circuits.oracle import Oracle
+from popflow.circuits.packed import PackedNetwork, pack
 from popflow.circuits.search import Found, annealing, exhaustive, genetic, local_search, random_search, reinforce, straight_through
 from popflow.circuits.space import BinaryMLP, BinaryNetwork, Choice, Gate, bits_of, codes_of
 from popflow.circuits.statevector import amplitudes, born, sample
@@ -53,6 +54,7 @@ __all__ = [
     "MatrixProduct",
     "Measured",
     "Oracle",
+    "PackedNetwork",
     "Quadratic",
     "QuantumHypernetworkClassifier",
     "Rate",
@@ -86,6 +88,7 @@ __all__ = [
     "matrix_product",
     "mnist",
     "noisy_born",
+    "pack",
     "parameter_shift",
     "qasm3",
     "quadratic",

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from popflow.circuits.ansatz import Ansatz
 from popflow.circuits.cost import Cost, cross_entropy
 from popflow.circuits.hypernetwork import energy, train_adam
-from popflow.circuits.space import BinaryMLP, bits_of
+from popflow.circuits.space import BinaryMLP, Choice, bits_of, size_of
 from popflow.circuits.statevector import MAX_QUBITS, born
 from popflow.core import Streams
 
@@ -83,6 +83,8 @@ class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class, {self.classes_[0]!r}: this classifier needs at least 2 classes.")
+        if isinstance(self.hidden, int | Choice):
+            raise TypeError(f"hidden={self.hidden!r}: wanted the widths of the hidden layers. Fix: hidden=({self.hidden!r},).")
         if self.members < 1:
             raise ValueError(f"members={self.members}: wanted at least 1 network.")
         self.mean_, self.scale_ = X.mean(0), np.where(X.std(0) > 0, X.std(0), 1.0)
@@ -91,7 +93,7 @@ class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
         n = self.space_.n
         if n > MAX_QUBITS:
             raise ValueError(
-                f"{X.shape[1]} features and {len(self.classes_)} classes make a network of n={n} bits, a state of {8 * 2**n:,} bytes; wanted "
+                f"{X.shape[1]} features and {len(self.classes_)} classes make a network of n={n} bits, a state of {size_of(8, n)}; wanted "
                 f"n <= {MAX_QUBITS}. Fix: fewer features (PCA, feature selection), fewer hidden units, or circuits.matrix_product."
             )
         cost = Cost(self.space_, self._scaled(X), torch.from_numpy(codes), cross_entropy)

@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from popflow.circuits.space import BinaryMLP, Choice, bits_of
+from popflow.circuits.space import BinaryMLP, Choice, bits_of, check_bits, size_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(z [..., N, outputs], y [N]) -> [..., N]``, one value per sample."""
 
 MAX_TABLE = 26
 _CHUNK = 2**21
+_PARTS = 2**25
+"""Numbers that one of the two parts of a shallow table may hold; beyond, the rows of the data are taken in turns."""
 
 
 def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
@@ -87,8 +89,7 @@ class Cost:
 
     def __call__(self, bits: Tensor) -> Tensor:
         """Return the cost ``[S]`` of networks ``[S, n]``; differentiable in floating-point bits."""
-        if bits.ndim != 2 or bits.shape[1] != self.space.n:
-            raise ValueError(f"bits have shape {tuple(bits.shape)}, wanted [S, {self.space.n}].")
+        check_bits(bits, self.space.n, relaxed=True)
         x, y, share = self._parts(bits.device)
         wide = max((*self.space.widths, self.space.outputs))
         chunks = bits.split(max(1, _CHUNK // (len(x) * wide)))
@@ -108,7 +109,7 @@ class Cost:
         n = self.space.n
         if n > MAX_TABLE:
             raise ValueError(
-                f"n={n} bits: a table of 2^{n} costs takes {8 * 2**n:,} bytes, wanted n <= {MAX_TABLE}. "
+                f"n={n} bits: a table of 2^{n} costs takes {size_of(8, n)}, wanted n <= {MAX_TABLE}. "
                 "Fix: a smaller space, or a search that asks the cost itself (popflow.circuits.search)."
             )
         out = _shallow_table(self, torch.device(device)) if len(self.space.hidden) <= 1 else self._every(torch.device(device))
@@ -211,14 +212,26 @@ def idle_bits(table: Tensor, tolerance: float = 0.0) -> list[int]:
 
 
 def _shallow_table(cost: Cost, device: torch.device) -> Tensor:
-    """Enumerate networks with at most one hidden layer: ``z = A[state] + B[state]``, and every code names one state of each part.
+    """Return the table of at most one hidden layer, as many rows of the data at a time as keep its parts small."""
+    space, (x, y, share) = cost.space, cost._parts(device)
+    direct = space.outputs * space.bias + space.inputs * space.outputs * (space.skip is not None)
+    widest = max(space.inputs + space.bias + space.outputs, direct) if space.hidden else (space.parameters + 1) // 2
+    rows = max(1, _PARTS // (space.outputs * 2**widest))
+    out = torch.zeros(2**space.n, dtype=torch.float64, device=device)
+    for some in zip(x.split(rows), y.split(rows), share.split(rows), strict=True):
+        _add_shallow(out, cost, *some)
+    return out
+
+
+def _add_shallow(out: Tensor, cost: Cost, x: Tensor, y: Tensor, share: Tensor) -> None:
+    """Add the costs on some rows to a table.
+
+    Enumerates networks with at most one hidden layer: ``z = A[state] + B[state]``, and every code names one state of each part.
 
     Without hidden layers A and B are linear in half of the bits each. With one, A is the sum over hidden units, enumerated by multisets,
     and B is what adds to the logits directly: the output bias and the connections past the hidden layer.
     """
-    space = cost.space
-    x, y, share = cost._parts(device)
-    out = torch.empty(2**space.n, dtype=torch.float64, device=device)
+    space, device = cost.space, x.device
     for tail in range(2 ** (space.n - space.parameters)):
         setting = bits_of(torch.tensor([tail], device=device), space.n)
         direct = _direct_features(space, setting, x)
@@ -234,8 +247,7 @@ def _shallow_table(cost: Cost, device: torch.device) -> Tensor:
         rows = int(a_states.max()) + 1
         step = max(1, _CHUNK // b.numel())
         blocks = [cost.loss(a_sums(some).unsqueeze(1) + b, y) @ share for some in torch.arange(rows, device=device).split(step)]
-        out[(a_codes.unsqueeze(1) + b_codes + tail).flatten()] = torch.cat(blocks)[a_states].flatten()
-    return out
+        out[(a_codes.unsqueeze(1) + b_codes + tail).flatten()] += torch.cat(blocks)[a_states].flatten()
 
 
 def _opened(space: BinaryMLP, setting: Tensor, x: Tensor) -> Tensor:

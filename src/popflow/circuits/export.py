@@ -29,6 +29,8 @@ def qasm3(ansatz: Ansatz, angles: Tensor, *, measure: bool = True) -> str:
     ansatz.check(angles)
     if angles.ndim != 3:
         raise ValueError(f"angles have shape {tuple(angles.shape)}, wanted one circuit {ansatz.shape}. Fix: pick a restart.")
+    if not bool(angles.isfinite().all()):
+        raise ValueError(f"angles hold {int((~angles.isfinite()).sum())} values that are NaN or infinite, wanted finite ones.")
     lines = ["OPENQASM 3.0;", 'include "stdgates.inc";', f"qubit[{ansatz.n}] q;"]
     lines += [f"bit[{ansatz.n}] c;"] if measure else []
     for layer, rows in enumerate(angles.double().tolist(), 1):

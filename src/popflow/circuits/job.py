@@ -20,17 +20,16 @@ from popflow.circuits.ansatz import Ansatz, all_to_all, brick, cx, cz, linear, r
 from popflow.circuits.cost import Cost, Truth, cross_entropy, squared_error, truth
 from popflow.circuits.data import Dataset, check_pair, digits, gaussians, mnist
 from popflow.circuits.export import draw, qasm3
-from popflow.circuits.hypernetwork import Trained, energy, evaluate, free_energy, success, tail_mean, train_adam, train_lbfgs
+from popflow.circuits.hypernetwork import Trained, energy, evaluate, free_energy, success, tail_mean, train_adam, train_lbfgs, wilson
 from popflow.circuits.oracle import Oracle
-from popflow.circuits.space import BinaryMLP, Choice, bits_of
+from popflow.circuits.space import ACTIVATIONS, BinaryMLP, Choice, bits_of
 from popflow.circuits.statevector import born
 from popflow.circuits.walsh import quadratic
 from popflow.core import Streams
 from popflow.core.checkpoint import write_atomic
 from popflow.core.errors import unknown
-from popflow.runs import Figure, Report, Run, Table, Verdict, figures
+from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, figures
 
-_ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 _LOSSES = {"cross-entropy": cross_entropy, "squared": squared_error}
 _ENTANGLERS = {"brick": brick, "linear": linear, "ring": ring, "all": all_to_all}
 _GATES = {"cx": cx, "cz": cz}
@@ -101,8 +100,8 @@ class SearchConfig:
         if self.optimiser == "lbfgs" and self.objective == "free-energy":
             raise ValueError("objective='free-energy' is annealed over the steps, which L-BFGS does not count. Fix: optimiser adam.")
         for name in self.activation:
-            if name not in _ACTIVATIONS:
-                raise ValueError(unknown("activation", name, _ACTIVATIONS))
+            if name not in ACTIVATIONS:
+                raise ValueError(unknown("activation", name, ACTIVATIONS))
         _alphabets(self.alphabet)
         _net(self, 1)
         _data(self.data)
@@ -158,7 +157,7 @@ def run(config: SearchConfig, run: Run) -> Report:
         figure=_histogram(table, found, exact),
         comparison=(_classical(config, cost, table, found, exact), _curve(trained, table), _network_table(network)),
         diagnostics=(_curve_figure(trained, table), _distribution(p, table, cost.space), _landscape(table, exact), _drawing(found.ansatz)),
-        results=results_of(results),
+        results={name: Measured(value) for name, value in results.items()},
         files={
             "network.json": "the network found: choices, weights and biases",
             "circuit.qasm": "its circuit, OpenQASM 3; counts measured elsewhere go to popflow.circuits.evaluate_counts",
@@ -167,13 +166,6 @@ def run(config: SearchConfig, run: Run) -> Report:
         },
         next=(f"popflow cite {run.path}",),
     )
-
-
-def results_of(values: dict[str, float]) -> dict:
-    """Return numbers as a report holds them."""
-    from popflow.runs import Measured
-
-    return {name: Measured(value) for name, value in values.items()}
 
 
 def task(config: SearchConfig) -> tuple[Cost, Dataset]:
@@ -234,9 +226,9 @@ def _net(config: SearchConfig, inputs: int) -> BinaryMLP:
     if not 1 <= low <= high:
         raise ValueError(f"net={config.net!r}: wanted widths of at least 1, the narrowest first.")
     width = low if low == high else Choice("width", tuple(range(low, high + 1)))
-    functions = tuple(_ACTIVATIONS[name] for name in config.activation)
+    functions = tuple(ACTIVATIONS[name] for name in config.activation)
     if not functions:
-        raise ValueError("activation is empty, wanted at least one of " + ", ".join(_ACTIVATIONS))
+        raise ValueError("activation is empty, wanted at least one of " + ", ".join(ACTIVATIONS))
     activation = functions[0] if len(functions) == 1 else Choice("activation", functions)
     return BinaryMLP(inputs, (width,), activation=activation, alphabet=alphabet)
 
@@ -279,8 +271,6 @@ def _histogram(table: Tensor, found: Trained, exact: Truth) -> Figure:
 
 def _classical(config: SearchConfig, cost: Cost, table: Tensor, found: Trained, exact: Truth) -> Table:
     near = exact.optimum + 1e-12 * float(table.max() - table.min())
-    from popflow.circuits.hypernetwork import wilson
-
     rows, runs = [], config.runs
     for name, method in _SEARCHES.items():
         r = method(Oracle.of_table(table), calls=config.calls, runs=runs, generator=Streams(config.seed)(name))
@@ -326,8 +316,9 @@ def _curve_figure(trained: dict[int, Trained], table: Tensor) -> Figure:
 
 def _distribution(p: Tensor, table: Tensor, space: BinaryMLP) -> Table:
     likely, codes = p.topk(min(8, len(p)))
+    tolerance = 1e-12 * float(table.max() - table.min())
     rows = [
-        ("".join(map(str, bits_of(code, space.n).tolist())), float(q), float(table[code]), int((table < table[code]).sum()))
+        ("".join(map(str, bits_of(code, space.n).tolist())), float(q), float(table[code]), int((table < table[code] - tolerance).sum()))
         for q, code in zip(likely, codes, strict=True)
     ]
     return Table(
@@ -365,7 +356,7 @@ def _drawing(ansatz: Ansatz) -> Figure:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" viewBox="0 0 {width:.0f} {height}">'
         f'<g font-family="DejaVu Sans Mono,monospace" font-size="14" fill="#1d1f23">{rows}</g></svg>'
     )
-    caption = f"The circuit: {ansatz.n} qubits, {ansatz.depth} layers, {ansatz.parameters} angles. R is R_y{' and R_z' if ansatz.phases else ''}; * controls X."
+    caption = f"The circuit: {ansatz.n} qubits, {ansatz.depth} layers, {ansatz.parameters} angles. R is R_y{' and R_z' if ansatz.phases else ''}; {'* controls X' if ansatz.gate is cx else 'two * are CZ'}."
     return Figure("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), caption, "circuit diagram")
 
 

@@ -85,13 +85,13 @@ class MatrixProduct:
 
     def conditionals(self, bits: Tensor) -> Tensor:
         """Return the probability ``[S, n]`` of each bit of networks ``[S, n]`` given those of all qubits before it, parameter 0 first."""
-        environments, out, vector, before = self.right_environments(), [], None, torch.ones(len(bits), device=bits.device)
+        environments, out, vector = self.right_environments(), [], None
         rows = torch.arange(len(bits), device=bits.device)
         for tensor, right, s in zip(self.tensors, environments, bits.flip(-1).long().unbind(-1), strict=True):
             both = tensor.movedim(1, 0).expand(2, len(bits), -1) if vector is None else torch.einsum("kb,bsc->skc", vector, tensor)
             weight = torch.einsum("skb,bc,skc->ks", both, right, both.conj()).real
-            out.append(weight[rows, s] / before)
-            vector, before = both[s, rows], weight[rows, s]
+            out.append(weight[rows, s])
+            vector = both[s, rows] / out[-1].clamp_min(torch.finfo(weight.dtype).tiny).sqrt().unsqueeze(-1)
         return torch.stack(out[::-1], 1)
 
     def right_environments(self) -> list[Tensor]:

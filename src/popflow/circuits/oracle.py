@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from popflow.circuits.cost import check_table
-from popflow.circuits.space import codes_of
+from popflow.circuits.space import check_bits, codes_of
 
 
 class Oracle:
@@ -51,8 +51,7 @@ class Oracle:
 
     def __call__(self, bits: Tensor) -> Tensor:
         """Return the costs ``[S]`` of networks ``[S, n]``."""
-        if bits.ndim != 2 or bits.shape[1] != self.n:
-            raise ValueError(f"bits have shape {tuple(bits.shape)}, wanted [S, {self.n}].")
+        check_bits(bits, self.n)
         rows = bits.to("cpu", torch.uint8).contiguous()
         keys = [row.tobytes() for row in rows.numpy()]
         fresh = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._known}

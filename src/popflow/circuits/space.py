@@ -14,6 +14,7 @@ Source: Carrasquilla et al., *Quantum HyperNetworks*, arXiv 2301.08292.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+"""Those that have a name in files and on the command line."""
 
 
 @dataclass(frozen=True)
@@ -180,14 +183,15 @@ class BinaryMLP:
         Raises:
             ValueError: on another length, values that are not bits, or a code beyond the space.
         """
-        if isinstance(network, int):
-            if not 0 <= network < 2**self.n:
-                raise ValueError(f"network {network}: wanted the code of one of 2^{self.n} networks, 0..{2**self.n - 1}.")
-            return bits_of(torch.tensor([network]), self.n)[0]
-        values = [int(c) if c in "01" else 2 for c in network] if isinstance(network, str) else [int(v) for v in network]
-        if len(values) != self.n or not set(values) <= {0, 1}:
+        if isinstance(network, int) or getattr(network, "ndim", None) == 0:
+            code = operator.index(network)  # type: ignore[arg-type]
+            if not 0 <= code < 2**self.n:
+                raise ValueError(f"network {code}: wanted the code of one of 2^{self.n} networks, 0..2^{self.n} - 1.")
+            return torch.tensor([(code >> (self.n - 1 - p)) & 1 for p in range(self.n)], dtype=torch.uint8)
+        values = [int(c) if c in "01" else 2 for c in network] if isinstance(network, str) else [v if v in (0, 1) else 2 for v in network]
+        if len(values) != self.n or not set(map(int, values)) <= {0, 1}:
             raise ValueError(f"{network!r} has {len(values)} characters, wanted {self.n} of 0 and 1, parameter 0 first.")
-        return torch.tensor(values, dtype=torch.uint8)
+        return torch.tensor([int(v) for v in values], dtype=torch.uint8)
 
     def code_of(self, name: str, bits: Tensor) -> Tensor:
         """Return the code of a choice in networks ``[*batch, n]``, most significant bit first, reduced to a known option."""
@@ -316,6 +320,29 @@ def bits_of(codes: Tensor, n: int) -> Tensor:
     [[0, 0, 1], [1, 0, 0]]
     """
     return ((codes.unsqueeze(-1) >> torch.arange(n - 1, -1, -1, device=codes.device)) & 1).to(torch.uint8)
+
+
+def check_bits(bits: Tensor, n: int, *, relaxed: bool = False) -> None:
+    """Refuse what are not networks ``[S, n]``: another shape, or values beyond 0 and 1, such as spins; relaxed, floats may be anything.
+
+    Raises:
+        ValueError: naming the shape, or the values.
+    """
+    if bits.ndim != 2 or bits.shape[1] != n:
+        raise ValueError(f"bits have shape {tuple(bits.shape)}, wanted [S, {n}].")
+    beyond = bits[(bits != 0) & (bits != 1)]
+    if len(beyond) and not (relaxed and bits.is_floating_point()):
+        shown = ", ".join(f"{v:g}" for v in beyond.unique()[:6].tolist())
+        raise ValueError(f"bits hold {shown}, wanted only 0 and 1. Fix: (spins + 1) // 2 makes bits of spins -1 and 1.")
+
+
+def size_of(item: int, n: int) -> str:
+    """Return the size in bytes of ``2^n`` items in words: exact while it can be read, a power of two beyond.
+
+    >>> size_of(8, 30), size_of(8, 6001)
+    ('8,589,934,592 bytes', '2^6004 bytes')
+    """
+    return f"{item << n:,} bytes" if n < 200 else f"2^{n + item.bit_length() - 1} bytes"
 
 
 def codes_of(bits: Tensor) -> Tensor:

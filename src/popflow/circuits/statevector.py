@@ -28,6 +28,7 @@ from torch import Tensor
 from popflow.circuits.ansatz import Ansatz, TwoQubitGate, rotations
 from popflow.circuits.halves import born_of_halves, cut_of, seams
 from popflow.circuits.monomial import Monomial
+from popflow.circuits.space import size_of
 
 MAX_QUBITS = 26
 
@@ -297,8 +298,7 @@ def _cost(n: int, layouts: list[Layout], batch: int, is_complex: bool) -> float:
 def _check_memory(ansatz: Ansatz, gates: Tensor) -> None:
     if ansatz.n <= MAX_QUBITS:
         return
-    size = gates.element_size() * 2**ansatz.n
     raise ValueError(
-        f"n={ansatz.n} qubits: one state is 2^{ansatz.n} amplitudes, {size:,} bytes ({size / 2**30:,.0f} GiB), wanted n <= {MAX_QUBITS}. "
+        f"n={ansatz.n} qubits: one state is 2^{ansatz.n} amplitudes, {size_of(gates.element_size(), ansatz.n)}, wanted n <= {MAX_QUBITS}. "
         "Fix: popflow.circuits.matrix_product, exact at any n for the brick entangler."
     )

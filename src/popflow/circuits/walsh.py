@@ -36,7 +36,7 @@ def orders(n: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def weights(table: Tensor) -> Tensor:
-    """Return the share ``[n + 1]`` of the variance at each order; that of order 0, the mean, is 0.
+    """Return the share ``[n + 1]`` of the variance at each order; that of order 0, the mean, is 0; all are 0 where every cost is the same.
 
     >>> weights(torch.tensor([0.0, 1.0, 1.0, 2.0])).tolist()
     [0.0, 1.0, 0.0]
@@ -44,7 +44,8 @@ def weights(table: Tensor) -> Tensor:
     n, squares = check_table(table), walsh(table).square()
     by_order = squares.new_zeros(n + 1).index_add(0, orders(n, table.device), squares)
     by_order[0] = 0
-    return by_order / by_order.sum()
+    total = by_order.sum()
+    return by_order / total if float(total) > 0 else by_order
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ EXTRAS = {
     "md": ("openmm", "mdtraj", "ase"),
     "qm": ("pyscf",),
     "chem": ("rdkit", "selfies", "httpx"),
-    "circuits": ("pennylane",),
+    "circuits": ("pennylane", "openqasm3"),
     "data": ("pooch",),
     "view": ("starlette", "uvicorn"),
 }

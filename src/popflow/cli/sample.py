@@ -32,7 +32,10 @@ def sample(
     op: Annotated[str | None, typer.Option("--op", help="product (Feynman-Kac correctors); and, or, average (SuperDiff).")] = None,
     beta: Annotated[list[float] | None, typer.Option("--beta", help="Exponent of a model; once for each, or once for all.")] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="Below 1 sharpens, above 1 flattens the whole product.")
+        float | None,
+        typer.Option(
+            "--temperature", help="Below 1 sharpens, above 1 flattens the product; of zoo:lj13 and zoo:dw4 the temperature itself."
+        ),
     ] = None,
     unconditional: Annotated[str | None, typer.Option("--unconditional", metavar="MODEL", help="Model to guide away from.")] = None,
     negative_prompt: Annotated[str | None, typer.Option("--negative-prompt", help="Text to guide away from; the empty one.")] = None,
@@ -78,6 +81,8 @@ def sample(
     """Sample from compositions of pretrained diffusion models.
 
     `popflow sample --expert zoo:digits-even --expert zoo:digits-prime --op product`
+
+    `popflow sample --expert zoo:lj13 --temperature 0.8`
 
     `popflow sample --diffusers DIR --prompt 'a cat' --prompt 'a dog' --op and`
     """

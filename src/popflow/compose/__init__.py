@@ -16,6 +16,8 @@ from popflow.compose.experts import (
 )
 from popflow.compose.flow import flow_below
 from popflow.compose.inpainting import keep
+from popflow.compose.products import ProductSpace, Proportional, from_scores
+from popflow.compose.rotations import Rotations, igso3_mixture
 from popflow.compose.sample import Sample, Sampler, sample
 from popflow.compose.schedule import (
     DDPM,
@@ -31,6 +33,7 @@ from popflow.compose.schedule import (
     linear_betas,
     scaled_linear_betas,
 )
+from popflow.compose.spaces import CentredParticles, Euclidean, Space
 from popflow.compose.steering import steer
 from popflow.compose.superpose import Guidance, average, both, either
 from popflow.compose.target import Expert, Reward, Target, cfg, scores, tilt
@@ -40,12 +43,18 @@ __all__ = [
     "EDM",
     "VE",
     "VP",
+    "CentredParticles",
+    "Euclidean",
     "Expert",
     "Guidance",
+    "ProductSpace",
+    "Proportional",
     "RectifiedFlow",
     "Reward",
+    "Rotations",
     "Sample",
     "Sampler",
+    "Space",
     "Target",
     "alphas_cumprod",
     "average",
@@ -60,8 +69,10 @@ __all__ = [
     "from_density",
     "from_edm",
     "from_network",
+    "from_scores",
     "gaussian_mixture",
     "geometric",
+    "igso3_mixture",
     "karras",
     "keep",
     "kernel_mixture",

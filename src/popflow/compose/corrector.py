@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from popflow.compose.sample import Sampler
+from popflow.compose.spaces import Euclidean, Space, between, follow, kernel, noise_for
 from popflow.compose.target import Expert, Reward, Target, at, scores
 from popflow.core import (
     Ito,
@@ -33,10 +34,7 @@ from popflow.core import (
     Rates,
     Step,
     Streams,
-    advance,
     chain,
-    euler,
-    langevin,
     resample_if,
     systematic,
     temper,
@@ -70,34 +68,40 @@ def feynman_kac_process(target: Expert | Target, *, zeta: float = 1.0, window: t
         window: ``(low, high)``: growth only while ``low <= sigma <= high``.
 
     Raises:
-        ValueError: for a target without experts, and by the process for ``zeta != 1`` on a population that tracks ``log_q``.
+        ValueError: for a target without experts or outside of Euclidean space (whose points the core's steps cannot move; `feynman_kac` can), and by
+            the process for ``zeta != 1`` on a population that tracks ``log_q``.
     """
     target = Target.of(target)
-    if not target.factors:
-        raise ValueError("target: every exponent is zero, nothing is left to sample from. Give at least one expert a non-zero exponent.")
+    if not isinstance(_space(target), Euclidean):
+        raise ValueError(
+            f"target: its samples live in {_space(target)}, wanted Euclidean space. Fix: use feynman_kac, which moves them there."
+        )
+    return lambda v, pop: weighted_rates(target, pop, math.sqrt(v), zeta, window)
 
-    def process(v: float, pop: Population) -> Rates:
-        sigma = math.sqrt(v)
-        beta, event = target.exponents(sigma), len(pop.event)
-        s = scores(target.experts, pop.x, sigma)
-        combined = weighted_sum(beta, s)
-        dims = tuple(range(-event, 0))
-        pull, growth = combined, -excess(s, beta, event) / 2
-        for reward in target.rewards:
-            if reward.gradient:
-                push = at(reward.gamma, sigma) * gradient(reward, pop.x, event)
-                growth = growth - (push * combined).sum(dims) / 2
-                pull = pull + push
-        track = {}
-        if "log_q" in pop.aux:
-            if zeta != 1:
-                raise _untracked(zeta)
-            each = s.movedim(0, len(pop.batch) + 1)
-            track["log_q"] = Ito(each.square().sum(dims) / 2, each)
-        inside = window[0] <= sigma <= window[1]
-        return Rates(-combined / 2 - zeta**2 / 2 * pull, zeta if zeta else None, Ito(growth) if inside else None, track)
 
-    return process
+def weighted_rates(
+    target: Target, pop: Population, sigma: float, zeta: float, window: tuple[float, float], stretch: Tensor | None = None
+) -> Rates:
+    """Rates of the weighted process in the frame of the target's space; ``stretch`` where its factors have clocks of their own."""
+    space = _space(target)
+    beta, event = target.exponents(sigma), len(space.tangent)
+    s = stretched(scores(target.experts, pop.x, sigma), stretch)
+    combined = weighted_sum(beta, s)
+    dims = tuple(range(-event, 0))
+    pull, growth = combined, -excess(s, beta, event) / 2
+    for reward in target.rewards:
+        if reward.gradient:
+            push = stretched(at(reward.gamma, sigma) * gradient(reward, pop.x, space), stretch)
+            growth = growth - (push * combined).sum(dims) / 2
+            pull = pull + push
+    track = {}
+    if "log_q" in pop.aux:
+        if zeta != 1:
+            raise _untracked(zeta)
+        each = s.movedim(0, len(pop.batch) + 1)
+        track["log_q"] = Ito(each.square().sum(dims) / 2, each)
+    inside = window[0] <= sigma <= window[1]
+    return Rates(-combined / 2 - zeta**2 / 2 * pull, zeta if zeta else None, Ito(growth) if inside else None, track)
 
 
 def feynman_kac(
@@ -145,6 +149,7 @@ def feynman_kac(
         True
     """
     target = Target.of(target)
+    space = _space(target)
     exact = all(expert.log_prob is not None for expert in target.experts)
     track = track or (correct and target.varies and not exact)
     _check(zeta, track, correct, kernel_steps, clip, window)
@@ -152,11 +157,11 @@ def feynman_kac(
     gradient_free = [r for r in target.rewards if not r.gradient]
 
     def kernel_score(v: float, pop: Population) -> Tensor:
-        sigma, event = math.sqrt(v), len(pop.event)
+        sigma = math.sqrt(v)
         total = weighted_sum(target.exponents(sigma), scores(target.experts, pop.x, sigma))
         for reward in target.rewards:
             if reward.gradient:
-                total = total + at(reward.gamma, sigma) * gradient(reward, pop.x, event)
+                total = total + at(reward.gamma, sigma) * gradient(reward, pop.x, space)
         return total
 
     def changes(pop: Population, t0: float, t1: float) -> Tensor:
@@ -187,16 +192,19 @@ def feynman_kac(
             )
         return pop
 
-    move = euler(feynman_kac_process(target, zeta=zeta, window=window if correct else (math.inf, -math.inf)))
-    if zeta == 0:
-        move = straight(move)
+    def move(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+        sigma, weighed = math.sqrt(t0), window if correct else (math.inf, -math.inf)
+        stretch = between(space, sigma, math.sqrt(t1), pop.x)
+        rates = weighted_rates(target, pop, sigma, zeta, weighed, stretch)
+        return follow(space, pop, rates, length(t0, t1, zeta == 0, stretch), noise_for(space, pop, rates, rng), stretch)
+
     steps: list[Step] = [move]
     if correct:
         steps = [within(window, resample_if(ess_below, scheme)), clipped(move, clip) if clip is not None else move]
         if target.varies or any(r.gradient for r in target.rewards):
             steps.append(within(window, temper(changes)))
     if kernel_steps:
-        steps.append(langevin(kernel_score, lambda v: step_size(math.sqrt(v)), kernel_steps, tracked=("log_q",), refresh=refresh))
+        steps.append(kernel(space, kernel_score, step_size, kernel_steps, tracked=("log_q",), refresh=refresh))
     if correct and gradient_free:
         steps = [revocable, *steps, within(window, potentials)]
     step, last = chain(*steps), denoise(target)
@@ -211,9 +219,12 @@ def feynman_kac(
         if clip is not None and correct:
             aux["clipped"] = torch.zeros_like(pop.log_w)
         if correct:
-            constant = log_initial_normalizer(sum(target.exponents(sigma)), sigma, math.prod(pop.event))
-            pop = pop.replace(log_z=pop.log_z + constant)
-            inside = window[0] <= sigma <= window[1]
+            beta, inside = target.exponents(sigma), window[0] <= sigma <= window[1]
+            if space.flat:
+                pop = pop.replace(log_z=pop.log_z + log_initial_normalizer(sum(beta), sigma, space.dim))
+            elif inside:
+                log_p = weighted_sum(beta, initial_densities(target.experts, pop, sigma).movedim(-1, 0))
+                pop = pop.reweight(log_p - space.log_start(pop.x, sigma, sum(beta)))
             if inside:
                 pop = pop.reweight(sum_of_rewards(target.rewards, pop, sigma))
             if gradient_free:
@@ -227,13 +238,19 @@ def feynman_kac(
     return Sampler(target.experts, whole, start, lambda sigma: sum(target.exponents(sigma)), correct, evaluations)
 
 
-def straight(step: Step) -> Step:
-    """Take a step without noise in sigma, ``dv = 2 sigma (sigma' - sigma)``: paths of the ODE are nearly straight there (the step of DDIM)."""
+def length(t0: float, t1: float, straight: bool, stretch: Tensor | None) -> float:
+    """Signed step on the clock v; a straight one goes in sigma, ``dv = 2 sigma (sigma' - sigma)``.
 
-    def in_sigma(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-        return step(pop, t0, t0 + 2 * math.sqrt(t0) * (math.sqrt(t1) - math.sqrt(t0)), rng)
+    Without noise paths are nearly straight in sigma (the step of DDIM). Factors with clocks of their own have no common sigma: they step in v.
+    """
+    if straight and stretch is None:
+        t1 = t0 + 2 * math.sqrt(t0) * (math.sqrt(t1) - math.sqrt(t0))
+    return t1 - t0
 
-    return in_sigma
+
+def stretched(vector: Tensor, stretch: Tensor | None) -> Tensor:
+    """Write a tangent vector in coordinates in which every factor of a product runs on the common clock."""
+    return vector if stretch is None else vector * stretch
 
 
 def denoise(target: Target) -> Step:
@@ -246,8 +263,10 @@ def denoise(target: Target) -> Step:
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         sigma = math.sqrt(t0)
         beta = target.exponents(sigma)
-        combined = weighted_sum(beta, scores(target.experts, pop.x, sigma))
-        return advance(pop, Rates(-combined / sum(beta)), t1 - t0)
+        space = _space(target)
+        stretch = between(space, sigma, math.sqrt(t1), pop.x)
+        combined = stretched(weighted_sum(beta, scores(target.experts, pop.x, sigma)), stretch)
+        return follow(space, pop, Rates(-combined / sum(beta)), t1 - t0, None, stretch)
 
     return step
 
@@ -283,10 +302,10 @@ def weighted_sum(beta: Sequence[float], s: Tensor) -> Tensor:
     return total
 
 
-def gradient(reward: Reward, y: Tensor, event: int) -> Tensor:
-    """Gradient of a reward at ``y [*rows, *event]``; rewards do not couple rows, so one backward pass serves all."""
+def gradient(reward: Reward, y: Tensor, space: Space) -> Tensor:
+    """Gradient of a reward at ``y [*rows, *event]``, ``[*rows, *tangent]``; rewards do not couple rows, so one backward pass serves all."""
     with torch.enable_grad():
-        point = y.detach().flatten(0, y.ndim - event - 1).requires_grad_()
+        point = y.detach().flatten(0, y.ndim - len(space.event) - 1).requires_grad_()
         value = reward(point)
         if not value.requires_grad:
             raise ValueError(f"reward {reward.name!r} has no gradient: write it with torch operations, or pass tilt(..., gradient=False).")
@@ -297,7 +316,7 @@ def gradient(reward: Reward, y: Tensor, event: int) -> Tensor:
             f"reward {reward.name!r} has a gradient that is not finite for {bad} of {len(slope)} samples: make it smooth (add a small constant "
             "under roots and logarithms), or pass tilt(..., gradient=False)."
         )
-    return slope.reshape(y.shape)
+    return space.gradient(y, slope.reshape(y.shape))
 
 
 def over_rows(reward: Reward, pop: Population) -> Tensor:
@@ -328,13 +347,10 @@ def densities(experts: Sequence[Expert], pop: Population, sigma: float) -> Tenso
 
 
 def initial_densities(experts: Sequence[Expert], pop: Population, sigma: float) -> Tensor:
-    """Log-densities at the first level: exact where all experts know them, else those of ``N(0, sigma^2)``; ``[*batch, n, M]``."""
+    """Log-densities at the first level: exact where all experts know them, else those of pure noise, ``N(0, sigma^2)``; ``[*batch, n, M]``."""
     if all(expert.log_prob is not None for expert in experts):
         return densities(experts, pop, sigma)
-    dim = math.prod(pop.event)
-    square = pop.x.flatten(len(pop.batch) + 1).square().sum(-1)
-    normal = -square / (2 * sigma**2) - dim / 2 * math.log(2 * math.pi * sigma**2)
-    return normal.unsqueeze(-1).repeat(*[1] * pop.log_w.ndim, len(experts))
+    return experts[0].home.log_reference(pop.x, sigma).unsqueeze(-1).repeat(*[1] * pop.log_w.ndim, len(experts))
 
 
 def exact_densities(experts: Sequence[Expert]) -> Refresh:
@@ -351,6 +367,12 @@ def exact_densities(experts: Sequence[Expert]) -> Refresh:
 def log_initial_normalizer(total: float, sigma: float, dim: int) -> float:
     """``log int prod N(y; 0, sigma^2)^{beta_i} dy`` with ``B = sum beta_i``: ``d/2 [(1 - B) log(2 pi sigma^2) - log B]``."""
     return dim / 2 * ((1 - total) * math.log(2 * math.pi * sigma**2) - math.log(total))
+
+
+def _space(target: Target) -> Space:
+    if not target.factors:
+        raise ValueError("target: every exponent is zero, nothing is left to sample from. Give at least one expert a non-zero exponent.")
+    return target.experts[0].home
 
 
 def _check(zeta: float, track: bool, correct: bool, kernel_steps: int, clip: float | None, window: tuple[float, float]) -> None:

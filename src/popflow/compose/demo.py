@@ -288,15 +288,20 @@ def _mixture_table(exact: Outcome, trained: Outcome, known: Truth, sizes: DemoCo
     )
 
 
-def _traces(made: Mapping[str, Outcome]) -> tuple[Figure, Figure]:
+def _traces(made: Mapping[str, Outcome]) -> tuple[Figure, ...]:
     sigma = next(iter(made.values())).sigma
     ess = {name: o.ess.mean(1) / o.x.shape[1] for name, o in made.items()}
+    ancestors = {name: o.ancestors.mean(1) / o.x.shape[1] for name, o in made.items()}
     log_z = {name: o.log_z.mean(1) for name, o in made.items()}
     exact = {"exact": log_normalizer(sigma)}
     return (
         Figure(
             lines(sigma, ess, x_label="sigma", y_label="ESS / particles", log_x=True, downwards=True),
             "Effective sample size, mean over runs. It rises after each resampling; that particles descend from few ancestors it does not show.",
+        ),
+        Figure(
+            lines(sigma, ancestors, x_label="sigma", y_label="ancestors / particles", log_x=True, log_y=True, downwards=True),
+            "Initial particles that still have descendants, as a share of the particles, mean over runs.",
         ),
         Figure(
             lines(sigma, log_z | exact, x_label="sigma", y_label="log Z (nats)", log_x=True, downwards=True),

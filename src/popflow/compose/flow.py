@@ -28,7 +28,7 @@ def flow_below(sampler: Sampler, sigma: float = math.inf) -> Sampler:
         sigma: The level; infinite for no noise at all. Then AND and OR have densities that never change: their shares stay equal.
 
     Raises:
-        ValueError: for a level that is negative or not a number.
+        ValueError: for a level that is negative or not a number, or a space that is not flat.
 
     Example:
         >>> import torch
@@ -40,6 +40,11 @@ def flow_below(sampler: Sampler, sigma: float = math.inf) -> Sampler:
     """
     if not sigma >= 0:
         raise ValueError(f"sigma={sigma}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
+    space = sampler.experts[0].home
+    if not space.flat:
+        raise ValueError(
+            f"sampler: its samples live in {space}, wanted a flat space: the clean prediction is not reached in a straight line there."
+        )
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         if math.sqrt(t0) > sigma:

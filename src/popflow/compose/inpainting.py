@@ -13,6 +13,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from popflow.compose.sample import Sampler
+from popflow.compose.spaces import Euclidean
 from popflow.core import Population, Streams
 
 
@@ -24,6 +25,9 @@ def keep(sampler: Sampler, known: Tensor, free: Tensor) -> Sampler:
         known: Clean data ``[*event]``, or what broadcasts to ``[runs, particles, *event]``.
         free: 1 where samples are free, 0 where ``known`` is kept; broadcasts likewise.
 
+    Raises:
+        ValueError: for samples that do not live in Euclidean space: parts of them cannot be replaced one by one.
+
     Example:
         >>> import torch
         >>> from popflow.compose import feynman_kac, gaussian_mixture, karras, sample
@@ -33,6 +37,9 @@ def keep(sampler: Sampler, known: Tensor, free: Tensor) -> Sampler:
         >>> bool((out.x[..., 0] == 3).all()), bool(((out.x[..., 1] - 3).abs() < 1).float().mean() > 0.95)
         (True, True)
     """
+    space = sampler.experts[0].home
+    if not isinstance(space, Euclidean):
+        raise ValueError(f"sampler: its samples live in {space}, wanted Euclidean space: elsewhere parts cannot be replaced one by one.")
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         after = sampler.step(pop, t0, t1, rng)

@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from popflow.compose import zoo
 from popflow.compose.corrector import feynman_kac
 from popflow.compose.experts import kernel_mixture
+from popflow.compose.particles import models
+from popflow.compose.particles.report import against_truth
 from popflow.compose.sample import Sample, Sampler, check_mass, distinct, sample
 from popflow.compose.schedule import geometric, karras, linear
 from popflow.compose.superpose import Guidance, average, both, either
@@ -39,6 +41,18 @@ _BELONG = {
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Noise levels and particles: what a configuration may leave to the kind of its experts."""
+
+    steps: int
+    sigma_min: float
+    sigma_max: float
+    grid: Literal["karras", "linear", "geometric"]
+    particles: int
+    runs: int
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """What ``popflow sample`` takes; every field is an option.
 
@@ -47,16 +61,18 @@ class SampleConfig:
             or .csv file) or ``python:MODULE:NAME`` (an `Expert` of yours).
         op: ``product`` (Feynman-Kac corrected), ``or``, ``and``, ``average`` (SuperDiff).
         beta: Exponents, one per expert or one for all; 1 when empty.
-        temperature: Sample the whole product to the power 1 / temperature.
+        temperature: Sample the whole product to the power 1 / temperature. For experts that know at which temperature T they have learned
+            (``zoo:lj13``, ``zoo:dw4``), the temperature to sample at: the power is T / temperature.
         unconditional: Expert to guide away from.
         guidance: Guidance weight w; needs ``unconditional``.
-        steps: Noise levels minus one.
+        steps: Noise levels minus one. This and the next five: None takes what suits the experts, see `sizes`.
         sigma_min: Last noise level, in units of the data.
         sigma_max: First noise level.
         grid: Spacing of the levels.
         particles: Particles of one run.
         runs: Independent runs; each gives one sample in the end, and all its particles with their weights.
-        zeta: Noise scale; None takes 1, or 1.4 where the exponents sum to more than the number of experts (annealing).
+        zeta: Noise scale; None takes 1, or where the exponents sum to more than the number of experts (annealing) 1.4, and for systems of
+            particles the tempered noise, ``sqrt(temperature / T)``.
         correct: Weigh and resample; without it the naive sampler.
         kernel_steps: Langevin steps at each level.
         kernel_width: Smallest standard deviation of the data density; the Langevin step is ``min(sigma^2 + width^2, 1) / 10``.
@@ -77,15 +93,15 @@ class SampleConfig:
     experts: tuple[str, ...] = ()
     op: Literal["product", "or", "and", "average"] = "product"
     beta: tuple[float, ...] = ()
-    temperature: float = 1.0
+    temperature: float | None = None
     unconditional: str | None = None
     guidance: float = 1.0
-    steps: int = 300
-    sigma_min: float = 0.02
-    sigma_max: float = 15.0
-    grid: Literal["karras", "linear", "geometric"] = "karras"
-    particles: int = 64
-    runs: int = 8
+    steps: int | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    grid: Literal["karras", "linear", "geometric"] | None = None
+    particles: int | None = None
+    runs: int | None = None
     zeta: float | None = None
     correct: bool = True
     kernel_steps: int = 0
@@ -107,8 +123,11 @@ class SampleConfig:
             check_expert(spec)
         if len(self.beta) not in (0, 1, len(self.experts)):
             raise ValueError(f"beta has {len(self.beta)} values for {len(self.experts)} experts, wanted one for each, or one for all.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}, wanted a positive number: below 1 sharpens, above 1 flattens.")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature={self.temperature}, wanted a positive number: below 1 (or that of the expert) sharpens, above flattens."
+            )
+        system_of(self)
         if self.guidance != 1 and self.unconditional is None:
             raise ValueError(f"guidance={self.guidance} without an unconditional expert: give one, e.g. --unconditional zoo:digits-all.")
         for field in fields(self):
@@ -116,14 +135,42 @@ class SampleConfig:
             if self.op not in ops and value != field.default:
                 raise ValueError(f"{field.name}={value!r} means nothing to op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
         for name in ("particles", "runs", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}, wanted at least 1.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}, wanted at least 1.")
         if not 0 <= self.kernel_width < math.inf:
             raise ValueError(f"kernel_width={self.kernel_width}, wanted a standard deviation of the data: a number >= 0.")
         unloaded = {spec: Expert(_unloaded, (), name=spec) for spec in (*self.experts, self.unconditional) if spec is not None}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PopflowWarning)  # the job itself will warn
             check_mass(_composed(self, unloaded.__getitem__), noise_levels(self))
+
+
+DATA = Sizes(300, 0.02, 15.0, "karras", 64, 8)
+"""For experts of data."""
+
+
+def sizes(config: SampleConfig) -> Sizes:
+    """Return noise levels and particles of a configuration: `DATA`, or for a system of particles 500 geometric levels of its model and one run of 1000."""
+    system = system_of(config)
+    suited = DATA if system is None else Sizes(500, *models.find(system).sampled, "geometric", 1000, 1)
+    given = {field.name: getattr(config, field.name) for field in fields(Sizes)}
+    return replace(suited, **{name: value for name, value in given.items() if value is not None})
+
+
+def system_of(config: SampleConfig) -> str | None:
+    """Return the name of the particle system that the experts model, or None.
+
+    Raises:
+        ValueError: when experts of it are mixed with others.
+    """
+    specs = config.experts if config.unconditional is None else (*config.experts, config.unconditional)
+    names = {rest if kind == "zoo" and rest in models.MODELS else None for kind, _, rest in (spec.partition(":") for spec in specs)}
+    if len(names) > 1:
+        raise ValueError(
+            f"experts {list(specs)} model different things, wanted experts of one particle system, or none: they share no space."
+        )
+    return names.pop() if names else None
 
 
 def check_expert(spec: str) -> tuple[str, str]:
@@ -137,9 +184,9 @@ def check_expert(spec: str) -> tuple[str, str]:
         raise ValueError(f"expert {spec!r}: wanted zoo:NAME, zoo:NAME:LABEL, kernel:FILE:WIDTH or python:MODULE:NAME.")
     if kind == "zoo":
         name, _, label = rest.partition(":")
-        if name not in zoo.ENTRIES:
-            raise ValueError(unknown("expert", name, zoo.ENTRIES))
-        if label and not zoo.ENTRIES[name].conditional:
+        if name not in zoo.names():
+            raise ValueError(unknown("expert", name, zoo.names()))
+        if label and not (name in zoo.ENTRIES and zoo.ENTRIES[name].conditional):
             raise ValueError(f"expert {spec!r}: this expert takes no label; leave ':{label}' away, or use a class-conditional one.")
         if label and (not label.isdecimal() or int(label) > zoo.NO_CLASS):
             raise ValueError(
@@ -189,7 +236,8 @@ def composition(config: SampleConfig, device: torch.device | str = "cpu") -> Sam
 
 def noise_levels(config: SampleConfig) -> Tensor:
     """Return the grid that a configuration describes."""
-    return _GRIDS[config.grid](config.steps, config.sigma_min, config.sigma_max)
+    size = sizes(config)
+    return _GRIDS[size.grid](size.steps, size.sigma_min, size.sigma_max)
 
 
 def _composed(config: SampleConfig, load: Callable[[str], Expert]) -> Sampler:
@@ -211,9 +259,13 @@ def _composed(config: SampleConfig, load: Callable[[str], Expert]) -> Sampler:
             )
         return average(experts, guidance=guidance, deterministic=config.deterministic)
     betas = config.beta * len(experts) if len(config.beta) == 1 else config.beta or (1.0,) * len(experts)
-    target = guided(experts, betas, base, config.guidance) ** (1 / config.temperature)
-    total = sum(target.exponents(config.sigma_max))
-    zeta = config.zeta if config.zeta is not None else math.sqrt(2) if total > len(experts) else 1.0
+    system, power = system_of(config), 1.0
+    if config.temperature is not None:
+        power = (1.0 if system is None else models.find(system).temperature) / config.temperature
+    target = guided(experts, betas, base, config.guidance) ** power
+    total = sum(target.exponents(sizes(config).sigma_max))
+    annealed = math.sqrt(2) if system is None else power**-0.5
+    zeta = config.zeta if config.zeta is not None else annealed if total > len(experts) else 1.0
     width = config.kernel_width
     return feynman_kac(
         target,
@@ -252,9 +304,10 @@ def run(config: SampleConfig, run: Run) -> Report:
         "log_z": lambda state: state.pop.log_normalizer(),
         "ancestors": lambda state: distinct(state.pop.aux["ancestor"]),
     }
-    recorder = checkpoint(run, "sample", last=config.steps, every=config.checkpoint_every, **functions)
+    size = sizes(config)
+    recorder = checkpoint(run, "sample", last=size.steps, every=config.checkpoint_every, **functions)
     state = last_checkpoint(run, "sample", rng)
-    out = sample(sampler, levels, particles=config.particles, runs=config.runs, rng=rng, record=[recorder], resume=state)
+    out = sample(sampler, levels, particles=size.particles, runs=size.runs, rng=rng, record=[recorder], resume=state)
     picked = out.pick(rng)
     run.save("picked", {"x": picked}, {"what": "one sample of each run, drawn by its weights"})
     return _report(config, run, sampler, out, picked)
@@ -266,13 +319,13 @@ def _report(config: SampleConfig, run: Run, sampler: Sampler, out: Sample, picke
     ess = torch.tensor([row["ess"] for row in rows])
     ancestors = torch.tensor([row["ancestors"] for row in rows]).double()
     pop = out.population
-    resamples = sampler.resamples
+    resamples, size = sampler.resamples, sizes(config)
     last, alive = pop.ess(), distinct(pop.aux["ancestor"])
     columns = ("run", "effective particles", "distinct ancestors")
-    cells = [(f"{r}", float(last[r]), int(alive[r])) for r in range(config.runs)]
+    cells = [(f"{r}", float(last[r]), int(alive[r])) for r in range(size.runs)]
     if sampler.resamples:
         columns, cells = (*columns, "log Z"), [(*row, float(z)) for row, z in zip(cells, pop.log_normalizer(), strict=True)]
-    note = f"{config.particles} particles a run, {sampler.evaluations * config.steps} expert evaluations a particle."
+    note = f"{size.particles} particles a run, {sampler.evaluations * size.steps} expert evaluations a particle."
     if "clipped" in pop.aux:
         note += f" Weight increments clipped: {int(pop.aux['clipped'].sum())}; clipped weights are biased."
     diagnostics: tuple[Table | Figure, ...] = (Table("Runs", columns, tuple(cells[:16]), note=note),)
@@ -286,14 +339,23 @@ def _report(config: SampleConfig, run: Run, sampler: Sampler, out: Sample, picke
             downwards=True,
         )
         diagnostics = (Figure(curve, "Effective sample size and surviving ancestors as the noise falls."), *diagnostics)
-    names = ", ".join(config.experts)
+    names, system = ", ".join(config.experts), system_of(config)
+    picture, results, shown = _picture(picked), {}, "One sample of each run is shown, drawn by its weights."
+    if system is not None:
+        temperature = config.temperature or models.find(system).temperature
+        picture, more, results = against_truth(system, temperature, pop, zoo.DATA)
+        diagnostics, shown = (*more, *diagnostics), f"Temperature {temperature:g}; learned at {models.find(system).temperature:g}."
     return Report(
         title=f"{config.op} of {names}",
-        summary=f"{config.runs} independent runs of {config.particles} particles, {config.steps} steps from noise level {config.sigma_max:g} to "
-        f"{config.sigma_min:g}. One sample of each run is shown, drawn by its weights.",
-        figure=_picture(picked),
+        summary=f"{size.runs} independent runs of {size.particles} particles, {size.steps} steps from noise level {size.sigma_max:g} to "
+        f"{size.sigma_min:g}. {shown}",
+        figure=picture,
         diagnostics=diagnostics,
-        results={"effective_particles": Measured(float(last.mean())), "distinct_ancestors": Measured(float(alive.double().mean()))},
+        results={
+            "effective_particles": Measured(float(last.mean())),
+            "distinct_ancestors": Measured(float(alive.double().mean())),
+            **results,
+        },
         files={"sample.safetensors": "all particles x, log weights log_w, companions", "picked.safetensors": "one sample of each run"},
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from popflow.compose.schedule import check_levels
 from popflow.compose.target import Expert
 from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
+from popflow.core.errors import put_off
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +96,15 @@ def sample(
         record: Further recorders, e.g. a checkpoint.
         resume: A state to go on from; the initial samples are then not drawn.
         around: Clean data that the initial samples are noised from, for editing: broadcast to ``[runs, particles, *event]``; None for zero.
-            Densities that are tracked start equal for all experts.
+            Densities that are tracked start equal for all experts. Particles without centre of mass are centred.
         dtype: Of the particles and their weights.
 
+    On an accelerator nothing in the loop waits for it: values that are not finite are found at the end, with the level they appeared at. With
+    further recorders, which look at every state, they are found at once, as on a CPU.
+
     Raises:
-        ValueError: for a grid that is not decreasing, a sum of exponents that is not positive, or no particles.
+        ValueError: for a grid that is not decreasing or whose steps are too large for the space, a sum of exponents that is not positive, no
+            particles, or ``around`` in a space that is not flat.
         NonFiniteError: when an expert fails, naming it and the noise level.
         ZeroWeightsError: when a run has no weight left.
         CheckpointError: when ``resume`` is of other levels, particles or runs.
@@ -115,8 +120,13 @@ def sample(
         raise TypeError(f"sampler is a {type(sampler).__name__}, wanted a way to sample: for example feynman_kac(target).")
     if not isinstance(rng, Streams):
         raise TypeError(f"rng is a {type(rng).__name__}, wanted popflow.core.Streams: for example Streams(seed=0).")
-    levels = check_levels(sigmas)
+    levels, space = check_levels(sigmas), sampler.experts[0].home
+    space.check_levels(levels)
     check_mass(sampler, levels)
+    if around is not None and not space.flat:
+        raise ValueError(
+            f"around is given, wanted None: samples of {space} are weighed at the start, and only by what they start from there."
+        )
     if particles < 1 or runs < 1:
         raise ValueError(f"particles={particles}, runs={runs}, wanted at least one of each.")
     if sampler.resamples and particles == 1:
@@ -134,14 +144,16 @@ def sample(
     first = float(levels[0])
     if resume is None:
         total = sampler.precision(first)
-        like = torch.empty(runs, particles, *sampler.experts[0].event, dtype=dtype, device=rng.device)
-        y = rng.normal("start", like) * (first / math.sqrt(total))
-        pop, start = sampler.start(y if around is None else y + around.to(y), first), 0
+        like = torch.empty(runs, particles, *space.event, dtype=dtype, device=rng.device)
+        y = space.start(like, first, total, rng)
+        pop, start = sampler.start(y if around is None else y + space.check(around.to(y)), first), 0
         ancestor = torch.arange(particles, device=rng.device).expand(runs, particles)
         pop = pop.replace(aux={**pop.aux, "ancestor": ancestor})
     else:
         pop, start = _fitting(resume, levels, (runs, particles, *sampler.experts[0].event)), resume.k
-    pop = simulate(sampler.step, pop, levels.square(), rng=rng, record=(trace, *record), start=start)
+    record = tuple(record)
+    with put_off(rng.device.type != "cpu" and not record):
+        pop = simulate(sampler.step, pop, levels.square(), rng=rng, record=(trace, *record), start=start)
     if sampler.resamples and trace.rows:
         _warn_of_collapse(trace["ess"], particles)
     return Sample(pop, trace)

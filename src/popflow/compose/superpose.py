@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from popflow.compose.corrector import initial_densities, straight
+from popflow.compose.corrector import initial_densities, length, stretched
 from popflow.compose.sample import Sampler
+from popflow.compose.spaces import Euclidean, Space, at_zero, between, follow, noise_for
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Ito, Population, Rates, Step, Streams, advance
 from popflow.core.calculus import values_and_divergences
@@ -79,7 +80,7 @@ def either(
     offset = _bias(bias, experts)
 
     mix = _Mix(tuple(experts), guidance, deterministic, probes)
-    return _superposition(mix, lambda log_q: (temperature * log_q + offset.to(log_q)).softmax(-1))
+    return _superposition(mix, lambda log_q: _plus(temperature * log_q, offset).softmax(-1))
 
 
 def average(experts: Sequence[Expert], *, guidance: Guidance | None = None, deterministic: bool = False, probes: int | None = 1) -> Sampler:
@@ -144,15 +145,16 @@ def both(
     mix = _Mix(tuple(experts), guidance, deterministic, probes)
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-        h, log_q = t1 - t0, pop.aux["log_q"]
-        field = mix.evaluate(pop, t0, rng)
-        noise = None if deterministic else rng.normal("noise", pop.x)
+        log_q = pop.aux["log_q"]
+        field = mix.evaluate(pop, t0, t1, rng)
         share = torch.full_like(log_q, 1 / len(experts))
-        still = pop.replace(aux={"log_q": torch.zeros_like(log_q)})
-        gain = advance(still, field.rates(share), h, noise).aux["log_q"]
-        wanted = -gain - feedback * (log_q - offset.to(log_q))
-        kappa = share + _solve(field.s, wanted, field.strength * -h, ridge, len(pop.event))
-        after = advance(pop, field.rates(kappa), h, noise)
+        equal = field.rates(share)
+        noise = noise_for(mix.space, pop, equal, rng)
+        still = at_zero(mix.space, pop.replace(aux={"log_q": torch.zeros_like(log_q)}))
+        gain = advance(still, equal, field.h, noise).aux["log_q"]
+        wanted = -gain - feedback * _plus(log_q, None if offset is None else -offset)
+        kappa = share + _solve(field.s, wanted, field.strength * -field.h, ridge, len(mix.space.tangent))
+        after = field.follow(pop, field.rates(kappa), noise)
         return after.replace(aux={**after.aux, "kappa": kappa})
 
     return mix.sampler(step)
@@ -160,13 +162,16 @@ def both(
 
 @dataclass(frozen=True, eq=False)
 class _Field:
-    """Scores of the experts at the particles, from which the rates for any shares follow."""
+    """Scores of the experts at the particles over one step, from which the rates for any shares follow."""
 
-    s: Tensor  # [M, *batch, n, *event]
+    space: Space
+    s: Tensor  # [M, *batch, n, *tangent], stretched
     s_u: Tensor | None
     divergence: Tensor | None  # [*batch, n, M], of the scores; only without noise
     w: float
     deterministic: bool
+    h: float
+    stretch: Tensor | None
 
     @property
     def strength(self) -> float:
@@ -186,6 +191,10 @@ class _Field:
             dt = dt + self.divergence / 2
         drift, diffusion = (-mixed / 2, None) if self.deterministic else (-mixed, 1.0)
         return Rates(drift, diffusion, None, {"log_q": Ito(dt, each)})
+
+    def follow(self, pop: Population, rates: Rates, noise: Tensor | None) -> Population:
+        """Take the step."""
+        return follow(self.space, pop, rates, self.h, noise, self.stretch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,22 +223,38 @@ class _Mix:
         """The experts, and the unconditional one last."""
         return self.experts if self.guidance is None else (*self.experts, self.guidance.unconditional)
 
-    def evaluate(self, pop: Population, v: float, rng: Streams) -> _Field:
-        sigma, m, w = math.sqrt(v), len(self.experts), 1.0 if self.guidance is None else self.guidance.w
-        if not self.deterministic:
-            s, divergence = scores(self.every, pop.x, sigma), None
-        else:
-            s, divergence = self._with_divergence(pop, sigma, rng)
-            divergence = divergence[..., :m]
-        return _Field(s[:m], None if self.guidance is None else s[m], divergence, w, self.deterministic)
+    @property
+    def space(self) -> Space:
+        """Where all of them live."""
+        return self.experts[0].home
 
-    def _with_divergence(self, pop: Population, sigma: float, rng: Streams) -> tuple[Tensor, Tensor]:
-        """Scores of all models and their divergences ``[*batch, n, every]``: Rademacher probes, or exact."""
+    def evaluate(self, pop: Population, v: float, v1: float, rng: Streams) -> _Field:
+        """Scores at ``v`` for the step to ``v1``."""
+        sigma, m, w = math.sqrt(v), len(self.experts), 1.0 if self.guidance is None else self.guidance.w
+        stretch = between(self.space, sigma, math.sqrt(v1), pop.x)
+        if not self.deterministic:
+            s, divergence = stretched(scores(self.every, pop.x, sigma), stretch), None
+        else:
+            s, divergence = self._with_divergence(pop, sigma, stretch, rng)
+            divergence = divergence[..., :m]
+        h, s_u = length(v, v1, self.deterministic, stretch), None if self.guidance is None else s[m]
+        return _Field(self.space, s[:m], s_u, divergence, w, self.deterministic, h, stretch)
+
+    def _with_divergence(self, pop: Population, sigma: float, stretch: Tensor | None, rng: Streams) -> tuple[Tensor, Tensor]:
+        """Scores of all models and their divergences ``[*batch, n, every]``: Rademacher probes, or exact.
+
+        The divergence in the frame of a space is that of the scores as functions of a displacement, at zero.
+        """
         rows, probes = pop.x.flatten(0, len(pop.batch)), None
+        if isinstance(self.space, Euclidean):
+            point, move = rows, lambda y: y
+        else:
+            point = rows.new_zeros(len(rows), *self.space.tangent)
+            move = lambda y: self.space.move(rows, stretched(y, stretch))  # noqa: E731
         if self.probes is not None:
-            probes = [(2 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
-        s, divergence = values_and_divergences(lambda y: scores(self.every, y, sigma), rows, probes)
-        return s.reshape(len(s), *pop.x.shape), divergence.movedim(0, -1).reshape(*pop.log_w.shape, len(s))
+            probes = [(2 * (rng.normal("probe", point) > 0) - 1).to(rows.dtype) for _ in range(self.probes)]
+        s, divergence = values_and_divergences(lambda y: stretched(scores(self.every, move(y), sigma), stretch), point, probes)
+        return s.reshape(len(s), *pop.log_w.shape, *self.space.tangent), divergence.movedim(0, -1).reshape(*pop.log_w.shape, len(s))
 
     def sampler(self, step: Step) -> Sampler:
         m = len(self.experts)
@@ -239,9 +264,6 @@ class _Mix:
             log_q = initial_densities(self.experts, pop, sigma)
             return pop.replace(aux={"log_q": log_q, "kappa": torch.full_like(log_q, 1 / m)})
 
-        if self.deterministic:
-            step = straight(step)
-
         def whole(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
             return step(pop, t0, t1, rng) if t1 > 0 else self._denoise(pop, t0, rng)
 
@@ -249,8 +271,8 @@ class _Mix:
 
     def _denoise(self, pop: Population, v: float, rng: Streams) -> Population:
         """Last step to sigma = 0 with the last shares: no noise, densities left as they are."""
-        rates = replace(self, deterministic=False).evaluate(pop, v, rng).rates(pop.aux["kappa"])
-        return advance(pop, Rates(rates.drift), -v)
+        field = replace(self, deterministic=False).evaluate(pop, v, 0.0, rng)
+        return field.follow(pop, Rates(field.rates(pop.aux["kappa"]).drift), None)
 
 
 def _superposition(mix: _Mix, kappa: Callable[[Tensor], Tensor]) -> Sampler:
@@ -258,9 +280,9 @@ def _superposition(mix: _Mix, kappa: Callable[[Tensor], Tensor]) -> Sampler:
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         shares = kappa(pop.aux["log_q"])
-        rates = mix.evaluate(pop, t0, rng).rates(shares)
-        noise = None if rates.diffusion is None else rng.normal("noise", pop.x)
-        after = advance(pop, rates, t1 - t0, noise)
+        field = mix.evaluate(pop, t0, t1, rng)
+        rates = field.rates(shares)
+        after = field.follow(pop, rates, noise_for(mix.space, pop, rates, rng))
         return after.replace(aux={**after.aux, "kappa": shares})
 
     return mix.sampler(step)
@@ -283,13 +305,18 @@ def _solve(s: Tensor, wanted: Tensor, gain: float, ridge: float, event: int) -> 
     system = gram + scale * (max(ridge, 1e-14) * eye + 1 / m)
     right = wanted.double()
     right = (right - right.mean(-1, keepdim=True)) / gain
-    delta = torch.linalg.solve(system, right.unsqueeze(-1)).squeeze(-1)
+    delta = torch.linalg.solve_ex(system, right.unsqueeze(-1))[0].squeeze(-1)  # regular by construction: no need to wait and see
     return torch.where(agree[..., None], 0.0, delta).to(wanted.dtype)
 
 
-def _bias(bias: Sequence[float] | None, experts: Sequence[Expert]) -> Tensor:
+def _plus(log_q: Tensor, offset: Tensor | None) -> Tensor:
+    """Add offsets where there are any: to bring them to an accelerator is to wait for it."""
+    return log_q if offset is None else log_q + offset.to(log_q)
+
+
+def _bias(bias: Sequence[float] | None, experts: Sequence[Expert]) -> Tensor | None:
     if bias is None:
-        return torch.zeros(len(experts), dtype=torch.float64)
+        return None
     offset = torch.as_tensor(bias, dtype=torch.float64)
     if offset.shape != (len(experts),) or not bool(offset.isfinite().all()):
         raise ValueError(f"bias={offset.tolist()}, wanted one finite number for each of {len(experts)} experts.")

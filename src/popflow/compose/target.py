@@ -12,15 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from popflow.core.errors import NonFiniteError
+from popflow.compose.spaces import Euclidean, Space
+from popflow.core.errors import NonFiniteError, is_put_off, refuse
 
 Model = Callable[[Tensor, float, Tensor | None], Tensor]
-"""``model(y [rows, *event], sigma, cond [rows, *c] or None) -> epsilon [rows, *event]`` in sigma coordinates."""
+"""``model(y [rows, *event], sigma, cond [rows, *c] or None) -> epsilon [rows, *tangent]`` in sigma coordinates; tangent vectors are shaped like
+points but for rotations."""
 Exponent = float | Callable[[float], float]
 """A number, or a function of the noise level sigma."""
 
@@ -50,7 +53,8 @@ class Expert(_Algebra):
         event: Shape of one sample.
         cond: One condition (label, embedding), expanded over the rows; None for unconditional models.
         name: What errors, tables and reports call it.
-        space: Label of the space the samples live in; experts of different latent spaces do not compose.
+        space: Where samples live: a `popflow.compose.spaces.Space`, or the label of a Euclidean latent space. Experts of different spaces do
+            not compose.
         log_prob: ``log_prob(y [rows, *event], sigma) -> [rows]`` where the density is known exactly.
         chunk: At most this many rows in one call of the model; None for all.
 
@@ -66,7 +70,7 @@ class Expert(_Algebra):
     event: tuple[int, ...]
     cond: Tensor | None = None
     name: str = "expert"
-    space: str = "data"
+    space: str | Space = "data"
     log_prob: Callable[[Tensor, float], Tensor] | None = None
     chunk: int | None = None
 
@@ -75,6 +79,13 @@ class Expert(_Algebra):
             raise TypeError(f"expert {self.name!r}: cond is {self.cond!r}, wanted a tensor, e.g. torch.tensor(3) for a label.")
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"expert {self.name!r}: chunk={self.chunk}, wanted at least 1 row a call, or None for all.")
+        if not isinstance(self.space, str) and tuple(self.event) != self.space.event:
+            raise ValueError(f"expert {self.name!r}: event={self.event}, wanted {self.space.event}, the shape of a point of {self.space}.")
+
+    @cached_property
+    def home(self) -> Space:
+        """The space itself, also where ``space`` is but a label."""
+        return Euclidean(self.event, self.space) if isinstance(self.space, str) else self.space
 
     def given(self, cond: Tensor, name: str | None = None) -> Expert:
         """Return the same model under a condition; experts made so are evaluated together."""
@@ -204,7 +215,7 @@ def at(value: Exponent, sigma: float) -> float:
 
 
 def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
-    """Scores ``-epsilon_i / sigma`` of several experts at the same points: ``[M, *y.shape]``.
+    """Scores ``-epsilon_i / sigma`` of several experts at the same points ``[..., *event]``: ``[M, ..., *tangent]``, tangent to their space.
 
     Experts that share a model are evaluated in one batched call, stacked networks in one vectorised call.
 
@@ -227,17 +238,27 @@ def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
             error.add_note(f"Raised by the model of expert {names} at sigma={sigma:g} for samples {tuple(rows.shape)} and {given}.")
             raise
         for i, epsilon in zip(members, together, strict=True):
-            if not bool(epsilon.isfinite().all()):
-                bad, lost = (int((~value.isfinite()).reshape(len(rows), -1).any(1).sum()) for value in (epsilon, rows))
-                fix = "check the model in this range of noise, its precision (fp16 overflows), and that the grid lies inside its training range."
-                if lost:
-                    fix = f"{lost} of the samples it was given were not finite either: the step before went too far; take more levels."
-                raise NonFiniteError(
-                    f"expert {experts[i].name!r} returned values that are not finite for {bad} of {len(rows)} samples at sigma={sigma:g}: {fix}"
-                )
+            _check_finite(experts[i].name, epsilon, rows, sigma)
             out[i] = epsilon
     stacked = together if len(groups) == 1 and together is not None else torch.stack([epsilon for epsilon in out if epsilon is not None])
-    return (stacked / -sigma).reshape(len(experts), *y.shape)
+    space = experts[0].home
+    if isinstance(space, Euclidean):
+        return (stacked / -sigma).reshape(len(experts), *y.shape)
+    return space.project(stacked / -sigma).reshape(len(experts), *y.shape[: y.ndim - len(event)], *space.tangent)
+
+
+def _check_finite(name: str, epsilon: Tensor, rows: Tensor, sigma: float) -> None:
+    """Refuse predictions that are not finite; ``rows`` is what they were made from."""
+    total = len(rows)
+
+    def error(bad: int, lost: int) -> NonFiniteError:
+        fix = "check the model in this range of noise, its precision (fp16 overflows), and that the grid lies inside its training range."
+        if lost:
+            fix = f"{lost} of the samples it was given were not finite either: the step before went too far; take more levels."
+        return NonFiniteError(f"expert {name!r} returned values that are not finite for {bad} of {total} samples at sigma={sigma:g}: {fix}")
+
+    if is_put_off() or not bool(epsilon.isfinite().all()):
+        refuse(torch.stack([(~value.isfinite()).reshape(total, -1).any(1).sum() for value in (epsilon, rows)]), error)
 
 
 def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
@@ -263,10 +284,11 @@ def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
             cond = torch.stack(given).unsqueeze(1).expand(m, n, *given[0].shape).flatten(0, 1)
             every = rows if m == 1 else rows.repeat(m, *[1] * (rows.ndim - 1))
             out = _chunked(first, every, sigma, cond).unflatten(0, (m, n))
-    if out.shape != (m, *rows.shape):
+    wanted = (n, *first.home.tangent)
+    if out.shape != (m, *wanted):
         raise ValueError(
-            f"expert {first.name!r} returned shape {tuple(out.shape[1:])} for samples {tuple(rows.shape)}: a model that also predicts variances "
-            "must drop that half, and event must be the shape of one sample."
+            f"expert {first.name!r} returned shape {tuple(out.shape[1:])} for samples {tuple(rows.shape)}, wanted {wanted}: a model that also "
+            "predicts variances must drop that half, and event must be the shape of one sample."
         )
     return out.to(rows.dtype)
 
@@ -289,7 +311,7 @@ def check_same_space(experts: Sequence[Expert]) -> None:
         if other.space != first.space:
             raise ValueError(
                 f"experts {first.name!r} and {other.name!r} live in the spaces {first.space!r} and {other.space!r}, wanted the same: "
-                "latents of different encoders do not compose."
+                "latents of different encoders, or particles and plain vectors, do not compose."
             )
 
 

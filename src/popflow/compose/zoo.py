@@ -1,9 +1,11 @@
-"""The zoo: small diffusion models of 8 x 8 digits that come with the library, so that compositions can be tried at once.
+"""The zoo: small diffusion models, most of them of 8 x 8 digits, that come with the library, so that compositions can be tried at once.
 
 Each expert is a perceptron (`popflow.learn.networks.MLP`) trained by denoising score matching on the images of some classes of
 `popflow.compose.digits.training`, with the preconditioning of Karras et al. (2022). Like the exact kernel experts they model images blurred
 by noise of the width ``h = digits.BANDWIDTH``: at the noise level sigma the network denoises at ``tau = sqrt(sigma^2 + h^2)``. Same levels,
 same step sizes, same grids as the exact ones; and no network is ever asked about less noise than it has learned from.
+
+Two experts are of another kind: models of particle systems that know their temperature, `popflow.compose.particles.models`.
 
 ``python -m popflow.compose.train_zoo`` trains them again.
 """
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from popflow.compose import digits
 from popflow.compose.digits import BANDWIDTH, EVENT, Digits
 from popflow.compose.experts import from_network
+from popflow.compose.particles import models
 from popflow.compose.schedule import Level
 from popflow.compose.target import Expert
 from popflow.core.checkpoint import load_tensors
@@ -100,13 +103,14 @@ def blurred_output(out: Tensor, x: Tensor, alpha: float, s: float) -> Tensor:
 
 def names() -> tuple[str, ...]:
     """Return the names of the experts."""
-    return tuple(ENTRIES)
+    return (*ENTRIES, *models.MODELS)
 
 
 def load(name: str, *, device: torch.device | str = "cpu", chunk: int | None = None) -> Expert:
     """Load an expert of the zoo.
 
-    ``"digits-class"`` takes labels: ``expert.given(torch.tensor(3))``; as loaded it models any digit (label `NO_CLASS`).
+    ``"digits-class"`` takes labels: ``expert.given(torch.tensor(3))``; as loaded it models any digit (label `NO_CLASS`). ``"lj13"`` and ``"dw4"``
+    are Boltzmann distributions at T = 2; ``expert ** (2 / T)`` is that at T.
 
     Args:
         name: One of `names`: the classes (or the disjoint half of the images) that it has learned.
@@ -123,8 +127,10 @@ def load(name: str, *, device: torch.device | str = "cpu", chunk: int | None = N
         >>> sample(feynman_kac(even * prime), karras(5, 0.1, 10.0), particles=4, rng=Streams(0)).x.shape
         torch.Size([1, 4, 1, 8, 8])
     """
-    if name not in ENTRIES:
-        raise ValueError(unknown("expert", name, ENTRIES))
+    if name not in names():
+        raise ValueError(unknown("expert", name, names()))
+    if name in models.MODELS:
+        return models.load(name, DATA, device=device, chunk=chunk or models.CHUNK)
     conditional = ENTRIES[name].conditional
     with torch.random.fork_rng(devices=[]):  # layers draw their first parameters from the global generator
         network = Denoiser(conditional)

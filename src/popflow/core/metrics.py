@@ -15,14 +15,25 @@ import torch
 from torch import Tensor
 
 
-def wasserstein_1d(x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None) -> Tensor:
-    """Exact Wasserstein-1 distance on the line: ``W1 = integral |F_x - F_y|``.
+def wasserstein_1d(x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None, *, order: int = 1) -> Tensor:
+    """Exact Wasserstein distance of order 1 or 2 on the line: ``W_p^p = integral_0^1 |Q_x(u) - Q_y(u)|^p du``, ``Q`` the quantile functions.
 
-    >>> wasserstein_1d(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 4.0, 3.0, 4.0])).item()
-    3.0
+    >>> x = torch.tensor([0.0, 1.0])
+    >>> wasserstein_1d(x, torch.tensor([3.0, 4.0, 3.0, 4.0])).item(), wasserstein_1d(x, x + torch.tensor([0.0, 2.0]), order=2).item() ** 2
+    (3.0, 2.0000000000000004)
     """
-    points, gap = _cdf_gap(*_line("x", x, x_weights), *_line("y", y, y_weights))
-    return (gap[:-1].abs() * points.diff()).sum()
+    if order not in (1, 2):
+        raise ValueError(f"order={order!r}, wanted 1 or 2.")
+    (x, x_weights), (y, y_weights) = _line("x", x, x_weights), _line("y", y, y_weights)
+    if order == 1:
+        points, gap = _cdf_gap(x, x_weights, y, y_weights)
+        return (gap[:-1].abs() * points.diff()).sum()
+    (x, x_order), (y, y_order) = x.sort(), y.sort()
+    x_edge, y_edge = x_weights[x_order].cumsum(0), y_weights[y_order].cumsum(0)
+    edge = torch.cat([x_edge.new_zeros(1), x_edge, y_edge]).sort().values
+    middle, share = (edge[1:] + edge[:-1]) / 2, edge.diff()
+    i, j = (torch.searchsorted(cumulative, middle).clamp_max(len(cumulative) - 1) for cumulative in (x_edge, y_edge))
+    return (share * (x[i] - y[j]).square()).sum().sqrt()
 
 
 def kolmogorov_smirnov(x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None) -> Tensor:
@@ -178,6 +189,58 @@ def wasserstein(x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights
     return x.new_tensor(value).clamp_min(0.0) ** (1 / order)
 
 
+def frechet(x: Tensor, y: Tensor) -> Tensor:
+    """Frechet distance of two samples as Gaussians, ``|m_x - m_y|^2 + tr C_x + tr C_y - 2 tr (C_x^1/2 C_y C_x^1/2)^1/2``; a squared distance.
+
+    The squared Wasserstein-2 distance of the Gaussians with the samples' means and (unbiased) covariances. On features of images it is the
+    Frechet inception distance. Finite samples raise it: compare samples of one size, and show what an exact sample of that size gives.
+
+    Args:
+        x: Sample ``[n, *event]``, n at least 2.
+        y: Sample ``[m, *event]``, m at least 2.
+
+    Source: Dowson and Landau, *The Frechet distance between multivariate normal distributions* (1982).
+
+    >>> x = torch.tensor([[0.0], [2.0]])
+    >>> round(frechet(x, x + 3).item(), 6), round(frechet(x, 2 * x - 1).item(), 6)  # a shift; twice the standard deviation
+    (9.0, 2.0)
+    """
+    (x, _), (y, _) = _rows("x", x, None), _rows("y", y, None)
+    _same_dimension(x, y)
+    for name, rows in (("x", x), ("y", y)):
+        if len(rows) < 2:
+            raise ValueError(f"{name} holds one sample, wanted at least two: one has no covariance.")
+    (x_mean, x_root), (y_mean, y_root) = _moments(x), _moments(y)
+    overlap = torch.linalg.matrix_norm(x_root @ y_root.T, ord="nuc")
+    return ((x_mean - y_mean).square().sum() + x_root.square().sum() + y_root.square().sum() - 2 * overlap).clamp_min(0.0)
+
+
+def precision_recall(x: Tensor, y: Tensor, *, neighbours: int = 3) -> tuple[Tensor, Tensor]:
+    """Share of ``x`` on the manifold of ``y`` (precision of x), and of ``y`` on that of ``x`` (its recall), both in [0, 1].
+
+    The manifold of a sample is the union of balls around its points, each as wide as the distance to the point's k-th nearest other one.
+
+    Args:
+        x: What is judged, ``[n, *event]``, n above ``neighbours``.
+        y: The truth, ``[m, *event]``, m above ``neighbours``.
+        neighbours: ``k``.
+
+    Source: Kynkaanniemi et al., *Improved precision and recall metric for assessing generative models* (2019), equations 1 and 2.
+
+    >>> y = torch.tensor([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]])
+    >>> [share.item() for share in precision_recall(y[:3] + 0.1, y, neighbours=1)]  # one of two modes
+    [1.0, 0.5]
+    """
+    (x, _), (y, _) = _rows("x", x, None), _rows("y", y, None)
+    _same_dimension(x, y)
+    for name, rows in (("x", x), ("y", y)):
+        if not 1 <= neighbours < len(rows):
+            raise ValueError(f"neighbours={neighbours} for {len(rows)} samples in {name}, wanted at least 1 and fewer than the samples.")
+    x_radius, y_radius = (_squared_distances(rows, rows).kthvalue(neighbours + 1, dim=1).values for rows in (x, y))
+    across = _squared_distances(x, y)
+    return (across <= y_radius).any(1).double().mean(), (across <= x_radius[:, None]).any(0).double().mean()
+
+
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
     """Total variation of two vectors of class masses ``[c]``: ``1/2 sum |p - q|``, each normalised first; in [0, 1].
 
@@ -310,6 +373,12 @@ def _projected(
         raise ValueError(f"directions has shape {tuple(directions.shape)}, wanted [k, {x.shape[1]}].")
     toward = directions.to(x).T
     return torch.stack([distance(a, b, x_weights, y_weights) for a, b in zip((x @ toward).T, (y @ toward).T, strict=True)])
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean ``m`` and a root ``R`` of the unbiased covariance ``R^T R``; for two of them ``|R_x R_y^T|_* = tr (C_x^1/2 C_y C_x^1/2)^1/2``."""
+    mean = rows.mean(0)
+    return mean, torch.linalg.qr((rows - mean) / (len(rows) - 1) ** 0.5, mode="r").R
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:

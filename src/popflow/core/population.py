@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.core.errors import ZeroWeightsError
+from popflow.core.errors import ZeroWeightsError, refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,10 @@ class Population:
 
     def weights(self) -> Tensor:
         """Normalised weights ``[*batch, n]``; computed, never stored."""
-        weights = self.log_w.softmax(-1)
-        if not torch.compiler.is_compiling() and bool(weights.isnan().any()):
-            raise _no_weight(self.log_w)
+        log_w = self.log_w
+        weights = log_w.softmax(-1)
+        if not torch.compiler.is_compiling():
+            refuse(weights.isnan().any(), lambda lost: _no_weight(log_w))
         return weights
 
     def ess(self) -> Tensor:

@@ -112,6 +112,8 @@ def monotone(times: Sequence[float] | Tensor) -> list[float]:
 class Trace:
     """A recorder that keeps ``name -> f(state)`` of every state, as CPU tensors stacked along the steps.
 
+    An accelerator is not waited for while recording, but when the trace is read.
+
     >>> trace = Trace(ess=lambda state: state.pop.ess())
     >>> trace(State(0, 0.0, Population.of(torch.zeros(4, 1)), Streams(0)))
     >>> trace["ess"].tolist(), trace["t"].tolist()
@@ -127,15 +129,23 @@ class Trace:
         self.rows.append({name: _cpu(f(state)) for name, f in self.functions.items()})
 
     def __getitem__(self, name: str) -> Tensor:
+        _arrived()
         return torch.stack([row[name] for row in self.rows])
 
     def json_lines(self) -> str:
         """Return one JSON object per recorded state."""
+        _arrived()
         return "".join(json.dumps({name: value.tolist() for name, value in row.items()}) + "\n" for row in self.rows)
 
 
 def _cpu(value: Tensor | float) -> Tensor:
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return value.detach().to("cpu", copy=True, non_blocking=True) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+
+
+def _arrived() -> None:
+    """Wait for copies that are still on their way from an accelerator."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from popflow.core.errors import StaleTrackingError
+from popflow.core.errors import StaleTrackingError, is_put_off
 from popflow.core.population import Population
 from popflow.core.process import Ito, Process, Rates, advance
 from popflow.core.resampling import systematic
@@ -113,11 +113,14 @@ def resample_if(ess_below: float = 0.5, scheme: Scheme = systematic, stream: str
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         weights = pop.weights()
+        short = not is_put_off()  # cuts that give the same bits, for the price of looking at a value
+        if not short:  # indices out of range would stop an accelerator before lost weights are named
+            weights = weights.nan_to_num(1 / len(pop))
         idx = scheme(weights, rng(stream))
         due = 1 / weights.square().sum(-1) < ess_below * len(pop) * (1 - 1e-6)
-        if not bool(due.any()):
+        if short and not bool(due.any()):
             return pop
-        if bool(due.all()):
+        if short and bool(due.all()):
             chosen, log_w, log_z = pop.take(idx), torch.zeros_like(pop.log_w), pop.log_normalizer()
         else:
             chosen = pop.take(torch.where(due[..., None], idx, torch.arange(len(pop), device=idx.device)))

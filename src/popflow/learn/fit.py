@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as _replace
 from functools import partial
@@ -143,7 +143,8 @@ def fit(
         batches: ``batches(rng) -> batch``; shapes must not vary if the step is to be compiled.
         steps: Number of steps, those of a resumed checkpoint included.
         rng: Named streams; their states are part of the checkpoint.
-        optimizer: Class of `torch.optim` or partial of one, called with the list of tensors.
+        optimizer: Class of `torch.optim` or partial of one, called with pairs (name, tensor); ``partial(popflow.optim.SINGD, module)`` for the
+            module that ``loss`` calls (its steps are never compiled).
         schedule: Factor of the learning rate as a function of the step, see `cosine`.
         clip_norm: Longest joint gradient; the norm before clipping is recorded as ``grad_norm``.
         ema: Decay of the parameter average, for example 0.999.
@@ -176,13 +177,13 @@ def fit(
     device = next(iter(params.values())).device
     team = workers(device)
     learner = Learner(loss, params, optimizer, ema is not None, clip_norm, team.mean if team.size > 1 else None)
-    mark = _Mark(compiled=compile if isinstance(compile, bool) else None)
+    mark = _Mark(compiled=compile if isinstance(compile, bool) else False if learner.listens else None)
     if checkpoint is not None and team.first(Path(checkpoint).exists(), device):
         mark = _load(Path(checkpoint), learner, rng, mark, steps)
     team.same(learner.params, rng.seed)
     save = partial(_save, checkpoint, learner, rng) if checkpoint is not None and team.rank == 0 else lambda mark: None
     good, clock, agreed = _snapshot(learner, mark), None, False
-    with _bar(mark.step, steps, team) as show, _interrupts() as interrupted:
+    with closing(learner), _bar(mark.step, steps, team) as show, _interrupts() as interrupted:
 
         def stop() -> bool:
             return interrupted.is_set() if team.size == 1 else agreed  # several processes stop together, between two stretches

@@ -18,8 +18,12 @@ from popflow.learn.graph import compile_graph
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], tuple[Tensor, Mapping[str, Tensor]]]
 """A pure ``loss(params, batch) -> (scalar, metrics)``; it draws nothing at random, the batch brings that along."""
-MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
-"""A class of `torch.optim`, or a partial of one."""
+MakeOptimizer = Callable[[list[tuple[str, Tensor]]], torch.optim.Optimizer]
+"""A class of `torch.optim`, or a partial of one: called with pairs (name, tensor), as of ``module.named_parameters()``.
+
+An optimiser whose attribute ``listens`` is true hears the modules run through hooks (``partial(popflow.optim.SINGD, module)``): it is never
+compiled, its state is put back by ``load_state_dict``, and ``detach`` takes its hooks off at the end.
+"""
 
 
 class Learner:
@@ -42,7 +46,8 @@ class Learner:
         # No leaf requires gradients: eager steps differentiate aliases, compiled ones are functional, and the update is in place.
         self.params: Params = {name: p.detach().clone() for name, p in params.items()}
         self.ema: Params | None = {name: p.clone() for name, p in self.params.items()} if ema else None
-        self.optimizer = optimizer(list(self.params.values()))
+        self.optimizer = optimizer(list(self.params.items()))
+        self.listens = bool(getattr(self.optimizer, "listens", False))
         self.device = next(iter(self.params.values())).device
         self.base_lr = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.names: tuple[str, ...] = ()
@@ -76,6 +81,10 @@ class Learner:
         Raises:
             RuntimeError: when the loss does not compile; nothing has changed then.
         """
+        if self.listens:
+            raise RuntimeError(
+                f"{type(self.optimizer).__name__} listens to the modules as they run, which a graph does not. Fix: compile=False."
+            )
         errors = []
         for make in (self._whole_graph, self._gradient_graph) if self.average is None else (self._gradient_graph,):
             step = make()
@@ -148,6 +157,11 @@ class Learner:
             group["lr"] = float(group["lr"])
         self._ema_weight = float(self._ema_weight)
 
+    def close(self) -> None:
+        """Take the hooks of an optimiser that listens off its modules."""
+        if self.listens:
+            self.optimizer.detach()  # pyright: ignore[reportAttributeAccessIssue]
+
     def finite(self) -> bool:
         """Whether every parameter is; waits for the device."""
         return bool(torch.stack([p.isfinite().all() for p in self.params.values()]).all())
@@ -173,7 +187,7 @@ class Learner:
                 f"the checkpoint holds {wrong[0]} with shape {found.get(wrong[0])}, wanted {wanted.get(wrong[0])} ({len(wrong)} of "
                 f"{len(wanted)} differ): it belongs to another model. Fix: give another file, or the model it was written for."
             )
-        in_place = structure == now  # keeps the tensors that a compiled step has bound
+        in_place = structure == now and not self.listens  # keeps the tensors that a compiled step has bound
         for name, value in mine.items():
             if in_place or not name.startswith("opt"):
                 value.copy_(tensors[name])

@@ -1,5 +1,7 @@
 """Structured inverse-free natural gradient: curvature capture, structured factors, the SINGD optimiser, and solvers in sample space."""
 
+from popflow.optim.auto import Auto
+from popflow.optim.blocks import BlockDiagonal, Dense, Diagonal
 from popflow.optim.capture import (
     Layer,
     Rows,
@@ -16,20 +18,11 @@ from popflow.optim.capture import (
     summed,
 )
 from popflow.optim.gram import Kernel, kernel, minsr, spring
+from popflow.optim.hierarchical import Hierarchical, rank_triangular
 from popflow.optim.singd import SINGD, Preconditioned
-from popflow.optim.structures import (
-    Auto,
-    BlockDiagonal,
-    Dense,
-    Diagonal,
-    Hierarchical,
-    LowerToeplitz,
-    LowerTriangular,
-    Structure,
-    UpperToeplitz,
-    UpperTriangular,
-    rank_triangular,
-)
+from popflow.optim.structures import Structure
+from popflow.optim.toeplitz import LowerToeplitz, UpperToeplitz
+from popflow.optim.triangular import LowerTriangular, UpperTriangular
 
 __all__ = [
     "SINGD",

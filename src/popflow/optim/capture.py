@@ -43,16 +43,18 @@ class Layer:
         d: Outputs of one matrix.
         p: Inputs of one matrix, without the one for the bias.
         start: First row.
+        standing: Whether weight and bias stand in for those of the module (`torch.func.functional_call`) and require no gradients themselves.
     """
 
     name: str
     modules: list[nn.Module]
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
     blocks: int
     d: int
     p: int
     start: int = 0
+    standing: bool = False
 
     def __post_init__(self):
         self.whole = self.blocks * self.d == len(self.weight)
@@ -62,7 +64,7 @@ class Layer:
         part = tensor if self.whole else tensor[self.start : self.start + self.blocks * self.d]
         return part.reshape(self.blocks, self.d, -1)
 
-    def parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[Tensor]:
         """Weight and bias."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
@@ -255,7 +257,7 @@ class Tap:
 
 
 def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
-    if not (torch.is_grad_enabled() and output.requires_grad and layer.weight.requires_grad):
+    if not (torch.is_grad_enabled() and output.requires_grad and (layer.standing or layer.weight.requires_grad)):
         return
     x = x.detach()
     if isinstance(module, nn.Linear):
@@ -264,8 +266,12 @@ def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Ten
         tap.note(layer, patches(module, x), output, lambda g: _pixels(module, g))
 
 
-_record: Any = torch.compiler.disable(_note_call)
-"""Graphs of a compiled model break here, on the steps that listen alone."""
+_note_apart: Any = torch.compiler.disable(_note_call)
+
+
+def _record(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
+    """Note a call; the graph of a compiled model breaks here, on the steps that listen alone."""
+    (_note_apart if torch.compiler.is_compiling() else _note_call)(tap, layer, module, x, output)
 
 
 def _sequence(x: Tensor) -> Tensor:
@@ -319,7 +325,7 @@ class _AttentionTap(TorchFunctionMode):
             if weight.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr() or not output.requires_grad:
                 continue
             first = layer.start - int(weight.storage_offset() - whole.storage_offset()) // whole.shape[1]
-            if 0 <= first < len(weight) and whole.requires_grad:
+            if 0 <= first < len(weight) and (layer.standing or whole.requires_grad):
                 self._note(layer, x, output, first)
         return output
 

@@ -40,7 +40,7 @@ class Kernel:
         centred: Whether the mean over data is taken off.
     """
 
-    names: Mapping[nn.Parameter, str]
+    names: Mapping[Tensor, str]
     found: list[Rows]
     loose: dict[str, Tensor]
     data: int
@@ -122,7 +122,7 @@ def kernel(model: nn.Module, forward: Callable[[], Tensor], *, centred: bool = T
     Raises:
         ValueError: when ``forward`` returns something else than one real scalar per datum.
     """
-    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
     values, found = rows(model, forward, torch.ones_like)
     if values.ndim != 1 or values.is_complex():
         raise ValueError(f"forward() returned shape {tuple(values.shape)}, {values.dtype}, wanted one real scalar per datum: [N].")

@@ -16,6 +16,7 @@ Source: Lin et al., ICML 2024, arXiv 2312.05705 (SINGD); Lin et al., ICML 2023, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from functools import lru_cache
 import torch
 from torch import Generator, Tensor
 
+from popflow.optim.blocks import BlockDiagonal, Dense
 from popflow.optim.structures import Factor, Structure, eye, scaled, trace
 
 
@@ -62,7 +64,7 @@ class Side:
 def capped(structure: Structure, step: Factor, lr_cov: float) -> Tensor:
     """``lr_cov / max(1, |m|)`` for each matrix of a batch: the largest step that keeps ``|beta m| <= lr_cov``.
 
-    >>> from popflow.optim.structures import Diagonal
+    >>> from popflow.optim.blocks import Diagonal
     >>> [round(beta, 4) for beta in capped(Diagonal(), (torch.tensor([[0.5, -0.2], [4.0, 1.0]]),), 0.1).tolist()]
     [0.1, 0.025]
     """
@@ -79,6 +81,7 @@ def refresh(
     damping: float,
     alpha1: float,
     adaptive: bool,
+    scales: tuple[Tensor, Tensor] | None = None,
     valid: Tensor | None = None,
     rounding: Generator | None = None,
 ) -> None:
@@ -93,41 +96,81 @@ def refresh(
         damping: ``lambda``.
         alpha1: Riemannian momentum.
         adaptive: SINGD rather than IKFAC.
+        scales: Numbers ``[B]`` that ``h_k`` and ``h_c`` still have to be multiplied by; None for ones.
         valid: ``[B]`` booleans: members that move; None moves all.
         rounding: Rounds low-precision factors without bias.
     """
     wide = torch.promote_types(k.value[0].dtype, torch.float32)
-    values = {id(side): tuple(part.to(wide) for part in side.value) for side in (k, c)}
-    inner = {id(side): side.structure.inner(values[id(side)]) for side in (k, c)}
-    one = torch.ones((), dtype=wide, device=h_k[0].device).expand(h_k[0].shape[0])
-
-    def weights(other: Side, h_other: Factor) -> tuple[Tensor, Tensor]:
-        if not adaptive:
-            return one, damping * one
-        mean_curvature = trace(other.structure, h_other, other.n) / other.n
-        return mean_curvature, trace(other.structure, inner[id(other)], other.n) * (damping / other.n)
-
-    w_k, w_c = weights(c, h_c), weights(k, h_k)
-    for side, h, (curvature, damp) in ((k, h_k, w_k), (c, h_c, w_c)):
-        step = _bracket(side, h, inner[id(side)], curvature / 2, damp / 2)
-        if side.momentum is not None:
-            step = tuple(new.add_(old.to(wide), alpha=alpha1) for old, new in zip(side.momentum, step, strict=True))
+    sides, values = (k, c), [tuple(part.to(wide) for part in side.value) for side in (k, c)]
+    curvature, damp = [None, None] if scales is None else list(scales), [h_k[0].new_full((len(h_k[0]),), damping, dtype=wide)] * 2
+    if adaptive:
+        means = [trace(side.structure, h, side.n) / side.n for side, h in zip(sides, (h_k, h_c), strict=True)]
+        if scales is not None:
+            means = [mean * scale for mean, scale in zip(means, scales, strict=True)]
+        curvature = [means[1 - i] if scale is None else scale * means[1 - i] for i, scale in enumerate(curvature)]
+        squares = [side.structure.square(value, side.n) * (damping / side.n) for side, value in zip(sides, values, strict=True)]
+        damp = squares[::-1]
+    for side, value, h, weight, ridge in zip(sides, values, (h_k, h_c), curvature, damp, strict=True):
+        matrices = isinstance(side.structure, Dense | BlockDiagonal)
+        old = None if side.momentum is None else tuple(part.to(wide) for part in side.momentum)
+        step = (_bracket_of_matrices if matrices else _bracket)(side.structure, value, h, weight, ridge / 2, old, alpha1)
         beta = capped(side.structure, step, lr_cov)
-        value = values[id(side)]
-        change = side.structure.multiply(value, scaled(step, -beta))
-        moved = tuple(delta.add_(old) for old, delta in zip(value, change, strict=True))
+        if matrices:
+            moved = tuple(_added_product(a, a, b, -beta) for a, b in zip(value, step, strict=True))
+        else:
+            change = side.structure.multiply(value, scaled(step, -beta))
+            moved = tuple(delta.add_(a) for a, delta in zip(value, change, strict=True))
         side.value = _keep(side.value, moved, valid, rounding)
         if side.momentum is not None:
             side.momentum = _keep(side.momentum, step, valid, rounding)
 
 
-def _bracket(side: Side, h: Factor, inner: Factor, curvature: Tensor, damp: Tensor) -> Factor:
-    def by(part: Tensor, weight: Tensor) -> Tensor:
-        return weight.reshape(-1, *[1] * (part.ndim - 1))
-
-    step = tuple(a.mul_(by(a, curvature)).addcmul_(b, by(b, damp)) for a, b in zip(h, inner, strict=True))
-    side.structure.shift_(step, -0.5)
+def _bracket(
+    structure: Structure, value: Factor, h: Factor, curvature: Tensor | None, damp: Tensor, momentum: Factor | None, alpha1: float
+) -> Factor:
+    """``alpha1 m + 1/2 curvature H + damp P(K^T K) - 1/2 I``; ``curvature=None`` is 1."""
+    weight = 0.5 * torch.ones_like(damp) if curvature is None else curvature / 2
+    step = tuple(_times(a, weight).addcmul_(b, _spread(damp, b)) for a, b in zip(h, structure.inner(value), strict=True))
+    structure.shift_(step, -0.5)
+    if momentum is not None:
+        step = tuple(new.add_(old, alpha=alpha1) for old, new in zip(momentum, step, strict=True))
     return step
+
+
+def _bracket_of_matrices(
+    structure: Structure, value: Factor, h: Factor, curvature: Tensor | None, damp: Tensor, momentum: Factor | None, alpha1: float
+) -> Factor:
+    """The same for matrices, where the product takes in the momentum: one pass over memory for each operand."""
+    step = []
+    for i, (part, data) in enumerate(zip(value, h, strict=True)):
+        if momentum is None:
+            new = _added_product(torch.zeros_like(part), part.mT, part, damp)
+        else:
+            new = _added_product(momentum[i], part.mT, part, damp, alpha1)
+        step.append(new.add_(data, alpha=0.5) if curvature is None else new.addcmul_(data, _spread(curvature, data), value=0.5))
+    structure.shift_(tuple(step), -0.5)
+    return tuple(step)
+
+
+def _added_product(to: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: float = 1.0) -> Tensor:
+    """``beta to + alpha a b`` for matrices ``[..., n, n]``, ``alpha [B]``; on a CPU one number goes into the product itself."""
+    by = 1.0
+    if alpha.numel() == 1 and alpha.device.type == "cpu":
+        by = float(alpha)
+    else:
+        b = b * _spread(alpha, b)
+    if to.ndim == 3:
+        return torch.baddbmm(to, a, b, beta=beta, alpha=by)
+    return torch.baddbmm(to.flatten(0, -3), a.flatten(0, -3), b.flatten(0, -3), beta=beta, alpha=by).view(to.shape)
+
+
+def _spread(numbers: Tensor, like: Tensor) -> Tensor:
+    """Shape numbers ``[B]`` to multiply a part of a factor."""
+    return numbers.view(-1, *[1] * (like.ndim - 1))
+
+
+def _times(part: Tensor, numbers: Tensor) -> Tensor:
+    return part.mul_(_spread(numbers, part))
 
 
 def _keep(old: Factor, new: Factor, valid: Tensor | None, rounding: Generator | None) -> Factor:
@@ -137,47 +180,54 @@ def _keep(old: Factor, new: Factor, valid: Tensor | None, rounding: Generator | 
 
 
 def refresh_diagonal(
-    pairs: Sequence[tuple[Side, Side, Factor, Factor]],
+    pairs: Sequence[tuple[Side, Side, Tensor, Tensor]],
+    scales: Sequence[float],
     *,
     lr_cov: float,
     damping: float,
     alpha1: float,
     adaptive: bool,
     rounding: Generator | None,
-) -> None:
+) -> bool:
     """Do what `refresh` does for many pairs of `Diagonal` factors of unequal sizes, in one pass over all their numbers.
 
     Args:
-        pairs: ``(k, c, h_k, h_c)`` of each batch.
+        pairs: ``(k, c, diag U [B, p], diag G [B, d])`` of each batch, up to ``scales``.
+        scales: One number for each matrix, in the order ``U`` of the first batch, ``G`` of the first batch, ``U`` of the second...
         lr_cov: ``beta``.
         damping: ``lambda``.
         alpha1: Riemannian momentum.
         adaptive: SINGD rather than IKFAC.
         rounding: Rounds low-precision factors without bias.
+
+    Returns:
+        Whether all curvature was finite; if not, nothing has changed.
     """
     sides = [side for k, c, _, _ in pairs for side in (k, c)]
     shapes = tuple((len(side.value[0]), side.n) for side in sides)
     segment, partner, sizes = _segments(shapes, str(sides[0].value[0].device))
     dtype = torch.promote_types(sides[0].value[0].dtype, torch.float32)
-    value = torch.cat([side.value[0].flatten() for side in sides]).to(dtype)
-    h = torch.cat([part[0].flatten() for _, _, *both in pairs for part in both])
-    both = torch.stack([h, value * value])
-    if adaptive:
-        means = both.new_zeros(2, len(sizes)).index_add_(1, segment, both).div_(sizes)[:, partner]
-        means[1] *= damping
-        step = (both * means[:, segment]).sum(0)
-    else:
-        step = torch.add(h, both[1], alpha=damping)
-    step = step.sub_(1).mul_(0.5)
+    value = torch.cat([side.value[0].view(-1) for side in sides]).to(dtype)
+    both = torch.cat([part.reshape(-1) for _, _, *both in pairs for part in both] + [torch.ones_like(value)]).view(2, -1)
+    both *= value * value
+    means = both.new_zeros(2, len(sizes)).index_add_(1, segment, both).div_(sizes)
+    means[0] *= means.new_tensor(scales)
+    if not all(map(math.isfinite, means[0].tolist())):
+        return False
+    means = means.index_select(1, partner) if adaptive else torch.ones_like(means)
+    means[0] *= means.new_tensor(scales)
+    means[1] *= damping
+    step = (both * means.index_select(1, segment)).sum(0).sub_(1).mul_(0.5)
     if sides[0].momentum is not None:
-        step.add_(torch.cat([side.momentum[0].flatten() for side in sides if side.momentum is not None]), alpha=alpha1)
+        step.add_(torch.cat([side.momentum[0].view(-1) for side in sides if side.momentum is not None]), alpha=alpha1)
     bound = step.new_ones(len(sizes)).scatter_reduce_(0, segment, step.abs(), "amax")
-    value = torch.addcmul(value, value, step / bound[segment], value=-lr_cov)
+    value = torch.addcmul(value, value, step / bound.index_select(0, segment), value=-lr_cov)
     counts = [batch * n for batch, n in shapes]
     for side, shape, new, m in zip(sides, shapes, value.split(counts), step.split(counts), strict=True):
         side.value = (rounded(new, side.value[0].dtype, rounding).view(shape),)
         if side.momentum is not None:
             side.momentum = (rounded(m, side.momentum[0].dtype, rounding).view(shape),)
+    return True
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ normalisation, bare ones) goes to a built-in AdamW with its own ``fallback_lr``.
 
 Source: Lin et al., ICML 2024, arXiv 2312.05705. KL clip: Ba, Grosse, Martens 2017.
 
-This file is longer than the house's usual: it is one torch protocol (groups, state, scaler, copies) and is read as one.
+One torch protocol in one place: groups, scalers, copies. The batches of layers that it drives are in `popflow.optim.bucket`.
 """
 
 from __future__ import annotations
@@ -18,66 +18,26 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from popflow.optim.auto import Auto
+from popflow.optim.blocks import Dense, Diagonal
+from popflow.optim.bucket import Bucket, Taken
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
-from popflow.optim.kronecker import Side, refresh, refresh_diagonal, rounded, warm_start
-from popflow.optim.structures import Auto, Dense, Diagonal, Factor, Structure
+from popflow.optim.groups import buckets_of, factor_dtype
+from popflow.optim.kronecker import refresh, refresh_diagonal, warm_start
+from popflow.optim.options import RANGES, in_range
+from popflow.optim.state import pack, unpack
+from popflow.optim.structures import Factor, Structure
 
 DENSE = Dense()
 Structures = Structure | tuple[Structure, Structure] | Auto
 """One structure for both factors, ``(inputs, outputs)``, or `Auto`."""
-
-
-@dataclass(eq=False)
-class Heard:
-    """What one layer told since the last step: sums of projected Gram matrices, and how many rows and data made them."""
-
-    h_k: Factor | None = None
-    h_c: Factor | None = None
-    rows: int = 0
-    data: int = 0
-    task: int = -1
-    scale: Averaging | None = None
-
-
-@dataclass(eq=False)
-class Bucket:
-    """Layers of equal shape, options and structures: one batch of Kronecker pairs.
-
-    Attributes:
-        group: The parameter group, with its options.
-        layers: The layers, each with ``blocks`` members of the batch.
-        k: Input factors.
-        c: Output factors.
-        momentum: ``[B, d, inputs]``, or None before the first step and without momentum.
-        started: Whether a member has met its first batch.
-        heard: One per layer.
-        metric: Cached ``K K^T``, ``C C^T`` where that saves work; not part of the state.
-    """
-
-    group: dict[str, Any]
-    layers: list[Layer]
-    k: Side
-    c: Side
-    momentum: Tensor | None = None
-    started: list[bool] = field(default_factory=list)
-    heard: list[Heard] = field(default_factory=list)
-    metric: list[Factor | None] = field(default_factory=lambda: [None, None])
-
-    def __post_init__(self):
-        ends = list(accumulate((layer.blocks for layer in self.layers), initial=0))
-        self.slices = [slice(a, b) for a, b in pairwise(ends)]
-
-    def size(self) -> int:
-        """Numbers stored."""
-        stored = [*self.k.tensors(), *self.c.tensors(), *(part for metric in self.metric for part in metric or ())]
-        return sum(part.numel() for part in stored) + (0 if self.momentum is None else self.momentum.numel())
 
 
 @dataclass(frozen=True)
@@ -100,7 +60,8 @@ class SINGD(torch.optim.Optimizer):
 
     Args:
         model: The module (or the DistributedDataParallel around it) whose layers are listened to.
-        params: Parameters or groups of them, as for any optimiser; None for all of the model's. Groups may set ``lr, momentum,
+        params: Parameters or groups of them, as for any optimiser; None for all of the model's. Pairs (name, tensor) may bring tensors that stand
+            in for parameters of the model, as `torch.func.functional_call` takes them: ``popflow.learn.fit`` does. Groups may set ``lr, momentum,
             weight_decay, damping, lr_cov, alpha1, kl_clip, update_rms, fallback_lr, structure``.
         lr: Step size; that of AdamW is a good first value, as long as ``update_rms`` is set.
         structure: `Dense`, `Diagonal`, `BlockDiagonal(30)`, ..., a pair (inputs, outputs), or `Auto` / ``"auto"``: the richest within a
@@ -144,6 +105,8 @@ class SINGD(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True
+    listens = True
+    """Forward and backward passes must run the modules: a compiled graph of them would leave the hooks out."""
 
     def __init__(
         self,
@@ -179,9 +142,12 @@ class SINGD(torch.optim.Optimizer):
                 "model is nn.DataParallel, whose replicas are not listened to. Fix: use DistributedDataParallel, or the bare module."
             )
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        _in_range("interval", interval, 1, math.inf)
-        _in_range("max_rows", max_rows, 1, math.inf)
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        in_range("interval", interval, 1, math.inf, whole=True)
+        in_range("max_rows", max_rows, 1, math.inf, whole=True)
+        params = None if params is None else list(params)
+        own = dict(model.named_parameters())
+        standing = _standing(params, own)
+        self.names = {standing.get(name, parameter): name for name, parameter in own.items()}
         self.interval, self.adaptive, self.sharing, self.averaging, self.warm = interval, adaptive, sharing, averaging, warm
         self.max_rows, self.factor_dtype, self.grad_scaler, self.process_group = max_rows, factor_dtype, grad_scaler, process_group
         self.rounding = torch.Generator().manual_seed(seed) if stochastic_rounding else None
@@ -189,7 +155,10 @@ class SINGD(torch.optim.Optimizer):
         self.warned = False
         self.buckets: list[Bucket] = []
         self.adamw: list[torch.optim.AdamW | None] = []
-        self.layers = [layer for layer in find_layers(model) if not _named(layer, self.names, fallback)]
+        layers = find_layers(model)
+        if standing:
+            _stand_in(layers, {own[name]: tensor for name, tensor in standing.items()})
+        self.layers = [layer for layer in layers if not _named(layer, self.names, fallback)]
         self.tap: Tap | None = None
         defaults = {
             "lr": lr,
@@ -218,73 +187,14 @@ class SINGD(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group["base_lr"] = group.get("initial_lr", group["lr"])
-        names = [self.names.get(parameter, "?") for parameter in group["params"]]
         try:
-            self._fill(group, names)
+            buckets, rest = buckets_of(group, self.layers, self.names, self.factor_dtype)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-
-    def _fill(self, group: dict[str, Any], names: list[str]) -> None:
-        _check(group)
-        if "?" in names:
-            shape = tuple(group["params"][names.index("?")].shape)
-            raise ValueError(f"params: one of shape {shape} is not a parameter of the model. Fix: give the model that holds it.")
-        for parameter, name in zip(group["params"], names, strict=True):
-            if parameter.is_complex() or parameter.is_sparse:
-                kind = "complex" if parameter.is_complex() else "sparse"
-                raise TypeError(
-                    f"parameter {name!r} is {kind}, wanted real and dense. Fix: leave it out of params and give it to another optimiser."
-                )
-        members = set(group["params"])
-        layers = []
-        for layer in self.layers:
-            inside = [parameter in members for parameter in layer.parameters()]
-            if any(inside) and not all(inside):
-                raise ValueError(
-                    f"layer {layer.name!r} is split over parameter groups: its weight and bias have one curvature. Fix: put both into one group, "
-                    f"or name it in fallback=[{layer.name!r}]."
-                )
-            if all(inside):
-                layers.append(layer)
-        taken = {parameter for layer in layers for parameter in layer.parameters()}
-        rest = [parameter for parameter in group["params"] if parameter not in taken]
-        structures = self._structures(group, layers, rest)
-        shapes: dict[Any, list[tuple[Layer, Structure, Structure]]] = {}
-        for layer, (k, c) in zip(layers, structures, strict=True):
-            key = (layer.d, layer.p, layer.bias is None, layer.weight.dtype, layer.weight.device, repr(k), repr(c))
-            shapes.setdefault(key, []).append((layer, k, c))
-        self.buckets += [self._bucket(group, same) for same in shapes.values()]
+        self.buckets += buckets
         fused = bool(rest) and all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in rest)
         self.adamw.append(torch.optim.AdamW(rest, lr=group["lr"], fused=fused) if rest else None)
-
-    def _structures(self, group: dict[str, Any], layers: list[Layer], rest: list[nn.Parameter]) -> list[tuple[Structure, Structure]]:
-        chosen = Auto() if group["structure"] == "auto" else group["structure"]
-        if isinstance(chosen, Auto):
-            shapes = [(layer.blocks, layer.d, layer.inputs) for layer in layers]
-            kept = sum(parameter.numel() for parameter in rest) * 2
-            return chosen.choose(shapes, kept, momentum=group["momentum"] > 0, factor_momentum=group["alpha1"] > 0)
-        pair = chosen if isinstance(chosen, tuple) else (chosen, chosen)
-        for one in pair:
-            if not isinstance(one, Structure) or isinstance(one, type) or len(pair) != 2:
-                where = f" for layer {layers[0].name!r}" if layers else ""
-                raise TypeError(
-                    f"structure={chosen!r}{where} is unknown: wanted an object such as Dense(), Diagonal(), BlockDiagonal(30), Hierarchical(15, 15), "
-                    "LowerToeplitz(), a pair (inputs, outputs) of them, Auto() or 'auto'."
-                )
-        return [pair] * len(layers)
-
-    def _bucket(self, group: dict[str, Any], same: list[tuple[Layer, Structure, Structure]]) -> Bucket:
-        layers = [layer for layer, _, _ in same]
-        first, s_k, s_c = same[0]
-        batch = sum(layer.blocks for layer in layers)
-        like = torch.empty(0, dtype=self._factor_dtype(first.weight), device=first.weight.device)
-        k = Side.identity(s_k, first.inputs, batch, like, group["alpha1"] > 0)
-        c = Side.identity(s_c, first.d, batch, like, group["alpha1"] > 0)
-        return Bucket(group, layers, k, c, None, [False] * batch, [Heard() for _ in layers])
-
-    def _factor_dtype(self, weight: Tensor) -> torch.dtype:
-        return self.factor_dtype or torch.promote_types(weight.dtype, torch.float32)
 
     # -- curvature ------------------------------------------------------------------------------------------------------------------
 
@@ -312,48 +222,14 @@ class SINGD(torch.optim.Optimizer):
         for found in self.tap.pull(outputs, cotangents):
             self._hear(found.layer, found.a, found.g, per_datum)
 
-    @torch.no_grad()
     def _hear(self, layer: Layer, a: Tensor, g: Tensor, averaging: Averaging | None = None) -> None:
-        bucket, index, members = self._home(layer)
-        if a.shape[1] == 0:
-            return
-        heard, data = bucket.heard[index], a.shape[1]
-        task = torch._C._current_graph_task_id()
-        if task == -1 or task != heard.task:  # a second call within one backward pass is a second use of the weight, not more data
-            heard.data, heard.task = heard.data + data, task
-        heard.scale = averaging or self.averaging
-        a, g = self.sharing(a, g)
-        rows = a.shape[1]
-        heard.rows += rows
-        keep = 1 if self.max_rows is None else math.ceil(rows / self.max_rows)
-        dtype = torch.promote_types(bucket.k.value[0].dtype, torch.float32)
-        if keep > 1:
-            a, g = a[:, ::keep], g[:, ::keep]
-        a, g = a.to(dtype), g.to(dtype)
-        if layer.bias is not None:
-            a = nn.functional.pad(a, (0, 1), value=1.0)
-        share = rows / a.shape[1]
-        new = []
-        for side, x in ((bucket.k, a), (bucket.c, g)):
-            value = side.value if len(bucket.layers) == 1 else tuple(part[members] for part in side.value)
-            value = tuple(part.to(dtype) for part in value)
-            h = side.structure.gram(value, x)
-            new.append(h if keep == 1 else tuple(part * share for part in h))
-        if heard.h_k is None or heard.h_c is None:
-            heard.h_k, heard.h_c = new
-        else:
-            for old, more in ((heard.h_k, new[0]), (heard.h_c, new[1])):
-                for x, y in zip(old, more, strict=True):
-                    x.add_(y)
+        bucket, index = self._home(layer)
+        bucket.hear(index, a, g, averaging or self.averaging, self.sharing, self.max_rows)
 
-    def _home(self, layer: Layer) -> tuple[Bucket, int, slice]:
+    def _home(self, layer: Layer) -> tuple[Bucket, int]:
         homes = self.__dict__.get("_homes")
         if homes is None or len(homes) != sum(len(bucket.layers) for bucket in self.buckets):
-            homes = {}
-            for bucket in self.buckets:
-                for index, (one, members) in enumerate(zip(bucket.layers, bucket.slices, strict=True)):
-                    homes[one] = (bucket, index, members)
-            self._homes = homes
+            homes = self._homes = {one: (bucket, index) for bucket in self.buckets for index, one in enumerate(bucket.layers)}
         return homes[layer]
 
     def _refresh(self, scale: float) -> None:
@@ -366,57 +242,61 @@ class SINGD(torch.optim.Optimizer):
                 f"layer {layer.name!r} has a gradient but no layer was heard since the last refresh. Fix: call model.train() and run the model "
                 "that the optimiser was made with; with listen=False call observe(); or call detach() to keep the factors as they are."
             )
-        ready = [(bucket, *taken) for bucket in self.buckets if (taken := self._take(bucket, scale)) is not None]
+        ready = [(bucket, self._shared(bucket.take(scale))) for bucket in self.buckets]
+        ready = [(bucket, taken) for bucket, taken in ready if any(taken.present)]
         if not ready:
             return
-        traces = torch.cat(
-            [side.structure.diagonal(h, side.n).sum(-1) for b, *both, _ in ready for side, h in zip((b.k, b.c), both, strict=True)]
-        )
-        finite = iter(map(math.isfinite, traces.tolist()))
         for group in self.param_groups:
-            diagonal = []
-            options = {"damping": group["damping"], "adaptive": self.adaptive}
             lr_cov = group["lr_cov"](self.refreshes) if callable(group["lr_cov"]) else group["lr_cov"]
+            in_range("lr_cov", lr_cov, *RANGES["lr_cov"])
+            options = {"damping": group["damping"], "adaptive": self.adaptive}
             moving = options | {"lr_cov": lr_cov, "alpha1": group["alpha1"], "rounding": self.rounding}
-            for bucket, h_k, h_c, present in ready:
-                if bucket.group is not group:
-                    continue
-                good = [[next(finite) for _ in bucket.started] for _ in range(2)]
-                heard = [there for layer, there in zip(bucket.layers, present, strict=True) for _ in range(layer.blocks)]
-                sound = [a and b and there for a, b, there in zip(*good, heard, strict=True)]
-                self._count_skipped(bucket, sound, present)
+            mine = [(bucket, taken) for bucket, taken in ready if bucket.group is group]
+            for bucket, _ in mine:
                 bucket.metric = [None, None]
-                moves = [s and (begun or not self.warm) for s, begun in zip(sound, bucket.started, strict=True)]
-                starts = [s and not m for s, m in zip(sound, moves, strict=True)]
-                if any(starts):
-                    u, g = bucket.k.structure.diagonal(h_k, bucket.k.n), bucket.c.structure.diagonal(h_c, bucket.c.n)
-                    warm_start(bucket.k, bucket.c, u, g, valid=_mask(starts, u), **options)
-                bucket.started = [s or begun for s, begun in zip(sound, bucket.started, strict=True)]
-                if all(moves) and type(bucket.k.structure) is type(bucket.c.structure) is Diagonal:
-                    diagonal.append((bucket.k, bucket.c, h_k, h_c))
-                elif any(moves):
-                    refresh(bucket.k, bucket.c, h_k, h_c, valid=_mask(moves, h_k[0]), **moving)
-            if diagonal:
-                refresh_diagonal(diagonal, **moving)
+            flat, slow = [], []
+            for bucket, taken in mine:
+                (flat if _only_diagonal(bucket, taken) else slow).append((bucket, taken))
+            if flat and not _refresh_together(flat, moving):
+                slow = mine
+            traces = [h.structure.diagonal(x, h.n).sum(-1) for b, t in slow for h, x in ((b.k, t.h_k), (b.c, t.h_c))]
+            finite = iter(map(math.isfinite, torch.cat(traces).tolist() if traces else []))
+            for bucket, taken in slow:
+                self._refresh_bucket(bucket, taken, [list(islice(finite, len(bucket.started))) for _ in range(2)], options, moving)
         self.refreshes += 1
 
-    def _take(self, bucket: Bucket, scale: float) -> tuple[Factor, Factor, list[bool]] | None:
-        """Return what the layers of a bucket told, normalised and joined, and which of them did; None when none did."""
-        h_k, h_c = [], []
-        for layer, heard in zip(bucket.layers, bucket.heard, strict=True):
-            if heard.h_k is None or heard.h_c is None or heard.scale is None:
-                h_k.append(_zeros(bucket.k, layer.blocks))
-                h_c.append(_zeros(bucket.c, layer.blocks))
-            else:
-                h_k.append(tuple(part.div_(heard.rows) for part in heard.h_k))
-                h_c.append(tuple(part.mul_(heard.scale(heard.data, heard.rows) / scale**2) for part in heard.h_c))
-        present = [heard.h_k is not None for heard in bucket.heard]
-        if any(present):
-            bucket.heard = [Heard() for _ in bucket.layers]
-        joined_k, joined_c = _joined(h_k), _joined(h_c)
-        if _distributed():
-            present = _average(self.process_group, joined_k, joined_c, present)
-        return (joined_k, joined_c, present) if any(present) else None
+    def _refresh_bucket(
+        self, bucket: Bucket, taken: Taken, finite: list[list[bool]], options: dict[str, Any], moving: dict[str, Any]
+    ) -> None:
+        """Start the members that meet their first batch, move the others, leave those whose curvature is not finite."""
+        heard = [there for layer, there in zip(bucket.layers, taken.present, strict=True) for _ in range(layer.blocks)]
+        sound = [a and b and there for a, b, there in zip(*finite, heard, strict=True)]
+        self._count_skipped(bucket, sound, taken.present)
+        moves = [s and (begun or not self.warm) for s, begun in zip(sound, bucket.started, strict=True)]
+        starts = [s and not m for s, m in zip(sound, moves, strict=True)]
+        bucket.started = [s or begun for s, begun in zip(sound, bucket.started, strict=True)]
+        scales = taken.h_k[0].new_tensor([taken.scale_k, taken.scale_c])
+        if any(starts):  # the factors are still the identity, so that what was heard is the curvature itself
+            u = bucket.k.structure.diagonal(taken.h_k, bucket.k.n) * scales[0, :, None]
+            g = bucket.c.structure.diagonal(taken.h_c, bucket.c.n) * scales[1, :, None]
+            warm_start(bucket.k, bucket.c, u, g, valid=_mask(starts, u), **options)
+        if any(moves):
+            h_k, h_c = (
+                (h[0] * side.value[0].to(h[0].dtype).square(),) if type(side.structure) is Diagonal else h
+                for side, h in ((bucket.k, taken.h_k), (bucket.c, taken.h_c))
+            )
+            refresh(bucket.k, bucket.c, h_k, h_c, scales=(scales[0], scales[1]), valid=_mask(moves, h_k[0]), **moving)
+
+    def _shared(self, taken: Taken) -> Taken:
+        """Average what was heard over all processes."""
+        if not _distributed():
+            return taken
+        for parts, scales in ((taken.h_k, taken.scale_k), (taken.h_c, taken.scale_c)):
+            for part in parts:
+                part.mul_(part.new_tensor(scales).view(-1, *[1] * (part.ndim - 1)))
+        present = _average(self.process_group, taken.h_k, taken.h_c, taken.present)
+        ones = [1.0] * len(taken.scale_k)
+        return Taken(taken.h_k, taken.h_c, ones, ones, present)
 
     def _count_skipped(self, bucket: Bucket, sound: list[bool], present: list[bool]) -> None:
         bad = [
@@ -465,7 +345,8 @@ class SINGD(torch.optim.Optimizer):
         self.steps += 1
         if due:
             gap = self.interval(self.steps) if callable(self.interval) else self.interval
-            self.next_refresh = self.steps - 1 + max(1, int(gap)) if self.next_refresh != math.inf else math.inf
+            in_range("interval", gap, 1, math.inf, whole=True)
+            self.next_refresh = self.steps - 1 + gap if self.next_refresh != math.inf else math.inf
         if self.tap is not None:
             self.tap.armed = self.due
             self.tap.tape.clear()
@@ -489,55 +370,37 @@ class SINGD(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         for bucket in self.buckets:
-            bucket.heard = [Heard() for _ in bucket.layers]
+            bucket.forget()
         if self.tap is not None:
             self.tap.tape.clear()
 
     def _follow_parameters(self) -> None:
-        for bucket in self.buckets:
-            weight = bucket.layers[0].weight
-            dtype = self._factor_dtype(weight)
-            have = bucket.k.value[0]
-            if have.device == weight.device and have.dtype == dtype:
-                continue
-            bucket.k.to(weight.device, dtype)
-            bucket.c.to(weight.device, dtype)
-            bucket.metric = [None, None]
-            bucket.momentum = None if bucket.momentum is None else bucket.momentum.to(weight.device, weight.dtype)
-            for heard in bucket.heard:
-                for name in ("h_k", "h_c"):
-                    parts = getattr(heard, name)
-                    setattr(heard, name, None if parts is None else tuple(part.to(weight.device, dtype) for part in parts))
+        if any([bucket.follow(factor_dtype(bucket.layers[0].weight, self.factor_dtype)) for bucket in self.buckets]):
             for adamw in filter(None, self.adamw):
                 for parameter, state in adamw.state.items():
                     state.update({key: value.to(parameter) for key, value in state.items() if key != "step"})
 
     def _move(self, group: dict[str, Any], buckets: list[Bucket]) -> None:
-        work = [(bucket, gradient) for bucket in buckets if (gradient := _gradient(bucket, self.names)) is not None]
+        work = [(bucket, gradient) for bucket in buckets if (gradient := bucket.gradient(self.names)) is not None]
         if not work:
             return
-        steps = [self._precondition(bucket, gradient) for bucket, gradient in work]
+        steps = [bucket.direction(gradient, self.interval) for bucket, gradient in work]
         if group["update_rms"] is None and not self._clipped(group, steps, [gradient for _, gradient in work]):
             return
-        moved = [self._with_momentum(bucket, step) for (bucket, _), step in zip(work, steps, strict=True)]
-        scales = [1.0] * sum(len(bucket.started) for bucket, _ in work)
+        moved = [bucket.with_momentum(step, self.rounding) for (bucket, _), step in zip(work, steps, strict=True)]
+        scales: list[list[float] | None] = [None] * len(work)
         if group["update_rms"] is not None:
-            norms = torch.cat([torch.linalg.vector_norm(step.flatten(1), dim=1) for step in moved]).tolist()
+            norms = torch.cat([torch.linalg.vector_norm(step, dim=(-2, -1)) for step in moved]).tolist()
             if not all(map(math.isfinite, norms)):
                 for bucket, _ in work:
                     bucket.momentum = None
                 self._skip_step()
                 return
-            roots = [group["update_rms"] * math.sqrt(step[0].numel()) for step in moved for _ in range(step.shape[0])]
-            scales = [root / norm if norm > 0 else 0.0 for root, norm in zip(roots, norms, strict=True)]
-        first = 0
-        for (bucket, _), step in zip(work, moved, strict=True):
-            for layer, members in zip(bucket.layers, bucket.slices, strict=True):
-                part, scale = step if len(bucket.layers) == 1 else step[members], scales[first + members.start]
-                if layer.blocks > 1 and group["update_rms"] is not None:
-                    part, scale = part * part.new_tensor(scales[first + members.start : first + members.stop])[:, None, None], 1.0
-                self._write(layer, part, group["lr"] * scale, 1 - group["lr"] * group["weight_decay"])
-            first += len(bucket.started)
+            sizes = iter(norms)
+            roots = [group["update_rms"] * math.sqrt(step[0].numel()) for step in moved]
+            scales = [[root / n if n > 0 else 0.0 for n in islice(sizes, len(step))] for root, step in zip(roots, moved, strict=True)]
+        for (bucket, _), step, scale in zip(work, moved, scales, strict=True):
+            bucket.write(step, scale, self.rounding)
 
     def _clipped(self, group: dict[str, Any], steps: list[Tensor], gradients: list[Tensor]) -> bool:
         """Clip natural steps in place by what they change; False when they are not finite."""
@@ -558,35 +421,6 @@ class SINGD(torch.optim.Optimizer):
             self.warned = True
             warnings.warn("a gradient is not finite; the step is skipped (counted in .skipped, said once).", RuntimeWarning, stacklevel=4)
 
-    def _precondition(self, bucket: Bucket, gradient: Tensor) -> Tensor:
-        x = _both(bucket.k, bucket.metric, 0, gradient.to(bucket.k.value[0].dtype), bucket.c.n, self.interval)
-        x = _both(bucket.c, bucket.metric, 1, x.mT, bucket.k.n, self.interval).mT
-        return x.to(gradient.dtype).contiguous()
-
-    def _with_momentum(self, bucket: Bucket, step: Tensor) -> Tensor:
-        if bucket.group["momentum"] == 0:
-            return step
-        dtype = bucket.layers[0].weight.dtype
-        if bucket.momentum is None:
-            bucket.momentum = rounded(step, dtype, self.rounding)
-        elif dtype == step.dtype:
-            torch.add(step, bucket.momentum, alpha=bucket.group["momentum"], out=bucket.momentum)
-        else:
-            step = torch.add(step, bucket.momentum, alpha=bucket.group["momentum"])
-            bucket.momentum = rounded(step, dtype, self.rounding)
-            return step
-        return bucket.momentum
-
-    def _write(self, layer: Layer, step: Tensor, lr: float, decay: float) -> None:
-        for parameter, delta in _parts(layer, step):
-            if parameter.dtype == delta.dtype:
-                if decay != 1:
-                    parameter.mul_(decay)
-                parameter.add_(delta, alpha=-lr)
-            else:
-                wide = torch.add(parameter.to(delta.dtype) * decay, delta, alpha=-lr)
-                parameter.copy_(rounded(wide, parameter.dtype, self.rounding))
-
     # -- state ----------------------------------------------------------------------------------------------------------------------
 
     def report(self) -> list[Preconditioned]:
@@ -603,26 +437,7 @@ class SINGD(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain numbers alone, keyed by parameter names; `torch.load(weights_only=True)` reads it."""
-        state: dict[str, dict[str, Tensor]] = {}
-        for bucket in self.buckets:
-            for layer, members in zip(bucket.layers, bucket.slices, strict=True):
-                entry = state.setdefault(self.names[layer.weight], {})
-                for key, tensor in _stored(bucket):
-                    entry[_key(layer, key)] = tensor[members].clone()
-                entry[_key(layer, "started")] = torch.tensor(bucket.started[members])
-        for adamw in filter(None, self.adamw):
-            for parameter, values in adamw.state.items():
-                state[self.names[parameter]] = {key: value.clone() for key, value in values.items()}
-        counters = torch.tensor([self.steps, self.refreshes, -1 if self.next_refresh == math.inf else self.next_refresh, self.skipped])
-        state[""] = {"counters": counters}
-        if self.rounding is not None:
-            state[""]["rounding"] = self.rounding.get_state()
-        plain = (int, float, bool, type(None))
-        groups = [
-            {key: value for key, value in group.items() if isinstance(value, plain)} | {"params": [self.names[p] for p in group["params"]]}
-            for group in self.param_groups
-        ]
-        return {"state": state, "param_groups": groups}
+        return pack(self)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -631,50 +446,10 @@ class SINGD(torch.optim.Optimizer):
         Raises:
             ValueError: when names or shapes differ from this optimiser's: the model or the structures are not the same.
         """
-        state, groups = state_dict["state"], state_dict["param_groups"]
-        names = [[self.names[p] for p in group["params"]] for group in self.param_groups]
-        if [list(group["params"]) for group in groups] != names:
-            raise ValueError(
-                "state_dict: the parameter groups hold other parameters than this optimiser's. Fix: build it for the same model and groups."
-            )
-        for bucket in self.buckets:
-            self._load_bucket(bucket, state)
-        for group, saved in zip(self.param_groups, groups, strict=True):
-            group.update({key: value for key, value in saved.items() if key != "params"})
-        for adamw in filter(None, self.adamw):
-            adamw.state.clear()
-            for p in adamw.param_groups[0]["params"]:
-                values = state.get(self.names[p])
-                if values:
-                    adamw.state[p] = {k: v.clone() if k == "step" else v.to(p.device, p.dtype, copy=True) for k, v in values.items()}
-        self.steps, self.refreshes, next_refresh, self.skipped = state[""]["counters"].tolist()
-        self.next_refresh = math.inf if next_refresh < 0 else next_refresh
-        if self.rounding is not None and "rounding" in state[""]:
-            self.rounding.set_state(state[""]["rounding"].cpu())
+        unpack(self, state_dict)
         self._forget()
         if self.tap is not None:
             self.tap.armed = self.due
-
-    def _load_bucket(self, bucket: Bucket, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        first = bucket.layers[0]
-        saved = state.get(self.names[first.weight], {})
-        if _key(first, "momentum") not in saved:
-            bucket.momentum = None
-        elif bucket.momentum is None:
-            bucket.momentum = first.weight.new_empty(len(bucket.started), first.d, first.inputs)
-        bucket.metric = [None, None]
-        for layer, members in zip(bucket.layers, bucket.slices, strict=True):
-            name = self.names[layer.weight]
-            for key, tensor in _stored(bucket):
-                value = state.get(name, {}).get(_key(layer, key))
-                if value is None or value.shape != tensor[members].shape:
-                    seen = "nothing" if value is None else f"shape {tuple(value.shape)}"
-                    raise ValueError(
-                        f"state_dict: {seen} for {_key(layer, key)!r} of {name!r}, wanted shape {tuple(tensor[members].shape)}. "
-                        "Fix: use the structures, alpha1 and momentum that it was saved with."
-                    )
-                tensor[members] = value.to(tensor.device, tensor.dtype)
-            bucket.started[members] = state[name][_key(layer, "started")].tolist()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("tap", "_homes", "rounding")} | {
@@ -693,73 +468,37 @@ class SINGD(torch.optim.Optimizer):
         self.tap.armed = self.due
 
 
-def _both(side: Side, cache: list[Factor | None], index: int, x: Tensor, uses: int, interval: Any) -> Tensor:
-    """``X K K^T``, by the cached or the passing ``K K^T`` where that is less work."""
-    dense = isinstance(side.structure, Dense)
-    metric = cache[index]
-    if metric is None:
-        gap = interval if dense and isinstance(interval, int) else 1
-        metric = side.structure.metric(side.value, uses * gap)
-        if dense:
-            cache[index] = metric
-    if metric is None:
-        return side.structure.right_t(side.value, side.structure.right(side.value, x))
-    return side.structure.right(metric, x)
+def _standing(params: list[Any] | None, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors given by name that are not the model's own."""
+    given = [one for entry in params or () for one in (entry["params"] if isinstance(entry, dict) else [entry])]
+    standing = {one[0]: one[1] for one in given if isinstance(one, tuple) and one[0] in own and own[one[0]] is not one[1]}
+    for name, tensor in standing.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"params: {name!r} has shape {tuple(tensor.shape)}, the model's has {tuple(own[name].shape)}. Fix: give the model that it is of."
+            )
+    return standing
 
 
-def _gradient(bucket: Bucket, names: Mapping[nn.Parameter, str]) -> Tensor | None:
-    """Gradients of a bucket's layers as ``[B, d, inputs]``; zeros for a layer without, None when no layer has one."""
-    parts = []
-    heard = False
-    for layer in bucket.layers:
-        pieces = []
-        for parameter in layer.parameters():
-            gradient = parameter.grad
-            if gradient is None:
-                gradient = torch.zeros_like(parameter)
-            elif gradient.is_sparse:
-                raise TypeError(f"parameter {names[parameter]!r} of layer {layer.name!r} has a sparse gradient, wanted a dense one.")
-            else:
-                heard = True
-            pieces.append(layer.view(gradient))
-        parts.append(pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1))
-    if not heard:
-        return None
-    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return joined.to(torch.promote_types(joined.dtype, torch.float32))
+def _stand_in(layers: Iterable[Layer], by: Mapping[Tensor, Tensor]) -> None:
+    """Put the given tensors in place of a layer's weight and bias."""
+    for layer in layers:
+        standing: Any = [by.get(parameter, parameter) for parameter in layer.parameters()]
+        layer.standing = layer.weight in by
+        layer.weight, layer.bias = standing if len(standing) == 2 else (*standing, None)
 
 
-def _parts(layer: Layer, step: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Pair the layer's rows of weight and bias with their parts of a step ``[B, d, inputs]``."""
-    pairs = []
-    for parameter, part in ((layer.weight, step if layer.bias is None else step[..., : layer.p]), (layer.bias, step[..., layer.p :])):
-        if parameter is not None and parameter.grad is not None:
-            rows = parameter if layer.whole else parameter[layer.start : layer.start + layer.blocks * layer.d]
-            pairs.append((rows, part.view(rows.shape) if part.is_contiguous() else part.reshape(rows.shape)))
-    return pairs
+def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
+    return all(bucket.started) and all(taken.present) and type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
 
 
-def _stored(bucket: Bucket) -> list[tuple[str, Tensor]]:
-    named = [(f"{side}.{i}", part) for side, of in (("K", bucket.k), ("C", bucket.c)) for i, part in enumerate(of.value)]
-    for side, of in (("K", bucket.k), ("C", bucket.c)):
-        named += [(f"{side}_momentum.{i}", part) for i, part in enumerate(of.momentum or ())]
-    return named if bucket.momentum is None else [*named, ("momentum", bucket.momentum)]
-
-
-def _key(layer: Layer, key: str) -> str:
-    return key if layer.whole else f"rows{layer.start}.{key}"
+def _refresh_together(pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:
+    scales = [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both]
+    return refresh_diagonal([(bucket.k, bucket.c, taken.h_k[0], taken.h_c[0]) for bucket, taken in pairs], scales, **moving)
 
 
 def _mask(members: list[bool], like: Tensor) -> Tensor | None:
     return None if all(members) else torch.tensor(members, device=like.device)
-
-
-def _zeros(side: Side, blocks: int) -> Factor:
-    return tuple(part.new_zeros(blocks, *part.shape[1:], dtype=torch.promote_types(part.dtype, torch.float32)) for part in side.value)
-
-
-def _joined(parts: list[Factor]) -> Factor:
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
 
 def _distributed() -> bool:
@@ -779,31 +518,6 @@ def _average(process_group: Any, h_k: Factor, h_c: Factor, present: list[bool]) 
     return [flag > 0 for flag in flat[: len(present)].tolist()]
 
 
-def _named(layer: Layer, names: Mapping[nn.Parameter, str], fallback: Collection[str]) -> bool:
+def _named(layer: Layer, names: Mapping[Tensor, str], fallback: Collection[str]) -> bool:
     own = {layer.name, *(names.get(parameter, "") for parameter in layer.parameters())}
     return any(name in own or layer.name.startswith(f"{name}.") for name in fallback)
-
-
-def _in_range(name: str, value: Any, low: float, high: float, low_open: bool = False) -> None:
-    if value is None or callable(value):
-        return
-    good = isinstance(value, int | float) and not isinstance(value, bool) and value <= high and (value > low if low_open else value >= low)
-    if not good or (name in ("interval", "max_rows") and not isinstance(value, int)):
-        kind = "a whole number" if name in ("interval", "max_rows") else "a number"
-        raise ValueError(
-            f"{name}={value!r}, wanted {kind} {'above' if low_open else 'at least'} {low:g}"
-            + (f" and at most {high:g}." if high < math.inf else ".")
-        )
-
-
-def _check(group: Mapping[str, Any]) -> None:
-    below_one = math.nextafter(1.0, 0.0)
-    _in_range("lr", group["lr"], 0, math.inf)
-    _in_range("damping", group["damping"], 0, math.inf, low_open=True)
-    _in_range("momentum", group["momentum"], 0, below_one)
-    _in_range("alpha1", group["alpha1"], 0, below_one)
-    _in_range("lr_cov", group["lr_cov"], 0, below_one, low_open=True)
-    _in_range("weight_decay", group["weight_decay"], 0, math.inf)
-    _in_range("kl_clip", group["kl_clip"], 0, math.inf, low_open=True)
-    _in_range("update_rms", group["update_rms"], 0, math.inf, low_open=True)
-    _in_range("fallback_lr", group["fallback_lr"], 0, math.inf)

@@ -115,16 +115,16 @@ class LagrangianFlow:
         """Learn the potential (and the bend, where the strands need one); marginals held out are not looked at. Returns the flow itself.
 
         Args:
-            snapshots: The samples.
-            steps: Of the optimiser; ``0`` with a ``checkpoint`` is not a way to load one: repeat the call that wrote it.
+            snapshots: The samples. Their masses count under ``WFR(lam, normalized=False)``; `W2` conserves mass and takes every one as 1.
+            steps: Of the optimiser.
             rng: Streams for the networks, plans and batches.
             record: See `popflow.learn.fit`.
             checkpoint: See `popflow.learn.fit`.
             compile: See `popflow.learn.fit`.
 
         Raises:
-            ValueError: for a potential without a minimiser, a network without second derivatives under noise, masses that a normalised
-                Lagrangian would ignore, and functions of the user that return another shape.
+            ValueError: for a potential without a minimiser, a network without second derivatives under noise, masses that normalised growth
+                would ignore, times too large for the dtype of the cells, and functions of the user that return another shape.
             DivergenceError: from `popflow.learn.fit`.
         """
         self._check(snapshots)
@@ -156,7 +156,6 @@ class LagrangianFlow:
             record=record,
             checkpoint=checkpoint,
             compile=compile,
-            spike=math.inf,
         )
         for player, module in (("s.", potential), ("b.", bend)):
             if module is not None:
@@ -171,7 +170,10 @@ class LagrangianFlow:
         return self._rates(t, x)[0]
 
     def velocity(self, t: Tensor | float, x: Tensor) -> Tensor:
-        """``v = u + grad s`` ``[n, d]`` at a time in the user's unit (or one per row); with noise the drift of the diffusion."""
+        """``v = u + grad s`` ``[n, d]`` at a time in the user's unit (or one per row); with noise the drift of the diffusion.
+
+        It may jump at a snapshot; there it is that of the interval before.
+        """
         return self._rates(t, x)[1]
 
     def growth(self, t: Tensor | float, x: Tensor) -> Tensor:
@@ -292,6 +294,12 @@ class LagrangianFlow:
             raise ValueError(
                 f"masses={training.mass.tolist()} with WFR(normalized=True), which gives every snapshot mass one. Fix: "
                 "WFR(lam, normalized=False) to meet the masses, or snapshots without masses."
+            )
+        coarse = torch.finfo(training.x[0].dtype).eps * float(training.times.abs().max())
+        if coarse > 1e-4 * float(training.times.diff().min()):
+            raise ValueError(
+                f"times go up to {float(training.times[-1]):.6g} and are {float(training.times.diff().min()):.3g} apart, too near for "
+                f"{training.x[0].dtype}. Fix: subtract the first time, or take float64 cells."
             )
         x = torch.cat([rows[:2] for rows in training.x])
         if not bool((torch.cat(training.x).std(0) > 0).any()):

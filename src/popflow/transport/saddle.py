@@ -129,8 +129,8 @@ def saddle_loss(
         mine, theirs = ({name[2:]: p for name, p in params.items() if name[0] == player} for player in "sb")
         t = batch["t"].flatten()
         probe = batch["probe"].flatten(0, 1) if "probe" in batch else None
-        point = follow(lagrangian, batch, None if bend is None else lambda *ends: functional_call(bend, theirs, ends))
-        still = Point(*(value.detach() for value in (point.x, point.velocity, point.mass, point.mass_rate, point.spread)))
+        point = follow(lagrangian, batch, None if bend is None else lambda *ends, module=bend: functional_call(module, theirs, ends))
+        still = Point(*(value.detach() for value in point))
         lower = dual(lagrangian, lambda t, x: functional_call(potential, mine, (t, x)), t, still, probe).mean()
         upper = strand_energy(lagrangian, t, point).mean()
         total, metrics = -lower / unit, {"dual": lower, "strands": upper}
@@ -152,7 +152,7 @@ def saddle_loss(
     return loss
 
 
-def two_rates(params: list[Tensor], first: int, lr: float, path_lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+def two_rates(params: list[tuple[str, Tensor]], first: int, lr: float, path_lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
     """AdamW with one learning rate for the ``first`` tensors, the potential's, and another for the path's."""
     groups: list[dict[str, Any]] = [{"params": params[:first], "lr": lr}]
     if params[first:]:

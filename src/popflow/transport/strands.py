@@ -5,7 +5,7 @@ quadratic potential its path of least action is known (``u`` runs from 0 to 1 ov
 
     transport            q = A(1-u) a + A(u) b,   A(u) = u,  sin(w u) / sin w  or  sinh(w u) / sinh w,   w = sqrt|k| L
     acceleration a(t)    q gains the solution of q'' = a(t) that vanishes at both ends
-    noise                x = q + nu z,   nu^2 = sigma^2 L A(u) A(1-u) A'(0) -> sigma^2 L u (1-u): the Brownian bridge
+    noise                x = q + nu z,   nu^2 = sigma^2 L A(u) A(1-u) / A'(0): the Brownian bridge, in a parabola that of its oscillator
     growth               sqrt(mass) and position are modulus and angle of z = A(1-u) sqrt(h0) + A(u) sqrt(h1) exp(i tau),
                          tau = sqrt(lam) |b - a| / 2; A(u) = u for true masses, sin(theta u) / sin(theta) for normalised ones
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,7 @@ Batch = dict[str, Tensor]
 (from 0 to 1) ``[slices, n]``. All of one slice are at the same time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """Where strands are at their times.
 
     Attributes:
@@ -139,7 +139,7 @@ def moments(lagrangian: Lagrangian, snapshots: Snapshots) -> tuple[Tensor, Tenso
 def radius(cells: Tensor) -> Tensor:
     """Root mean square distance from the mean, per coordinate.
 
-    >>> radius(torch.tensor([[0.0, 1.0], [2.0, 1.0]])).square().item()
+    >>> round(radius(torch.tensor([[0.0, 1.0], [2.0, 1.0]])).square().item(), 6)
     0.5
     """
     return (cells - cells.mean(0)).square().mean().sqrt()

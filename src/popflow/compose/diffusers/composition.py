@@ -45,7 +45,7 @@ def composition(
         ess_below: Resample below this share of effective particles; product only.
 
     Raises:
-        ValueError: for an unknown operation, options that do not belong to it, and AND of more experts than have a solution.
+        ValueError: for an unknown operation, options that do not belong to it, a superposition of one expert, and AND of more than have a solution.
     """
     if op not in OPS:
         raise ValueError(unknown("op", op, OPS))
@@ -53,6 +53,8 @@ def composition(
     if op != "product":
         if exponents is not None or zeta != 1 or kernel_steps:
             raise ValueError(f"op={op!r} takes no exponents, zeta or kernel_steps: they belong to op='product'.")
+        if len(experts) < 2:
+            raise ValueError(f"op={op!r} of one prompt, wanted at least two to superpose: prompts=['a cat', 'a dog'], or op='product'.")
         dim = math.prod(experts[0].event)
         if op == "and" and len(experts) > dim + 1:
             raise ValueError(
@@ -64,6 +66,8 @@ def composition(
     betas = [1.0] * len(experts) if exponents is None else [float(beta) for beta in exponents]
     if len(betas) != len(experts):
         raise ValueError(f"exponents holds {len(betas)} numbers for {len(experts)} prompts, wanted one for each.")
+    if not all(map(math.isfinite, betas)):
+        raise ValueError(f"exponents={betas}, wanted finite numbers, one for each prompt.")
     target = Target(())
     for i, (expert, beta) in enumerate(zip(experts, betas, strict=True)):
         if guidance == 1:

@@ -126,7 +126,7 @@ class PipelineExpert(Expert):
         there = {one for names in source.pipe.get_list_adapters().values() for one in names}
         for one, _ in chosen:
             if one not in there:
-                raise ValueError(unknown("adapter", one, there))
+                raise ValueError(unknown("adapter", one, there) + f" Fix: pipe.load_lora_weights(FOLDER, adapter_name={one!r}) before.")
         label = name or " + ".join(f"{one} {strength:g}" for one, strength in chosen) or "no adapter"
         bare = replace(self, model=Denoiser(source, chosen), name=label)
         return bare if source.conditions is None else bare.prompt(_nothing(source.network), label)
@@ -234,25 +234,42 @@ def from_pretrained(
 def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
     """Load the pipeline itself; see `from_pretrained`."""
     diffusers = extra("diffusers")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype={dtype!r}, wanted a torch.dtype such as torch.float16, or None for that of the folder.")
     there = Path(folder).is_dir()
     if there and not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(f"{folder} holds no model_index.json, wanted a folder that pipe.save_pretrained(folder) has written.")
+        raise ValueError(
+            f"folder={str(folder)!r} holds no model_index.json, wanted a folder that pipe.save_pretrained(folder) has written."
+        )
     if not there and (Path(folder).is_absolute() or str(folder).count("/") != 1 or str(folder).startswith(".")):
         raise ValueError(f"{folder}: no such folder, and no name on the hub (owner/name).")
     try:
-        options = {} if dtype is None else {"torch_dtype": dtype}
+        options = {} if dtype is None else {"dtype": dtype}
         pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options)
     except Exception as error:
+        chain = _chain(error)
+        said = "; first cause: ".join(dict.fromkeys(f"{type(one).__name__}: {str(one).strip()}" for one in (error, chain[-1])))
+        if any(isinstance(one, ImportError) for one in chain):
+            raise ValueError(
+                f"{folder} cannot be loaded, a library that it needs cannot be imported: {said} Fix: install that library anew, "
+                "pip install --force-reinstall NAME, or remove it where nothing needs it; the folder may be sound."
+            ) from error
         if there:
             raise ValueError(
-                f"{folder} cannot be loaded, a component is missing or damaged: {error} Fix: save it anew with pipe.save_pretrained(folder); weights "
+                f"{folder} cannot be loaded, a component is missing or damaged: {said} Fix: save it anew with pipe.save_pretrained(folder); weights "
                 "must be safetensors."
             ) from error
         raise ValueError(
-            f"{folder} is no folder here, and the hub cannot be reached or does not have it ({type(error).__name__}). Fix: where there is a "
+            f"{folder} is no folder here, and the hub cannot be reached or does not have it ({type(chain[-1]).__name__}: {chain[-1]}). Fix: where there is a "
             f"network, `hf download {folder} --local-dir FOLDER`, copy FOLDER here and give its path."
         ) from error
     return pipe.to(device)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception, and those that it came from, the first one last."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return [error] if before is None else [error, *_chain(before)]
 
 
 def _nothing(network: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from popflow.compose.diffusers.extra import extra
 from popflow.core import NonFiniteError
+from popflow.core.errors import refuse
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,10 @@ class Latents:
         if self.vae is None and pixels.shape[1] != self.event[0] and self.event[0] == 1:
             pixels = pixels.mean(1, keepdim=True)
         _refuse_non_finite(pixels, "image", "load it again")
+        if float(pixels.abs().max()) > 1 + 1e-3:
+            raise ValueError(
+                f"image holds values up to {float(pixels.abs().max()) / 2 + 0.5:g}, wanted [0, 1] in arrays and tensors: divide by 255, or pass a PIL image."
+            )
         return pixels
 
     def images(self, z: Tensor, output_type: str = "pil") -> Any:
@@ -196,6 +201,9 @@ def _dtype(module: Any) -> torch.dtype:
 
 
 def _refuse_non_finite(value: Tensor, what: str, fix: str) -> None:
-    bad = int((~value.isfinite()).flatten(1).any(1).sum())
-    if bad:
-        raise NonFiniteError(f"{what}: {bad} of {len(value)} hold values that are not finite (NaN or infinite). Fix: {fix}.")
+    total = len(value)
+
+    def error(bad: int) -> NonFiniteError:
+        return NonFiniteError(f"{what}: {bad} of {total} hold values that are not finite (NaN or infinite). Fix: {fix}.")
+
+    refuse((~value.isfinite()).flatten(1).any(1).sum(), error)

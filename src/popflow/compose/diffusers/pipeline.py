@@ -6,6 +6,7 @@ Strings such as ``op="and"`` live here because this is the boundary where users 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ from popflow.compose.sample import Sample, Sampler, sample
 from popflow.compose.steering import steer
 from popflow.compose.target import Reward, check_same_space
 from popflow.core import PopflowWarning, Population, Streams
+from popflow.core.errors import unknown
+
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Callback = Callable[[Any, int, float, dict[str, Any]], Any]
 """``callback(pipeline, step, timestep, {"latents", "weights", "ess", "log_densities", "kappa"})``; a returned ``"latents"`` replaces them."""
@@ -139,6 +143,12 @@ class ComposedPipeline:
             ValueError: for options that do not fit together, an image of the wrong size, incompatible latent spaces.
             NonFiniteError: for latents that are not finite, naming the expert and the noise level.
         """
+        _whole(particles=particles, num_images_per_prompt=num_images_per_prompt)
+        if output_type not in _OUTPUT_TYPES:
+            raise ValueError(unknown("output_type", output_type, _OUTPUT_TYPES))
+        for one in generator if isinstance(generator, Sequence) else [generator]:
+            if one is not None and not isinstance(one, torch.Generator):
+                raise TypeError(f"generator holds {one!r}, wanted a torch.Generator: torch.Generator().manual_seed(0).")
         plan = self.plan(prompts, correct=particles > 1, **options)
         if plan.around is not None and len(plan.around) not in (1, num_images_per_prompt):
             raise ValueError(f"image holds {len(plan.around)} images, wanted 1 or num_images_per_prompt={num_images_per_prompt}.")
@@ -219,6 +229,9 @@ class ComposedPipeline:
             kernel_steps: Langevin steps at each level of a product.
             ess_below: Resample below this share of effective particles.
         """
+        _whole(num_inference_steps=num_inference_steps, reward_every=reward_every)
+        if not noise_above >= 0:
+            raise ValueError(f"noise_above={noise_above}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
         if image is not None and height is None and width is None:
             height, width = size_of(image)
         bases = self.experts(height, width)
@@ -268,6 +281,8 @@ class ComposedPipeline:
         Raises:
             ValueError: when their latent spaces differ, saying how.
         """
+        if not self.pipes:
+            raise ValueError("pipes is empty, wanted at least one pipeline, or one folder.")
         if (height, width) not in self._read:
             found = [from_pipe(pipe, height=height, width=width, chunk=self.chunk) for pipe in self.pipes]
             check_same_space(found)
@@ -340,6 +355,8 @@ def _prompted(
 def _guidance(expert: PipelineExpert, asked: float | None) -> tuple[float, float | None]:
     """Weight of guidance, and the scale that a network with distilled guidance is told (None for others)."""
     assert expert.source is not None
+    if asked is not None and not math.isfinite(asked):
+        raise ValueError(f"guidance_scale={asked}, wanted a finite number: 1 for no guidance, 7.5 is usual for Stable Diffusion.")
     pipe, network = expert.source.pipe, expert.source.network
     own = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
     usual = float(own.default) if own is not None and own.default is not inspect.Parameter.empty else 1.0
@@ -353,6 +370,8 @@ def _guidance(expert: PipelineExpert, asked: float | None) -> tuple[float, float
 def _potential(reward: Callable[[Tensor], Tensor] | None, scale: float, on: str, gradient: bool, latents: Latents) -> Reward | None:
     if reward is None:
         return None
+    if not callable(reward):
+        raise TypeError(f"reward={reward!r}, wanted a function of a batch of images or latents that returns one number for each.")
     if on not in ("images", "latents"):
         raise ValueError(f"reward_on={on!r}, wanted 'images' or 'latents'.")
 
@@ -374,9 +393,22 @@ def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Samp
         seen = {"latents": after.x, "weights": after.weights(), "ess": after.ess()}
         seen |= {"log_densities": plan.log_densities(after), "kappa": after.aux.get("kappa")}
         answer = callback(pipeline, number[t1], float(source.reading.schedule.time(t0**0.5)), seen)
-        return after if not answer or answer.get("latents") is None else after.replace(x=answer["latents"].to(after.x))
+        if not answer or answer.get("latents") is None:
+            return after
+        if answer["latents"].shape != after.x.shape:
+            raise ValueError(
+                f"callback_on_step_end returned latents of shape {tuple(answer['latents'].shape)}, wanted {tuple(after.x.shape)}: "
+                "[runs, particles, channels, height, width]."
+            )
+        return after.replace(x=answer["latents"].to(after.x))
 
     return replace(plan.sampler, step=step)
+
+
+def _whole(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}, wanted a whole number of at least 1.")
 
 
 def _of_image(plan: Plan, i: int) -> Plan:

@@ -163,8 +163,9 @@ def _tell_what_is_left_out(scheduler: Any, name: str) -> None:
     clips = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
     if clips:
         warnings.warn(
-            f"scheduler {name} has {clips[0]}=True: a clipped prediction is no score, so the predictions of the network are used as they are. "
-            f"Samples can differ from the pipeline's own. To silence this: {name}.from_config(pipe.scheduler.config, {clips[0]}=False).",
+            f"scheduler {name} has {' and '.join(f'{key}=True' for key in clips)}: a clipped prediction is no score, so the predictions of the "
+            f"network are used as they are. Samples can differ from the pipeline's own. To silence this: {name}.from_config(pipe.scheduler.config, "
+            f"{', '.join(f'{key}=False' for key in clips)}).",
             PopflowWarning,
             stacklevel=4,
         )

@@ -1,0 +1,248 @@
+"""Layers of equal shape and options as one batch of Kronecker pairs: what they hear, their gradient, its natural direction, their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from popflow.optim.blocks import Dense, Diagonal
+from popflow.optim.capture import Averaging, Layer, Sharing
+from popflow.optim.kronecker import Side, rounded
+from popflow.optim.structures import Factor
+
+
+@dataclass(eq=False)
+class Heard:
+    """What one layer told since the last step: sums over rows, and how many rows and data made them.
+
+    The sums are `Structure.gram` of the current factor, except for `Diagonal`, where they are those of the rows themselves.
+    """
+
+    h_k: Factor | None = None
+    h_c: Factor | None = None
+    rows: int = 0
+    data: int = 0
+    task: int = -1
+    scale: Averaging | None = None
+
+    def add(self, h_k: Factor, h_c: Factor) -> None:
+        """Add the sums of one more call."""
+        if self.h_k is None or self.h_c is None:
+            self.h_k, self.h_c = h_k, h_c
+            return
+        for old, more in zip((*self.h_k, *self.h_c), (*h_k, *h_c), strict=True):
+            old.add_(more)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What the layers of a bucket told, joined: sums, the numbers that make means of them (one per member), which layers were heard."""
+
+    h_k: Factor
+    h_c: Factor
+    scale_k: list[float]
+    scale_c: list[float]
+    present: list[bool]
+
+
+@dataclass(eq=False)
+class Bucket:
+    """Layers of equal shape, options and structures: one batch of Kronecker pairs.
+
+    Attributes:
+        group: The parameter group, with its options.
+        layers: The layers, each with ``blocks`` members of the batch.
+        k: Input factors.
+        c: Output factors.
+        momentum: ``[B, d, inputs]``, or None before the first step and without momentum.
+        started: Whether a member has met its first batch.
+        heard: One per layer.
+        metric: Cached ``K K^T``, ``C C^T`` where that saves work; not part of the state.
+    """
+
+    group: dict[str, Any]
+    layers: list[Layer]
+    k: Side
+    c: Side
+    momentum: Tensor | None = None
+    started: list[bool] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
+    metric: list[Tensor | None] = field(default_factory=lambda: [None, None])
+
+    def __post_init__(self):
+        ends = list(accumulate((layer.blocks for layer in self.layers), initial=0))
+        self.slices = [slice(a, b) for a, b in pairwise(ends)]
+
+    # -- curvature ------------------------------------------------------------------------------------------------------------------
+
+    def hear(self, index: int, a: Tensor, g: Tensor, averaging: Averaging, sharing: Sharing, max_rows: int | None) -> None:
+        """Take the inputs and cotangents ``[B, N, R, ...]`` of one call of a layer."""
+        layer, heard, data = self.layers[index], self.heard[index], a.shape[1]
+        if data == 0:
+            return
+        task = torch._C._current_graph_task_id()
+        if task == -1 or task != heard.task:  # a second call within one backward pass is a second use of the weight, not more data
+            heard.data, heard.task = heard.data + data, task
+        heard.scale = averaging
+        a, g = sharing(a, g)
+        rows = a.shape[1]
+        heard.rows += rows
+        keep = 1 if max_rows is None else math.ceil(rows / max_rows)
+        if keep > 1:
+            a, g = a[:, ::keep], g[:, ::keep]
+        members = self.slices[index] if len(self.layers) > 1 else None
+        h_k, h_c = _sums(self.k, a, members, layer.bias is not None), _sums(self.c, g, members, False)
+        if keep > 1:
+            share = rows / a.shape[1]
+            h_k, h_c = tuple(part * share for part in h_k), tuple(part * share for part in h_c)
+        heard.add(h_k, h_c)
+
+    def take(self, scale: float) -> Taken:
+        """Return what the layers told and forget it; ``scale`` is that of the loss."""
+        h_k, h_c, scale_k, scale_c = [], [], [], []
+        for layer, heard in zip(self.layers, self.heard, strict=True):
+            there = heard.h_k is not None and heard.h_c is not None and heard.scale is not None
+            h_k.append(heard.h_k if there else _zeros(self.k, layer.blocks))
+            h_c.append(heard.h_c if there else _zeros(self.c, layer.blocks))
+            scale_k += [1 / heard.rows if there else 0.0] * layer.blocks
+            scale_c += [heard.scale(heard.data, heard.rows) / scale**2 if there and heard.scale else 0.0] * layer.blocks
+        present = [heard.h_k is not None for heard in self.heard]
+        self.forget()
+        return Taken(_joined(h_k), _joined(h_c), scale_k, scale_c, present)
+
+    def forget(self) -> None:
+        """Drop what was heard."""
+        self.heard = [Heard() for _ in self.layers]
+
+    # -- the step -------------------------------------------------------------------------------------------------------------------
+
+    def gradient(self, names: Mapping[Tensor, str]) -> Tensor | None:
+        """Gradients as ``[B, d, inputs]``, at least float32; zeros for a layer without, None when no layer has one."""
+        parts, any_there = [], False
+        for layer in self.layers:
+            pieces = []
+            for parameter in layer.parameters():
+                gradient = parameter.grad
+                if gradient is None:
+                    gradient = torch.zeros_like(parameter)
+                elif gradient.is_sparse:
+                    raise TypeError(f"parameter {names[parameter]!r} of layer {layer.name!r} has a sparse gradient, wanted a dense one.")
+                else:
+                    any_there = True
+                pieces.append(layer.view(gradient))
+            parts.append(pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1))
+        if not any_there:
+            return None
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return joined if joined.dtype == torch.float64 else joined.float()
+
+    def direction(self, gradient: Tensor, interval: Any) -> Tensor:
+        """``C C^T grad K K^T``; dense products with themselves are kept until the next refresh where that is less work."""
+        x = gradient.to(self.k.value[0].dtype)
+        for i, (side, dim) in enumerate(((self.k, -1), (self.c, -2))):
+            cached = self.metric[i]
+            if cached is None and type(side.structure) is Dense and x.shape[-3 - dim] * (1 if callable(interval) else interval) >= side.n:
+                cached = self.metric[i] = side.value[0] @ side.value[0].mT
+            if cached is None:
+                x = side.structure.precondition(side.value, x, dim)
+            else:
+                x = x @ cached if dim == -1 else cached @ x
+        return x.to(gradient.dtype).contiguous()
+
+    def with_momentum(self, step: Tensor, rounding: Generator | None) -> Tensor:
+        """``m <- momentum m + step``, in the dtype of the weights; returns it unrounded."""
+        momentum = self.group["momentum"]
+        if momentum == 0:
+            return step
+        dtype = self.layers[0].weight.dtype
+        if self.momentum is None:
+            self.momentum = rounded(step, dtype, rounding)
+            return step
+        if dtype == step.dtype:
+            return torch.add(step, self.momentum, alpha=momentum, out=self.momentum)
+        step = torch.add(step, self.momentum, alpha=momentum)
+        self.momentum = rounded(step, dtype, rounding)
+        return step
+
+    def write(self, step: Tensor, scales: list[float] | None, rounding: Generator | None) -> None:
+        """Move the weights by ``-lr`` times the step, and decay them; ``scales`` are one number for each member."""
+        lr, decay = self.group["lr"], 1 - self.group["lr"] * self.group["weight_decay"]
+        for layer, members in zip(self.layers, self.slices, strict=True):
+            part, rate = step if len(self.layers) == 1 else step[members], lr
+            if scales is not None and layer.blocks == 1:
+                rate = lr * scales[members.start]
+            elif scales is not None:
+                part = part * part.new_tensor(scales[members])[:, None, None]
+            for parameter, delta in _parts(layer, part):
+                if parameter.dtype == delta.dtype:
+                    if decay != 1:
+                        parameter.mul_(decay)
+                    parameter.add_(delta, alpha=-rate)
+                else:
+                    wide = torch.add(parameter.to(delta.dtype) * decay, delta, alpha=-rate)
+                    parameter.copy_(rounded(wide, parameter.dtype, rounding))
+
+    # -- state ----------------------------------------------------------------------------------------------------------------------
+
+    def follow(self, dtype: torch.dtype) -> bool:
+        """Move to the device and dtype of the weights where they have gone; say whether they had."""
+        weight, have = self.layers[0].weight, self.k.value[0]
+        if have.dtype == dtype and have.device == weight.device:
+            return False
+        self.k.to(weight.device, dtype)
+        self.c.to(weight.device, dtype)
+        self.metric = [None, None]
+        self.momentum = None if self.momentum is None else self.momentum.to(weight.device, weight.dtype)
+        for heard in self.heard:
+            for name in ("h_k", "h_c"):
+                parts = getattr(heard, name)
+                setattr(heard, name, None if parts is None else tuple(part.to(weight.device, dtype) for part in parts))
+        return True
+
+    def stored(self) -> list[tuple[str, Tensor]]:
+        """The tensors of the state, by name."""
+        named = [(f"{side}.{i}", part) for side, of in (("K", self.k), ("C", self.c)) for i, part in enumerate(of.value)]
+        for side, of in (("K", self.k), ("C", self.c)):
+            named += [(f"{side}_momentum.{i}", part) for i, part in enumerate(of.momentum or ())]
+        return named if self.momentum is None else [*named, ("momentum", self.momentum)]
+
+    def size(self) -> int:
+        """Numbers kept between steps, caches among them."""
+        return sum(part.numel() for _, part in self.stored()) + sum(part.numel() for part in self.metric if part is not None)
+
+
+def _sums(side: Side, x: Tensor, members: slice | None, bias: bool) -> Factor:
+    """Sums over rows ``[B, rows, n]``, with a last column of ones for a bias."""
+    dtype = side.value[0].dtype
+    x = x.to(dtype if dtype == torch.float64 else torch.float32)
+    if type(side.structure) is Diagonal:
+        sums = x.square().sum(-2)
+        return (torch.cat([sums, sums.new_full((len(sums), 1), x.shape[-2])], -1) if bias else sums,)
+    if bias:
+        x = nn.functional.pad(x, (0, 1), value=1.0)
+    value = side.value if members is None else tuple(part[members] for part in side.value)
+    return side.structure.gram(tuple(part.to(x.dtype) for part in value), x)
+
+
+def _zeros(side: Side, blocks: int) -> Factor:
+    return tuple(part.new_zeros(blocks, *part.shape[1:], dtype=torch.promote_types(part.dtype, torch.float32)) for part in side.value)
+
+
+def _joined(parts: list[Factor]) -> Factor:
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
+
+
+def _parts(layer: Layer, step: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Pair the layer's rows of weight and bias with their parts of a step ``[B, d, inputs]``."""
+    pairs = []
+    for parameter, part in ((layer.weight, step if layer.bias is None else step[..., : layer.p]), (layer.bias, step[..., layer.p :])):
+        if parameter is not None and parameter.grad is not None:
+            rows = parameter if layer.whole else parameter[layer.start : layer.start + layer.blocks * layer.d]
+            pairs.append((rows, part.reshape(rows.shape)))
+    return pairs

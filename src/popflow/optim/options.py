@@ -1,0 +1,45 @@
+"""The numbers of a SINGD parameter group, and their ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+BELOW_ONE = math.nextafter(1.0, 0.0)
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "lr": (0, math.inf, False),
+    "damping": (0, math.inf, True),
+    "momentum": (0, BELOW_ONE, False),
+    "alpha1": (0, BELOW_ONE, False),
+    "lr_cov": (0, BELOW_ONE, True),
+    "weight_decay": (0, math.inf, False),
+    "kl_clip": (0, math.inf, True),
+    "update_rms": (0, math.inf, True),
+    "fallback_lr": (0, math.inf, False),
+}
+"""Name -> lowest, highest, whether the lowest itself is out."""
+
+
+def check(group: Mapping[str, Any]) -> None:
+    """Raise ValueError for a number of a group that is out of its range.
+
+    >>> check({name: 0.5 for name in RANGES})
+    >>> check({name: 0.5 for name in RANGES} | {"damping": 0.0})
+    Traceback (most recent call last):
+    ValueError: damping=0.0, wanted a finite number above 0.
+    """
+    for name, (low, high, above) in RANGES.items():
+        in_range(name, group[name], low, high, above)
+
+
+def in_range(name: str, value: Any, low: float, high: float, above: bool = False, whole: bool = False) -> None:
+    """Raise ValueError unless ``value`` is None, a function, or a number in ``[low, high]`` (without ``low`` if ``above``)."""
+    if value is None or callable(value):
+        return
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value <= high and (value > low if above else value >= low)):
+        most = f" and {'below 1' if high == BELOW_ONE else f'at most {high:g}'}" if high < math.inf else ""
+        raise ValueError(
+            f"{name}={value!r}, wanted a {'whole' if whole else 'finite'} number {'above' if above else 'at least'} {low:g}{most}."
+        )

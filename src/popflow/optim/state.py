@@ -1,0 +1,94 @@
+"""The state of SINGD as tensors and plain numbers, keyed by parameter names: out of the optimiser and back in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from popflow.optim.bucket import Bucket
+from popflow.optim.capture import Layer
+
+if TYPE_CHECKING:
+    from popflow.optim.singd import SINGD
+
+
+def pack(optimizer: SINGD) -> dict[str, Any]:
+    """Return ``{"state": {parameter name: {key: tensor}}, "param_groups": [plain numbers and names]}``; counters have the name ``""``."""
+    state: dict[str, dict[str, Tensor]] = {}
+    for bucket in optimizer.buckets:
+        for layer, members in zip(bucket.layers, bucket.slices, strict=True):
+            entry = state.setdefault(optimizer.names[layer.weight], {})
+            for key, tensor in bucket.stored():
+                entry[_key(layer, key)] = tensor[members].clone()
+            entry[_key(layer, "started")] = torch.tensor(bucket.started[members])
+    for adamw in filter(None, optimizer.adamw):
+        for parameter, values in adamw.state.items():
+            state[optimizer.names[parameter]] = {key: value.clone() for key, value in values.items()}
+    next_refresh = -1 if optimizer.next_refresh == math.inf else optimizer.next_refresh
+    state[""] = {"counters": torch.tensor([optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped])}
+    if optimizer.rounding is not None:
+        state[""]["rounding"] = optimizer.rounding.get_state()
+    plain = (int, float, bool, type(None))
+    groups = [
+        {key: value for key, value in group.items() if isinstance(value, plain)} | {"params": [optimizer.names[p] for p in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    return {"state": state, "param_groups": groups}
+
+
+def unpack(optimizer: SINGD, state_dict: Mapping[str, Any]) -> None:
+    """Put back what `pack` returned; the given mapping is not changed.
+
+    Raises:
+        ValueError: when names or shapes differ from this optimiser's: the model or the structures are not the same.
+    """
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    names = [[optimizer.names[p] for p in group["params"]] for group in optimizer.param_groups]
+    if [list(group["params"]) for group in groups] != names:
+        raise ValueError(
+            "state_dict: the parameter groups hold other parameters than this optimiser's. Fix: build it for the same model and groups."
+        )
+    for bucket in optimizer.buckets:
+        _load(bucket, {layer.weight: optimizer.names[layer.weight] for layer in bucket.layers}, state)
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        group.update({key: value for key, value in saved.items() if key != "params"})
+    for adamw in filter(None, optimizer.adamw):
+        adamw.state.clear()
+        for p in adamw.param_groups[0]["params"]:
+            values = state.get(optimizer.names[p])
+            if values:
+                adamw.state[p] = {k: v.clone() if k == "step" else v.to(p.device, p.dtype, copy=True) for k, v in values.items()}
+    optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped = state[""]["counters"].tolist()
+    optimizer.next_refresh = math.inf if next_refresh < 0 else next_refresh
+    if optimizer.rounding is not None and "rounding" in state[""]:
+        optimizer.rounding.set_state(state[""]["rounding"].cpu())
+
+
+def _load(bucket: Bucket, names: Mapping[Tensor, str], state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    first = bucket.layers[0]
+    saved = state.get(names[first.weight], {})
+    if _key(first, "momentum") not in saved:
+        bucket.momentum = None
+    elif bucket.momentum is None:
+        bucket.momentum = first.weight.new_empty(len(bucket.started), first.d, first.inputs)
+    bucket.metric = [None, None]
+    for layer, members in zip(bucket.layers, bucket.slices, strict=True):
+        name = names[layer.weight]
+        for key, tensor in bucket.stored():
+            value = state.get(name, {}).get(_key(layer, key))
+            if value is None or value.shape != tensor[members].shape:
+                seen = "nothing" if value is None else f"shape {tuple(value.shape)}"
+                raise ValueError(
+                    f"state_dict: {seen} for {_key(layer, key)!r} of {name!r}, wanted shape {tuple(tensor[members].shape)}. "
+                    "Fix: use the structures, alpha1 and momentum that it was saved with."
+                )
+            tensor[members] = value.to(tensor.device, tensor.dtype)
+        bucket.started[members] = state[name][_key(layer, "started")].tolist()
+
+
+def _key(layer: Layer, key: str) -> str:
+    return key if layer.whole else f"rows{layer.start}.{key}"
