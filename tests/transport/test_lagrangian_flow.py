@@ -1,6 +1,8 @@
 """The saddle and the flow: bounds hold pointwise, gradients are those of the dual, fits meet closed forms, units and held-out cells do not matter."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -124,7 +126,7 @@ def test_gaussians_are_carried_at_the_exact_action(kind):
         "inverted": (Lagrangian(potential=Harmonic(-2.0)), gaussian_transport(*ENDS, stiffness=-2.0)),
         "linear": (Lagrangian(potential=Linear(pull)), gaussian_transport(*ENDS, acceleration=pull)),
     }[kind]
-    flow = LagrangianFlow(lagrangian, **SMALL).fit(gaussian_snapshots(), steps=600, rng=Streams(0), compile=False)
+    flow = LagrangianFlow(lagrangian, **SMALL).fit(gaussian_snapshots(), steps=250, rng=Streams(0), compile=False)
     found = flow.report()
     assert found.action == pytest.approx(exact.action, rel=0.03)
     assert found.dual <= found.strands
@@ -138,7 +140,7 @@ def test_gaussians_are_carried_at_the_exact_action(kind):
 def test_random_pairs_are_parted_by_the_saddle():
     """Straight lines between random pairs lose a factor sqrt 2 of the spread half way (an error of .29); the learned bends give it back."""
     flow = LagrangianFlow(Lagrangian(), coupling=plans.independent, path_lr=1e-3, **SMALL)
-    flow.fit(gaussian_snapshots(), steps=2000, rng=Streams(0), compile=False)
+    flow.fit(gaussian_snapshots(), steps=800, rng=Streams(0), compile=False)
     exact = gaussian_transport(*ENDS)
     middle = flow.push(gaussian_snapshots(4000).x[0], 0.0, 0.5, Streams(0)).x
     torch.testing.assert_close(middle.std(0).double(), exact.covariance(0.5).diagonal().sqrt(), rtol=0.1, atol=0)
@@ -168,7 +170,7 @@ def test_growth_meets_masses_and_weights():
 
     places, p, q = torch.tensor([[-3.0], [3.0]]), torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     atoms = Snapshots.of([places.repeat_interleave((20 * w).long(), 0) for w in (p, q)], times=[0, 1])
-    flow = LagrangianFlow(Lagrangian(WFR(1.0)), **SMALL).fit(atoms, steps=600, rng=Streams(0), compile=False)
+    flow = LagrangianFlow(Lagrangian(WFR(1.0))).fit(atoms, steps=500, rng=Streams(0), compile=False)
     truth = atom_growth(places, p, q, 1.0)
     assert flow.report().action == pytest.approx(truth.action, rel=0.05)
     for t in (0.5, 1.0):
@@ -206,15 +208,30 @@ def test_held_out_cells_change_nothing():
     assert fits[0].report(draws=2) == fits[1].report(draws=2)
 
 
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("lagrangian", [Lagrangian(WFR(1.0), potential=Harmonic(1.0))])
-def test_compiled_and_eager_fits_agree(lagrangian):
-    snapshots = gaussian_snapshots(32)
-    settings = {"width": 8, "depth": 1, "coupling": plans.independent}
-    fits = [LagrangianFlow(lagrangian, **settings).fit(snapshots, steps=20, rng=Streams(0), compile=c).learned for c in (False, True)]
-    assert fits[1].compiled
-    for name, value in fits[0].params.items():
-        torch.testing.assert_close(value, fits[1].params[name], rtol=1e-3, atol=1e-4)
+COMPILED = """
+import torch
+from popflow.core import Streams
+from popflow.transport import WFR, Harmonic, Lagrangian, LagrangianFlow, Snapshots, plans
+
+torch.set_num_threads(1)
+rng = Streams(0)
+cells = Snapshots.of([rng.normal("cells", torch.empty(32, 2)) + k for k in (0, 1)], times=[0, 1])
+lagrangian = Lagrangian(WFR(1.0), potential=Harmonic(1.0))
+eager, compiled = (
+    LagrangianFlow(lagrangian, coupling=plans.independent, width=8, depth=1).fit(cells, steps=20, rng=Streams(0), compile=c).learned
+    for c in (False, True)
+)
+assert compiled.compiled
+for name, value in eager.params.items():
+    torch.testing.assert_close(value, compiled.params[name], rtol=1e-3, atol=1e-3)
+print("agree")
+"""
+
+
+def test_compiled_and_eager_fits_agree():
+    """The whole saddle, growth and potential. In a process of its own: `torch.compile` cannot trace annotations that are checked."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout == "agree\n", done.stderr
 
 
 def test_populations_go_back_where_they_came_from():
