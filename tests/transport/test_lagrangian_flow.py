@@ -127,7 +127,7 @@ def test_gaussians_are_carried_at_the_exact_action(kind):
         "inverted": (Lagrangian(potential=Harmonic(-2.0)), gaussian_transport(*ENDS, stiffness=-2.0)),
         "linear": (Lagrangian(potential=Linear(pull)), gaussian_transport(*ENDS, acceleration=pull)),
     }[kind]
-    flow = LagrangianFlow(lagrangian, **SMALL).fit(gaussian_snapshots(), steps=600, rng=Streams(0), compile=False)
+    flow = LagrangianFlow(lagrangian, **SMALL).fit(gaussian_snapshots(), steps=250, rng=Streams(0), compile=False)
     found = flow.report()
     assert found.action == pytest.approx(exact.action, rel=0.03)
     assert found.dual <= found.strands
@@ -141,7 +141,7 @@ def test_gaussians_are_carried_at_the_exact_action(kind):
 def test_random_pairs_are_parted_by_the_saddle():
     """Straight lines between random pairs lose a factor sqrt 2 of the spread half way (an error of .29); the learned bends give it back."""
     flow = LagrangianFlow(Lagrangian(), coupling=plans.independent, path_lr=1e-3, **SMALL)
-    flow.fit(gaussian_snapshots(), steps=2000, rng=Streams(0), compile=False)
+    flow.fit(gaussian_snapshots(), steps=800, rng=Streams(0), compile=False)
     exact = gaussian_transport(*ENDS)
     middle = flow.push(gaussian_snapshots(4000).x[0], 0.0, 0.5, Streams(0)).x
     torch.testing.assert_close(middle.std(0).double(), exact.covariance(0.5).diagonal().sqrt(), rtol=0.1, atol=0)

@@ -152,7 +152,7 @@ class LagrangianFlow:
             optimizer=partial(two_rates, first=first, lr=self.lr, path_lr=self.path_lr, betas=betas),
             schedule=cosine(steps, warmup=steps // 10),
             clip_norm=10.0,
-            ema=0.99,
+            ema=min(0.99, max(0.5, 1 - 10 / steps)),  # over a tenth of a short run
             record=record,
             checkpoint=checkpoint,
             compile=compile,

@@ -53,7 +53,7 @@ class Potential(nn.Module):
         means, radii = moments(lagrangian, snapshots)
         whole = float(radius(torch.cat(snapshots.training.x)))
         self.network, self.span, self.start = network, float(times[-1] - times[0]), float(times[0])
-        area = min(whole**2, 4 / lagrangian.lam) if lagrangian.lam else float(radii.mean()) * whole
+        area = min(whole**2, 1 / lagrangian.lam) if lagrangian.lam else float(radii.mean()) * whole
         self.unit = area / self.span
         self.register_buffer("times", times.to(means))
         self.register_buffer("means", means)
