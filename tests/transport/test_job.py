@@ -35,6 +35,7 @@ def test_the_report_scores_beside_the_trivial_answers_and_shows_the_flow(done):
     scores = next(item for item in told["comparison"] if item["title"] == "Distance from the held-out cells")
     assert {row[1] for row in scores["rows"]} == {
         "flow",
+        "path at the time",
         "OT-conditional flow matching",
         "previous marginal",
         "exact-OT midpoint",
@@ -97,6 +98,7 @@ def test_predicted_cells_are_decoded_to_genes(done):
     assert list(predicted.var_names) == [f"gene{k}" for k in range(12)]
     assert set(predicted.obs["time"]) == {2.0}
     assert predicted.obs["weight"].mean() == pytest.approx(1, abs=1e-5)
+    assert predicted.obs["way"].value_counts().to_dict() == {"flow": 60, "path at the time": 60}
 
 
 def test_scanpy_draws_the_new_keys(done):
