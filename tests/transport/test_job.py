@@ -130,6 +130,7 @@ def test_the_same_command_goes_on_with_the_same_run(done, capsys):
         ({"lam": 0.0}, "lam=0.0: wanted a finite number above 0"),
         ({"masses": "counts"}, "conserves mass. Fix: lagrangian unbalanced"),
         ({"lagrangian": "balanced"}, "did you mean 'unbalanced'"),
+        ({"smooth": True, "velocity": "v"}, "smooth=True and velocity='v', wanted one of them"),
         ({"dims": 0}, "dims=0: wanted at least 1"),
     ],
 )

@@ -41,6 +41,8 @@ class FlowConfig:
         masses: ``equal``, or ``counts``: the total mass follows the number of cells (``unbalanced`` only).
         acceleration: Let the particles accelerate as the means of the training snapshots do.
         velocity: Key of ``obsm`` with RNA velocity in the coordinates of ``rep``: the flow follows it where snapshots leave a choice.
+        smooth: Let cells go on as they came: the flow follows the velocities that the training snapshots imply, as a spline does. At least
+            three are needed.
         bandwidth: Over which length velocities are averaged.
         strength: Factor on the velocities.
         hold_out: Times that the fit does not see and the flow is scored on.
@@ -63,6 +65,7 @@ class FlowConfig:
     masses: Literal["equal", "counts"] = "equal"
     acceleration: bool = False
     velocity: str | None = None
+    smooth: bool = False
     bandwidth: float = 1.0
     strength: float = 1.0
     hold_out: tuple[float, ...] = ()
@@ -80,6 +83,8 @@ class FlowConfig:
         for name in ("lam", "noise", "bandwidth", "strength", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: wanted a finite number above 0.")
+        if self.smooth and self.velocity is not None:
+            raise ValueError(f"smooth=True and velocity={self.velocity!r}, wanted one of them: a flow has one reference drift.")
         if self.masses == "counts" and self.lagrangian != "unbalanced":
             raise ValueError(f"masses='counts' with lagrangian={self.lagrangian!r}, which conserves mass. Fix: lagrangian unbalanced.")
 
@@ -139,11 +144,14 @@ def read(config: FlowConfig) -> anndata.Cells:
 
 def _lagrangian(config: FlowConfig, snapshots: Snapshots) -> Lagrangian:
     kinetic = WFR(config.lam, normalized=config.masses == "equal") if config.lagrangian == "unbalanced" else W2()
+    drift = VelocityPrior.between(snapshots, config.bandwidth) if config.smooth else None
+    if config.velocity is not None:
+        drift = VelocityPrior.of(snapshots, config.bandwidth, config.strength)
     return Lagrangian(
         kinetic,
         noise=config.noise if config.lagrangian == "bridge" else 0.0,
         potential=MeanAcceleration.of(snapshots) if config.acceleration else None,
-        drift=VelocityPrior.of(snapshots, config.bandwidth, config.strength) if config.velocity is not None else None,
+        drift=drift,
     )
 
 
