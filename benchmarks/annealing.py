@@ -107,6 +107,32 @@ def floors(system: str, temperature: float, particles: int, seeds: int, quick: b
     return found(system, temperature, [{"x": other[d], "log_w": torch.zeros(particles)} for d in draws], quick)
 
 
+def own_law(system: str, options: argparse.Namespace) -> list[Row]:
+    """Exact samples drift to what the model believes: Langevin dynamics with its score at a level below which it hardly changes."""
+    model, expert, rows, quick = models.find(system), zoo.load(system), [], options.quick
+    particles, span = (32, 4) if quick else (500, 400)
+    level = 0.1 * model.stiff
+    for t in (model.temperature, *COLDER[system]):
+        beta, results = model.temperature / t, {}
+        for split in (1, 2):
+
+            def make(t: float = t, beta: float = beta, split: int = split) -> dict[str, Tensor]:
+                other, rng = reference(system, 101, quick)[f"x.{t}"], Streams(0)
+                x = other[rng.uniform("draw", (len(other),)).argsort()[:particles]]
+                h = model.langevin_step(model.stiff / 3, beta) / split
+                for _ in range(span * split):
+                    noise = rng.normal("langevin", x)
+                    x = x + h * beta * expert.score(x, level) + math.sqrt(2 * h) * (noise - noise.mean(1, keepdim=True))
+                return {"x": x, "log_w": torch.zeros(particles)}
+
+            results[split] = found(system, t, [part(f"{system}-{t}-own-{split}-{particles}-{span}", make)], quick)[0]
+        start = floors(system, t, particles, 1, quick)[0]
+        peers = {"steps of half the size": results[2].energy_w1, "median": results[1].median, "at the start": start.energy_w1}
+        claim = f"{system}, exact samples at T = {t:g} after {span} Langevin steps with the model's score: energy_w1"
+        rows.append(Row(claim, results[1].energy_w1, None, "", None, "<=", peers, 0.0, {"each": [asdict(one) for one in results.values()]}))
+    return rows
+
+
 def notes_of(cells: list[dict[str, Tensor]], comparisons: list[Comparison], temperature: float) -> dict:
     kept = [asdict(c) for c in comparisons]
     reduced = {
@@ -150,7 +176,7 @@ def cells_of(system: str, options: argparse.Namespace) -> dict[tuple[float, str,
 
 
 def particles_rows(system: str, options: argparse.Namespace) -> list[Row]:
-    rows, cells, quick = truth_rows(system, options), cells_of(system, options), options.quick
+    rows, cells, quick = truth_rows(system, options) + own_law(system, options), cells_of(system, options), options.quick
     learned = models.find(system).temperature
     gate = found(system, learned, cells.pop((learned, "target", "off")), quick)
     particles = 64 if quick else 2000
