@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,6 +46,10 @@ PUBLISHED = {  # T_S, form -> distance W2, energy W1, energy W2: off, on
     (1.5, "tempered"): ((0.095, 2.154, 3.920), (0.066, 0.765, 0.939)),
 }
 COLDER = {"lj13": (0.8, 1.5), "dw4": (1.0,)}
+MIXED = {"lj13": ("tempered",), "dw4": ("tempered", "target")}
+"""Forms that are also run with a Langevin step a level."""
+CORRECTED = {"on": "corrected", "langevin": "corrected, a Langevin step a level"}
+"""Modes with weights, and what rows call them."""
 
 
 def part(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -69,14 +74,12 @@ def cell(system: str, temperature: float, form: str, mode: str, seed: int, parti
     beta = model.temperature / temperature
     name = f"{system}-{temperature}-{form}-{mode}-{seed}-{particles}-{steps}"
 
-    def step_size(sigma: float) -> float:
-        return 0.1 * min(sigma**2, model.stiff**2 / 3) / beta  # a tenth of the smallest variance of the target at this level
-
     def make() -> dict[str, Tensor]:
         zeta = 1.0 if form == "target" else beta**-0.5
         low, high = model.sampled
         mixing = int(mode == "langevin")
-        sampler = feynman_kac(zoo.load(system) ** beta, zeta=zeta, correct=mode != "off", kernel_steps=mixing, step_size=step_size)
+        target, step_size = zoo.load(system) ** beta, partial(model.langevin_step, beta=beta)
+        sampler = feynman_kac(target, zeta=zeta, correct=mode != "off", kernel_steps=mixing, step_size=step_size)
         out = sample(sampler, geometric(steps, low, high), particles=particles, rng=Streams(seed))
         pop = out.population
         courses = {"ess": out.trace["ess"][:, 0], "ancestors": out.trace["ancestors"][:, 0]}
@@ -102,6 +105,32 @@ def floors(system: str, temperature: float, particles: int, seeds: int, quick: b
     other = reference(system, 101, quick)[f"x.{temperature}"]
     draws = [torch.randint(len(other), (particles,), generator=torch.Generator().manual_seed(seed)) for seed in range(seeds)]
     return found(system, temperature, [{"x": other[d], "log_w": torch.zeros(particles)} for d in draws], quick)
+
+
+def own_law(system: str, options: argparse.Namespace) -> list[Row]:
+    """Exact samples drift to what the model believes: Langevin dynamics with its score at a level below which it hardly changes."""
+    model, expert, rows, quick = models.find(system), zoo.load(system), [], options.quick
+    particles, span = (32, 4) if quick else (500, 400)
+    level = 0.1 * model.stiff
+    for t in (model.temperature, *COLDER[system]):
+        beta, results = model.temperature / t, {}
+        for split in (1, 2):
+
+            def make(t: float = t, beta: float = beta, split: int = split) -> dict[str, Tensor]:
+                other, rng = reference(system, 101, quick)[f"x.{t}"], Streams(0)
+                x = other[rng.uniform("draw", (len(other),)).argsort()[:particles]]
+                h = model.langevin_step(model.stiff / 3, beta) / split
+                for _ in range(span * split):
+                    noise = rng.normal("langevin", x)
+                    x = x + h * beta * expert.score(x, level) + math.sqrt(2 * h) * (noise - noise.mean(1, keepdim=True))
+                return {"x": x, "log_w": torch.zeros(particles)}
+
+            results[split] = found(system, t, [part(f"{system}-{t}-own-{split}-{particles}-{span}", make)], quick)[0]
+        start = floors(system, t, particles, 1, quick)[0]
+        peers = {"steps of half the size": results[2].energy_w1, "median": results[1].median, "at the start": start.energy_w1}
+        claim = f"{system}, exact samples at T = {t:g} after {span} Langevin steps with the model's score: energy_w1"
+        rows.append(Row(claim, results[1].energy_w1, None, "", None, "<=", peers, 0.0, {"each": [asdict(one) for one in results.values()]}))
+    return rows
 
 
 def notes_of(cells: list[dict[str, Tensor]], comparisons: list[Comparison], temperature: float) -> dict:
@@ -142,12 +171,12 @@ def cells_of(system: str, options: argparse.Namespace) -> dict[tuple[float, str,
     particles, steps, seeds = (64, 20, 1) if options.quick else (2000, 500, options.seeds)
     plan = [(t, form, mode) for t in COLDER[system] for form in ("tempered", "target") for mode in ("on", "off")]
     plan = [(models.find(system).temperature, "target", "off"), *plan]
-    plan += [(t, "tempered", "langevin") for t in COLDER[system]] if system == "lj13" else []
+    plan += [(t, form, "langevin") for t in COLDER[system] for form in MIXED[system]]
     return {key: [cell(system, *key, seed, particles, steps) for seed in range(seeds)] for key in plan}
 
 
 def particles_rows(system: str, options: argparse.Namespace) -> list[Row]:
-    rows, cells, quick = truth_rows(system, options), cells_of(system, options), options.quick
+    rows, cells, quick = truth_rows(system, options) + own_law(system, options), cells_of(system, options), options.quick
     learned = models.find(system).temperature
     gate = found(system, learned, cells.pop((learned, "target", "off")), quick)
     particles = 64 if quick else 2000
@@ -167,31 +196,32 @@ def particles_rows(system: str, options: argparse.Namespace) -> list[Row]:
         for form in ("tempered", "target"):
             both = {mode: found(system, t, made, quick) for (at, of, mode), made in cells.items() if (at, of) == (t, form)}
             for key in KEYS:
-                (on, error), (off, _) = (mean([abs(getattr(c, key)) for c in both[mode]]) for mode in ("on", "off"))
-                peers: dict[str, float | str] = {"off": off, "floor": mean([abs(getattr(c, key)) for c in floor])[0]}
-                if key in KEYS[1:5]:
-                    peers |= {"on / T": on / t, "off / T": off / t}
-                if system == "lj13" and key in KEYS[:3]:
-                    k = KEYS.index(key)
-                    peers |= {"published off": PUBLISHED[t, form][0][k], "published on": PUBLISHED[t, form][1][k]}
-                notes = {mode: notes_of(cells[t, form, mode], both[mode], t) for mode in both} if key == "distance_w2" else {}
-                if key == "distance_w2":
-                    peers |= {"ESS at the end": mean(notes["on"]["ess_at_the_end"])[0], "ancestors": mean(notes["on"]["ancestors"])[0]}
+                figures = {mode: mean([abs(getattr(c, key)) for c in made]) for mode, made in both.items()}
+                on, off = figures["on"][0], figures["off"][0]
+                notes = {mode: notes_of(cells[t, form, mode], made, t) for mode, made in both.items()} if key == "distance_w2" else {}
                 bar, ratio = lj13_bars(system, t, form, key)
-                claim = f"{limited}{system}, T = {learned:g} to {t:g}, {form}, corrected: {key}"
-                rows.append(Row(claim, on, error, "", bar, "<=", peers, 0.0, notes))
-                if ratio is not None:
-                    rows.append(Row(f"{claim}, over that without weights", on / off, None, "", ratio, "<="))
-                if "langevin" in both:
-                    mixed, error = mean([abs(getattr(c, key)) for c in both["langevin"]])
-                    claim = f"{limited}{system}, T = {learned:g} to {t:g}, {form}, corrected, a Langevin step a level: {key}"
-                    rows.append(Row(claim, mixed, error, "", bar, "<=", {"off": off, "without Langevin steps": on}, 0.0, notes))
+                for mode, what in CORRECTED.items():
+                    if mode not in both:
+                        continue
+                    value, error = figures[mode]
+                    peers: dict[str, float | str] = {"off": off, "floor": mean([abs(getattr(c, key)) for c in floor])[0]}
+                    if mode == "langevin":
+                        peers["without Langevin steps"] = on
+                    if key in KEYS[1:5]:
+                        peers |= {"this / T": value / t, "off / T": off / t}
+                    if system == "lj13" and key in KEYS[:3]:
+                        k = KEYS.index(key)
+                        peers |= {"published off": PUBLISHED[t, form][0][k], "published on": PUBLISHED[t, form][1][k]}
+                    if key == "distance_w2":
+                        peers |= {"ESS at the end": mean(notes[mode]["ess_at_the_end"])[0], "ancestors": mean(notes[mode]["ancestors"])[0]}
+                    claim = f"{limited}{system}, T = {learned:g} to {t:g}, {form}, {what}: {key}"
+                    rows.append(Row(claim, value, error, "", bar, "<=", peers, 0.0, notes if mode == "on" else {}))
                     if ratio is not None:
-                        rows.append(Row(f"{claim}, over that without weights", mixed / off, None, "", ratio, "<="))
-                if system == "dw4" and key in ("distance_w2", "energy_w1"):
-                    gain, sd = mean([getattr(b, key) - getattr(a, key) for a, b in zip(both["on"], both["off"], strict=True)])
-                    score = gain / sd if sd else math.nan
-                    rows.append(Row(f"{claim}, gain in standard errors", score, None, "", 2.0, ">=", {"gain": gain}))
+                        rows.append(Row(f"{claim}, over that without weights", value / off, None, "", ratio, "<="))
+                    if system == "dw4" and key in ("distance_w2", "energy_w1"):
+                        gain, sd = mean([getattr(b, key) - getattr(a, key) for a, b in zip(both[mode], both["off"], strict=True)])
+                        score = gain / sd if sd else math.nan
+                        rows.append(Row(f"{claim}, gain in standard errors", score, None, "", 2.0, ">=", {"gain": gain}))
     return rows
 
 

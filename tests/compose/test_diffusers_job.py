@@ -25,20 +25,31 @@ def folder(tmp_path_factory) -> str:
 
 
 def test_one_command_makes_images_weights_and_a_report(folder, tmp_path, capsys):
-    line = ["sample", "--diffusers", folder, "--prompt", "a cat", "--prompt", "a dog", "--op", "and", "--cfg", "7.5", "--steps", "5"]
+    line = ["sample", "--diffusers", folder, "--prompt", "a cat", "--prompt", "a <b>dog", "--op", "and", "--cfg", "7.5", "--steps", "5"]
     out = tmp_path / "RUN"
     assert main([*line, "--particles", "4", "--runs", "2", "--out", str(out), "--device", "cpu", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["title"] == "and of a cat, a dog"
+    assert report["title"] == "and of a cat, a <b>dog"
     (particles,) = report["comparison"]
-    assert particles["columns"] == ["run", "particle", "weight", "ancestor", "log q(a cat)", "log q(a dog)", "kappa(a cat)", "kappa(a dog)"]
+    assert particles["columns"] == [
+        "run",
+        "particle",
+        "weight",
+        "ancestor",
+        "log q(a cat)",
+        "log q(a <b>dog)",
+        "kappa(a cat)",
+        "kappa(a <b>dog)",
+    ]
     assert len(particles["rows"]) == 8
     assert sum(row[2] for row in particles["rows"] if row[0] == "1") == pytest.approx(1)
     config = json.loads((out / "config.json").read_text())
-    assert (config["job"], config["guidance"], config["prompts"]) == ("sample", 7.5, ["a cat", "a dog"])
+    assert (config["job"], config["guidance"], config["prompts"]) == ("sample", 7.5, ["a cat", "a <b>dog"])
     assert [Image.open(out / f"image-{r}.png").size for r in range(2)] == [(32, 32)] * 2
     assert Image.open(out / "grid.png").size[0] > 4 * 32
-    assert "a cat" in (out / "report.html").read_text()
+    html = (out / "report.html").read_text()
+    assert "a &lt;b&gt;dog" in html
+    assert "<b>dog" not in html
     assert main(["cite", str(out)]) == 0
     assert "Superposition" in capsys.readouterr().out
 
@@ -101,6 +112,8 @@ def test_editing_from_files_and_class_numbers(folder, tmp_path):
         (["--diffusers", "FOLDER", "--prompt", "a cat", "--sigma-min", "0.1"], 2, "unknown key of DiffusersConfig 'sigma_min'"),
         (["--diffusers", "FOLDER", "--prompt", "a cat", "--op", "nand"], 2, "did you mean 'and'"),
         (["--diffusers", "FOLDER", "--prompt", "a cat", "--image", "absent.png"], 2, "image='absent.png': no such file"),
+        (["--diffusers", "FOLDER", "--prompt", "a cat", "--strength", "0.5"], 2, "strength=0.5 without an image, wanted one to edit"),
+        (["--diffusers", "FOLDER", "--prompt", "a cat", "--strength", "0"], 2, "strength=0.0, wanted a share of the steps in (0, 1]"),
         (["--diffusers", "/absent/folder", "--prompt", "a cat"], 1, "no such folder"),
         (["--diffusers", "FOLDER", "--prompt", "a cat", "--op", "and"], 1, "wanted at least two"),
         (["--expert", "zoo:digits-all", "--prompt", "a cat"], 2, "unknown key of SampleConfig 'prompts'"),

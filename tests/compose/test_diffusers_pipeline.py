@@ -301,11 +301,13 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("kind", "op"), [("SD", "product"), ("SD", "and"), ("SD", "or"), ("SD", "average"), ("SDXL", "and"), ("Flux", "or")]
+    ("kind", "op"), [("SD", "product"), ("SD", "and"), ("SD", "or"), ("SD", "average"), ("SDXL", "and"), ("Flux", "or"), ("SD", "tilted")]
 )
 def test_nothing_in_the_loop_waits_for_an_accelerator(pipes, kind, op, monkeypatch):
     """Twice the steps read no more values, with checks put off as they are on an accelerator; the bytes are the same as on a CPU."""
     options = {"op": op, "particles": 4, "num_images_per_prompt": 2, "guidance_scale": 1.0 if kind == "Flux" else 2.0, "ess_below": 0.9}
+    if op == "tilted":
+        options |= {"op": "product", "reward": brightness, "reward_gradient": True}
 
     def counted(steps: int) -> tuple[int, ComposedOutput]:
         with Reads() as reads:
@@ -433,6 +435,15 @@ def cut(pipeline, step, timestep, tensors):
         (["a cat"], {"image": picture(side=30)}, "height=30, width=30, wanted multiples of 2|wanted 32 x 32"),
         (["a cat"], {"image": picture(side=64)}, r"image is 64 x 64 \(height x width\), wanted 32 x 32. Fix: image.resize"),
         (["a cat"], {"image": picture(), "mask_image": Image.new("L", (8, 8))}, "mask_image is 8 x 8"),
+        (["a cat"], {"image": picture(), "mask_image": "mask.png"}, "mask_image is a str"),
+        (["a cat"], {"image": picture(), "mask_image": [Image.new("L", (32, 32))] * 2}, "mask_image holds 2 masks, wanted one"),
+        (["a cat"], {"mask_image": Image.new("L", (32, 32))}, "mask_image is a Image without an image, wanted one to edit"),
+        (["a cat"], {"image": [picture(), picture(side=64)]}, "list of images of 32 x 32, 64 x 64, wanted at least one, all of one size"),
+        (["a cat"], {"image": [], "strength": 0.5}, "list of none, wanted at least one"),
+        (["a cat"], {"image": torch.rand(4, 32, 32)}, r"image has 4 channels, wanted 3: .* not of latents"),
+        (["a cat"], {"image": [picture()] * 2}, "image holds 2 images, wanted 1, or num_images_per_prompt=1: pass num_images_per_prompt=2"),
+        (["a cat"], {"kernel_steps": -1}, "kernel_steps=-1, wanted a whole number of at least 0"),
+        (["a cat"], {"height": 0}, "height=0, wanted a whole number of at least 1"),
         (["a cat"], {"image": "picture.png"}, "image is a str"),
         (["a cat"], {"strength": 0.5}, "without an image"),
         (["a cat"], {"image": picture(), "strength": 0.0}, "strength=0.0 takes none of 4 steps"),
@@ -446,6 +457,88 @@ def cut(pipeline, step, timestep, tensors):
 def test_bad_input_is_named(pipes, prompts, options, says):
     with pytest.raises(ValueError, match=says):
         draw(pipes["SD"], prompts, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("prompts", "options", "says"),
+    [
+        (3.5, {}, "prompts holds 3.5, a float, wanted a text"),
+        ([["a cat"]], {}, r"prompts holds \['a cat'\], a list, wanted a text.* flat list"),
+        (["a cat", "a dog"], {"negative_prompt": ["red"], "guidance_scale": 2.0}, "negative_prompt holds .* one for all prompts"),
+        ("a cat", {"strength": "0.5"}, "strength='0.5' is a str, wanted a number: 0.6 is usual"),
+        ("a cat", {"guidance_scale": "7.5"}, "guidance_scale='7.5' is a str, wanted a number: 1 for no guidance"),
+        ("a cat", {"exponents": 2.0}, "exponents=2.0, wanted a list of numbers"),
+        ("a cat", {"adapters": ["red"]}, r"adapters=\['red'\], wanted a list of lists"),
+        ("a cat", {"generator": 3}, "generator holds 3, wanted a torch.Generator"),
+        ("a cat", {"callback_on_step_end": "print"}, "callback_on_step_end='print', wanted a function"),
+        ("a cat", {"callback_on_step_end": lambda *_: 5}, "callback_on_step_end returned a int, wanted a dictionary"),
+        ("a cat", {"steps": 3}, "unknown option 'steps': it is called 'num_inference_steps' here"),
+        ("a cat", {"negative_promt": "red"}, "unknown option 'negative_promt': did you mean 'negative_prompt'"),
+    ],
+)
+def test_what_is_of_the_wrong_type_is_named(pipes, prompts, options, says):
+    with pytest.raises(TypeError, match=says):
+        draw(pipes["SD"], prompts, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_pipelines_and_folders_of_the_wrong_type_are_named(pipes, folders):
+    with pytest.raises(TypeError, match=r"pipes is a StableDiffusionPipeline, wanted a tuple .*ComposedPipeline\(\(pipe,\)\)"):
+        ComposedPipeline(pipes["SD"].pipes[0])
+    with pytest.raises(ValueError, match="chunk=0, wanted a whole number"):
+        ComposedPipeline(pipes["SD"].pipes, 0)
+    with pytest.raises(TypeError, match=r"folder=\['a', 'b'\], wanted a path"):
+        ComposedPipeline.from_pretrained(["a", "b"])
+    with pytest.raises(ValueError, match="device='gpu' cannot be used here"):
+        ComposedPipeline.from_pretrained(folders["SD"], device="gpu")
+    with pytest.raises(ValueError, match="of a DDPMPipeline, which takes none"):
+        draw(pipes["unconditional"], None, adapters=[["red"]])
+
+
+def test_pictures_and_masks_of_any_mode_are_read(pipes):
+    latents = pipes["SD"].experts()[0].latents
+    assert torch.equal(latents.encode(picture().convert("RGBA")), latents.encode(picture()))
+    grey = picture().convert("L")
+    assert torch.equal(latents.encode(grey), latents.encode(grey.convert("RGB")))
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 16, 32))
+    bits = np.asarray(mask) > 0
+    for other in (mask.convert("1"), mask.convert("RGB"), bits, torch.from_numpy(bits), bits.astype(np.uint8) * 255):
+        assert torch.equal(latents.mask(other), latents.mask(mask))
+    with pytest.raises(NonFiniteError, match="mask_image: 1 of 1 hold values that are not finite"):
+        latents.mask(np.full((32, 32), np.nan, np.float32))
+
+
+def test_several_images_are_painted_each_with_its_generator(pipes):
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 16, 32))
+    two = [picture(1), picture(2)]
+    options = {"mask_image": mask, "strength": 0.75}
+    both = draw(pipes["SD"], "a cat", image=two, num_images_per_prompt=2, generator=[seeded(3), seeded(4)], **options).latents
+    for i, seed in enumerate((3, 4)):
+        alone = draw(pipes["SD"], "a cat", image=two[i], generator=seeded(seed), **options).latents
+        assert torch.equal(both[i : i + 1], alone)
+
+
+def test_a_part_that_is_replaced_is_read_anew():
+    pipe = tiny.stable_diffusion()
+    composed = ComposedPipeline((pipe,))
+    before = draw(composed, "a cat").latents
+    experts = composed.experts(32, 32)
+    assert composed.experts(32, 32) is experts
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    after = draw(composed, "a cat").latents
+    assert not torch.equal(after, before)
+    assert torch.equal(after, draw(ComposedPipeline((pipe,)), "a cat").latents)
+
+
+def test_what_is_guided_away_from_is_evaluated_once(pipes):
+    for op in ("product", "and"):
+        plan = pipes["SD"].plan(["a cat", "a dog"], op=op, negative_prompt="red", guidance_scale=2.0)
+        assert plan.sampler.evaluations == 3
+    with pytest.warns(PopflowWarning, match="negative_prompt='red' has no effect without guidance: guidance_scale is 1"):
+        pipes["SD"].plan("a cat", negative_prompt="red", guidance_scale=1.0)
 
 
 def test_a_composition_of_no_pipelines_is_named():
@@ -534,6 +627,10 @@ def test_missing_or_mismatched_parts_are_named():
     other.unet = network
     with pytest.raises(ValueError, match=r"network unknown class 'AutoencoderKL'.*wrap the network yourself"):
         from_pipe(other)
+    xl = tiny.stable_diffusion_xl().components
+    editing = diffusers.StableDiffusionXLImg2ImgPipeline(**xl, add_watermarker=False)
+    with pytest.raises(ValueError, match=r"pipeline StableDiffusionXLImg2ImgPipeline, wanted StableDiffusionXLPipeline.*from_pipe"):
+        from_pipe(editing)
     other.unet = None
     with pytest.raises(ValueError, match=r"has no network \(unet or transformer\): missing component"):
         from_pipe(other)

@@ -87,7 +87,7 @@ def test_residues_that_are_not_there_have_no_score():
 def test_scores_of_the_wrong_shape_and_other_clocks_are_refused():
     wrong = framediff_expert(lambda r, x, t, mask: (x[:, :1], x), L)
     with pytest.raises(ValueError, match=r"the network returned shapes \(2, 1, 3\) and \(2, 4, 3\), wanted \(2, 4, 3\) twice"):
-        wrong.score(torch.zeros(2, *wrong.event), 5.0)
+        wrong.score(wrong.home.start(torch.empty(2, *wrong.event), 5.0, 1.0, Streams(0)), 5.0)
     with pytest.raises(ValueError, match="live in the spaces"):
         framediff_expert(perfect, L) * framediff_expert(perfect, L, clock=RotationClock(0.2))
     assert framediff_space(L) == framediff_space(L)
@@ -121,3 +121,7 @@ def test_absent_and_empty_checkpoints_are_named(tmp_path: Path):
     torch.save({"weights": 1}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="holds no tensors under 'model'"):
         published_weights(tmp_path / "other.pth")
+    for content in (b"", b"junk", b"PK\x03\x04 half an archive"):
+        (tmp_path / "broken.pth").write_bytes(content)
+        with pytest.raises(CheckpointError, match="is not a checkpoint of plain tensors"):
+            published_weights(tmp_path / "broken.pth")

@@ -92,6 +92,17 @@ def test_files_come_from_folders_archives_and_single_files(tmp_path: Path):
 def test_absent_files_are_said_to_be(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no PDB file .* in .*Fix: give a folder of PDB files, or the source archive"):
         list(pdb_texts(tmp_path))
+    with pytest.raises(ValueError, match=r"cannot read PDB files of .*No such file .*Fix: give a folder"):
+        list(pdb_texts(tmp_path / "nowhere"))
+
+
+def test_broken_files_and_other_formats_are_named(tmp_path: Path):
+    for name in ("whole.tar.gz", "one.pdb.gz"):
+        (tmp_path / name).write_bytes(b"junk")
+        with pytest.raises(ValueError, match=f"cannot read PDB files of .*{name}"):
+            list(pdb_texts(tmp_path / name))
+    with pytest.raises(ValueError, match="in the mmCIF format"):
+        backbones("data_1UBQ\n#\n")
 
 
 def test_real_files_of_installed_packages_are_read_where_there_are_any():
@@ -159,6 +170,8 @@ def test_fragments_are_cut_and_equal_ones_kept_once():
 def test_residues_in_one_line_have_no_frame():
     with pytest.raises(ValueError, match="1 residues have N, CA and C in one line"):
         residue_frames(torch.tensor([[[0.0, 0, 0], [1.0, 0, 0], [2.0, 0, 0]]]))
+    with pytest.raises(ValueError, match="2 residues have N, CA and C in one line, in one place or nowhere"):
+        residue_frames(torch.stack([HELIX[0], torch.zeros(3, 3, dtype=F64), HELIX[1] * math.nan]))
 
 
 # experts
@@ -221,6 +234,7 @@ def test_a_power_of_one_fragment_is_a_narrower_one():
         (lambda: frame_mixture(torch.eye(3).expand(2, 1, 3, 3), torch.zeros(2, 2, 3)), r"shapes \(2, 1, 3, 3\) and \(2, 2, 3\)"),
         (lambda: frame_mixture(2 * torch.eye(3).expand(2, 1, 3, 3), torch.zeros(2, 1, 3)), "not orthonormal"),
         (lambda: frame_mixture(exp(torch.zeros(2, 1, 3)), torch.zeros(2, 1, 3), 0.0), "rotation_std=0.0"),
+        (lambda: frame_mixture(exp(torch.zeros(2, 1, 3)), torch.full((2, 1, 3), torch.inf)), "6 numbers that are not finite"),
     ],
 )
 def test_bad_frames_are_named(make, says: str):

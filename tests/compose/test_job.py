@@ -13,6 +13,8 @@ import torch
 
 from popflow.compose import gaussian_mixture
 from popflow.compose.job import DATA, SampleConfig, composition, load_expert, run, sizes
+from popflow.compose.particles import icosahedron, lennard_jones
+from popflow.core import Streams
 from popflow.core.checkpoint import load_tensors
 from popflow.runs import ConfigError, Run, config_of
 
@@ -179,6 +181,7 @@ def test_particles_are_sampled_at_a_temperature_and_held_against_ground_truth(tm
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Against ground truth at T = 1" in page
     assert "ground truth" in page
+    assert "walkers of a short Monte Carlo run at the same temperature" in page
 
 
 def test_the_temperature_of_an_expert_that_knows_its_own_is_the_temperature_itself():
@@ -187,6 +190,46 @@ def test_the_temperature_of_an_expert_that_knows_its_own_is_the_temperature_itse
     plain = composition(SampleConfig(experts=("zoo:dw4",)))
     digits = composition(SampleConfig(experts=("zoo:digits-even",), temperature=0.5))
     assert [sampler.precision(1.0) for sampler in (cold, plain, digits)] == [4.0, 1.0, 2.0]
+
+
+def test_exponents_are_temperatures_and_reports_know_it(tmp_path):
+    """zoo:dw4 to the power 2 is the system at half of the temperature it has learned, whichever way the power is given."""
+    settings = {"experts": ["zoo:dw4"], "steps": 6, "particles": 16}
+    pages = []
+    for name, values in (("beta", {"beta": [2.0]}), ("temperature", {"temperature": 1.0})):
+        config = config_of(SampleConfig, settings | values)
+        with Run.open(tmp_path / name, config, job="sample") as opened:
+            opened.finish(run(config, opened))
+        pages.append((tmp_path / name / "report.html").read_text())
+        assert "Against ground truth at T = 1" in pages[-1]
+        assert "Langevin steps a level: 1." in pages[-1]
+        ancestors = load_tensors(tmp_path / name / "sample.safetensors")[0]["aux.ancestor"].unique()
+        assert ("of its initial particles: the effective number overstates" in pages[-1]) == (len(ancestors) < 10)
+    assert torch.equal(*(load_tensors(tmp_path / name / "sample.safetensors")[0]["x"] for name in ("beta", "temperature")))
+
+
+def test_cold_particles_take_langevin_steps_of_a_size_that_suits_them():
+    """By weights alone they descend from a few; a step for data of width 0.3 would throw atoms onto one another."""
+    cold = SampleConfig(experts=("zoo:lj13",), temperature=0.8)
+    many, hot, naive = (
+        SampleConfig(experts=cold.experts, **kw)
+        for kw in ({"temperature": 0.8, "kernel_steps": 3}, {}, {"temperature": 0.8, "correct": False})
+    )
+    assert [composition(one).evaluations for one in (cold, many, hot, naive)] == [2, 4, 1, 1]
+    x = icosahedron().float().expand(1, 64, 13, 3) * 1.02
+    start = composition(many).start(x, 0.02)
+    moved = composition(many).step(start, 0.02**2, 0.01**2, Streams(0)).x
+    assert float((lennard_jones(13).energy(moved.double()) - lennard_jones(13).energy(x.double())).max()) < 25.0
+
+
+def test_warm_particles_take_more_noise_than_the_reverse_diffusion():
+    """Tempered noise is ``zeta^2 = T_S / T_L``, above 1 as well: the move of a point without a score is noise alone."""
+    x = torch.zeros(1, 4000, 4, 2)
+    for temperature in (1.0, 2.0, 4.0):
+        sampler = composition(SampleConfig(experts=("zoo:dw4",), temperature=temperature, correct=False))
+        far = sampler.step(sampler.start(x, 16.0), 16.0**2, 15.9**2, Streams(0)).x
+        spread = float(far.var() * 4 / 3) / (16.0**2 - 15.9**2)
+        assert spread == pytest.approx(temperature / 2, rel=0.05)
 
 
 def test_what_is_left_open_follows_the_experts():

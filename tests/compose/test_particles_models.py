@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from popflow.compose import CentredParticles, feynman_kac, geometric, sample, zoo
-from popflow.compose.particles import compare, lennard_jones, models, tempered
+from popflow.compose.particles import compare, icosahedron, lennard_jones, models, tempered
 from popflow.core import Streams
 
 
@@ -85,3 +85,10 @@ def test_overlaps_are_counted_trimmed_and_clipped_and_weights_count():
     assert found.energy_w1 == pytest.approx(0.2 * 1002)
     assert found.raw_w1 == math.inf
     assert compare(system, x[:2], None, truth, torch.tensor([1.0])).energy_w1 == pytest.approx(0.0, abs=1e-9)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    x, truth = icosahedron().expand(3, 13, 3), torch.tensor([-83.0])
+    for weights in (torch.ones(2), torch.zeros(3), torch.tensor([1.0, -1.0, 1.0]), torch.full((3,), torch.nan)):
+        with pytest.raises(ValueError, match="wanted one for each, not negative, not all zero"):
+            compare(lennard_jones(13), x, weights, truth, torch.tensor([1.0]))

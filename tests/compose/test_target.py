@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from popflow.compose import Expert, Target, cfg, feynman_kac, gaussian_mixture, scores, tilt
-from popflow.core import NonFiniteError
+from popflow.compose import CentredParticles, Expert, Target, cfg, feynman_kac, gaussian_mixture, igso3_mixture, scores, tilt
+from popflow.core import NonFiniteError, PopflowWarning
 
 A, B, C = (gaussian_mixture(torch.tensor([[m, 0.0]]), 1.0, name=n) for m, n in ((0.0, "a"), (1.0, "b"), (2.0, "c")))
 
@@ -117,6 +117,17 @@ def test_scores_of_batches_keep_their_shape():
     assert every.shape == (2, 2, 3, 5, 2)
     assert torch.allclose(every[0, 1, 2, 3], A.score(y[1, 2, 3:4], 0.5)[0])
     assert torch.allclose(A.score(y, 0.5), -y / 1.25)
+
+
+def test_scores_are_of_points_of_the_space():
+    turned = igso3_mixture(torch.eye(3).unsqueeze(0), 0.3, name="turned")
+    with pytest.raises(ValueError, match="matrices that are not orthonormal"):
+        turned.score(torch.ones(2, 3, 3), 1.0)
+    with pytest.raises(ValueError, match=r"expert 'turned': y has shape \(2, 3\), wanted \[..., 3, 3\]"):
+        turned.score(torch.zeros(2, 3), 1.0)
+    pair = Expert(lambda x, sigma, cond: x, (2, 1), name="pair", space=CentredParticles(2, 1))
+    with pytest.warns(PopflowWarning, match="centre of mass"):
+        assert pair.score(torch.tensor([[4.0], [6.0]]), 1.0).flatten().tolist() == [1.0, -1.0]
 
 
 def test_conditions_of_one_model_have_one_shape():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from popflow.runs import Figure, Measured
-from popflow.runs.figures import bars, histogram, image_grid, lines, scatter
+from popflow.runs.figures import bars, clusters, histogram, image_grid, lines, scatter
 
 
 def rand(*shape):
@@ -38,6 +38,7 @@ def every():
         ),
         "scatter": scatter({"a": rand(20, 2)}, x_label="x", y_label="y", weights={"a": rand(20)}),
         "histogram": histogram({"a": rand(50)}, x_label="x", weights={"a": rand(50)}, density={"truth": (x, x)}),
+        "clusters": clusters({"space": rand(3, 5, 3), "plane": rand(2, 4, 2)}, reach=0.5),
         "bars": bars({"a": Measured(0.5, 0.1), "b": Measured(-0.2)}, x_label="x", reference={"truth": 1.0}),
     }
 
@@ -87,6 +88,10 @@ def test_other_wrong_input_is_named():
         scatter({"a": rand(3, 3)}, x_label="x", y_label="y")
     with pytest.raises(ValueError, match="no finite value"):
         histogram({"a": torch.full((3,), torch.nan)}, x_label="x")
+    with pytest.raises(ValueError, match=r"group 'a' has shape \(3, 4\), wanted \[n, particles, 2 or 3\]"):
+        clusters({"a": rand(3, 4)}, reach=1.0)
+    with pytest.raises(ValueError, match="groups is empty"):
+        clusters({}, reach=1.0)
 
 
 def test_no_global_state_of_matplotlib_is_touched():

@@ -16,8 +16,8 @@ def test_every_problem_starts_and_ends_at_its_exact_value():
             assert problem.measure(Population.of(problem.snapshots.x[1])) == pytest.approx(problem.exact(1.0), rel=0.02)
 
 
-def test_the_demo_meets_its_criterion(tmp_path):
-    config = DemoConfig(cells=128)
+def test_the_quick_demo_meets_its_criterion(tmp_path):
+    config = DemoConfig(quick=True)
     with Run.open(tmp_path / "run", config, job="demo wlf") as run:
         report = demo(config, run)
     assert report.verdict.passed

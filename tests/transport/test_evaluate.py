@@ -5,7 +5,7 @@ import torch
 
 from popflow.core import Population, Streams
 from popflow.transport import Snapshots
-from popflow.transport.evaluate import FLOOR, FLOW, PREVIOUS, RANDOM, TRANSPORT, evaluate, score, table
+from popflow.transport.evaluate import FLOOR, FLOW, PATH, PREVIOUS, RANDOM, TRANSPORT, evaluate, score, table
 from popflow.transport.fate import fates, growth_by_type
 
 
@@ -44,6 +44,17 @@ def test_a_right_flow_scores_zero_beside_what_is_known_without_it():
     assert row[RANDOM].w1 > 0.1
     assert 0 < row[FLOOR].w1 < 0.5
     assert {name for _, name, *_ in table(found, line())} == {FLOW, PREVIOUS, TRANSPORT, RANDOM, FLOOR}
+
+
+def test_a_flow_with_a_path_is_asked_for_it_where_a_marginal_is_held_out():
+    class Line(Shift):
+        def interpolate(self, t, n, rng):
+            return Population.of(line(n).x[0] + t)
+
+    row = evaluate(Line(), line().hold_out(1), rng=Streams(0), cells=80)[1]
+    assert 0 < row[PATH].w1 < row[FLOOR].w1  # 160 other cells of the same distribution
+    assert row[PATH].ess == pytest.approx(160)
+    assert PATH not in evaluate(Line(), line(), rng=Streams(0), marginals=(1,))[1]
 
 
 def test_the_last_marginal_has_no_midpoint_and_weights_count():

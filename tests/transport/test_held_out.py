@@ -26,6 +26,9 @@ FITS = {
     "bridge, acceleration, velocity": lambda s: LagrangianFlow(
         Lagrangian(noise=0.3, potential=MeanAcceleration.of(s), drift=VelocityPrior.of(s, 1.0, cells=8)), width=8
     ).fit(s, steps=4, rng=Streams(0), compile=False),
+    "velocities between snapshots": lambda s: LagrangianFlow(Lagrangian(drift=VelocityPrior.between(s, 1.0)), width=8).fit(
+        s, steps=4, rng=Streams(0), compile=False
+    ),
     "flow matching": lambda s: match(s, rng=Streams(0), steps=4, width=8, depth=2, compile=False),
 }
 
@@ -40,3 +43,5 @@ def test_nan_where_nobody_looks_changes_nothing(name):
     assert torch.equal(*speeds)
     assert torch.equal(*(flow.growth(0.7, x) for flow in flows))
     assert torch.equal(*(flow.push(x, 0.0, 1.0, Streams(1)).x for flow in flows))
+    if name != "flow matching":
+        assert torch.equal(*(flow.interpolate(1.0, 9, Streams(1)).x for flow in flows))

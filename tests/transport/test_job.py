@@ -35,6 +35,7 @@ def test_the_report_scores_beside_the_trivial_answers_and_shows_the_flow(done):
     scores = next(item for item in told["comparison"] if item["title"] == "Distance from the held-out cells")
     assert {row[1] for row in scores["rows"]} == {
         "flow",
+        "path at the time",
         "OT-conditional flow matching",
         "previous marginal",
         "exact-OT midpoint",
@@ -97,6 +98,7 @@ def test_predicted_cells_are_decoded_to_genes(done):
     assert list(predicted.var_names) == [f"gene{k}" for k in range(12)]
     assert set(predicted.obs["time"]) == {2.0}
     assert predicted.obs["weight"].mean() == pytest.approx(1, abs=1e-5)
+    assert predicted.obs["way"].value_counts().to_dict() == {"flow": 60, "path at the time": 60}
 
 
 def test_scanpy_draws_the_new_keys(done):
@@ -128,6 +130,7 @@ def test_the_same_command_goes_on_with_the_same_run(done, capsys):
         ({"lam": 0.0}, "lam=0.0: wanted a finite number above 0"),
         ({"masses": "counts"}, "conserves mass. Fix: lagrangian unbalanced"),
         ({"lagrangian": "balanced"}, "did you mean 'unbalanced'"),
+        ({"smooth": True, "velocity": "v"}, "smooth=True and velocity='v', wanted one of them"),
         ({"dims": 0}, "dims=0: wanted at least 1"),
     ],
 )

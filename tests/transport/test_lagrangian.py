@@ -93,6 +93,31 @@ def test_the_velocity_prior_averages_neighbours_and_is_linear_in_time():
         VelocityPrior.of(swirl, 0)
 
 
+def test_the_kernel_of_the_prior_is_gaussian():
+    rng = Streams(0)
+    x, v, at = (rng.normal(name, torch.empty(2, 40, 3, dtype=torch.float64)) + 5 for name in ("x", "v", "at"))
+    prior = VelocityPrior(x, v, torch.tensor([0.0, 2.0]).double(), 0.7)
+    plain = (-torch.cdist(at[0], x).square() / (2 * 0.7**2)).softmax(-1) @ v
+    torch.testing.assert_close(prior(torch.full((40,), 0.5).double(), at[0]), 0.75 * plain[0] + 0.25 * plain[1])
+
+
+def test_snapshots_that_fall_freely_imply_the_velocity_of_the_fall():
+    """Displacements of a cloud that moves along a parabola: exact at inner snapshots, wherever the times are; chords at the ends."""
+    times, a = (2.0, 3.0, 5.0, 6.0), torch.tensor([0.5, -1.0], dtype=torch.float64)
+    cloud = Streams(0).normal("x", torch.empty(30, 2, dtype=torch.float64))
+    cells = [cloud[torch.randperm(30, generator=torch.Generator().manual_seed(k))] + a / 2 * t**2 for k, t in enumerate(times)]
+    prior = VelocityPrior.between(Snapshots.of(cells, times=times), bandwidth=1.0)
+    for k, t in enumerate((2.5, 3.0, 5.0, 5.5)):
+        torch.testing.assert_close(prior.velocity[k], (a * t).expand(30, 2))
+    uneven = VelocityPrior.between(Snapshots.of([cells[0][:7], *cells[1:]], times=times), 1.0)
+    assert uneven.x.shape == (4, 30, 2)
+    assert VelocityPrior.between(Snapshots.of(cells, times=times), 1.0, cells=20).x.shape == (4, 20, 2)
+    with pytest.raises(ValueError, match="there are 2 training snapshots, wanted at least three"):
+        VelocityPrior.between(Snapshots.of(cells[:3], times=times[:3]).hold_out(1), 1.0)
+    with pytest.raises(ValueError, match=r"bandwidth=-1\.0, wanted"):
+        VelocityPrior.between(Snapshots.of(cells, times=times), -1.0)
+
+
 def test_constants_out_of_range_and_wrong_shapes_are_refused():
     for lam in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="lam="):

@@ -26,6 +26,9 @@ def flow(
         bool | None, typer.Option("--acceleration/--no-acceleration", help="Accelerate as the means of the snapshots do.")
     ] = None,
     velocity: Annotated[str | None, typer.Option("--velocity", metavar="KEY", help="Key of obsm with RNA velocity in --rep.")] = None,
+    smooth: Annotated[
+        bool | None, typer.Option("--smooth/--no-smooth", help="Let cells go on from snapshot to snapshot as they came.")
+    ] = None,
     bandwidth: Annotated[float | None, typer.Option("--bandwidth", help="Length over which velocities are averaged.")] = None,
     strength: Annotated[float | None, typer.Option("--strength", help="Factor on the velocities.")] = None,
     hold_out: Annotated[
@@ -60,6 +63,7 @@ def flow(
         "masses": masses,
         "acceleration": acceleration,
         "velocity": velocity,
+        "smooth": smooth,
         "bandwidth": bandwidth,
         "strength": strength,
         "hold_out": hold_out,

@@ -39,6 +39,7 @@ from popflow.core import (
     systematic,
     temper,
 )
+from popflow.core.errors import refuse
 from popflow.core.steps import Refresh, Scheme
 
 
@@ -308,14 +309,20 @@ def gradient(reward: Reward, y: Tensor, space: Space) -> Tensor:
         point = y.detach().flatten(0, y.ndim - len(space.event) - 1).requires_grad_()
         value = reward(point)
         if not value.requires_grad:
-            raise ValueError(f"reward {reward.name!r} has no gradient: write it with torch operations, or pass tilt(..., gradient=False).")
+            raise ValueError(
+                f"reward {reward.name!r} has no gradient: write it with torch operations, or say that it has none: tilt(..., gradient=False), "
+                "of a pipeline reward_gradient=False."
+            )
         (slope,) = torch.autograd.grad(value.sum(), point)
-    if not bool(slope.isfinite().all()):
-        bad = int((~slope.isfinite()).reshape(len(slope), -1).any(1).sum())
-        raise NonFiniteError(
-            f"reward {reward.name!r} has a gradient that is not finite for {bad} of {len(slope)} samples: make it smooth (add a small constant "
-            "under roots and logarithms), or pass tilt(..., gradient=False)."
+    total = len(slope)
+
+    def error(bad: int) -> NonFiniteError:
+        return NonFiniteError(
+            f"reward {reward.name!r} has a gradient that is not finite for {bad} of {total} samples: make it smooth (add a small constant "
+            "under roots and logarithms), or pass tilt(..., gradient=False), of a pipeline reward_gradient=False."
         )
+
+    refuse((~slope.isfinite()).reshape(total, -1).any(1).sum(), error)
     return space.gradient(y, slope.reshape(y.shape))
 
 
@@ -323,9 +330,12 @@ def over_rows(reward: Reward, pop: Population) -> Tensor:
     """Reward of every particle, ``[*batch, n]``; -inf rules one out, NaN and +inf are refused."""
     with torch.no_grad():
         value = reward(pop.x.flatten(0, len(pop.batch))).to(pop.log_w.dtype).reshape(pop.log_w.shape)
-    bad = int((value.isnan() | (value == math.inf)).sum())
-    if bad:
-        raise NonFiniteError(f"reward {reward.name!r} is NaN or +inf for {bad} of {value.numel()} samples, wanted finite numbers, or -inf.")
+    total = value.numel()
+
+    def error(bad: int) -> NonFiniteError:
+        return NonFiniteError(f"reward {reward.name!r} is NaN or +inf for {bad} of {total} samples, wanted finite numbers, or -inf.")
+
+    refuse((value.isnan() | (value == math.inf)).sum(), error)
     return value
 
 

@@ -18,7 +18,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -156,9 +155,10 @@ def published_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_allowed()):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # of a file that is none, readers raise whatever comes first
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{file} is not a checkpoint of plain tensors: {str(error).splitlines()[0]} Nothing in it was run. Fix: install omegaconf if its "
+            f"{file} is not a checkpoint of plain tensors: {why} Nothing in it was run. Fix: install omegaconf if its "
             "configuration is what was refused, or take the file of the authors."
         ) from error
     model = content.get("model") if isinstance(content, dict) else None

@@ -17,6 +17,7 @@ import gzip
 import importlib.util
 import math
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,17 @@ def pdb_texts(source: str | Path | None = None) -> Iterator[tuple[str, str]]:
     """Read PDB files, ``(name, text)``: of a folder and those below it, of an archive (.tar.gz), one file, or with None those of `PACKAGES`.
 
     Raises:
-        ValueError: when there is none, saying where was looked.
+        ValueError: when there is none, saying where was looked, or a file that cannot be read.
     """
     count = 0
-    for name, text in _texts(source):
-        count += 1
-        yield name, text
+    try:
+        for name, text in _texts(source):
+            count += 1
+            yield name, text
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"cannot read PDB files of {source}: {str(error).splitlines()[0]} Fix: give a folder of PDB files, or a whole source archive (.tar.gz)."
+        ) from error
     if not count:
         where = str(source) if source is not None else "the installed packages among " + ", ".join(PACKAGES)
         raise ValueError(
@@ -91,8 +97,10 @@ def backbones(pdb: str) -> list[Tensor]:
     A chain is cut where a residue lacks one of the three atoms, or C and the next N are further apart than 1.6; of alternative places the first counts.
 
     Raises:
-        ValueError: naming the line of an atom whose coordinates cannot be read.
+        ValueError: naming the line of an atom whose coordinates cannot be read; for a file in the mmCIF format.
     """
+    if pdb.startswith("data_"):
+        raise ValueError("pdb is in the mmCIF format, wanted the PDB format: fetch or save the file as .pdb.")
     residues: dict[tuple[str, str], dict[str, list[float]]] = {}
     for number, line in enumerate(pdb.splitlines(), 1):
         if line.startswith("ENDMDL"):
@@ -146,8 +154,11 @@ def residue_frames(backbone: Tensor) -> tuple[Tensor, Tensor]:
     second = n - ca
     second = second - (second * first).sum(-1, keepdim=True) * first
     size = second.norm(dim=-1, keepdim=True)
-    if not bool((size > 1e-6).all()):
-        raise ValueError(f"{int((size <= 1e-6).sum())} residues have N, CA and C in one line or in one place: they have no frame.")
+    bad = int((~(size > 1e-6)).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} residues have N, CA and C in one line, in one place or nowhere (NaN): they have no frame. Fix: leave them out."
+        )
     second = second / size
     return torch.stack([first, second, torch.linalg.cross(first, second)], -1), ca
 
@@ -268,6 +279,8 @@ def frame_mixture(
             f"rotations and translations have shapes {tuple(rotations.shape)} and {tuple(translations.shape)}, wanted [M, count, 3, 3] and "
             "[M, count, 3]."
         )
+    if not bool(translations.isfinite().all()):
+        raise ValueError(f"translations holds {int((~translations.isfinite()).sum())} numbers that are not finite, wanted places.")
     if not (0 < rotation_std < math.inf and 0 < translation_std < math.inf):
         raise ValueError(f"rotation_std={rotation_std}, translation_std={translation_std}, wanted kernel widths above 0.")
     space = frame_space(translations.shape[1], clock)

@@ -72,10 +72,12 @@ class SampleConfig:
         particles: Particles of one run.
         runs: Independent runs; each gives one sample in the end, and all its particles with their weights.
         zeta: Noise scale; None takes 1, or where the exponents sum to more than the number of experts (annealing) 1.4, and for systems of
-            particles the tempered noise, ``sqrt(temperature / T)``.
+            particles the tempered noise ``B^{-1/2}``, B the sum of exponents: ``sqrt(temperature / T)``.
         correct: Weigh and resample; without it the naive sampler.
-        kernel_steps: Langevin steps at each level.
-        kernel_width: Smallest standard deviation of the data density; the Langevin step is ``min(sigma^2 + width^2, 1) / 10``.
+        kernel_steps: Langevin steps at each level; None takes 0, and for systems of particles that are cooled 1: by weights alone the particles of a
+            cold run descend from a few.
+        kernel_width: Smallest standard deviation of the data density; the Langevin step is ``min(sigma^2 + width^2, 1) / 10``. None takes 0.3,
+            and for systems of particles the step of their model.
         ess_below: Resample below this share of effective particles.
         clip: Bound on weight increments; None for none.
         sharpness: Temperature T of OR; 1 is the exact mixture.
@@ -104,8 +106,8 @@ class SampleConfig:
     runs: int | None = None
     zeta: float | None = None
     correct: bool = True
-    kernel_steps: int = 0
-    kernel_width: float = 0.3
+    kernel_steps: int | None = None
+    kernel_width: float | None = None
     ess_below: float = 0.5
     clip: float | None = None
     sharpness: float = 1.0
@@ -138,7 +140,7 @@ class SampleConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}, wanted at least 1.")
-        if not 0 <= self.kernel_width < math.inf:
+        if self.kernel_width is not None and not 0 <= self.kernel_width < math.inf:
             raise ValueError(f"kernel_width={self.kernel_width}, wanted a standard deviation of the data: a number >= 0.")
         unloaded = {spec: Expert(_unloaded, (), name=spec) for spec in (*self.experts, self.unconditional) if spec is not None}
         with warnings.catch_warnings():
@@ -148,6 +150,8 @@ class SampleConfig:
 
 DATA = Sizes(300, 0.02, 15.0, "karras", 64, 8)
 """For experts of data."""
+FEW = 10
+"""Surviving ancestors of a run below which a report warns."""
 
 
 def sizes(config: SampleConfig) -> Sizes:
@@ -260,20 +264,29 @@ def _composed(config: SampleConfig, load: Callable[[str], Expert]) -> Sampler:
         return average(experts, guidance=guidance, deterministic=config.deterministic)
     betas = config.beta * len(experts) if len(config.beta) == 1 else config.beta or (1.0,) * len(experts)
     system, power = system_of(config), 1.0
+    model = None if system is None else models.find(system)
     if config.temperature is not None:
-        power = (1.0 if system is None else models.find(system).temperature) / config.temperature
+        power = (1.0 if model is None else model.temperature) / config.temperature
     target = guided(experts, betas, base, config.guidance) ** power
     total = sum(target.exponents(sizes(config).sigma_max))
-    annealed = math.sqrt(2) if system is None else power**-0.5
-    zeta = config.zeta if config.zeta is not None else annealed if total > len(experts) else 1.0
-    width = config.kernel_width
+    if model is None:
+        zeta, mixing = math.sqrt(2) if total > len(experts) else 1.0, 0
+    else:
+        zeta, mixing = total**-0.5 if total > 0 else 1.0, int(total > 1 and config.correct)  # a sum that is not positive is refused later
+    width = 0.3 if config.kernel_width is None else config.kernel_width
+
+    def step_size(sigma: float) -> float:
+        if model is not None and config.kernel_width is None:
+            return model.langevin_step(sigma, total)
+        return min(sigma**2 + width**2, 1.0) / 10
+
     return feynman_kac(
         target,
-        zeta=zeta,
+        zeta=zeta if config.zeta is None else config.zeta,
         correct=config.correct,
         ess_below=config.ess_below,
-        kernel_steps=config.kernel_steps,
-        step_size=lambda sigma: min(sigma**2 + width**2, 1.0) / 10,
+        kernel_steps=mixing if config.kernel_steps is None else config.kernel_steps,
+        step_size=step_size,
         clip=config.clip,
     )
 
@@ -328,6 +341,10 @@ def _report(config: SampleConfig, run: Run, sampler: Sampler, out: Sample, picke
     note = f"{size.particles} particles a run, {sampler.evaluations * size.steps} expert evaluations a particle."
     if "clipped" in pop.aux:
         note += f" Weight increments clipped: {int(pop.aux['clipped'].sum())}; clipped weights are biased."
+    if resamples and int(alive.min()) < FEW <= size.particles:
+        note += (
+            f" A run descends from only {int(alive.min())} of its initial particles: the effective number overstates what its samples tell."
+        )
     diagnostics: tuple[Table | Figure, ...] = (Table("Runs", columns, tuple(cells[:16]), note=note),)
     if resamples:
         curve = figures.lines(
@@ -342,9 +359,12 @@ def _report(config: SampleConfig, run: Run, sampler: Sampler, out: Sample, picke
     names, system = ", ".join(config.experts), system_of(config)
     picture, results, shown = _picture(picked), {}, "One sample of each run is shown, drawn by its weights."
     if system is not None:
-        temperature = config.temperature or models.find(system).temperature
+        temperature = models.find(system).temperature / sampler.precision(size.sigma_max)
         picture, more, results = against_truth(system, temperature, pop, zoo.DATA)
-        diagnostics, shown = (*more, *diagnostics), f"Temperature {temperature:g}; learned at {models.find(system).temperature:g}."
+        shown = f"Temperature {temperature:g}, learned at {models.find(system).temperature:g}."
+        if config.op == "product":
+            shown += f" Langevin steps a level: {sampler.evaluations // len(sampler.experts) - 1}."
+        diagnostics = (*more, *diagnostics)
     return Report(
         title=f"{config.op} of {names}",
         summary=f"{size.runs} independent runs of {size.particles} particles, {size.steps} steps from noise level {size.sigma_max:g} to "

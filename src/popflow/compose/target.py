@@ -92,8 +92,14 @@ class Expert(_Algebra):
         return replace(self, cond=cond, name=name or self.name)
 
     def score(self, y: Tensor, sigma: float) -> Tensor:
-        """Gradient of the log-density at ``y [..., *event]``."""
-        return scores([self], y, sigma)[0]
+        """Gradient of the log-density at ``y [..., *event]``, ``[..., *tangent]``.
+
+        Raises:
+            ValueError: for another shape, or what are no points of the space (uncentred particles are centred, with a warning).
+        """
+        if tuple(y.shape[y.ndim - len(self.event) :]) != tuple(self.event):
+            raise ValueError(f"expert {self.name!r}: y has shape {tuple(y.shape)}, wanted [..., {', '.join(map(str, self.event))}].")
+        return scores([self], self.home.check(y), sigma)[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -206,6 +206,47 @@ def histogram(
         return _uri(figure, "svg")
 
 
+def clusters(groups: Mapping[str, Tensor], *, reach: float) -> str:
+    """Configurations of particles in labelled rows, each seen along its shortest axis, as an SVG; lines join particles nearer than ``reach``.
+
+    Args:
+        groups: Label -> configurations ``[n, particles, d]`` in two or three dimensions.
+        reach: Largest length of a line.
+
+    Raises:
+        ValueError: for no configurations, or other shapes.
+
+    Example:
+        >>> clusters({"pairs": torch.tensor([[[0.0, 0.0], [1.0, 0.0]]])}, reach=1.5)[:26]
+        'data:image/svg+xml;base64,'
+    """
+    for label, x in groups.items():
+        if x.ndim != 3 or not len(x) or x.shape[2] not in (2, 3):
+            raise ValueError(f"group {label!r} has shape {tuple(x.shape)}, wanted [n, particles, 2 or 3] with n of at least 1.")
+    if not groups:
+        raise ValueError("groups is empty, wanted at least one labelled row of configurations.")
+    across = max(len(x) for x in groups.values())
+    with _style():
+        figure = _figure(1.1 * across + 0.3, 1.35 * len(groups))
+        figure.set_layout_engine("constrained")
+        rows = figure.subfigures(len(groups), squeeze=False)[:, 0]
+        for (label, x), row, colour in zip(groups.items(), rows, cycle(COLOURS)):
+            row.suptitle(label, fontsize=8, x=0.01, horizontalalignment="left")
+            points = _seen(x.detach().cpu().double())
+            extent = 1.1 * points[..., :2].abs().max().item() or 1.0
+            for k, axes in enumerate(row.subplots(1, across, squeeze=False)[0]):
+                axes.set_axis_off()
+                axes.set_aspect("equal")
+                axes.set(xlim=(-extent, extent), ylim=(-extent, extent))
+                if k < len(points):
+                    one = points[k]
+                    near = (torch.cdist(one, one) < reach).triu(1).nonzero()
+                    for pair in near:
+                        axes.plot(*one[pair, :2].T.numpy(), color=_SOFT, linewidth=0.6, zorder=1)
+                    axes.scatter(*one[:, :2].T.numpy(), s=22.0, c=colour, edgecolors="white", linewidths=0.5, zorder=2)
+        return _uri(figure, "svg")
+
+
 def bars(values: Mapping[str, Measured], *, x_label: str, reference: Mapping[str, float] | None = None) -> str:
     """One horizontal bar for each label with its standard error and value, as an SVG; thin vertical lines for references."""
     with _style():
@@ -234,6 +275,16 @@ def bars(values: Mapping[str, Measured], *, x_label: str, reference: Mapping[str
         if reference:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, borderaxespad=0.2)
         return _uri(figure, "svg")
+
+
+def _seen(x: Tensor) -> Tensor:
+    """Centred configurations turned so that the last axis is their shortest; plane ones are not turned."""
+    x = x - x.mean(1, keepdim=True)
+    if x.shape[2] < 3:
+        return x
+    axes = torch.linalg.svd(x, full_matrices=False)[2]
+    largest = axes.abs().argmax(2, keepdim=True)
+    return x @ (axes * axes.gather(2, largest).sign()).mT
 
 
 def _rgb(label: str, images: Tensor) -> Tensor:

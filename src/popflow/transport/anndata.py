@@ -218,16 +218,18 @@ def write_predictions(
     positions: Tensor,
     *,
     times: Sequence[float],
+    ways: Sequence[str],
     weights: Tensor,
     genes: tuple[np.ndarray, list[str]] | None = None,
 ) -> Path:
-    """Write predicted cells as an ``.h5ad`` file of their own: time and weight in ``obs``, positions in ``obsm``, genes in ``X`` if known.
+    """Write predicted cells as an ``.h5ad`` file of their own: time, weight and way in ``obs``, positions in ``obsm``, genes in ``X`` if known.
 
     Args:
         target: The file; whole or absent.
         rep: Key of the positions.
         positions: Raw coordinates ``[n, d]``.
         times: Of each cell.
+        ways: How each was predicted.
         weights: Of each cell, relative to the mean at its time.
         genes: Expression ``[n, genes]`` and names, as `genes_of` gives them.
     """
@@ -235,7 +237,7 @@ def write_predictions(
     from anndata import AnnData
 
     names = pd.Index([str(k) for k in range(len(positions))])
-    obs = pd.DataFrame({"time": list(times), "weight": weights.double().cpu().numpy()}, index=names)
+    obs = pd.DataFrame({"time": list(times), "way": pd.Categorical(ways), "weight": weights.double().cpu().numpy()}, index=names)
     x, var = (None, None) if genes is None else (genes[0].astype(np.float32), pd.DataFrame(index=pd.Index(genes[1])))
     adata = AnnData(X=x, obs=obs, var=var)
     adata.obsm[rep] = positions.float().cpu().numpy()

@@ -19,7 +19,8 @@ from popflow.core.streams import Streams
 from popflow.transport.coupling import between, exact
 from popflow.transport.snapshots import Snapshots
 
-FLOW, PREVIOUS, TRANSPORT, RANDOM, FLOOR = "flow", "previous marginal", "exact-OT midpoint", "independent midpoint", "sampling floor"
+FLOW, PATH = "flow", "path at the time"
+PREVIOUS, TRANSPORT, RANDOM, FLOOR = "previous marginal", "exact-OT midpoint", "independent midpoint", "sampling floor"
 
 
 @runtime_checkable
@@ -36,6 +37,15 @@ class Flow(Protocol):
 
     def push(self, pop: Population | Tensor, t0: float, t1: float, rng: Streams) -> Population:
         """The population at ``t1``, weights inside."""
+        ...
+
+
+@runtime_checkable
+class Path(Flow, Protocol):
+    """A flow that was learned with a path through the snapshots, which is itself an answer for the times between."""
+
+    def interpolate(self, t: float, n: int, rng: Streams) -> Population:
+        """``n`` cells of the path at a time between the snapshots, weights inside."""
         ...
 
 
@@ -85,7 +95,8 @@ def evaluate(
         cells: Most cells of a marginal that are used: exact distances are cubic in them.
 
     Returns:
-        Marginal -> name -> `Score`: ``flow``, and the baselines of the module. The midpoints interpolate the training marginals on both
+        Marginal -> name -> `Score`: ``flow``; at held-out marginals ``path at the time`` for a flow that has a path (twice as many points as
+        ``cells``, drawn from it); and the baselines of the module. The midpoints interpolate the training marginals on both
         sides at the right fraction of time; the last marginal has none.
 
     Raises:
@@ -99,7 +110,11 @@ def evaluate(
         left, _ = neighbours(snapshots, k)
         truth, before = (some(snapshots.x[i], cells, rng) for i in (k, left))
         pushed = flow.push(before, float(snapshots.times[left]), float(snapshots.times[k]), rng)
-        found[k] = {FLOW: score(pushed.x, truth, pushed.weights())} | _known(snapshots, k, before, truth, rng, cells)
+        mine = {FLOW: score(pushed.x, truth, pushed.weights())}
+        if k in snapshots.held_out and isinstance(flow, Path):
+            drawn = flow.interpolate(float(snapshots.times[k]), 2 * cells, rng)
+            mine[PATH] = score(drawn.x, truth, drawn.weights())
+        found[k] = mine | _known(snapshots, k, before, truth, rng, cells)
     return found
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from popflow.core import Population, Streams
 from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, clouds, figures, training
 from popflow.transport import anndata
-from popflow.transport.evaluate import FLOOR, FLOW, TRANSPORT, Flow, Score, evaluate, table
+from popflow.transport.evaluate import FLOOR, FLOW, PATH, TRANSPORT, Score, evaluate, table
 from popflow.transport.fate import Fates, fates, growth_by_type
 from popflow.transport.flow_matching import match
 from popflow.transport.lagrangian import W2, WFR, Lagrangian, MeanAcceleration, VelocityPrior
@@ -41,6 +41,8 @@ class FlowConfig:
         masses: ``equal``, or ``counts``: the total mass follows the number of cells (``unbalanced`` only).
         acceleration: Let the particles accelerate as the means of the training snapshots do.
         velocity: Key of ``obsm`` with RNA velocity in the coordinates of ``rep``: the flow follows it where snapshots leave a choice.
+        smooth: Let cells go on as they came: the flow follows the velocities that the training snapshots imply, as a spline does. At least
+            three are needed.
         bandwidth: Over which length velocities are averaged.
         strength: Factor on the velocities.
         hold_out: Times that the fit does not see and the flow is scored on.
@@ -63,6 +65,7 @@ class FlowConfig:
     masses: Literal["equal", "counts"] = "equal"
     acceleration: bool = False
     velocity: str | None = None
+    smooth: bool = False
     bandwidth: float = 1.0
     strength: float = 1.0
     hold_out: tuple[float, ...] = ()
@@ -80,6 +83,8 @@ class FlowConfig:
         for name in ("lam", "noise", "bandwidth", "strength", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: wanted a finite number above 0.")
+        if self.smooth and self.velocity is not None:
+            raise ValueError(f"smooth=True and velocity={self.velocity!r}, wanted one of them: a flow has one reference drift.")
         if self.masses == "counts" and self.lagrangian != "unbalanced":
             raise ValueError(f"masses='counts' with lagrangian={self.lagrangian!r}, which conserves mass. Fix: lagrangian unbalanced.")
 
@@ -112,7 +117,7 @@ def run(config: FlowConfig, run: Run) -> Report:
             checkpoint=run.path / "flow_matching.safetensors",
         )
         theirs = evaluate(other, snapshots, rng=Streams(config.seed, run.device), marginals=scored)
-        scores = {k: {FLOW: row[FLOW], _BASELINE: theirs[k][FLOW]} | row for k, row in scores.items()}
+        scores = {k: {n: row[n] for n in (FLOW, PATH) if n in row} | {_BASELINE: theirs[k][FLOW]} | row for k, row in scores.items()}
     fate = None
     if cells.annotation is not None:
         fate = fates(flow, snapshots, cells.annotation, 0, len(snapshots) - 1, rng=rng)
@@ -139,16 +144,25 @@ def read(config: FlowConfig) -> anndata.Cells:
 
 def _lagrangian(config: FlowConfig, snapshots: Snapshots) -> Lagrangian:
     kinetic = WFR(config.lam, normalized=config.masses == "equal") if config.lagrangian == "unbalanced" else W2()
+    drift = VelocityPrior.between(snapshots, config.bandwidth) if config.smooth else None
+    if config.velocity is not None:
+        drift = VelocityPrior.of(snapshots, config.bandwidth, config.strength)
     return Lagrangian(
         kinetic,
         noise=config.noise if config.lagrangian == "bridge" else 0.0,
         potential=MeanAcceleration.of(snapshots) if config.acceleration else None,
-        drift=VelocityPrior.of(snapshots, config.bandwidth, config.strength) if config.velocity is not None else None,
+        drift=drift,
     )
 
 
 def _write_back(
-    config: FlowConfig, run: Run, cells: anndata.Cells, snapshots: Snapshots, flow: Flow, certificate: Certificate, fate: Fates | None
+    config: FlowConfig,
+    run: Run,
+    cells: anndata.Cells,
+    snapshots: Snapshots,
+    flow: LagrangianFlow,
+    certificate: Certificate,
+    fate: Fates | None,
 ) -> None:
     """The file of the user with the new keys, as ``cells.h5ad`` of the run."""
     import pandas as pd
@@ -198,23 +212,30 @@ def _aligned(one: Fates, types: tuple[str, ...]) -> Tensor:
     return out
 
 
-def _write_predictions(config: FlowConfig, run: Run, snapshots: Snapshots, flow: Flow, scored: Sequence[int], rng: Streams) -> str:
+def _write_predictions(
+    config: FlowConfig, run: Run, snapshots: Snapshots, flow: LagrangianFlow, scored: Sequence[int], rng: Streams
+) -> str:
     """Predicted cells at the scored times, as ``predicted.h5ad``; say whether genes could be decoded."""
-    positions, weights, times = [], [], []
+    positions, weights, times, ways = [], [], [], []
     training = [k for k in range(len(snapshots)) if k not in snapshots.held_out]
     for k in scored:
         left = max(i for i in training if i < k)
         pushed = flow.push(snapshots.x[left], float(snapshots.times[left]), float(snapshots.times[k]), rng)
-        positions.append(snapshots.raw(pushed.x))
-        weights.append(pushed.weights() * len(pushed))
-        times += [float(snapshots.times[k])] * len(pushed)
+        found = {FLOW: pushed}
+        if k in snapshots.held_out:
+            found[PATH] = flow.interpolate(float(snapshots.times[k]), len(pushed), rng)
+        for way, pop in found.items():
+            positions.append(snapshots.raw(pop.x))
+            weights.append(pop.weights() * len(pop))
+            times += [float(snapshots.times[k])] * len(pop)
+            ways += [way] * len(pop)
     at = torch.cat(positions)
     try:
         genes, told = anndata.genes_of(config.cells, config.rep, at), "with genes decoded from principal components"
     except ValueError as error:
         genes, told = None, f"without genes: {error}"
         run.log(f"predicted cells {told}")
-    anndata.write_predictions(run.path / "predicted.h5ad", config.rep, at, times=times, weights=torch.cat(weights), genes=genes)
+    anndata.write_predictions(run.path / "predicted.h5ad", config.rep, at, times=times, ways=ways, weights=torch.cat(weights), genes=genes)
     return told
 
 
@@ -226,7 +247,7 @@ def _rows(f: Callable[[Tensor], Tensor], x: Tensor, most: int = 8192) -> Tensor:
 def _report(
     config: FlowConfig,
     snapshots: Snapshots,
-    flow: Flow,
+    flow: LagrangianFlow,
     certificate: Certificate,
     scores: dict[int, dict[str, Score]],
     fate: Fates | None,
@@ -234,9 +255,9 @@ def _report(
     genes: str,
 ) -> Report:
     held = bool(snapshots.held_out)
-    beaten = [row[FLOW].w1 < row[TRANSPORT].w1 for row in scores.values() if TRANSPORT in row]
+    beaten = [min(row[n].w1 for n in (FLOW, PATH) if n in row) < row[TRANSPORT].w1 for row in scores.values() if TRANSPORT in row]
     kind = {"transport": "transport", "unbalanced": "transport with growth", "bridge": "a Schrödinger bridge"}[config.lagrangian]
-    first = {name: [row[name] for row in scores.values() if name in row] for name in (FLOW, TRANSPORT, FLOOR)}
+    first = {name: [row[name] for row in scores.values() if name in row] for name in (FLOW, PATH, TRANSPORT, FLOOR)}
     results = {
         "action": Measured(certificate.action),
         "duality gap": Measured(certificate.gap),
@@ -245,14 +266,14 @@ def _report(
     }
     verdict = Verdict(
         all(beaten) if held else None,
-        f"the flow is nearer to the held-out cells than the exact-OT midpoint at {sum(beaten)} of {len(beaten)} times"
+        f"the flow or its path is nearer to the held-out cells than the exact-OT midpoint at {sum(beaten)} of {len(beaten)} times"
         if held
         else "nothing was held out: the scores are those of snapshots that the fit has seen",
         "W1 to the held-out cells below that of the exact-OT midpoint at every time held out",
     )
     files = {
         "cells.h5ad": "the cells of the file with velocity, growth and fate (keys popflow_..., X_popflow)",
-        "predicted.h5ad": f"predicted cells at the scored times, {genes}",
+        "predicted.h5ad": f"predicted cells at the scored times, pushed and of the path, {genes}",
         "fit.safetensors": "parameters and state of the training",
     }
     if config.baseline:
@@ -284,9 +305,10 @@ def _scores(snapshots: Snapshots, scores: dict[int, dict[str, Score]], held: boo
         "Distance from the held-out cells" if held else "Distance from the cells of each snapshot (seen in training)",
         ("time", "what", "W1", "W2", "MMD"),
         tuple(rows),
-        "From the cells of the training snapshot before each time, weights included; at most 1500 cells of each. Lower is better; below the "
-        "sampling floor (two halves of the true cells) differences mean nothing.",
-        tuple(i for i, row in enumerate(rows) if row[1] == FLOW),
+        "Flow: from the cells of the training snapshot before each time, weights included; path: cells of the learned path at that time, to which "
+        "the snapshots on both sides contribute. At most 1500 cells of each snapshot. Lower is better; below the sampling floor (two halves of the "
+        "true cells) differences mean nothing.",
+        tuple(i for i, row in enumerate(rows) if row[1] in (FLOW, PATH)),
     )
 
 
@@ -300,7 +322,7 @@ def _plane(snapshots: Snapshots, x: Tensor) -> Tensor:
     return raw if raw.shape[-1] == 2 else torch.cat([raw, torch.zeros_like(raw)], -1)
 
 
-def _frames(snapshots: Snapshots, flow: Flow, count: int, seed: int) -> tuple[Tensor, Tensor, list[float]]:
+def _frames(snapshots: Snapshots, flow: LagrangianFlow, count: int, seed: int) -> tuple[Tensor, Tensor, list[float]]:
     """Cells of the first snapshot on their way to the last: positions ``[T, n, d]``, weights ``[T, n]``, times."""
     start = snapshots.x[0]
     pop, rng = (
@@ -316,7 +338,7 @@ def _frames(snapshots: Snapshots, flow: Flow, count: int, seed: int) -> tuple[Te
     return torch.stack(places), torch.stack(weights), times
 
 
-def _trajectories(config: FlowConfig, snapshots: Snapshots, flow: Flow) -> Figure:
+def _trajectories(config: FlowConfig, snapshots: Snapshots, flow: LagrangianFlow) -> Figure:
     places, _, times = _frames(snapshots, flow, _TRAJECTORIES, config.seed)
     x_label, y_label = _axes_of(config)
     seen = _plane(snapshots, torch.cat(snapshots.training.x))
@@ -326,7 +348,7 @@ def _trajectories(config: FlowConfig, snapshots: Snapshots, flow: Flow) -> Figur
     )
 
 
-def _animation(config: FlowConfig, snapshots: Snapshots, flow: Flow) -> Figure:
+def _animation(config: FlowConfig, snapshots: Snapshots, flow: LagrangianFlow) -> Figure:
     places, weights, times = _frames(snapshots, flow, _MOVING, config.seed)
     x_label, y_label = _axes_of(config)
     truth = [(f"{label}", _plane(snapshots, snapshots.x[k])) for k, label in enumerate(snapshots.labels) if k not in snapshots.held_out]
@@ -336,7 +358,7 @@ def _animation(config: FlowConfig, snapshots: Snapshots, flow: Flow) -> Figure:
     )
 
 
-def _growth(config: FlowConfig, snapshots: Snapshots, flow: Flow, cells: anndata.Cells) -> list[Figure | Table]:
+def _growth(config: FlowConfig, snapshots: Snapshots, flow: LagrangianFlow, cells: anndata.Cells) -> list[Figure | Table]:
     if config.lagrangian != "unbalanced":
         return []
     seen = [k for k in range(len(snapshots)) if k not in snapshots.held_out]

@@ -152,7 +152,7 @@ class LagrangianFlow:
             optimizer=partial(two_rates, first=first, lr=self.lr, path_lr=self.path_lr, betas=betas),
             schedule=cosine(steps, warmup=steps // 10),
             clip_norm=10.0,
-            ema=0.99,
+            ema=min(0.99, max(0.5, 1 - 10 / steps)),  # over a tenth of a short run
             record=record,
             checkpoint=checkpoint,
             compile=compile,
@@ -225,6 +225,27 @@ class LagrangianFlow:
             return self.process(t + inside if t == t0 else t - inside if t == t1 else t, pop)
 
         return simulate((euler if noisy else heun)(process), pop, times, rng=rng)
+
+    def interpolate(self, t: float, n: int, rng: Streams) -> Population:
+        """``n`` cells of the path itself at a time between the first and the last snapshot, weighted by their mass.
+
+        The cells of both snapshots around ``t`` have a say, and nothing is integrated: the nearest answer for a time that lies between. `push`
+        says what becomes of given cells.
+
+        Raises:
+            ValueError: for a time outside, or ``n < 1``.
+        """
+        _, bend, strands, _, _ = self._ready()
+        first, last = float(strands.times[0]), float(strands.times[-1])
+        if not first <= t <= last:
+            raise ValueError(f"t={t}, wanted a time from {first} to {last}: beyond the snapshots push goes on along the flow.")
+        if n < 1:
+            raise ValueError(f"n={n!r}, wanted at least 1.")
+        place = (torch.arange(n, dtype=torch.float64) + rng.uniform("interpolate", (1, n)).cpu()) / n  # one in each of n equal parts
+        batch = strands.at(torch.tensor([t], dtype=torch.float64), place, rng)
+        with torch.no_grad():
+            point = follow(self.lagrangian, batch, bend)
+        return Population.of(point.x).reweight(point.mass.log())
 
     def report(self, *, cells: int = 1024, draws: int = 64) -> Certificate:
         """Action, its bounds, the duality gap and the Hamilton-Jacobi residual, with random numbers of their own.

@@ -37,8 +37,9 @@ from popflow.transport.strands import Batch, Bend, Point, follow, moments, radiu
 class Potential(nn.Module):
     """The potential ``s(t, x)`` ``[rows]``: a network in coordinates that move and widen with the snapshots.
 
-    Transport alone: ``s = <m', x - m> + c network((x - m) / r, u)`` with mean ``m(t)`` and width ``r(t)`` linear between the snapshots, ``u`` the
-    time from 0 to 1. With growth, where means move without transport, ``m`` and ``r`` are those of all cells and the first term is absent.
+    Transport alone: ``s = <m' - v, x - m> + c network((x - m) / r, u)`` with mean ``m(t)`` and width ``r(t)`` linear between the snapshots, ``v(t)``
+    the mean of the reference drift, ``u`` the time from 0 to 1. With growth, where means move without transport, ``m`` and ``r`` are those of
+    all cells and ``m'`` is 0.
     The network has a bias: growth depends on the value of ``s``, not only on its slope.
 
     Args:
@@ -53,14 +54,16 @@ class Potential(nn.Module):
         means, radii = moments(lagrangian, snapshots)
         whole = float(radius(torch.cat(snapshots.training.x)))
         self.network, self.span, self.start = network, float(times[-1] - times[0]), float(times[0])
-        area = min(whole**2, 4 / lagrangian.lam) if lagrangian.lam else float(radii.mean()) * whole
+        area = min(whole**2, 1 / lagrangian.lam) if lagrangian.lam else float(radii.mean()) * whole
         self.unit = area / self.span
         self.register_buffer("times", times.to(means))
         self.register_buffer("means", means)
         self.register_buffer("radii", radii)
+        self.register_buffer("reference", mean_drift(lagrangian, snapshots))
         self.times: Tensor
         self.means: Tensor
         self.radii: Tensor
+        self.reference: Tensor
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Evaluate at times ``t [rows]`` of the user and positions ``x [rows, d]``."""
@@ -69,9 +72,21 @@ class Potential(nn.Module):
         share = ((t - self.times[right - 1]) / length)[:, None]
         gap = self.means[right] - self.means[right - 1]
         away = x - (self.means[right - 1] + share * gap)
+        speed = gap / length[:, None] - torch.lerp(self.reference[right - 1], self.reference[right], share)
         wide = torch.lerp(self.radii[right - 1], self.radii[right], share[:, 0])
         out = self.network(away / wide[:, None], (t - self.start) / self.span)
-        return (gap * away).sum(1) / length + self.unit * out[:, 0]
+        return (speed * away).sum(1) + self.unit * out[:, 0]
+
+
+def mean_drift(lagrangian: Lagrangian, snapshots: Snapshots) -> Tensor:
+    """Mean of the reference drift over the cells of each training snapshot, ``[M, d]``; zero without one."""
+    training = snapshots.training
+    if lagrangian.drift is None:
+        return torch.stack([torch.zeros_like(rows[0]) for rows in training.x])
+    rows = [rows[:1024] for rows in training.x]
+    return torch.stack(
+        [shaped("drift", lagrangian.drift(t.to(x).expand(len(x)), x), x).mean(0) for t, x in zip(training.times, rows, strict=True)]
+    )
 
 
 def potential_network(dim: int, width: int, depth: int) -> nn.Module:
@@ -95,14 +110,14 @@ def dual(lagrangian: Lagrangian, s: Field, t: Tensor, point: Point, probe: Tenso
     else:
         value, (slope,) = value_and_grad(lambda x: s(t, x), x)
         laplacian = torch.zeros_like(value)
-    total = (_relative(lagrangian, t, point) * slope).sum(-1) - slope.square().sum(-1) / 2
+    total = (point.velocity * slope).sum(-1) - slope.square().sum(-1) / 2
     total = total - lagrangian.lam / 2 * value.square() + (point.spread - lagrangian.noise**2 / 2) * laplacian
     return mass * (total - _potential(lagrangian, t, x, value)) + point.mass_rate * value
 
 
 def strand_energy(lagrangian: Lagrangian, t: Tensor, point: Point) -> Tensor:
     """The integrand of ``P`` above, ``[rows]``; with noise up to the energy of the bridge's own fluctuations."""
-    energy = _relative(lagrangian, t, point).square().sum(-1) / 2
+    energy = point.velocity.square().sum(-1) / 2
     energy = point.mass * (energy - _potential(lagrangian, t, point.x, energy))
     if lagrangian.lam:
         energy = energy + point.mass_rate.square() / (2 * lagrangian.lam * point.mass.clamp_min(1e-12))
@@ -158,13 +173,6 @@ def two_rates(params: list[tuple[str, Tensor]], first: int, lr: float, path_lr: 
     if params[first:]:
         groups.append({"params": params[first:], "lr": path_lr})
     return torch.optim.AdamW(groups, betas=betas, weight_decay=1e-4)
-
-
-def _relative(lagrangian: Lagrangian, t: Tensor, point: Point) -> Tensor:
-    """Velocity of the strands relative to the reference drift."""
-    if lagrangian.drift is None:
-        return point.velocity
-    return point.velocity - shaped("drift", lagrangian.drift(t, point.x), point.x)
 
 
 def _potential(lagrangian: Lagrangian, t: Tensor, x: Tensor, like: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from popflow.core import Streams
 from popflow.learn import MLP
-from popflow.transport.lagrangian import EXACT_LAPLACIAN, WFR, Harmonic, Lagrangian, Linear, MeanAcceleration
+from popflow.transport.lagrangian import EXACT_LAPLACIAN, WFR, Harmonic, Lagrangian, Linear, MeanAcceleration, shaped
 from popflow.transport.plans import Coupling, Plan
 from popflow.transport.snapshots import Snapshots
 
@@ -44,7 +44,7 @@ class Point(NamedTuple):
 
     Attributes:
         x: Positions ``[rows, d]``.
-        velocity: Of the position without noise, ``[rows, d]``.
+        velocity: Of the position without noise, relative to the reference drift, ``[rows, d]``.
         mass: ``[rows]``, mean one over all strands at a time when normalised.
         mass_rate: Its derivative in time ``[rows]``.
         spread: ``nu nu'``, half the derivative of the variance of the bridge, ``[rows]``.
@@ -98,13 +98,17 @@ class Strands:
 
     def draw(self, rng: Streams, slices: int, n: int) -> Batch:
         """Draw ``n`` strands at each of ``slices`` times, one time at random in each of so many equal parts of the whole."""
-        x, times, device = self.x, self.times, self.x.device
         share = (torch.arange(slices) + rng.uniform("times", (slices,)).cpu()) / slices
-        t = times[0] + share * (times[-1] - times[0])
+        t = self.times[0] + share * (self.times[-1] - self.times[0])
+        return self.at(t, rng.uniform("strands", (slices, n)), rng)
+
+    def at(self, t: Tensor, place: Tensor, rng: Streams) -> Batch:
+        """Take the strands at the ``place [slices, n]`` in [0, 1) of the cumulative chances, at the times ``t [slices]``, float64."""
+        x, times, device = self.x, self.times, self.x.device
+        slices, n = place.shape
         k = (torch.searchsorted(times, t, right=True) - 1).clamp(0, len(times) - 2)
         a, b, h0, h1, cumulative = self.tables
-        place = k.to(device)[:, None] + rng.uniform("strands", (slices, n)).to(device)
-        drawn = torch.searchsorted(cumulative, place, right=True).clamp_max(len(cumulative) - 1)
+        drawn = torch.searchsorted(cumulative, k.to(device)[:, None] + place.to(device), right=True).clamp_max(len(cumulative) - 1)
         theta = torch.tensor([plan.theta for plan in self.plans])
         span = times[-1] - times[0]
         of_slice = {
@@ -183,6 +187,8 @@ class Bend(nn.Module):
 def follow(lagrangian: Lagrangian, batch: Batch, bend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None) -> Point:
     """Put strands where they are at their times: least action for each on its own, bent by ``bend(a, b, middle)``.
 
+    Velocities are relative to the reference drift of the Lagrangian, at the positions with noise.
+
     Args:
         lagrangian: Its kinetic energy, noise and quadratic or linear potential shape the strands; all else is left to the bend.
         batch: See `Batch`.
@@ -214,10 +220,13 @@ def follow(lagrangian: Lagrangian, batch: Batch, bend: Callable[[Tensor, Tensor,
             mass = factor * mass
             if lagrangian.normalized:  # so that every slice keeps mass one
                 mass, rate = _per_slice(mass, rate, slices)
-    if not lagrangian.noise:
-        return Point(x, velocity, mass, rate, torch.zeros_like(u))
-    variance, spread = _bridge(lagrangian, u, length)
-    return Point(x + variance.sqrt()[:, None] * batch["z"], velocity, mass, rate, spread)
+    spread = torch.zeros_like(u)
+    if lagrangian.noise:
+        variance, spread = _bridge(lagrangian, u, length)
+        x = x + variance.sqrt()[:, None] * batch["z"]
+    if lagrangian.drift is not None:
+        velocity = velocity - shaped("drift", lagrangian.drift(batch["t"], x), x)
+    return Point(x, velocity, mass, rate, spread)
 
 
 def _ramps(lagrangian: Lagrangian, u: Tensor, length: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

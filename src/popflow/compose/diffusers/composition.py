@@ -48,7 +48,7 @@ def composition(
         ValueError: for an unknown operation, options that do not belong to it, a superposition of one expert, and AND of more than have a solution.
     """
     if op not in OPS:
-        raise ValueError(unknown("op", op, OPS))
+        raise ValueError(unknown("op", str(op), OPS))
     check_same_space(experts)
     if op != "product":
         if exponents is not None or zeta != 1 or kernel_steps:

@@ -107,8 +107,8 @@ class PipelineExpert(Expert):
         source = self._source()
         if source.conditions is None:
             raise ValueError(f"prompt {text!r}: {self.name!r} takes no prompts, it is an unconditional model.")
-        source.select(self._denoiser().adapters)
-        number = source.conditions.number((self._denoiser().adapters, text))
+        source.select(self.adapters)
+        number = source.conditions.number((self.adapters, text))
         cond = torch.tensor(number, device=_parameter(source.network).device)
         shown = text[0] if isinstance(text, tuple) else text
         return replace(self, cond=cond, name=name or str(shown) or "no prompt")
@@ -123,6 +123,8 @@ class PipelineExpert(Expert):
         """
         source = self._source()
         chosen = tuple((one, 1.0) if isinstance(one, str) else (one[0], float(one[1])) for one in adapters)
+        if not hasattr(source.pipe, "get_list_adapters"):
+            raise ValueError(f"adapters {list(adapters)} of a {type(source.pipe).__name__}, which takes none (LoRA): leave adapters out.")
         there = {one for names in source.pipe.get_list_adapters().values() for one in names}
         for one, _ in chosen:
             if one not in there:
@@ -136,6 +138,11 @@ class PipelineExpert(Expert):
         latents = self._source().latents
         length = latents.event[1] * latents.event[2] // family_of(self._source().network).patch ** 2
         return self._source().reading.levels(steps, length)
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...] | None:
+        """Adapters that were chosen by `lora`, with their strengths; None for the network as it stands."""
+        return self._denoiser().adapters
 
     @property
     def latents(self) -> Latents:
@@ -236,13 +243,24 @@ def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: t
     diffusers = extra("diffusers")
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype={dtype!r}, wanted a torch.dtype such as torch.float16, or None for that of the folder.")
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"folder={folder!r}, wanted a path, or the name of a repository on the hub; several are given one after the other.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}), wanted 'cpu', or a device that torch sees."
+        ) from error
     there = Path(folder).is_dir()
     if there and not (Path(folder) / "model_index.json").is_file():
         raise ValueError(
             f"folder={str(folder)!r} holds no model_index.json, wanted a folder that pipe.save_pretrained(folder) has written."
         )
     if not there and (Path(folder).is_absolute() or str(folder).count("/") != 1 or str(folder).startswith(".")):
-        raise ValueError(f"{folder}: no such folder, and no name on the hub (owner/name).")
+        raise ValueError(
+            f"folder={str(folder)!r}: no such folder, and no name on the hub (owner/name). Fix: give the path of a folder that "
+            "pipe.save_pretrained(folder) has written."
+        )
     try:
         options = {} if dtype is None else {"dtype": dtype}
         pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options)

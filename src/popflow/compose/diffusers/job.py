@@ -78,6 +78,13 @@ class DiffusersConfig:
     def __post_init__(self):
         if self.steps < 1 or self.particles < 1 or self.runs < 1:
             raise ValueError(f"steps={self.steps}, particles={self.particles}, runs={self.runs}, wanted at least one of each.")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength={self.strength}, wanted a share of the steps in (0, 1]: 0.6 is usual, 1 starts from pure noise.")
+        if self.image is None and (self.mask_image is not None or self.strength != 1):
+            seen = f"strength={self.strength}" if self.mask_image is None else f"mask_image={self.mask_image!r}"
+            raise ValueError(
+                f"{seen} without an image, wanted one to edit: give image (--image FILE), or leave strength and mask_image out."
+            )
         for name in ("image", "mask_image"):
             file = getattr(self, name)
             if file is not None and not Path(file).is_file():

@@ -43,6 +43,11 @@ class Latents:
         """Height and width of the images."""
         return self.event[1] * self.factor, self.event[2] * self.factor
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.event[0] if self.vae is None else int(self.vae.config.in_channels)
+
     def decode(self, z: Tensor) -> Tensor:
         """Turn latents ``[n, *event]`` into images ``[n, C, H, W]`` in [-1, 1], differentiably.
 
@@ -74,6 +79,7 @@ class Latents:
 
     def pixels(self, image: Any) -> Tensor:
         """Images of any kind as ``[n, C, H, W]`` in [-1, 1], of the right size."""
+        image = _coloured(image, "L" if self.channels == 1 else "RGB")
         seen, wanted = size_of(image), self.size
         if seen != wanted:
             raise ValueError(
@@ -83,6 +89,11 @@ class Latents:
         pixels = self.processor.preprocess(image, height=wanted[0], width=wanted[1]).float()
         if self.vae is None and pixels.shape[1] != self.event[0] and self.event[0] == 1:
             pixels = pixels.mean(1, keepdim=True)
+        if pixels.shape[1] != self.channels:
+            raise ValueError(
+                f"image has {pixels.shape[1]} channels, wanted {self.channels}: a PIL image of any mode, an array [H, W, {self.channels}] or a tensor "
+                f"[{self.channels}, H, W] of pixels, not of latents."
+            )
         _refuse_non_finite(pixels, "image", "load it again")
         if float(pixels.abs().max()) > 1 + 1e-3:
             raise ValueError(
@@ -99,16 +110,22 @@ class Latents:
 
     def mask(self, mask: Any) -> Tensor:
         """Mask of an image, white where it is to be painted anew, as ``[1, h, w]`` of zeros and ones in latent pixels."""
-        from PIL import Image
+        import numpy
 
-        if isinstance(mask, Image.Image):
-            mask = mask.convert("L")
-        seen, wanted = size_of(mask), self.size
+        mask = _coloured(mask, "L")
+        mask = mask.astype(numpy.float32) if isinstance(mask, numpy.ndarray) else mask.float() if isinstance(mask, Tensor) else mask
+        seen, wanted = size_of(mask, "mask_image"), self.size
         if seen != wanted:
             raise ValueError(
                 f"mask_image is {seen[0]} x {seen[1]} (height x width), wanted {wanted[0]} x {wanted[1]} like the image: resize it."
             )
-        grey = self.processor.preprocess(mask, height=wanted[0], width=wanted[1]).float().mean((0, 1))  # in [-1, 1]
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            mask = mask.unsqueeze(0)
+        pixels = self.processor.preprocess(mask, height=wanted[0], width=wanted[1]).float()  # in [-1, 1]
+        if len(pixels) > 1:
+            raise ValueError(f"mask_image holds {len(pixels)} masks, wanted one for all images: call once for each mask.")
+        _refuse_non_finite(pixels, "mask_image", "load it again")
+        grey = pixels.mean((0, 1))
         cells = grey.reshape(self.event[1], self.factor, self.event[2], self.factor).amax((1, 3))
         return (cells > 0).to(grey).unsqueeze(0)
 
@@ -164,22 +181,38 @@ def latents_of(pipe: Any, network: Any, patch: int, height: int | None = None, w
     )
 
 
-def size_of(image: Any) -> tuple[int, int]:
-    """Height and width of an image, or of the first of several."""
+def size_of(image: Any, name: str = "image") -> tuple[int, int]:
+    """Height and width of an image, or of several of one size."""
     from PIL import Image
 
-    first = image[0] if isinstance(image, list | tuple) else image
-    if isinstance(first, Image.Image):
-        return first.height, first.width
-    shape = list(getattr(first, "shape", ()))
+    if isinstance(image, list | tuple):
+        sizes = list(dict.fromkeys(size_of(one, name) for one in image))
+        if len(sizes) != 1:
+            seen = ", ".join(f"{tall} x {wide}" for tall, wide in sizes)
+            raise ValueError(
+                f"{name} is a list of {f'images of {seen}' if seen else 'none'}, wanted at least one, all of one size: resize them."
+            )
+        return sizes[0]
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    shape = list(getattr(image, "shape", ()))
     if not 2 <= len(shape) <= 4:
         raise ValueError(
-            f"image is a {type(first).__name__} of shape {tuple(shape)}, wanted a PIL image, an array [H, W, C] or a tensor [C, H, W]."
+            f"{name} is a {type(image).__name__} of shape {tuple(shape)}, wanted a PIL image, an array [H, W, C] or a tensor [C, H, W]."
         )
-    if isinstance(first, Tensor):
-        return first.shape[-2], first.shape[-1]
+    if isinstance(image, Tensor):
+        return image.shape[-2], image.shape[-1]
     start = len(shape) - 3 if len(shape) > 3 else 0
     return shape[start], shape[start + 1]
+
+
+def _coloured(image: Any, mode: str) -> Any:
+    """PIL images, one or a list, in a mode (``RGB``, ``L``); anything else as it is."""
+    from PIL import Image
+
+    if isinstance(image, list | tuple):
+        return [_coloured(one, mode) for one in image]
+    return image.convert(mode) if isinstance(image, Image.Image) else image
 
 
 def _fingerprint(vae: Any) -> str:

@@ -7,6 +7,7 @@ expert carries one integer and hundreds of particles share one embedding.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,11 @@ def _stable_diffusion(pipe: Any, text: Any, size: tuple[int, int]) -> dict[str, 
     if not hasattr(pipe, "text_encoder_2"):
         prompt, *_ = pipe.encode_prompt(_text(text), _device(pipe), 1, False)
         return {"prompt": prompt[0]}
+    if "negative_original_size" in inspect.signature(pipe._get_add_time_ids).parameters:
+        raise ValueError(
+            f"pipeline {type(pipe).__name__}, wanted StableDiffusionXLPipeline, the one from text to image: image= and mask_image= do the rest. Fix: "
+            "diffusers.StableDiffusionXLPipeline.from_pipe(pipe). (Refiners are asked for other conditions and are not read.)"
+        )
     prompt, _, pooled, _ = pipe.encode_prompt(_text(text), device=_device(pipe), do_classifier_free_guidance=False)
     if text == "" and pipe.config.get("force_zeros_for_empty_prompt"):
         prompt, pooled = torch.zeros_like(prompt), torch.zeros_like(pooled)

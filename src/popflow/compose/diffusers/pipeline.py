@@ -6,7 +6,6 @@ Strings such as ``op="and"`` live here because this is the boundary where users 
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,15 +19,20 @@ from torch import Tensor
 from popflow.compose.diffusers.composition import composition
 from popflow.compose.diffusers.expert import PipelineExpert, distilled, from_pipe, load_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
+from popflow.compose.diffusers.options import adapters_of, exponents_of, finite, known_options, one_of, prompt_of, prompts_of, whole
 from popflow.compose.flow import flow_below
 from popflow.compose.inpainting import keep
 from popflow.compose.sample import Sample, Sampler, sample
 from popflow.compose.steering import steer
 from popflow.compose.target import Reward, check_same_space
 from popflow.core import PopflowWarning, Population, Streams
-from popflow.core.errors import unknown
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_USUAL = {
+    "strength": "0.6 is usual, 1 starts from pure noise",
+    "reward_scale": "1 multiplies the law by exp(reward)",
+    "guidance_scale": "1 for no guidance, 7.5 is usual for Stable Diffusion",
+}
 
 Callback = Callable[[Any, int, float, dict[str, Any]], Any]
 """``callback(pipeline, step, timestep, {"latents", "weights", "ess", "log_densities", "kappa"})``; a returned ``"latents"`` replaces them."""
@@ -68,6 +72,7 @@ class Plan:
         around: Latents of the image it starts from, or None for pure noise.
         latents: Encoder and decoder.
         experts: One for each prompt.
+        given: How many images were given to edit; 1 where one does for every run, also when there is none.
     """
 
     sampler: Sampler
@@ -75,6 +80,7 @@ class Plan:
     around: Tensor | None
     latents: Latents
     experts: tuple[PipelineExpert, ...]
+    given: int = 1
 
     def log_densities(self, pop: Population) -> Tensor | None:
         """Tracked log-densities under the prompts (not under what is guided away from), ``[runs, particles, prompts]``; None without."""
@@ -104,6 +110,16 @@ class ComposedPipeline:
     pipes: tuple[Any, ...]
     chunk: int | None = None
     _read: dict[Any, list[PipelineExpert]] = field(default_factory=dict, repr=False)
+    _parts: list[Any] = field(default_factory=list, repr=False)
+
+    def __post_init__(self):
+        if not isinstance(self.pipes, list | tuple):
+            raise TypeError(
+                f"pipes is a {type(self.pipes).__name__}, wanted a tuple of pipelines: ComposedPipeline((pipe,)), or "
+                "ComposedPipeline.from_pretrained(folder)."
+            )
+        if self.chunk is not None:
+            whole(chunk=self.chunk)
 
     @staticmethod
     def from_pretrained(
@@ -143,19 +159,30 @@ class ComposedPipeline:
             ValueError: for options that do not fit together, an image of the wrong size, incompatible latent spaces.
             NonFiniteError: for latents that are not finite, naming the expert and the noise level.
         """
-        _whole(particles=particles, num_images_per_prompt=num_images_per_prompt)
-        if output_type not in _OUTPUT_TYPES:
-            raise ValueError(unknown("output_type", output_type, _OUTPUT_TYPES))
+        known_options(options, self.__call__, self.plan)
+        whole(particles=particles, num_images_per_prompt=num_images_per_prompt)
+        one_of("output_type", output_type, _OUTPUT_TYPES)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(
+                f"callback_on_step_end={callback_on_step_end!r}, wanted a function (pipeline, step, timestep, tensors) or None: tensors holds "
+                "'latents', 'weights', 'ess', 'log_densities' and 'kappa'."
+            )
         for one in generator if isinstance(generator, Sequence) else [generator]:
             if one is not None and not isinstance(one, torch.Generator):
                 raise TypeError(f"generator holds {one!r}, wanted a torch.Generator: torch.Generator().manual_seed(0).")
         plan = self.plan(prompts, correct=particles > 1, **options)
-        if plan.around is not None and len(plan.around) not in (1, num_images_per_prompt):
-            raise ValueError(f"image holds {len(plan.around)} images, wanted 1 or num_images_per_prompt={num_images_per_prompt}.")
+        if plan.given not in (1, num_images_per_prompt):
+            raise ValueError(
+                f"image holds {plan.given} images, wanted 1, or num_images_per_prompt={num_images_per_prompt}: pass num_images_per_prompt={plan.given}."
+            )
         if not isinstance(generator, Sequence):
             made = [self._follow(plan, particles, num_images_per_prompt, generator, callback_on_step_end)]
         elif len(generator) == num_images_per_prompt:
-            made = [self._follow(_of_image(plan, i), particles, 1, one, callback_on_step_end) for i, one in enumerate(generator)]
+            plans = [plan] * len(generator)
+            if plan.given > 1:  # each image is edited on its own
+                single = [options | {"image": options["image"][i : i + 1]} for i in range(plan.given)]
+                plans = [self.plan(prompts, correct=particles > 1, **one) for one in single]
+            made = [self._follow(each, particles, 1, one, callback_on_step_end) for each, one in zip(plans, generator, strict=True)]
         else:
             raise ValueError(
                 f"generator is a list of {len(generator)}, wanted one for each of {num_images_per_prompt} images, or one for all."
@@ -229,9 +256,13 @@ class ComposedPipeline:
             kernel_steps: Langevin steps at each level of a product.
             ess_below: Resample below this share of effective particles.
         """
-        _whole(num_inference_steps=num_inference_steps, reward_every=reward_every)
-        if not noise_above >= 0:
-            raise ValueError(f"noise_above={noise_above}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
+        whole(num_inference_steps=num_inference_steps, reward_every=reward_every)
+        whole(0, kernel_steps=kernel_steps)
+        whole(**{name: value for name, value in (("height", height), ("width", width)) if value is not None})
+        finite(_USUAL, strength=strength, reward_scale=reward_scale, guidance_scale=1.0 if guidance_scale is None else guidance_scale)
+        exponents_of(exponents)
+        if not isinstance(noise_above, int | float) or not noise_above >= 0:
+            raise ValueError(f"noise_above={noise_above!r}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
         if image is not None and height is None and width is None:
             height, width = size_of(image)
         bases = self.experts(height, width)
@@ -256,10 +287,11 @@ class ComposedPipeline:
         )
         sampler = flow_below(sampler, noise_above)
         levels = bases[0].sigmas(num_inference_steps)
-        around = None
+        around, given = None, 1
         if image is None:
             if mask_image is not None or strength != 1:
-                raise ValueError(f"strength={strength}, mask_image={type(mask_image).__name__} without an image: pass image=.")
+                seen = f"strength={strength}" if mask_image is None else f"mask_image is a {type(mask_image).__name__}"
+                raise ValueError(f"{seen} without an image, wanted one to edit: pass image=, or leave strength and mask_image out.")
         else:
             taken = min(int(num_inference_steps * strength), len(levels) - 1) if 0 < strength <= 1 else 0
             if not taken:
@@ -268,21 +300,25 @@ class ComposedPipeline:
                 )
             z = latents.encode(image).unsqueeze(1).to(_device(bases[0]))
             levels = levels[len(levels) - 1 - taken :]
-            around = z if strength < 1 else None
+            around, given = z if strength < 1 else None, len(z)
             if mask_image is not None:
                 sampler = keep(sampler, z, latents.mask(mask_image).to(z))
         if potential is not None and not potential.gradient:
             sampler = steer(sampler, potential, every=reward_every, ess_below=ess_below)
-        return Plan(sampler, levels, around, latents, tuple(experts))
+        return Plan(sampler, levels, around, latents, tuple(experts), given)
 
     def experts(self, height: int | None = None, width: int | None = None) -> list[PipelineExpert]:
-        """Return each pipeline as an expert at an image size; read once, so that prompts are encoded once.
+        """Return each pipeline as an expert at an image size; read once, so that prompts are encoded once, and anew when a part is replaced.
 
         Raises:
             ValueError: when their latent spaces differ, saying how.
         """
         if not self.pipes:
             raise ValueError("pipes is empty, wanted at least one pipeline, or one folder.")
+        parts = [part for pipe in self.pipes for part in _parts_of(pipe)]
+        if len(parts) != len(self._parts) or any(one is not other and one != other for one, other in zip(parts, self._parts, strict=True)):
+            self._read.clear()
+            self._parts[:] = parts
         if (height, width) not in self._read:
             found = [from_pipe(pipe, height=height, width=width, chunk=self.chunk) for pipe in self.pipes]
             check_same_space(found)
@@ -317,29 +353,39 @@ def _prompted(
     guidance: float | None,
 ) -> tuple[list[PipelineExpert], list[PipelineExpert], float]:
     """Experts of the prompts, the unconditional one of each, and the weight of guidance."""
-    given = [prompts] if isinstance(prompts, str | int) else None if prompts is None else list(prompts)
-    if given is not None and not given:
-        raise ValueError("prompts is empty, wanted at least one: prompts=['a cat', 'a dog'].")
+    given = prompts_of(prompts)
+    if negative is not None:
+        prompt_of("negative_prompt", negative)
     count = len(bases) if given is None else max(len(bases), len(given))
     if given is not None and len(given) == 1:
         given = given * count
     if len(bases) > 1 and given is not None and len(given) != len(bases):
         raise ValueError(f"prompts holds {len(given)} for {len(bases)} pipelines, wanted one for each, or one for all.")
-    if adapters is not None and len(adapters) != count:
-        raise ValueError(f"adapters holds {len(adapters)} lists for {count} prompts, wanted one for each: adapters=[['pixel'], []].")
+    adapters_of(adapters, count)
     conditional = bases[0].cond is not None
     w, told = _guidance(bases[0], guidance)
     experts, empty = [], []
+    guides: dict[Any, PipelineExpert] = {}  # one for all prompts of a network: it is evaluated once
     for i in range(count):
         base = bases[i % len(bases)]
         if adapters is not None:
             base = base.lora(*adapters[i])
         experts.append(base if given is None else base.prompt(given[i] if told is None else (given[i], told)))
         if w != 1:
-            empty.append(base if negative is None else base.prompt(negative))
+            network = i % len(bases), base.adapters
+            if network not in guides:
+                guides[network] = base if negative is None else base.prompt(negative)
+            empty.append(guides[network])
     if not conditional and (w != 1 or negative is not None):
         raise ValueError(
             f"guidance_scale={w}, negative_prompt={negative!r} for unconditional networks: there is nothing to guide away from."
+        )
+    if w == 1 and negative is not None:
+        warnings.warn(
+            f"negative_prompt={negative!r} has no effect {'without guidance' if told is None else 'on a network with distilled guidance'}: "
+            + ("guidance_scale is 1, wanted another, 7.5 is usual." if told is None else "leave it out."),
+            PopflowWarning,
+            stacklevel=4,
         )
     reasons = distilled(experts)
     if reasons and (len(experts) > 1 or w != 1):
@@ -355,8 +401,6 @@ def _prompted(
 def _guidance(expert: PipelineExpert, asked: float | None) -> tuple[float, float | None]:
     """Weight of guidance, and the scale that a network with distilled guidance is told (None for others)."""
     assert expert.source is not None
-    if asked is not None and not math.isfinite(asked):
-        raise ValueError(f"guidance_scale={asked}, wanted a finite number: 1 for no guidance, 7.5 is usual for Stable Diffusion.")
     pipe, network = expert.source.pipe, expert.source.network
     own = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
     usual = float(own.default) if own is not None and own.default is not inspect.Parameter.empty else 1.0
@@ -393,27 +437,27 @@ def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Samp
         seen = {"latents": after.x, "weights": after.weights(), "ess": after.ess()}
         seen |= {"log_densities": plan.log_densities(after), "kappa": after.aux.get("kappa")}
         answer = callback(pipeline, number[t1], float(source.reading.schedule.time(t0**0.5)), seen)
-        if not answer or answer.get("latents") is None:
-            return after
-        if answer["latents"].shape != after.x.shape:
-            raise ValueError(
-                f"callback_on_step_end returned latents of shape {tuple(answer['latents'].shape)}, wanted {tuple(after.x.shape)}: "
-                "[runs, particles, channels, height, width]."
+        if answer is not None and not isinstance(answer, dict):
+            raise TypeError(
+                f"callback_on_step_end returned a {type(answer).__name__}, wanted a dictionary such as {{'latents': x}}, or None."
             )
-        return after.replace(x=answer["latents"].to(after.x))
+        x = None if answer is None else answer.get("latents")
+        if x is None:
+            return after
+        if not isinstance(x, Tensor) or x.shape != after.x.shape:
+            shape = f"latents of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__} as latents"
+            raise ValueError(
+                f"callback_on_step_end returned {shape}, wanted {tuple(after.x.shape)}: [runs, particles, channels, height, width]."
+            )
+        return after.replace(x=x.to(after.x))
 
     return replace(plan.sampler, step=step)
 
 
-def _whole(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}, wanted a whole number of at least 1.")
-
-
-def _of_image(plan: Plan, i: int) -> Plan:
-    """Plan of one of several images to edit."""
-    return plan if plan.around is None or len(plan.around) == 1 else replace(plan, around=plan.around[i : i + 1])
+def _parts_of(pipe: Any) -> list[Any]:
+    """What an expert reads of a pipeline: its components, adapters that are loaded, its device."""
+    parts = list(getattr(pipe, "components", {}).values())
+    return [*parts, *(tuple(getattr(part, "peft_config", None) or ()) for part in parts), str(getattr(pipe, "device", ""))]
 
 
 def _seed(generator: torch.Generator | None) -> int:

@@ -54,6 +54,9 @@ def compare(system: Cluster, x: Tensor, weights: Tensor | None, energies: Tensor
         energies: Of the truth, ``[m]``: samples or quantiles.
         distances: Of pairs in the truth, any shape.
 
+    Raises:
+        ValueError: for configurations of another system, or weights that do not fit.
+
     Example:
         >>> from popflow.compose.particles import lennard_jones
         >>> system, x = lennard_jones(2, trap=0.0), torch.tensor([[[0.0, 0, 0], [1.0, 0, 0]]])
@@ -61,6 +64,10 @@ def compare(system: Cluster, x: Tensor, weights: Tensor | None, energies: Tensor
         >>> found.distance_w2, found.energy_w1
         (0.5, 0.0)
     """
+    if weights is not None and (weights.shape != x.shape[:1] or not bool((weights >= 0).all()) or not 0 < float(weights.sum()) < math.inf):
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} for x of shape {tuple(x.shape)}, wanted one for each, not negative, not all zero."
+        )
     x, truth = x.double(), energies.double().flatten()
     energy = system.energy(x).nan_to_num(math.inf, math.inf)
     share = torch.full_like(energy, 1 / len(energy)) if weights is None else (weights.double() / weights.double().sum())

@@ -9,6 +9,7 @@ exact energies and distances at a few temperatures, from parallel tempering, to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,6 +66,10 @@ class Model:
         """Make the network, with the parameters that torch's global generator gives."""
         return PairNetwork(self.system.particles, self.system.dimensions, grid=self.grid, stiff=self.stiff)
 
+    def langevin_step(self, sigma: float, beta: float) -> float:
+        """Step of a Langevin kernel aimed at ``q^beta`` at a noise level: a tenth of the smallest variance, ``min(sigma^2, stiff^2 / 3) / (10 beta)``."""
+        return 0.1 * min(sigma**2, self.stiff**2 / 3) / beta
+
 
 def _square() -> Tensor:
     """Four particles with neighbours at the outer distance of DW-4."""
@@ -98,7 +103,7 @@ MODELS = {
         (0.02, 1.0, 20.0),
         (0.01, 16.0),
         0.15,
-        4_000,
+        16_000,
     ),
 }
 """The models by name."""
@@ -121,10 +126,11 @@ def load(name: str, folder: Path, *, device: torch.device | str = "cpu", chunk: 
 
 def tables(name: str, temperature: float, folder: Path) -> dict[str, Tensor] | None:
     """Quantiles of the exact ``energy`` and ``distance``, `QUANTILES` of each at equal shares; None at a temperature without a table."""
-    if temperature not in find(name).tables:
+    known = [t for t in find(name).tables if math.isclose(t, temperature)]
+    if not known:
         return None
     tensors, _ = load_tensors(folder / f"{name}-reference.safetensors")
-    return {what: tensors[f"{what}.{temperature}"].double() for what in ("energy", "distance")}
+    return {what: tensors[f"{what}.{known[0]}"].double() for what in ("energy", "distance")}
 
 
 def quantiles(values: Tensor) -> Tensor:

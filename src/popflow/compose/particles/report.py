@@ -1,21 +1,26 @@
-"""What a report shows of samples of a particle system: energies and distances beside ground truth."""
+"""What a report shows of samples of a particle system: configurations, energies and distances beside ground truth."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from popflow.compose.particles.comparison import CLIPPED, MARGIN, compare
-from popflow.compose.particles.models import find, tables
-from popflow.core import Population
+from popflow.compose.particles.hmc import tempered
+from popflow.compose.particles.models import Model, find, tables
+from popflow.core import Population, Streams, systematic
 from popflow.runs import Figure, Measured, Table, figures
+
+SHOWN = 6
+"""Configurations drawn in a row."""
 
 
 def against_truth(
     name: str, temperature: float, pop: Population, folder: Path
 ) -> tuple[Figure, tuple[Figure | Table, ...], dict[str, Measured]]:
-    """Histograms of energies and distances of a weighted population, with distances to the tables of the model where it has them.
+    """Configurations, and histograms of energies and distances, of a weighted population, with distances to the tables of the model where it has them.
 
     Args:
         name: Of the model.
@@ -27,7 +32,7 @@ def against_truth(
         The figure of energies; more figures and a table; results for the summary.
     """
     model = find(name)
-    x, weights = pop.x.flatten(0, 1).double(), (pop.weights() / len(pop.log_w)).flatten().double()
+    x, weights = pop.x.flatten(0, 1).double().cpu(), (pop.weights() / len(pop.log_w)).flatten().double().cpu()
     energy, distance = model.system.energy(x), model.system.distances(x)
     truth, count = tables(name, temperature, folder), distance.shape[1]
     shown = {"samples": energy.clamp_max(torch.quantile(energy, 0.995) + MARGIN)}
@@ -61,6 +66,21 @@ def against_truth(
     lengths = figures.histogram(pairs, x_label="distance of two particles", bins=80, weights=each)
     return (
         Figure(energies, f"Energies of {model.system.name} at T = {temperature:g}. {caption}"),
-        (Figure(lengths, "All distances."), *table),
+        (Figure(lengths, "All distances."), configurations(model, temperature, x, weights), *table),
         results,
     )
+
+
+def configurations(model: Model, temperature: float, x: Tensor, weights: Tensor) -> Figure:
+    """Some configurations drawn by their weights ``[n]``, beside as many of a short Monte Carlo run at this temperature."""
+    rng, system = Streams(0), model.system
+    drawn = systematic(weights, rng("draw"))
+    drawn = drawn[:: max(len(drawn) // SHOWN, 1)][:SHOWN]
+    walk = {"sweeps": 1, "burn": 150, "chains": SHOWN, "keep_every": 1, "step_size": model.step_size}
+    exact = tempered(system, (temperature,), model.start(), rng=rng, **walk).at(temperature)
+    names = [
+        f"{what}, energies {', '.join(f'{e:.1f}' for e in system.energy(one))}"
+        for what, one in (("samples", x[drawn]), ("Monte Carlo", exact))
+    ]
+    picture = figures.clusters(dict(zip(names, (x[drawn], exact), strict=True)), reach=1.3 * system.distance)
+    return Figure(picture, "Samples drawn by their weights, and walkers of a short Monte Carlo run at the same temperature.")

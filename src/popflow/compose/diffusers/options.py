@@ -1,0 +1,110 @@
+"""Options of `ComposedPipeline`, looked at before anything is sampled: what they may be, and what is said when they are not."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from popflow.core.errors import unknown
+
+_OTHER_NAMES = {"prompt": "prompts", "prompt_embeds": "prompts", "num_images": "num_images_per_prompt", "steps": "num_inference_steps"}
+"""What users of diffusers and of the command line may try first."""
+
+
+def whole(least: int = 1, **numbers: Any) -> None:
+    """Refuse what is no whole number, or below the least.
+
+    >>> whole(particles=0)
+    Traceback (most recent call last):
+    ValueError: particles=0, wanted a whole number of at least 1.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}={value!r}, wanted a whole number of at least {least}.")
+
+
+def finite(fixes: Mapping[str, str], **numbers: Any) -> None:
+    """Refuse what is no finite number.
+
+    >>> finite({"strength": "0.6 is usual"}, strength="0.6")
+    Traceback (most recent call last):
+    TypeError: strength='0.6' is a str, wanted a number: 0.6 is usual.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}, wanted a number: {fixes[name]}.")
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value}, wanted a finite number: {fixes[name]}.")
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse a name that is not known.
+
+    >>> one_of("op", None, ("and", "or"))
+    Traceback (most recent call last):
+    ValueError: unknown op 'None': Known: and, or.
+    """
+    if value not in known:
+        raise ValueError(unknown(name, str(value), known))
+
+
+def known_options(options: Mapping[str, Any], *functions: Callable) -> None:
+    """Refuse options that none of the functions takes, with the closest one.
+
+    >>> known_options({"step": 3}, lambda steps: None)
+    Traceback (most recent call last):
+    TypeError: unknown option 'step': did you mean 'steps'? Known: steps.
+    """
+    known = {name for one in functions for name, p in inspect.signature(one).parameters.items() if p.kind is not p.VAR_KEYWORD} - {"self"}
+    for name in options:
+        if name not in known:
+            other = _OTHER_NAMES.get(name)
+            hint = f"unknown option {name!r}: it is called {other!r} here." if other in known else unknown("option", name, known)
+            raise TypeError(hint)
+
+
+def prompts_of(prompts: Any) -> list[Any] | None:
+    """Return prompts as a list, None where there are none.
+
+    >>> prompts_of("a cat")
+    ['a cat']
+    """
+    if prompts is None:
+        return None
+    given = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
+    if not given:
+        raise ValueError("prompts is empty, wanted at least one: prompts=['a cat', 'a dog'].")
+    for one in given:
+        prompt_of("prompts", one)
+    return given
+
+
+def prompt_of(name: str, value: Any) -> None:
+    """Refuse what is no text and no class number."""
+    if not isinstance(value, str | int):
+        raise TypeError(
+            f"{name} holds {value!r}, a {type(value).__name__}, wanted a text, or a class number of a class-conditional network"
+            f"{': prompts=[...] is a flat list' if name == 'prompts' else ', one for all prompts'}."
+        )
+
+
+def adapters_of(adapters: Any, count: int) -> None:
+    """Refuse what is not one list of adapters for each prompt."""
+    if adapters is None:
+        return
+    example = "adapters=[['pixel'], [('water', 0.8)], []]"
+    if not isinstance(adapters, list | tuple) or any(not isinstance(one, list | tuple) for one in adapters):
+        raise TypeError(f"adapters={adapters!r}, wanted a list of lists, one for each prompt: {example}.")
+    if len(adapters) != count:
+        raise ValueError(f"adapters holds {len(adapters)} lists for {count} prompts, wanted one for each: {example}.")
+
+
+def exponents_of(exponents: Any) -> None:
+    """Refuse what is no list of finite numbers."""
+    if exponents is None:
+        return
+    if not isinstance(exponents, list | tuple) or any(isinstance(one, bool) or not isinstance(one, Real) for one in exponents):
+        raise TypeError(f"exponents={exponents!r}, wanted a list of numbers, one for each prompt: exponents=[1.0, -0.5].")
