@@ -23,7 +23,7 @@ from popflow.core import Streams
 from popflow.learn import cosine, fit
 from popflow.optim import SINGD, Diagonal
 
-RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 NAME = "digits-all"
 
 
@@ -76,4 +76,4 @@ def main(options: argparse.Namespace) -> list[Row]:
 
 
 if __name__ == "__main__":
-    run("optimizers_learn", main, seeds=5)
+    run("optimizers_learn", main, seeds=3)

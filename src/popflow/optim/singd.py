@@ -129,7 +129,9 @@ class SINGD(torch.optim.Optimizer):
                 "model is nn.DataParallel, whose replicas are not listened to. Fix: use DistributedDataParallel, or the bare module."
             )
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}, wanted the nn.Module itself, whose layers are listened to. Fix: SINGD(model, ...).")
+            raise TypeError(
+                f"model is a {type(model).__name__}, wanted the nn.Module itself, whose layers are listened to. Fix: SINGD(model, ...)."
+            )
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         in_range("interval", interval, 1, math.inf, whole=True)
         in_range("max_rows", max_rows, 1, math.inf, whole=True)
@@ -150,7 +152,9 @@ class SINGD(torch.optim.Optimizer):
             _stand_in(layers, {own[name]: tensor for name, tensor in standing.items()})
         known = {*self.names.values(), *(name for name, _ in model.named_modules()), *(layer.name for layer in layers)}
         if strange := sorted(set(fallback) - known):
-            raise ValueError(f"fallback names {strange[0]!r}, which is no module and no parameter of the model. Fix: see model.named_modules().")
+            raise ValueError(
+                f"fallback names {strange[0]!r}, which is no module and no parameter of the model. Fix: see model.named_modules()."
+            )
         self.layers = [layer for layer in layers if not _named(layer, self.names, fallback)]
         self.tap: Tap | None = None
         defaults = {
