@@ -53,8 +53,8 @@ def in_range(name: str, value: Any, low: float, high: float, above: bool = False
     """Raise ValueError unless ``value`` is a number in ``[low, high]`` (without ``low`` if ``above``), or None or a function where that is allowed."""
     if (value is None and name in MAY_BE_NONE) or (callable(value) and name in MAY_BE_FUNCTIONS):
         return
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value <= high and (value > low if above else value >= low)):
+    number: Any = value if isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and number <= high and (number > low if above else number >= low)):
         most = f" and {'below 1' if high == BELOW_ONE else f'at most {high:g}'}" if high < math.inf else ""
         raise ValueError(
             f"{name}={value!r}, wanted a {'whole' if whole else 'finite'} number {'above' if above else 'at least'} {low:g}{most}. "

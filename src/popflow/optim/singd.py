@@ -288,11 +288,9 @@ class SINGD(torch.optim.Optimizer):
             g = bucket.c.structure.diagonal(taken.h_c, bucket.c.n) * scales[1, :, None]
             warm_start(bucket.k, bucket.c, u, g, valid=_mask(starts, u), **options)
         if any(moves):
-            if any(starts):  # members of one bucket that begin at different times: what was measured is of factors that have changed
-                measured = None
             h_k, h_c = _seen(bucket.k, taken.h_k), _seen(bucket.c, taken.h_c)
-            scales = (taken.scale_k, taken.scale_c)
-            refresh(bucket.k, bucket.c, h_k, h_c, scales=scales, measured=measured, valid=_mask(moves, h_k[0]), **moving)
+            scales, known = (taken.scale_k, taken.scale_c), None if any(starts) else measured  # a start changes what was measured
+            refresh(bucket.k, bucket.c, h_k, h_c, scales=scales, measured=known, valid=_mask(moves, h_k[0]), **moving)
 
     def _shared(self, taken: Taken) -> Taken:
         """Average what was heard over all processes."""
