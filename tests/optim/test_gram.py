@@ -108,3 +108,21 @@ def test_bad_input():
         spring(found, e, {}, decay=1.0)
     with pytest.raises(ValueError, match="one real scalar per datum"):
         kernel(net, lambda: net(x)[:, None])
+    with pytest.raises(ValueError, match="damping=inf"):
+        minsr(found, e, damping=float("inf"))
+    with pytest.raises(ValueError, match="target has 9 values that are not finite"):
+        minsr(found, e * float("nan"))
+    with pytest.raises(ValueError, match="previous: '"):
+        spring(found, e, {"stranger": e})
+
+
+def test_a_frozen_bias_has_no_direction():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Linear(3, 1).double()
+    net.bias.requires_grad_(False)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    _, found = kernel(net, lambda: net(x)[:, 0], centred=False)
+    update = minsr(found, x[:, 0], damping=1e-12)
+    torch.testing.assert_close(update["weight"], x.new_tensor([[1.0, 0.0, 0.0]]))
+    assert list(update) == ["weight"]

@@ -667,3 +667,116 @@ def test_layers_given_to_the_fallback():
     assert [name for name, inputs in how.items() if inputs is None] == ["2.weight", "2.bias", "4.weight", "4.bias"]
     train(net, optimizer, 2)
     assert "AdamW" in str(optimizer.report()[-1])
+
+
+def test_groups_may_be_iterators_of_named_parameters_of_parts():
+    net = mlp()
+    optimizer = SINGD(
+        net, [{"params": net[0].parameters(), "lr": 0.1}, {"params": net[2].parameters()}, {"params": iter(net[4].parameters())}]
+    )
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2, 2]
+    assert [line.name for line in optimizer.report()] == ["0", "2", "4"]
+    twin = mlp()
+    inner = SINGD(nn.ModuleDict({"a": net, "0": twin}), [{"params": net.named_parameters()}])  # "0.weight" here is "a.0.weight" there
+    assert [line.name for line in inner.report()] == ["a.0", "a.2", "a.4"]
+
+
+def test_a_group_that_comes_late_is_heard():
+    net = mlp()
+    optimizer = SINGD(net, list(net[0].parameters()), interval=10)
+    train(net, optimizer, 2)
+    optimizer.add_param_group({"params": net[4].parameters()})
+    train(net, optimizer, 1)
+    assert all(all(bucket.started) for bucket in optimizer.buckets)
+    assert [len(module._forward_hooks) for module in (net[0], net[2], net[4])] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("update_rms", [0.2, None])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_loss_that_is_not_finite_spoils_no_parameter(update_rms, apart):
+    net = seeded(lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(3, 2))).double()
+    groups = [{"params": net[:1].parameters()}, {"params": net[1:].parameters()}]
+    optimizer = SINGD(net, groups if apart else None, interval=1, update_rms=update_rms)
+    train(net, optimizer, 2)
+    before = weights(net)
+    optimizer.zero_grad()
+    net(torch.full((2, 4), math.nan, dtype=F64)).sum().backward()
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        optimizer.step()
+    assert torch.equal(before, weights(net))
+    assert all(map(math.isfinite, train(net, optimizer, 2)))
+
+
+def test_keyword_calls_are_heard():
+    net, twin = mlp(), mlp()
+    optimizers = [SINGD(one, interval=1) for one in (net, twin)]
+    x = normal(8, 4)
+    net[4](net[3](net[2](net[1](net[0](x))))).square().mean().backward()
+    twin[4](input=twin[3](twin[2](input=twin[1](twin[0](input=x))))).square().mean().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert torch.equal(weights(net), weights(twin))
+
+
+def test_a_layer_that_is_never_heard_is_named_once():
+    net = mlp()
+    net[2].eval()
+    optimizer = SINGD(net, lr=0.01, interval=1)
+    with pytest.warns(RuntimeWarning, match="layer '2' has a gradient but was never heard") as told:
+        train(net, optimizer, 3)
+    assert len(told) == 1
+
+
+def test_sparse_gradients_are_refused_before_anything_moves():
+    net = seeded(lambda: nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Linear(4, 2)))
+    optimizer = SINGD(net)
+    net(torch.tensor([1, 2])).square().mean().backward()
+    before = weights(net)
+    with pytest.raises(TypeError, match=r"'0\.weight' has a sparse gradient.*sparse=False"):
+        optimizer.step()
+    assert torch.equal(before, weights(net))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_kinds_are_named_with_their_fix():
+    net = mlp()
+    with pytest.raises(TypeError, match=r"model is a generator, wanted the nn\.Module"):
+        SINGD(net.parameters())
+    with pytest.raises(TypeError, match=r"module '1' is nn\.DataParallel"):
+        SINGD(nn.Sequential(nn.Tanh(), nn.DataParallel(net)))
+    for name, value in (("sharing", "reduce"), ("averaging", "mean"), ("factor_dtype", torch.int32), ("factor_dtype", "bf16")):
+        with pytest.raises(TypeError, match=rf"{name}=.*wanted.*Fix: "):
+            SINGD(net, **{name: value})
+    with pytest.raises(ValueError, match=r"lr_cov=1\.5, wanted a finite number above 0 and below 1\. Fix: 0\.1 is usual\."):
+        SINGD(net, lr_cov=1.5)
+
+
+def test_the_fallback_follows_a_rate_that_starts_at_nothing():
+    net = seeded(lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))).double()
+    optimizer = SINGD(net, lr=0.0)
+    train(net, optimizer, 1)
+    before = net[0].weight.detach().clone()
+    optimizer.param_groups[0]["lr"] = 0.01
+    train(net, optimizer, 1)
+    torch.testing.assert_close((net[0].weight - before).abs(), torch.full((4,), 1e-3, dtype=F64), rtol=1.0, atol=0)
+
+
+@pytest.mark.parametrize("ratio", [1.6, 2.2, 3.0])
+def test_auto_keeps_to_its_budget_with_what_is_cached(ratio):
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 24), nn.Tanh(), nn.Linear(24, 24), nn.LayerNorm(24), nn.Linear(24, 2))).double()
+    optimizer = SINGD(net, structure=Auto(ratio), interval=10)
+    train(net, optimizer, 1)
+    lines = optimizer.report()
+    assert sum(line.state for line in lines) <= 2 * ratio * sum(line.parameters for line in lines)
+
+
+def test_a_copy_made_under_a_schedule_steps_itself():
+    net = mlp()
+    optimizer = SINGD(net, lr=0.01, interval=1)
+    torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    train(net, optimizer, 2)
+    twin, copied = copy.deepcopy((net, optimizer))
+    before = weights(net)
+    expected = train(twin, copied, 3, start=2)
+    assert torch.equal(before, weights(net))
+    assert train(net, optimizer, 3, start=2) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from popflow.optim.blocks import BlockDiagonal, Dense, Diagonal
@@ -15,14 +16,15 @@ class Auto:
 
     Attributes:
         max_state_ratio: State of the whole optimiser relative to AdamW's two numbers per parameter: 1.0 is AdamW's memory, 0.55 about half.
-            Every layer starts diagonal; the cheapest upgrades (blocks of 32, hierarchical (32, 32), dense) are taken while they fit.
+            Every layer starts diagonal; the cheapest upgrades (blocks of 32, hierarchical (32, 32), dense) are taken while they fit. The
+            product that a dense factor keeps between refreshes is counted.
     """
 
     max_state_ratio: float = 1.0
 
     def __post_init__(self):
-        if not self.max_state_ratio > 0:
-            raise ValueError(f"max_state_ratio={self.max_state_ratio!r}, wanted above 0: 1.0 is AdamW's memory.")
+        if not (isinstance(self.max_state_ratio, (int, float)) and self.max_state_ratio > 0):
+            raise ValueError(f"max_state_ratio={self.max_state_ratio!r}, wanted a number above 0. Fix: 1.0 is AdamW's memory.")
 
     def choose(
         self, shapes: list[tuple[int, int, int]], kept: int, *, momentum: bool, factor_momentum: bool
@@ -37,22 +39,27 @@ class Auto:
             [(Dense(), Diagonal())]
         """
         copies = 2 if factor_momentum else 1
+
+        def numbers(structure: Structure, n: int) -> int:
+            return structure.size(n) * (copies + isinstance(structure, Dense))
+
         count = sum(b * d * p for b, d, p in shapes) + kept // 2
         factors = [(b, n) for b, d, p in shapes for n in (p, d)]
         ladders = [sorted(_ladder(n), key=lambda structure, n=n: structure.size(n)) for _, n in factors]
         at = [0] * len(factors)
-        used = kept + sum(b * ladder[0].size(n) * copies for (b, n), ladder in zip(factors, ladders, strict=True))
+        used = kept + sum(b * numbers(ladder[0], n) for (b, n), ladder in zip(factors, ladders, strict=True))
         used += sum(b * d * p for b, d, p in shapes) if momentum else 0
         budget = 2 * self.max_state_ratio * count
         if used > budget:
             raise ValueError(
-                f"max_state_ratio={self.max_state_ratio}: diagonal factors alone need {used / (2 * count):.3f}. Fix: ask for at least that."
+                f"max_state_ratio={self.max_state_ratio}: diagonal factors alone need {used / (2 * count):.3f}. "
+                f"Fix: Auto(max_state_ratio={math.ceil(used / count * 50) / 100 + 0.01:.2f})."
             )
         while True:
             offers = []
             for i, ((b, n), ladder) in enumerate(zip(factors, ladders, strict=True)):
                 if at[i] + 1 < len(ladder):
-                    offers.append((b * copies * (ladder[at[i] + 1].size(n) - ladder[at[i]].size(n)), i))
+                    offers.append((b * (numbers(ladder[at[i] + 1], n) - numbers(ladder[at[i]], n)), i))
             if not offers or used + min(offers)[0] > budget:
                 break
             cost, i = min(offers)

@@ -201,7 +201,7 @@ class Tap:
             if isinstance(module, nn.MultiheadAttention):
                 self._handles += self._attention_hooks(module, layers)
             else:
-                self._handles.append(module.register_forward_hook(self._layer_hook(module, layers[0])))
+                self._handles.append(module.register_forward_hook(self._layer_hook(module, layers[0]), with_kwargs=True))
 
     def detach(self) -> None:
         """Remove every hook."""
@@ -211,9 +211,9 @@ class Tap:
 
     # The hooks are plain closures: a deep copy of the model then keeps a hook that finds itself on a stranger and does nothing.
     def _layer_hook(self, owner: nn.Module, layer: Layer):
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             if self.armed and module is owner and (module.training or self.always):
-                _record(self, layer, module, inputs[0], output)
+                _record(self, layer, module, args[0] if args else kwargs["input"], output)
 
         return hook
 

@@ -126,13 +126,15 @@ def kernel(model: nn.Module, forward: Callable[[], Tensor], *, centred: bool = T
     values, found = rows(model, forward, torch.ones_like)
     if values.ndim != 1 or values.is_complex():
         raise ValueError(f"forward() returned shape {tuple(values.shape)}, {values.dtype}, wanted one real scalar per datum: [N].")
+    found = [
+        one for one in found if all(parameter in names for parameter in one.layer.parameters())
+    ]  # a frozen half leaves the other loose
     covered = {parameter for one in found for parameter in one.layer.parameters()}
     outside = [parameter for parameter in names if parameter not in covered]
     loose: dict[str, Tensor] = {}
     if outside:
         columns = [torch.autograd.grad(value, outside, retain_graph=True, allow_unused=True, materialize_grads=True) for value in values]
         loose = {names[parameter]: torch.stack(same).detach() for parameter, same in zip(outside, zip(*columns, strict=True), strict=True)}
-    found = [one for one in found if one.layer.weight in names]
     return values.detach(), Kernel(names, found, loose, len(values), centred)
 
 
@@ -145,7 +147,7 @@ def minsr(jacobian: Kernel, target: Tensor, *, damping: float = 1e-3) -> Update:
         damping: ``lambda > 0``.
 
     Raises:
-        ValueError: for a target of another length, or ``damping <= 0``.
+        ValueError: for a target of another length or not finite, or ``damping <= 0``.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False).double()
@@ -172,14 +174,21 @@ def spring(jacobian: Kernel, target: Tensor, previous: Update, *, damping: float
         decay: ``mu`` in [0, 1); 0 is MinSR. At 1 the iteration can diverge.
 
     Raises:
-        ValueError: for a target of another length, ``damping <= 0`` or ``decay`` outside [0, 1).
+        ValueError: for a target of another length or not finite, an update of another model, ``damping <= 0`` or ``decay`` outside [0, 1).
     """
     if target.shape != (jacobian.data,):
         raise ValueError(f"target has shape {tuple(target.shape)}, wanted ({jacobian.data},): one value per datum.")
-    if not damping > 0:
-        raise ValueError(f"damping={damping!r}, wanted above 0: 1e-3 is usual.")
+    if not target.isfinite().all():
+        raise ValueError(
+            f"target has {int((~target.isfinite()).sum())} values that are not finite. Fix: clip local energies, or leave those data out."
+        )
+    if not 0 < damping < float("inf"):
+        raise ValueError(f"damping={damping!r}, wanted finite and above 0: 1e-3 is usual.")
     if not 0 <= decay < 1:
         raise ValueError(f"decay={decay!r}, wanted in [0, 1): 0.99 is usual, 0 is MinSR.")
+    if previous and previous.keys() != set(jacobian.names.values()):
+        odd = sorted(previous.keys() ^ set(jacobian.names.values()))
+        raise ValueError(f"previous: {odd[0]!r} is in one of update and model alone. Fix: the last update of the same model, or {{}}.")
     target = (target - target.mean() if jacobian.centred else target) / jacobian.data**0.5
     matrix = jacobian.gram()
     if jacobian.centred:  # the constant vector is in the kernel of J J^T: lift it, and centre what is pulled back

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,19 @@ from popflow.optim.capture import Layer
 from popflow.optim.kronecker import Side
 from popflow.optim.options import check
 from popflow.optim.structures import Structure
+
+
+def listed(params: Iterable[Any]) -> list[Any]:
+    """Parameters, or groups of them, with every iterator made a list: they are read more than once.
+
+    >>> listed([{"params": iter((1, 2)), "lr": 0.1}])
+    [{'params': [1, 2], 'lr': 0.1}]
+    """
+    groups = list(params)
+    return [
+        entry | {"params": [given] if isinstance(given := entry["params"], Tensor) else list(given)} if isinstance(entry, dict) else entry
+        for entry in groups
+    ]
 
 
 def buckets_of(
@@ -31,7 +44,7 @@ def buckets_of(
         if name is None:
             shape = tuple(parameter.shape)
             raise ValueError(f"params: one of shape {shape} is not a parameter of the model. Fix: give the model that holds it.")
-        if parameter.is_complex() or parameter.is_sparse:
+        if parameter.is_complex() or parameter.layout != torch.strided:
             kind = "complex" if parameter.is_complex() else "sparse"
             raise TypeError(
                 f"parameter {name!r} is {kind}, wanted real and dense. Fix: leave it out of params and give it to another optimiser."

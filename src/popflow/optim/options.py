@@ -19,6 +19,20 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "fallback_lr": (0, math.inf, False),
 }
 """Name -> lowest, highest, whether the lowest itself is out."""
+USUAL = {
+    "lr": 3e-3,
+    "damping": 1e-4,
+    "momentum": 0.9,
+    "alpha1": 0.5,
+    "lr_cov": 0.1,
+    "weight_decay": 0.01,
+    "kl_clip": 1e-3,
+    "update_rms": 0.2,
+    "fallback_lr": 1e-3,
+    "interval": 10,
+    "max_rows": 1024,
+}
+"""Name -> a good first value, said in errors."""
 MAY_BE_NONE = ("kl_clip", "update_rms", "fallback_lr", "max_rows")
 MAY_BE_FUNCTIONS = ("lr_cov", "interval")
 
@@ -29,7 +43,7 @@ def check(group: Mapping[str, Any]) -> None:
     >>> check({name: 0.5 for name in RANGES})
     >>> check({name: 0.5 for name in RANGES} | {"damping": 0.0})
     Traceback (most recent call last):
-    ValueError: damping=0.0, wanted a finite number above 0.
+    ValueError: damping=0.0, wanted a finite number above 0. Fix: 0.0001 is usual.
     """
     for name, (low, high, above) in RANGES.items():
         in_range(name, group[name], low, high, above)
@@ -43,5 +57,6 @@ def in_range(name: str, value: Any, low: float, high: float, above: bool = False
     if not (math.isfinite(number) and number <= high and (number > low if above else number >= low)):
         most = f" and {'below 1' if high == BELOW_ONE else f'at most {high:g}'}" if high < math.inf else ""
         raise ValueError(
-            f"{name}={value!r}, wanted a {'whole' if whole else 'finite'} number {'above' if above else 'at least'} {low:g}{most}."
+            f"{name}={value!r}, wanted a {'whole' if whole else 'finite'} number {'above' if above else 'at least'} {low:g}{most}. "
+            f"Fix: {USUAL[name]:g} is usual."
         )

@@ -28,7 +28,8 @@ from popflow.optim.auto import Auto
 from popflow.optim.blocks import Dense, Diagonal
 from popflow.optim.bucket import Bucket, Taken
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
-from popflow.optim.groups import buckets_of, factor_dtype
+from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model, warn_of_unheard
+from popflow.optim.groups import buckets_of, factor_dtype, listed
 from popflow.optim.kronecker import Side, measures, refresh, refresh_diagonal, warm_start
 from popflow.optim.options import RANGES, in_range
 from popflow.optim.processes import average, distributed
@@ -37,6 +38,8 @@ from popflow.optim.state import pack, unpack
 from popflow.optim.structures import Factor, Structure
 
 DENSE = Dense()
+LEFT_OUT = ("tap", "_homes", "rounding", "step")
+"""Attributes that a copy makes anew. A scheduler's ``step`` is one: it is bound to the optimiser that the scheduler was made for."""
 Structures = Structure | tuple[Structure, Structure] | Auto
 """One structure for both factors, ``(inputs, outputs)``, or `Auto`."""
 
@@ -124,18 +127,14 @@ class SINGD(torch.optim.Optimizer):
         process_group: Any = None,
         seed: int = 0,
     ):
-        if isinstance(model, nn.DataParallel):
-            raise TypeError(
-                "model is nn.DataParallel, whose replicas are not listened to. Fix: use DistributedDataParallel, or the bare module."
-            )
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"model is a {type(model).__name__}, wanted the nn.Module itself, whose layers are listened to. Fix: SINGD(model, ...)."
-            )
+        check_model(model)
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         in_range("interval", interval, 1, math.inf, whole=True)
         in_range("max_rows", max_rows, 1, math.inf, whole=True)
-        params = None if params is None else list(params)
+        check_function("sharing", sharing, "popflow.optim.expand or reduce")
+        check_function("averaging", averaging, "popflow.optim.over_data, over_rows or summed")
+        check_factor_dtype(factor_dtype)
+        params = None if params is None else listed(params)
         own = dict(model.named_parameters())
         standing = _standing(params, own)
         self.names = {standing.get(name, parameter): name for name, parameter in own.items()}
@@ -143,7 +142,7 @@ class SINGD(torch.optim.Optimizer):
         self.max_rows, self.factor_dtype, self.grad_scaler, self.process_group = max_rows, factor_dtype, grad_scaler, process_group
         self.rounding = torch.Generator().manual_seed(seed) if stochastic_rounding else None
         self.steps = self.refreshes = self.next_refresh = self.skipped = 0
-        self.warned = False
+        self.warned = self.warned_of_unheard = False
         self.buckets: list[Bucket] = []
         self._homes: dict[Layer, tuple[Bucket, int]] | None = None
         self.adamw: list[torch.optim.AdamW | None] = []
@@ -174,8 +173,7 @@ class SINGD(torch.optim.Optimizer):
             raise ValueError(
                 "model: no layer among its parameters can be preconditioned (Linear, Conv1d/2d/3d, MultiheadAttention). Fix: use torch.optim.AdamW."
             )
-        self.tap = Tap([layer for bucket in self.buckets for layer in bucket.layers], self._hear if listen else None)
-        self.tap.armed = True
+        self._listen(listen)
 
     # -- groups ---------------------------------------------------------------------------------------------------------------------
 
@@ -193,6 +191,10 @@ class SINGD(torch.optim.Optimizer):
         self._homes = None
         fused = bool(rest) and all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in rest)
         self.adamw.append(torch.optim.AdamW(rest, lr=group["lr"], fused=fused) if rest else None)
+        if self.tap is not None and self.next_refresh != math.inf:  # a group that comes late is listened to from now on
+            self.next_refresh = min(self.next_refresh, self.steps)
+            self.tap.detach()
+            self._listen(self.tap.sink is not None)
 
     # -- curvature ------------------------------------------------------------------------------------------------------------------
 
@@ -200,6 +202,11 @@ class SINGD(torch.optim.Optimizer):
     def due(self) -> bool:
         """Whether the coming step refreshes the factors, so that hooks listen now."""
         return self.steps >= self.next_refresh
+
+    def _listen(self, listen: bool) -> None:
+        """Put hooks on the layers of all groups."""
+        self.tap = Tap([layer for bucket in self.buckets for layer in bucket.layers], self._hear if listen else None)
+        self.tap.armed = self.due
 
     def detach(self) -> None:
         """Take the hooks off the model. The factors then stay as they are."""
@@ -237,9 +244,11 @@ class SINGD(torch.optim.Optimizer):
                 return
             raise RuntimeError(
                 f"layer {layer.name!r} has a gradient but no layer was heard since the last refresh. Fix: call model.train() and run the model "
-                "that the optimiser was made with; with listen=False call observe(); or call detach() to keep the factors as they are."
+                "that the optimiser was made with, outside of torch.func.jvp and vmap; with listen=False call observe(); or call detach() to keep "
+                "the factors as they are."
             )
         ready = [(bucket, self._shared(bucket.take(scale))) for bucket in self.buckets]
+        self.warned_of_unheard = self.warned_of_unheard or warn_of_unheard(ready, stacklevel=3)
         ready = [(bucket, taken) for bucket, taken in ready if any(taken.present)]
         if not ready:
             return
@@ -330,10 +339,12 @@ class SINGD(torch.optim.Optimizer):
         self._follow_parameters()
         due = self.due
         if due:
+            check_gradients(self.names)
             self._refresh(scale)
+        sound = [self._move(group, [bucket for bucket in self.buckets if bucket.group is group]) for group in self.param_groups]
         for group, adamw in zip(self.param_groups, self.adamw, strict=True):
-            self._move(group, [bucket for bucket in self.buckets if bucket.group is group])
-            if adamw is not None:
+            if adamw is not None and all(sound):  # what makes matrices stay would spoil the averages of AdamW
+                group["base_lr"] = group["base_lr"] or group["lr"]
                 ratio = group["lr"] / group["base_lr"] if group["base_lr"] else 0.0
                 lr = group["lr"] if group["fallback_lr"] is None else group["fallback_lr"] * ratio
                 adamw.param_groups[0].update(lr=lr, weight_decay=group["weight_decay"])
@@ -376,13 +387,14 @@ class SINGD(torch.optim.Optimizer):
                 for parameter, state in adamw.state.items():
                     state.update({key: value.to(parameter) for key, value in state.items() if key != "step"})
 
-    def _move(self, group: dict[str, Any], buckets: list[Bucket]) -> None:
+    def _move(self, group: dict[str, Any], buckets: list[Bucket]) -> bool:
+        """Move the matrices of a group; False when a gradient is not finite and they stay."""
         work = [(bucket, gradient) for bucket in buckets if (gradient := bucket.gradient(self.names)) is not None]
         if not work:
-            return
+            return True
         steps = [bucket.direction(gradient, self.interval) for bucket, gradient in work]
         if group["update_rms"] is None and not self._clipped(group, steps, [gradient for _, gradient in work]):
-            return
+            return False
         moved = [bucket.with_momentum(step, self.rounding) for (bucket, _), step in zip(work, steps, strict=True)]
         scales: list[list[float] | None] = [None] * len(work)
         if group["update_rms"] is not None:
@@ -391,12 +403,13 @@ class SINGD(torch.optim.Optimizer):
                 for bucket, _ in work:
                     bucket.momentum = None
                 self._skip_step()
-                return
+                return False
             sizes = iter(norms)
             roots = [group["update_rms"] * math.sqrt(step.shape[1] * step.shape[2]) for step in moved]
             scales = [[root / n if n > 0 else 0.0 for n in islice(sizes, step.shape[0])] for root, step in zip(roots, moved, strict=True)]
         for (bucket, _), step, scale in zip(work, moved, scales, strict=True):
             bucket.write(step, scale, self.rounding)
+        return True
 
     def _clipped(self, group: dict[str, Any], steps: list[Tensor], gradients: list[Tensor]) -> bool:
         """Clip natural steps in place by what they change; False when they are not finite."""
@@ -440,7 +453,7 @@ class SINGD(torch.optim.Optimizer):
             self.tap.armed = self.due
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("tap", "_homes", "rounding")} | {
+        return {key: value for key, value in self.__dict__.items() if key not in LEFT_OUT} | {
             "_listen": self.tap is not None and self.tap.sink is not None,
             "_rounding": None if self.rounding is None else self.rounding.get_state(),
         }
@@ -452,14 +465,14 @@ class SINGD(torch.optim.Optimizer):
         if seed is not None:
             self.rounding = torch.Generator()
             self.rounding.set_state(seed)
-        self.tap = Tap([layer for bucket in self.buckets for layer in bucket.layers], self._hear if listen else None)
-        self.tap.armed = self.due
+        self._listen(listen)
 
 
 def _standing(params: list[Any] | None, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors given by name that are not the model's own."""
     given = [one for entry in params or () for one in (entry["params"] if isinstance(entry, dict) else [entry])]
-    standing = {one[0]: one[1] for one in given if isinstance(one, tuple) and one[0] in own and own[one[0]] is not one[1]}
+    mine = set(own.values())  # named parameters of a part of the model are not stand-ins
+    standing = {one[0]: one[1] for one in given if isinstance(one, tuple) and one[0] in own and one[1] not in mine}
     for name, tensor in standing.items():
         if tensor.shape != own[name].shape:
             raise ValueError(
