@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popflow.optim.structures import Factor, by_products, squares
+from popflow.optim.structures import Factor, bound_by, by_products, squares
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,11 @@ class Hierarchical:
         return out
 
     def bound(self, factor: Factor) -> Tensor:
-        """Frobenius norm, or ``sqrt(|K|_1 |K|_inf)`` where that is less."""
-        a, b, c, d, e = (part.abs() for part in factor)
-        middle = c.shape[-1]
-        rows = torch.cat([a.sum(-1) + b.sum(-1), c, d.sum(-1) + e.sum(-1)], -1)
-        columns = torch.cat([a.sum(-2), b[..., :middle].sum(-2) + c + d.sum(-2), b[..., middle:].sum(-2) + e.sum(-2)], -1)
-        frobenius = torch.stack([part.flatten(1).square().sum(-1) for part in (a, b, c, d, e)]).sum(0).sqrt()
-        return torch.minimum((rows.amax(-1) * columns.amax(-1)).sqrt(), frobenius)
+        """`spectral_bound` of the matrix, from its parts."""
+        a, _, c, _, e = factor
+        n = a.shape[-1] + c.shape[-1] + e.shape[-1]
+        diagonal = sum((part.diagonal(dim1=-2, dim2=-1).sum(-1) for part in (a, e)), c.sum(-1))
+        return bound_by(squares(factor).sqrt(), diagonal / n, n)
 
 
 def rank_triangular(k: int) -> Hierarchical:

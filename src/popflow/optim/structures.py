@@ -115,9 +115,13 @@ def spectral_bound(matrix: Tensor) -> Tensor:
     n = matrix.shape[-1]
     if n == 0:
         return matrix.new_zeros(matrix.shape[:-2])
-    size, mean = torch.linalg.vector_norm(matrix, dim=(-2, -1)), matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
+    return bound_by(torch.linalg.vector_norm(matrix, dim=(-2, -1)), matrix.diagonal(dim1=-2, dim2=-1).mean(-1), n)
+
+
+def bound_by(size: Tensor, mean: Tensor, n: int) -> Tensor:
+    """`spectral_bound` from the Frobenius norm and the mean of the diagonal of ``n x n`` matrices."""
     square = size.square()
-    rest = torch.addcmul(square, mean, mean, value=-n).clamp_(min=0).add_(square, alpha=64 * torch.finfo(matrix.dtype).eps).sqrt_()
+    rest = torch.addcmul(square, mean, mean, value=-n).clamp_(min=0).add_(square, alpha=64 * torch.finfo(size.dtype).eps).sqrt_()
     return torch.minimum(size, rest.add_(mean.abs()))
 
 
