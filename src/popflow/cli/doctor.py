@@ -21,7 +21,7 @@ EXTRAS = {
     "md": ("openmm", "mdtraj", "ase"),
     "qm": ("pyscf",),
     "chem": ("rdkit", "selfies", "httpx"),
-    "circuits": ("pennylane", "openqasm3"),
+    "circuits": ("pennylane", "openqasm3", "onnx"),
     "data": ("pooch",),
     "view": ("starlette", "uvicorn"),
 }
