@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,20 @@ def data() -> Path:
             pytest.fail(reason + "; CI must have it")
         pytest.skip(reason)
     return folder
+
+
+def launch(script: Path, *arguments: str | Path, processes: int = 1) -> None:
+    """Run a script with this Python, by ``torchrun`` where there are several processes, one thread each; its failure is the test's."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *several, str(script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def torchrun() -> Callable[..., None]:
+    """Return `launch`."""
+    return launch
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """Several processes learn as one: the same parameters, one checkpoint, one set of records; and they say when they cannot."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -73,21 +70,12 @@ def furthest(a: dict, b: dict) -> float:
     return max(float((torch.tensor(a[name]) - torch.tensor(b[name])).abs().max()) for name in a)
 
 
-def test_two_processes_are_one_with_the_same_batch_and_share_its_checkpoint(tmp_path):
+def test_two_processes_are_one_with_the_same_batch_and_share_its_checkpoint(tmp_path, torchrun):
     job(tmp_path / "one", steps=25)
     shutil.copytree(tmp_path / "one", tmp_path / "resumed")
     alone, fresh = job(tmp_path / "one"), job(tmp_path / "fresh one")
     (tmp_path / "script.py").write_text(SCRIPT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, str(tmp_path / "script.py"), __file__, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(tmp_path / "script.py", __file__, tmp_path, processes=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     for stage, one in (("fresh", fresh), ("resumed", alone)):
         assert first[stage]["params"] == second[stage]["params"]

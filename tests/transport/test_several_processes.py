@@ -1,9 +1,5 @@
 """Flows learned by two processes under torchrun are those of one: whole slices of strands are shared, so growth stays normalised."""
 
-import os
-import subprocess
-import sys
-
 import torch
 from safetensors.torch import load_file
 
@@ -26,19 +22,10 @@ for name, flow in flows.items():
 """
 
 
-def test_two_processes_learn_the_flow_of_one(tmp_path):
+def test_two_processes_learn_the_flow_of_one(tmp_path, torchrun):
     (tmp_path / "script.py").write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for launch in ([], torchrun):
-        done = subprocess.run(
-            [sys.executable, *launch, str(tmp_path / "script.py"), str(tmp_path)],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
+    for processes in (1, 2):
+        torchrun(tmp_path / "script.py", tmp_path, processes=processes)
     for name in ("bridge", "growth"):
         alone, first, second = (load_file(tmp_path / f"{name}.{who}") for who in ("alone", "0", "1"))
         for key, p in alone.items():

@@ -126,9 +126,8 @@ def kernel(model: nn.Module, forward: Callable[[], Tensor], *, centred: bool = T
     values, found = rows(model, forward, torch.ones_like)
     if values.ndim != 1 or values.is_complex():
         raise ValueError(f"forward() returned shape {tuple(values.shape)}, {values.dtype}, wanted one real scalar per datum: [N].")
-    found = [
-        one for one in found if all(parameter in names for parameter in one.layer.parameters())
-    ]  # a frozen half leaves the other loose
+    # A layer with one half frozen is no layer: the other half is a loose parameter.
+    found = [one for one in found if all(parameter in names for parameter in one.layer.parameters())]
     covered = {parameter for one in found for parameter in one.layer.parameters()}
     outside = [parameter for parameter in names if parameter not in covered]
     loose: dict[str, Tensor] = {}

@@ -255,7 +255,7 @@ def _report(
     genes: str,
 ) -> Report:
     held = bool(snapshots.held_out)
-    beaten = [min(row[n].w1 for n in (FLOW, PATH) if n in row) < row[TRANSPORT].w1 for row in scores.values() if TRANSPORT in row]
+    beaten = [row[FLOW].w1 < row[TRANSPORT].w1 for row in scores.values() if TRANSPORT in row]
     kind = {"transport": "transport", "unbalanced": "transport with growth", "bridge": "a Schrödinger bridge"}[config.lagrangian]
     first = {name: [row[name] for row in scores.values() if name in row] for name in (FLOW, PATH, TRANSPORT, FLOOR)}
     results = {
@@ -266,10 +266,10 @@ def _report(
     }
     verdict = Verdict(
         all(beaten) if held else None,
-        f"the flow or its path is nearer to the held-out cells than the exact-OT midpoint at {sum(beaten)} of {len(beaten)} times"
+        f"the flow is nearer to the held-out cells than the exact-OT midpoint at {sum(beaten)} of {len(beaten)} times"
         if held
         else "nothing was held out: the scores are those of snapshots that the fit has seen",
-        "W1 to the held-out cells below that of the exact-OT midpoint at every time held out",
+        "W1 of the flow to the held-out cells below that of the exact-OT midpoint at every time held out",
     )
     files = {
         "cells.h5ad": "the cells of the file with velocity, growth and fate (keys popflow_..., X_popflow)",

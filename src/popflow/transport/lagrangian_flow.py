@@ -232,8 +232,18 @@ class LagrangianFlow:
         The cells of both snapshots around ``t`` have a say, and nothing is integrated: the nearest answer for a time that lies between. `push`
         says what becomes of given cells.
 
+        Args:
+            t: Time, in the user's unit.
+            n: Cells.
+            rng: Streams; which strands, and their noise.
+
         Raises:
             ValueError: for a time outside, or ``n < 1``.
+
+        Example:
+            >>> flow = LagrangianFlow(Lagrangian(), width=8).fit(Snapshots.of([torch.zeros(5, 1), torch.full((5, 1), 4.0)]), steps=2, rng=Streams(0))
+            >>> flow.interpolate(0.25, 3, Streams(0)).x.flatten().tolist()
+            [1.0, 1.0, 1.0]
         """
         _, bend, strands, _, _ = self._ready()
         first, last = float(strands.times[0]), float(strands.times[-1])
