@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ from jaxtyping import config, install_import_hook
 install_import_hook("popflow", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 importlib.import_module("popflow.core")  # now, not in a test: the checkers' own first imports may draw from numpy's generator
 torch.set_num_threads(1)
+# a shell has what it runs in the background ignore SIGINT, and the processes that tests start would inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest_plugins = ["pytester"]
