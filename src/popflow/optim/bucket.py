@@ -63,7 +63,7 @@ class Bucket:
         momentum: ``[B, d, inputs]``, or None before the first step and without momentum.
         started: Whether a member has met its first batch.
         heard: One per layer.
-        metric: Cached ``K K^T``, ``C C^T`` where that saves work; not part of the state.
+        metric: Cached ``K K^T``, ``C C^T`` where that saves work (of diagonal factors ``k^2 [B, 1, p]``, ``c^2 [B, d, 1]``); not part of the state.
         views: The momentum, and what of it is each parameter's; made anew where needed.
         place: Device and dtype of the weights, and dtype wanted of the factors, when they were last looked at.
     """
@@ -151,14 +151,19 @@ class Bucket:
     def direction(self, gradient: Tensor, interval: Any) -> Tensor:
         """``C C^T grad K K^T``; dense products with themselves are kept until the next refresh where that is less work."""
         x = gradient.to(self.k.value[0].dtype)
+        if type(self.k.structure) is type(self.c.structure) is Diagonal:
+            by_k, by_c = self.metric
+            if by_k is None or by_c is None:
+                by_k, by_c = self.metric = [self.k.value[0].square().unsqueeze(1), self.c.value[0].square().unsqueeze(2)]
+            return (x * by_k).mul_(by_c).to(gradient.dtype)
         for i, (side, dim) in enumerate(((self.k, -1), (self.c, -2))):
             cached = self.metric[i]
             if cached is None and type(side.structure) is Dense and x.shape[-3 - dim] * (1 if callable(interval) else interval) >= side.n:
-                cached = self.metric[i] = side.value[0] @ side.value[0].mT
+                cached = self.metric[i] = torch.bmm(side.value[0], side.value[0].mT)
             if cached is None:
                 x = side.structure.precondition(side.value, x, dim)
             else:
-                x = x @ cached if dim == -1 else cached @ x
+                x = torch.bmm(x, cached) if dim == -1 else torch.bmm(cached, x)
         return x.to(gradient.dtype).contiguous()
 
     def with_momentum(self, step: Tensor, rounding: Generator | None) -> Tensor:

@@ -301,7 +301,11 @@ class SINGD(torch.optim.Optimizer):
         if kept is None or not kept.hold(sides):
             kept = self._diagonals[first.layers[0]] = Diagonals(sides)
         heard = [part for _, taken in pairs for part in (taken.h_k[0], taken.h_c[0])]
-        return kept.refresh(heard, [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both], **moving)
+        scales = [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both]
+        sound = kept.refresh(heard, scales, **moving)
+        for i, (bucket, _) in enumerate(pairs if sound else ()):
+            bucket.metric = [*kept.metrics[2 * i : 2 * i + 2]]
+        return sound
 
     def _shared(self, taken: Taken) -> Taken:
         """Average what was heard over all processes."""
