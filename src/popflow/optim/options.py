@@ -27,7 +27,7 @@ USUAL = {
     "lr_cov": 0.1,
     "weight_decay": 0.01,
     "kl_clip": 1e-3,
-    "update_rms": 0.2,
+    "update_rms": 1.0,
     "fallback_lr": 1e-3,
     "interval": 10,
     "max_rows": 1024,

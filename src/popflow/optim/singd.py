@@ -2,7 +2,8 @@
 
     dW = C C^T  grad W  K K^T                         every step, with the factors of `popflow.optim.kronecker`
     m  <- momentum m + dW                             heavy ball
-    W  <- (1 - lr weight_decay) W - lr m              decoupled weight decay
+    s  =  1 / sqrt(w u)                               w, u: sums of 1 and mean(dW^2), discounted as m is; 1 without ``update_rms``
+    W  <- (1 - lr weight_decay) W - lr update_rms s m     decoupled weight decay
 
 Every ``interval`` steps hooks listen to one forward and backward pass (training mode only) and the factors take one step.
 Layers that are matrices (Linear, convolutions, attention projections) are preconditioned; every other parameter (embeddings,
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from popflow.optim.auto import Auto
 from popflow.optim.blocks import Dense, Diagonal
-from popflow.optim.bucket import Bucket, Taken
+from popflow.optim.bucket import WIDE, Bucket, Taken
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
 from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model, warn_of_unheard
 from popflow.optim.diagonals import Diagonals
@@ -63,8 +64,9 @@ class SINGD(torch.optim.Optimizer):
         weight_decay: Decoupled.
         interval: ``T``: refresh the factors every ``T`` steps; or a function of the step.
         adaptive: SINGD; False for IKFAC (``alpha1`` is then 0).
-        update_rms: Scale each layer's momentum to this root mean square (0.2 is about AdamW's, so that its ``lr`` carries over); no step can
-            then blow up. None takes the natural step itself, for problems where its length matters (quadratics, wave functions).
+        update_rms: Divide each matrix's momentum by the root of its steps' mean squares, so that its root mean square is at most this: reached where
+            gradients agree, 0.23 of it where they are noise (at momentum 0.9). 1 is Adam's own rule, so that AdamW's ``lr`` carries over; no step can
+            blow up. None takes the natural step itself, for problems where its length matters (quadratics, wave functions).
         kl_clip: Without ``update_rms``, ``dW`` is scaled by ``min(1, sqrt(kl_clip / (lr^2 <dW, grad W>)))``; None for no clip.
         fallback: Names of modules or parameters that the built-in AdamW shall take although they could be preconditioned.
         fallback_lr: Step size of the built-in AdamW; it follows the schedule of ``lr`` in proportion. None: the same as ``lr``.
@@ -114,7 +116,7 @@ class SINGD(torch.optim.Optimizer):
         interval: int | Callable[[int], int] = 10,
         adaptive: bool = True,
         kl_clip: float | None = 1e-3,
-        update_rms: float | None = 0.2,
+        update_rms: float | None = 1.0,
         fallback: Collection[str] = (),
         fallback_lr: float | None = 1e-3,
         sharing: Sharing = expand,
@@ -241,7 +243,8 @@ class SINGD(torch.optim.Optimizer):
 
     def _refresh(self, scale: float) -> None:
         spoken = any(heard.h_k is not None for bucket in self.buckets for heard in bucket.heard)
-        if not spoken and not distributed():
+        several = distributed()
+        if not spoken and not several:
             layer = next((b.layers[0] for b in self.buckets if any(la.weight.grad is not None for la in b.layers)), None)
             if layer is None:
                 return
@@ -250,7 +253,9 @@ class SINGD(torch.optim.Optimizer):
                 "that the optimiser was made with, outside of torch.func.jvp and vmap; with listen=False call observe(); or call detach() to keep "
                 "the factors as they are."
             )
-        ready = [(bucket, self._shared(bucket.take(scale))) for bucket in self.buckets]
+        ready = [(bucket, bucket.take(scale)) for bucket in self.buckets]
+        if several:
+            ready = [(bucket, self._shared(taken)) for bucket, taken in ready]
         self.warned_of_unheard = self.warned_of_unheard or warn_of_unheard(ready, stacklevel=3)
         ready = [(bucket, taken) for bucket, taken in ready if any(taken.present)]
         if not ready:
@@ -309,8 +314,6 @@ class SINGD(torch.optim.Optimizer):
 
     def _shared(self, taken: Taken) -> Taken:
         """Average what was heard over all processes."""
-        if not distributed():
-            return taken
         for parts, scales in ((taken.h_k, taken.scale_k), (taken.h_c, taken.scale_c)):
             for part in parts:
                 part.mul_(part.new_tensor(scales).view(-1, *[1] * (part.ndim - 1)))
@@ -416,22 +419,22 @@ class SINGD(torch.optim.Optimizer):
         if not work:
             return True
         steps = [bucket.direction(gradient, self.interval) for bucket, gradient in work]
-        if group["update_rms"] is None and not self._clipped(group, steps, [gradient for _, gradient in work]):
-            return False
-        moved = [bucket.with_momentum(step, self.rounding) for (bucket, _), step in zip(work, steps, strict=True)]
         scales: list[list[float] | None] = [None] * len(work)
-        if group["update_rms"] is not None:
-            norms = torch.cat([torch.linalg.vector_norm(step, dim=(-2, -1)) for step in moved]).tolist()
+        if group["update_rms"] is None:
+            if not self._clipped(group, steps, [gradient for _, gradient in work]):
+                return False
+        else:
+            norms = torch.cat([torch.linalg.vector_norm(step, dim=(-2, -1)) for step in steps]).tolist()
             if not all(map(math.isfinite, norms)):
-                for bucket, _ in work:
-                    bucket.momentum = None
                 self._skip_step()
                 return False
-            sizes = iter(norms)
-            roots = [group["update_rms"] * math.sqrt(step.shape[1] * step.shape[2]) for step in moved]
-            scales = [[root / n if n > 0 else 0.0 for n in islice(sizes, step.shape[0])] for root, step in zip(roots, moved, strict=True)]
-        for (bucket, _), step, scale in zip(work, moved, scales, strict=True):
-            bucket.write(step, scale, self.rounding)
+            told = iter(norms)
+            scales = [
+                [group["update_rms"] * one for one in b.scales([*islice(told, len(step))])]
+                for (b, _), step in zip(work, steps, strict=True)
+            ]
+        for (bucket, _), step, scale in zip(work, steps, scales, strict=True):
+            bucket.write(bucket.with_momentum(step, self.rounding), scale, self.rounding)
         return True
 
     def _clipped(self, group: dict[str, Any], steps: list[Tensor], gradients: list[Tensor]) -> bool:
@@ -515,7 +518,7 @@ def _stand_in(layers: Iterable[Layer], by: Mapping[Tensor, Tensor]) -> None:
 
 def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
     kinds = type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
-    return kinds and bucket.k.value[0].dtype in (torch.float32, torch.float64) and all(bucket.started) and all(taken.present)
+    return kinds and bucket.k.value[0].dtype in WIDE and all(bucket.started) and all(taken.present)
 
 
 def _seen(side: Side, h: Factor) -> Factor:
