@@ -155,8 +155,8 @@ class Bucket:
             joined = torch.cat([joined, torch.cat(biases) if len(biases) > 1 else biases[0]], -1)
         return joined if joined.dtype in WIDE else joined.float()
 
-    def direction(self, gradient: Tensor, interval: Any) -> Tensor:
-        """``C C^T grad K K^T``; dense products with themselves are kept until the next refresh where that is less work."""
+    def direction(self, gradient: Tensor, gap: int) -> Tensor:
+        """``C C^T grad K K^T``; dense products with themselves are kept for the ``gap`` steps to the next refresh where that is less work."""
         x = gradient.to(self.k.value[0].dtype)
         if type(self.k.structure) is type(self.c.structure) is Diagonal:
             if self.metric[0] is None or self.metric[1] is None:
@@ -167,7 +167,7 @@ class Bucket:
             return (x * by_k).mul_(by_c).to(gradient.dtype)
         for i, (side, dim) in enumerate(((self.k, -1), (self.c, -2))):
             cached = self.metric[i]
-            if cached is None and type(side.structure) is Dense and x.shape[-3 - dim] * (1 if callable(interval) else interval) >= side.n:
+            if cached is None and type(side.structure) is Dense and x.shape[-3 - dim] * gap >= side.n:
                 cached = self.metric[i] = torch.bmm(side.value[0], side.value[0].mT)
             if cached is None:
                 x = side.structure.precondition(side.value, x, dim)

@@ -62,7 +62,7 @@ class SINGD(torch.optim.Optimizer):
         lr_cov: Step size ``beta`` in (0, 1) of the factors, or a function of the number of refreshes.
         alpha1: Momentum in [0, 1) of the factors; 0 halves their memory.
         weight_decay: Decoupled.
-        interval: ``T``: refresh the factors every ``T`` steps; or a function of the step.
+        interval: ``T``: refresh the factors every ``T`` steps; or a function from the number of steps made to the next ``T``, as `growing`.
         adaptive: SINGD; False for IKFAC (``alpha1`` is then 0).
         update_rms: Divide each matrix's momentum by the root of its steps' mean squares, so that its root mean square is at most this: reached where
             gradients agree, 0.23 of it where they are noise (at momentum 0.9). 1 is Adam's own rule, so that AdamW's ``lr`` carries over; no step can
@@ -146,6 +146,7 @@ class SINGD(torch.optim.Optimizer):
         self.max_rows, self.factor_dtype, self.grad_scaler, self.process_group = max_rows, factor_dtype, grad_scaler, process_group
         self.rounding = torch.Generator().manual_seed(seed) if stochastic_rounding else None
         self.steps = self.refreshes = self.next_refresh = self.skipped = 0
+        self.gap = 1
         self.warned = self.warned_of_unheard = False
         self.buckets: list[Bucket] = []
         self._homes: dict[Layer, tuple[Bucket, int]] | None = None
@@ -366,6 +367,9 @@ class SINGD(torch.optim.Optimizer):
         due = self.due
         if due:
             check_gradients(self.names)
+            gap = self.interval(self.steps + 1) if callable(self.interval) else self.interval
+            in_range("interval", gap, 1, math.inf, whole=True)
+            self.gap = gap
             self._refresh(scale)
         sound = [self._move(group, [bucket for bucket in self.buckets if bucket.group is group]) for group in self.param_groups]
         for group, adamw in zip(self.param_groups, self.adamw, strict=True):
@@ -375,11 +379,9 @@ class SINGD(torch.optim.Optimizer):
                 lr = group["lr"] if group["fallback_lr"] is None else group["fallback_lr"] * ratio
                 adamw.param_groups[0].update(lr=lr, weight_decay=group["weight_decay"])
                 adamw.step()
-        self.steps += 1
         if due:
-            gap = self.interval(self.steps) if callable(self.interval) else self.interval
-            in_range("interval", gap, 1, math.inf, whole=True)
-            self.next_refresh = self.steps - 1 + gap if self.next_refresh != math.inf else math.inf
+            self.next_refresh = self.steps + self.gap if self.next_refresh != math.inf else math.inf
+        self.steps += 1
         if self.tap is not None:
             self.tap.armed = self.due
             self.tap.tape.clear()
@@ -418,7 +420,7 @@ class SINGD(torch.optim.Optimizer):
         work = [(bucket, gradient) for bucket in buckets if (gradient := bucket.gradient(self.names)) is not None]
         if not work:
             return True
-        steps = [bucket.direction(gradient, self.interval) for bucket, gradient in work]
+        steps = [bucket.direction(gradient, self.gap) for bucket, gradient in work]
         scales: list[list[float] | None] = [None] * len(work)
         if group["update_rms"] is None:
             if not self._clipped(group, steps, [gradient for _, gradient in work]):

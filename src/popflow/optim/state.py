@@ -31,7 +31,7 @@ def pack(optimizer: SINGD) -> dict[str, Any]:
         for parameter, values in adamw.state.items():
             state[optimizer.names[parameter]] = {key: value.clone() for key, value in values.items()}
     next_refresh = -1 if optimizer.next_refresh == math.inf else optimizer.next_refresh
-    state[""] = {"counters": torch.tensor([optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped])}
+    state[""] = {"counters": torch.tensor([optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped, optimizer.gap])}
     if optimizer.rounding is not None:
         state[""]["rounding"] = optimizer.rounding.get_state()
     plain = (int, float, bool, type(None))
@@ -70,7 +70,7 @@ def unpack(optimizer: SINGD, state_dict: Mapping[str, Any]) -> None:
             values = state.get(optimizer.names[p])
             if values:
                 adamw.state[p] = {k: v.clone() if k == "step" else v.to(p.device, p.dtype, copy=True) for k, v in values.items()}
-    optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped = state[""]["counters"].tolist()
+    optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped, optimizer.gap = state[""]["counters"].tolist()
     optimizer.next_refresh = math.inf if next_refresh < 0 else next_refresh
     if optimizer.rounding is not None and "rounding" in state[""]:
         optimizer.rounding.set_state(state[""]["rounding"].cpu())
