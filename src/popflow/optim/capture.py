@@ -61,8 +61,11 @@ class Layer:
 
     def view(self, tensor: Tensor) -> Tensor:
         """Return the layer's rows of something shaped like the weight or the bias, as ``[B, d, p]`` or ``[B, d, 1]``."""
-        part = tensor if self.whole else tensor[self.start : self.start + self.blocks * self.d]
-        return part.reshape(self.blocks, self.d, -1)
+        return self.rows(tensor).reshape(self.blocks, self.d, -1)
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return the layer's rows of something shaped like the weight or the bias."""
+        return tensor if self.whole else tensor.narrow(0, self.start, self.blocks * self.d)
 
     def parameters(self) -> list[Tensor]:
         """Weight and bias."""
@@ -240,11 +243,12 @@ class Tap:
             return
         sink = self.sink
 
-        def hear(gradient: Tensor) -> None:
-            if not torch.is_grad_enabled():
-                sink(layer, a, cotangent(gradient))
+        def hear(gradients: tuple[Tensor | None, ...]) -> None:
+            if not torch.is_grad_enabled() and gradients[0] is not None:
+                sink(layer, a, cotangent(gradients[0]))
 
-        output.register_hook(hear)
+        if output.grad_fn is not None:  # on the node: an operation in place on the output comes after it
+            output.grad_fn.register_prehook(hear)
 
     def pull(self, outputs: Tensor, cotangents: Tensor, keep_graph: bool = True) -> list[Rows]:
         """Pull cotangents of ``outputs`` back to every noted call; empties the tape. Parameters' ``.grad`` stay as they are."""

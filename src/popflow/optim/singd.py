@@ -2,7 +2,8 @@
 
     dW = C C^T  grad W  K K^T                         every step, with the factors of `popflow.optim.kronecker`
     m  <- momentum m + dW                             heavy ball
-    W  <- (1 - lr weight_decay) W - lr m              decoupled weight decay
+    s  =  1 / sqrt(w u)                               w, u: sums of 1 and mean(dW^2), discounted as m is; 1 without ``update_rms``
+    W  <- (1 - lr weight_decay) W - lr update_rms s m     decoupled weight decay
 
 Every ``interval`` steps hooks listen to one forward and backward pass (training mode only) and the factors take one step.
 Layers that are matrices (Linear, convolutions, attention projections) are preconditioned; every other parameter (embeddings,
@@ -25,21 +26,21 @@ import torch
 from torch import Tensor, nn
 
 from popflow.optim.auto import Auto
-from popflow.optim.blocks import Dense, Diagonal
-from popflow.optim.bucket import Bucket, Taken
+from popflow.optim.blocks import Dense
+from popflow.optim.bucket import Bucket
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
-from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model, warn_of_unheard
+from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model
+from popflow.optim.curvature import refresh_factors
 from popflow.optim.diagonals import Diagonals
-from popflow.optim.groups import buckets_of, listed
-from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_start
-from popflow.optim.options import RANGES, in_range
-from popflow.optim.processes import average, distributed
+from popflow.optim.groups import buckets_of, listed, named, put_in, stand_ins
+from popflow.optim.options import growing, in_range
 from popflow.optim.report import Preconditioned, lines_of
 from popflow.optim.state import pack, unpack
-from popflow.optim.structures import Factor, Structure
+from popflow.optim.structures import Structure
 
 DENSE = Dense()
-LEFT_OUT = ("tap", "_homes", "_diagonals", "rounding", "step")
+GROWING = growing(10)
+LEFT_OUT = ("tap", "_homes", "diagonals", "rounding", "step")
 """Attributes that a copy makes anew. A scheduler's ``step`` is one: it is bound to the optimiser that the scheduler was made for."""
 Structures = Structure | tuple[Structure, Structure] | Auto
 """One structure for both factors, ``(inputs, outputs)``, or `Auto`."""
@@ -59,12 +60,13 @@ class SINGD(torch.optim.Optimizer):
         momentum: Heavy-ball momentum of the weights; 0 keeps no buffer.
         damping: ``lambda > 0``, added to the Kronecker product (SINGD) or to each factor (IKFAC).
         lr_cov: Step size ``beta`` in (0, 1) of the factors, or a function of the number of refreshes.
-        alpha1: Momentum in [0, 1) of the factors; 0 halves their memory.
+        alpha1: Momentum in [0, 1) of the factors, the paper's 0.5 for instance; above 0 it doubles their memory.
         weight_decay: Decoupled.
-        interval: ``T``: refresh the factors every ``T`` steps; or a function of the step.
+        interval: ``T``: refresh the factors every ``T`` steps; or a function from the number of steps made to the next ``T``, as `growing`.
         adaptive: SINGD; False for IKFAC (``alpha1`` is then 0).
-        update_rms: Scale each layer's momentum to this root mean square (0.2 is about AdamW's, so that its ``lr`` carries over); no step can
-            then blow up. None takes the natural step itself, for problems where its length matters (quadratics, wave functions).
+        update_rms: Divide each matrix's momentum by the root of its steps' mean squares, so that its root mean square is at most this: reached where
+            gradients agree, 0.23 of it where they are noise (at momentum 0.9). 1 is Adam's own rule, so that AdamW's ``lr`` carries over; no step can
+            blow up. None takes the natural step itself, for problems where its length matters (quadratics, wave functions).
         kl_clip: Without ``update_rms``, ``dW`` is scaled by ``min(1, sqrt(kl_clip / (lr^2 <dW, grad W>)))``; None for no clip.
         fallback: Names of modules or parameters that the built-in AdamW shall take although they could be preconditioned.
         fallback_lr: Step size of the built-in AdamW; it follows the schedule of ``lr`` in proportion. None: the same as ``lr``.
@@ -108,13 +110,13 @@ class SINGD(torch.optim.Optimizer):
         *,
         momentum: float = 0.9,
         damping: float = 1e-4,
-        lr_cov: float | Callable[[int], float] = 0.1,
-        alpha1: float = 0.5,
+        lr_cov: float | Callable[[int], float] = 0.3,
+        alpha1: float = 0.0,
         weight_decay: float = 0.0,
-        interval: int | Callable[[int], int] = 10,
+        interval: int | Callable[[int], int] = GROWING,
         adaptive: bool = True,
         kl_clip: float | None = 1e-3,
-        update_rms: float | None = 0.2,
+        update_rms: float | None = 1.0,
         fallback: Collection[str] = (),
         fallback_lr: float | None = 1e-3,
         sharing: Sharing = expand,
@@ -138,26 +140,27 @@ class SINGD(torch.optim.Optimizer):
         check_factor_dtype(factor_dtype)
         params = None if params is None else listed(params)
         own = dict(model.named_parameters())
-        standing = _standing(params, own)
+        standing = stand_ins(params, own)
         self.names = {standing.get(name, parameter): name for name, parameter in own.items()}
         self.interval, self.adaptive, self.sharing, self.averaging, self.warm = interval, adaptive, sharing, averaging, warm
         self.max_rows, self.factor_dtype, self.grad_scaler, self.process_group = max_rows, factor_dtype, grad_scaler, process_group
         self.rounding = torch.Generator().manual_seed(seed) if stochastic_rounding else None
         self.steps = self.refreshes = self.next_refresh = self.skipped = 0
+        self.gap = 1
         self.warned = self.warned_of_unheard = False
         self.buckets: list[Bucket] = []
         self._homes: dict[Layer, tuple[Bucket, int]] | None = None
-        self._diagonals: dict[Layer, Diagonals] = {}
+        self.diagonals: dict[Layer, Diagonals] = {}
         self.adamw: list[torch.optim.AdamW | None] = []
         layers = find_layers(model)
         if standing:
-            _stand_in(layers, {own[name]: tensor for name, tensor in standing.items()})
+            put_in(layers, {own[name]: tensor for name, tensor in standing.items()})
         known = {*self.names.values(), *(name for name, _ in model.named_modules()), *(layer.name for layer in layers)}
         if strange := sorted(set(fallback) - known):
             raise ValueError(
                 f"fallback names {strange[0]!r}, which is no module and no parameter of the model. Fix: see model.named_modules()."
             )
-        self.layers = [layer for layer in layers if not _named(layer, self.names, fallback)]
+        self.layers = [layer for layer in layers if not named(layer, self.names, fallback)]
         self.tap: Tap | None = None
         defaults = {
             "lr": lr,
@@ -239,101 +242,6 @@ class SINGD(torch.optim.Optimizer):
             self._homes = {one: (bucket, index) for bucket in self.buckets for index, one in enumerate(bucket.layers)}
         return self._homes[layer]
 
-    def _refresh(self, scale: float) -> None:
-        spoken = any(heard.h_k is not None for bucket in self.buckets for heard in bucket.heard)
-        if not spoken and not distributed():
-            layer = next((b.layers[0] for b in self.buckets if any(la.weight.grad is not None for la in b.layers)), None)
-            if layer is None:
-                return
-            raise RuntimeError(
-                f"layer {layer.name!r} has a gradient but no layer was heard since the last refresh. Fix: call model.train() and run the model "
-                "that the optimiser was made with, outside of torch.func.jvp and vmap; with listen=False call observe(); or call detach() to keep "
-                "the factors as they are."
-            )
-        ready = [(bucket, self._shared(bucket.take(scale))) for bucket in self.buckets]
-        self.warned_of_unheard = self.warned_of_unheard or warn_of_unheard(ready, stacklevel=3)
-        ready = [(bucket, taken) for bucket, taken in ready if any(taken.present)]
-        if not ready:
-            return
-        for group in self.param_groups:
-            lr_cov = group["lr_cov"](self.refreshes) if callable(group["lr_cov"]) else group["lr_cov"]
-            in_range("lr_cov", lr_cov, *RANGES["lr_cov"])
-            options = {"damping": group["damping"], "adaptive": self.adaptive}
-            moving = options | {"lr_cov": lr_cov, "alpha1": group["alpha1"]}
-            mine = [(bucket, taken) for bucket, taken in ready if bucket.group is group]
-            for bucket, _ in mine:
-                bucket.metric = [None, None]
-            flat, slow = [], []
-            for bucket, taken in mine:
-                (flat if _only_diagonal(bucket, taken) else slow).append((bucket, taken))
-            if flat and not self._refresh_diagonals(flat, moving):
-                slow = mine
-            if slow:
-                numbers = [measures(b.k, b.c, _seen(b.k, taken.h_k), _seen(b.c, taken.h_c)) for b, taken in slow]
-                told = iter(torch.cat([one for four in numbers for one in four]).tolist())
-                pairs = [self._start(*one, [list(islice(told, len(one[0].started))) for _ in range(4)], options) for one in slow]
-                if moved := [pair for pair in pairs if pair is not None]:
-                    refresh_all(moved, rounding=self.rounding, **moving)
-        self.refreshes += 1
-
-    def _start(self, bucket: Bucket, taken: Taken, measured: list[list[float]], options: dict[str, Any]) -> Pair | None:
-        """Start the members that meet their first batch; return the others whose curvature is finite, to be moved."""
-        heard = [there for layer, there in zip(bucket.layers, taken.present, strict=True) for _ in range(layer.blocks)]
-        sound = [math.isfinite(a) and math.isfinite(b) and there for a, b, there in zip(*measured[:2], heard, strict=True)]
-        self._count_skipped(bucket, sound, taken.present)
-        moves = [s and (begun or not self.warm) for s, begun in zip(sound, bucket.started, strict=True)]
-        starts = [s and not m for s, m in zip(sound, moves, strict=True)]
-        bucket.started = [s or begun for s, begun in zip(sound, bucket.started, strict=True)]
-        if any(starts):  # the factors are still the identity, so that what was heard is the curvature itself
-            scales = taken.h_k[0].new_tensor([taken.scale_k, taken.scale_c])
-            u = bucket.k.structure.diagonal(taken.h_k, bucket.k.n) * scales[0, :, None]
-            g = bucket.c.structure.diagonal(taken.h_c, bucket.c.n) * scales[1, :, None]
-            warm_start(bucket.k, bucket.c, u, g, valid=_mask(starts, u), **options)
-        if not any(moves):
-            return None
-        h_k, h_c = _seen(bucket.k, taken.h_k), _seen(bucket.c, taken.h_c)
-        return Pair(bucket.k, bucket.c, h_k, h_c, (taken.scale_k, taken.scale_c), measured, _mask(moves, h_k[0]))
-
-    def _refresh_diagonals(self, pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:
-        """Move all diagonal factors of a group together; False, and nothing moves, when some curvature is not finite."""
-        first, sides = pairs[0][0], [side for bucket, _ in pairs for side in (bucket.k, bucket.c)]
-        kept = self._diagonals.get(first.layers[0])
-        if kept is None or not kept.hold(sides):
-            kept = self._diagonals[first.layers[0]] = Diagonals(sides)
-        heard = [part for _, taken in pairs for part in (taken.h_k[0], taken.h_c[0])]
-        scales = [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both]
-        sound = kept.refresh(heard, scales, **moving)
-        for i, (bucket, _) in enumerate(pairs if sound else ()):
-            bucket.metric = [*kept.metrics[2 * i : 2 * i + 2]]
-        return sound
-
-    def _shared(self, taken: Taken) -> Taken:
-        """Average what was heard over all processes."""
-        if not distributed():
-            return taken
-        for parts, scales in ((taken.h_k, taken.scale_k), (taken.h_c, taken.scale_c)):
-            for part in parts:
-                part.mul_(part.new_tensor(scales).view(-1, *[1] * (part.ndim - 1)))
-        present = average(self.process_group, taken.h_k, taken.h_c, taken.present)
-        ones = [1.0] * len(taken.scale_k)
-        return Taken(taken.h_k, taken.h_c, ones, ones, present)
-
-    def _count_skipped(self, bucket: Bucket, sound: list[bool], present: list[bool]) -> None:
-        bad = [
-            layer.name
-            for layer, members, there in zip(bucket.layers, bucket.slices, present, strict=True)
-            if there and not all(sound[members])
-        ]
-        self.skipped += len(bad)
-        if bad and not self.warned:
-            self.warned = True
-            warnings.warn(
-                f"layer {bad[0]!r}: the captured curvature is not finite; its factors keep their values (counted in .skipped, said once). "
-                "Fix: look for overflow in activations or loss, or lower the learning rate.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
     # -- the step -------------------------------------------------------------------------------------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -363,7 +271,10 @@ class SINGD(torch.optim.Optimizer):
         due = self.due
         if due:
             check_gradients(self.names)
-            self._refresh(scale)
+            gap = self.interval(self.steps + 1) if callable(self.interval) else self.interval
+            in_range("interval", gap, 1, math.inf, whole=True)
+            self.gap = gap
+            refresh_factors(self, scale)
         sound = [self._move(group, [bucket for bucket in self.buckets if bucket.group is group]) for group in self.param_groups]
         for group, adamw in zip(self.param_groups, self.adamw, strict=True):
             if adamw is not None and all(sound):  # what makes matrices stay would spoil the averages of AdamW
@@ -372,11 +283,9 @@ class SINGD(torch.optim.Optimizer):
                 lr = group["lr"] if group["fallback_lr"] is None else group["fallback_lr"] * ratio
                 adamw.param_groups[0].update(lr=lr, weight_decay=group["weight_decay"])
                 adamw.step()
-        self.steps += 1
         if due:
-            gap = self.interval(self.steps) if callable(self.interval) else self.interval
-            in_range("interval", gap, 1, math.inf, whole=True)
-            self.next_refresh = self.steps - 1 + gap if self.next_refresh != math.inf else math.inf
+            self.next_refresh = self.steps + self.gap if self.next_refresh != math.inf else math.inf
+        self.steps += 1
         if self.tap is not None:
             self.tap.armed = self.due
             self.tap.tape.clear()
@@ -415,23 +324,23 @@ class SINGD(torch.optim.Optimizer):
         work = [(bucket, gradient) for bucket in buckets if (gradient := bucket.gradient(self.names)) is not None]
         if not work:
             return True
-        steps = [bucket.direction(gradient, self.interval) for bucket, gradient in work]
-        if group["update_rms"] is None and not self._clipped(group, steps, [gradient for _, gradient in work]):
-            return False
-        moved = [bucket.with_momentum(step, self.rounding) for (bucket, _), step in zip(work, steps, strict=True)]
+        steps = [bucket.direction(gradient, self.gap) for bucket, gradient in work]
         scales: list[list[float] | None] = [None] * len(work)
-        if group["update_rms"] is not None:
-            norms = torch.cat([torch.linalg.vector_norm(step, dim=(-2, -1)) for step in moved]).tolist()
+        if group["update_rms"] is None:
+            if not self._clipped(group, steps, [gradient for _, gradient in work]):
+                return False
+        else:
+            norms = torch.cat([torch.linalg.vector_norm(step, dim=(-2, -1)) for step in steps]).tolist()
             if not all(map(math.isfinite, norms)):
-                for bucket, _ in work:
-                    bucket.momentum = None
                 self._skip_step()
                 return False
-            sizes = iter(norms)
-            roots = [group["update_rms"] * math.sqrt(step.shape[1] * step.shape[2]) for step in moved]
-            scales = [[root / n if n > 0 else 0.0 for n in islice(sizes, step.shape[0])] for root, step in zip(roots, moved, strict=True)]
-        for (bucket, _), step, scale in zip(work, moved, scales, strict=True):
-            bucket.write(step, scale, self.rounding)
+            told = iter(norms)
+            scales = [
+                [group["update_rms"] * one for one in b.scales([*islice(told, len(step))])]
+                for (b, _), step in zip(work, steps, strict=True)
+            ]
+        for (bucket, _), step, scale in zip(work, steps, scales, strict=True):
+            bucket.write(bucket.with_momentum(step, self.rounding), scale, self.rounding)
         return True
 
     def _clipped(self, group: dict[str, Any], steps: list[Tensor], gradients: list[Tensor]) -> bool:
@@ -485,48 +394,8 @@ class SINGD(torch.optim.Optimizer):
         listen, seed = state.pop("_listen"), state.pop("_rounding")
         super().__setstate__(state)
         self.rounding = self._homes = None
-        self._diagonals = {}
+        self.diagonals = {}
         if seed is not None:
             self.rounding = torch.Generator()
             self.rounding.set_state(seed)
         self._listen(listen)
-
-
-def _standing(params: list[Any] | None, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors given by name that are not the model's own."""
-    given = [one for entry in params or () for one in (entry["params"] if isinstance(entry, dict) else [entry])]
-    mine = set(own.values())  # named parameters of a part of the model are not stand-ins
-    standing = {one[0]: one[1] for one in given if isinstance(one, tuple) and one[0] in own and one[1] not in mine}
-    for name, tensor in standing.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(
-                f"params: {name!r} has shape {tuple(tensor.shape)}, the model's has {tuple(own[name].shape)}. Fix: give the model that it is of."
-            )
-    return standing
-
-
-def _stand_in(layers: Iterable[Layer], by: Mapping[Tensor, Tensor]) -> None:
-    """Put the given tensors in place of a layer's weight and bias."""
-    for layer in layers:
-        standing: Any = [by.get(parameter, parameter) for parameter in layer.parameters()]
-        layer.standing = layer.weight in by
-        layer.weight, layer.bias = standing if len(standing) == 2 else (*standing, None)
-
-
-def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
-    kinds = type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
-    return kinds and bucket.k.value[0].dtype in (torch.float32, torch.float64) and all(bucket.started) and all(taken.present)
-
-
-def _seen(side: Side, h: Factor) -> Factor:
-    """What a layer told, as its factor sees it: `Diagonal` sums are told of the rows themselves."""
-    return (h[0] * side.value[0].to(h[0].dtype).square(),) if type(side.structure) is Diagonal else h
-
-
-def _mask(members: list[bool], like: Tensor) -> Tensor | None:
-    return None if all(members) else torch.tensor(members, device=like.device)
-
-
-def _named(layer: Layer, names: Mapping[Tensor, str], fallback: Collection[str]) -> bool:
-    own = {layer.name, *(names.get(parameter, "") for parameter in layer.parameters())}
-    return any(name in own or layer.name.startswith(f"{name}.") for name in fallback)

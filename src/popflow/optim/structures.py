@@ -88,11 +88,6 @@ class Structure(Protocol):
         ...
 
 
-def scaled(factor: Factor, by: Tensor) -> Factor:
-    """Multiply each matrix of a batch by its number ``by [B]``."""
-    return tuple(part * by.reshape(-1, *[1] * (part.ndim - 1)) for part in factor)
-
-
 def eye(structure: Structure, batch: int, n: int, like: Tensor) -> Factor:
     """Return a batch of identities with the dtype and device of ``like``.
 
@@ -135,8 +130,9 @@ def squares(factor: Factor) -> Tensor:
     >>> squares((torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])))
     tensor([14.])
     """
-    parts = [part.flatten(1) for part in factor]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).square().sum(1)
+    if len(factor) == 1:
+        return torch.linalg.vector_norm(factor[0].flatten(1), dim=1).square()
+    return torch.cat([part.flatten(1) for part in factor], 1).square().sum(1)
 
 
 def by_products(structure: Structure, factor: Factor, x: Tensor, dim: int) -> Tensor:
