@@ -7,7 +7,18 @@ import math
 import pytest
 import torch
 
-from popflow.optim import BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, UpperToeplitz, rank_triangular, together
+from popflow.optim import (
+    SINGD,
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Hierarchical,
+    LowerToeplitz,
+    UpperToeplitz,
+    curvature,
+    rank_triangular,
+    together,
+)
 from popflow.optim.kronecker import Side, refresh
 from popflow.optim.structures import eye
 from popflow.optim.together import Framed, fits, layout, refresh_together
@@ -116,3 +127,32 @@ def test_what_fits(monkeypatch):
     assert not fits(blocks)
     with pytest.raises(TypeError, match=r"structure Dense\(\) of the sides has no frames"):
         refresh_together([side(Dense(), 4)] * 2, [], [], lr_cov=0.1, damping=0.1, alpha1=0.0, adaptive=True)
+
+
+@pytest.mark.parametrize("structure", [BlockDiagonal(4), LowerToeplitz(), Hierarchical(2, 3)], ids=str)
+def test_training_takes_the_same_path(structure, monkeypatch):
+    def trained(largest):
+        calls = []
+        monkeypatch.setattr(together, "LARGEST", largest)
+        monkeypatch.setattr(
+            curvature, "refresh_together", lambda *args, **options: calls.append(refresh_together(*args, **options)) or calls[-1]
+        )
+        rng = torch.Generator().manual_seed(3)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = torch.nn.Sequential(
+                torch.nn.Linear(5, 9), torch.nn.Tanh(), torch.nn.Linear(9, 9), torch.nn.Tanh(), torch.nn.Linear(9, 2)
+            ).double()
+        optimizer = SINGD(net, lr=0.01, structure=structure, interval=2)
+        x, y = (torch.randn(12, n, generator=rng, dtype=torch.float64) for n in (5, 2))
+        for _ in range(7):
+            optimizer.zero_grad()
+            (net(x) - y).square().mean().backward()
+            optimizer.step()
+        return calls, [*net.parameters(), *(part for bucket in optimizer.buckets for part in (*bucket.k.tensors(), *bucket.c.tensors()))]
+
+    calls, framed = trained(together.LARGEST)
+    none, alone = trained(0)
+    assert calls == [True] * 3  # the first refresh starts the factors
+    assert none == []
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(framed, alone, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -82,7 +83,7 @@ class LowerToeplitz:
             return (_lag_means(_lag_sums(rows @ self.dense(factor, n))),)
         c = factor[0].unsqueeze(-2)
         spectrum, few = _spectrum(c), max(1, CACHED // (len(rows) * n))
-        power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in rows.split(few, -2)]
+        power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in _few_at_a_time(rows, few)]
         return (_lag_means(_lags(power[0] if len(power) == 1 else torch.stack(power).sum(0), n).to(rows.dtype)),)
 
     def inner(self, factor: Factor) -> Factor:
@@ -191,6 +192,10 @@ def _hankel(values: Tensor, n: int) -> Tensor:
 
 def _padded(c: Tensor) -> Tensor:
     return torch.nn.functional.pad(c, (0, c.shape[-1]))
+
+
+def _few_at_a_time(rows: Tensor, few: int) -> Sequence[Tensor]:
+    return rows.split(few, -2) if rows.shape[-2] > few else (rows,)
 
 
 def _lag_sums(rows: Tensor) -> Tensor:
@@ -310,7 +315,8 @@ def correlate(x: Tensor, c: Tensor) -> Tensor:
 
 def _power(spectrum: Tensor) -> Tensor:
     """Squared moduli, summed over rows ``[..., m, f]``."""
-    return torch.view_as_real(spectrum).flatten(-2).square_().sum(-2).unflatten(-1, (-1, 2)).sum(-1)
+    sums = torch.view_as_real(spectrum).flatten(-2).square_().sum(-2)
+    return sums[..., ::2] + sums[..., 1::2]
 
 
 def _lags(power: Tensor, n: int) -> Tensor:

@@ -27,7 +27,7 @@ LARGEST = 2**18
 
 @runtime_checkable
 class Framed(Structure, Protocol):
-    """A structure whose factors can share a frame ``[T, ...]`` of ``T`` rows: a matrix each, or a block of one."""
+    """A structure, hashable, whose factors can share a frame ``[T, ...]`` of ``T`` rows: a matrix each, or a block of one."""
 
     def frame_shape(self, shapes: Shapes) -> tuple[int, ...]:
         """Return the shape of a frame for batches of these shapes."""
