@@ -91,13 +91,12 @@ class Bucket:
 
     # -- curvature ------------------------------------------------------------------------------------------------------------------
 
-    def hear(self, index: int, a: Tensor, g: Tensor, averaging: Averaging, sharing: Sharing, max_rows: int | None) -> None:
-        """Take the inputs and cotangents ``[B, N, R, ...]`` of one call of a layer."""
+    def hear(self, index: int, a: Tensor, g: Tensor, averaging: Averaging, sharing: Sharing, max_rows: int | None, task: int) -> None:
+        """Take the inputs and cotangents ``[B, N, R, ...]`` of one call of a layer; ``task`` is the number of the backward pass."""
         layer, heard, data = self.layers[index], self.heard[index], a.shape[1]
         if data == 0:
             return
-        task = torch._C._current_graph_task_id()
-        if task == -1 or task != heard.task:  # a second call within one backward pass is a second use of the weight, not more data
+        if task != heard.task:  # a second call within one backward pass is a second use of the weight, not more data
             heard.data, heard.task = heard.data + data, task
         heard.scale = averaging
         single = a.shape[2] == 1 and sharing in (expand, reduce)
@@ -183,18 +182,19 @@ class Bucket:
         each matrix in place of one for each entry.
         """
         mu, count = self.group["momentum"], self.layers[0].d * self.k.n
-        if self.weight == 0:  # steps that were not scaled are not counted: begin anew
-            self.momentum, self.sizes = None, [0.0] * len(norms)
+        if self.weight == 0 or self.momentum is None:  # steps that were not scaled are not counted: begin anew
+            self.momentum, self.weight, self.sizes = None, 0.0, [0.0] * len(norms)
         self.weight = mu * self.weight + 1
         self.sizes = [mu * size + norm**2 / count for size, norm in zip(self.sizes, norms, strict=True)]
         return [1 / math.sqrt(self.weight * size) if size > 0 else 0.0 for size in self.sizes]
 
     def with_momentum(self, step: Tensor, rounding: Generator | None) -> Tensor:
-        """``m <- momentum m + step``, in the dtype of the weights; returns it unrounded."""
+        """``m <- momentum m + step``, in its `momentum_dtype`; returns it unrounded."""
         momentum = self.group["momentum"]
         if momentum == 0:
+            self.momentum = self.views = None
             return step
-        dtype = self.layers[0].weight.dtype
+        dtype = momentum_dtype(self.layers[0].weight)
         if self.momentum is None:
             self.momentum = rounded(step, dtype, rounding)
             return step
@@ -244,23 +244,23 @@ class Bucket:
     # -- state ----------------------------------------------------------------------------------------------------------------------
 
     def follow(self, wanted: torch.dtype | None) -> bool:
-        """Move to the device of the weights, and factors to the dtype that is wanted, where they have gone; say whether they had."""
+        """Go where the weights have gone: device and dtype, and factors to the dtype that is wanted; say whether weights have moved since the last call."""
         weight = self.layers[0].weight
         place = (weight.device, weight.dtype, wanted)
         if place == self.place:
             return False
-        self.place, have, dtype = place, self.k.value[0], factor_dtype(weight, wanted)
-        if have.dtype == dtype and have.device == weight.device:
-            return False
-        self.k.to(weight.device, dtype)
-        self.c.to(weight.device, dtype)
-        self.metric = [None, None]
-        self.momentum = None if self.momentum is None else self.momentum.to(weight.device, weight.dtype)
-        for heard in self.heard:
-            for name in ("h_k", "h_c"):
-                parts = getattr(heard, name)
-                setattr(heard, name, None if parts is None else tuple(part.to(weight.device, dtype) for part in parts))
-        return True
+        moved, self.place, have, dtype = self.place is not None, place, self.k.value[0], factor_dtype(weight, wanted)
+        if have.dtype != dtype or have.device != weight.device:
+            self.k.to(weight.device, dtype)
+            self.c.to(weight.device, dtype)
+            self.metric = [None, None]
+            wide = torch.promote_types(dtype, torch.float32)
+            for heard in self.heard:
+                for name in ("h_k", "h_c"):
+                    parts = getattr(heard, name)
+                    setattr(heard, name, None if parts is None else tuple(part.to(weight.device, wide) for part in parts))
+        self.momentum = None if self.momentum is None else self.momentum.to(weight.device, momentum_dtype(weight))
+        return moved
 
     def stored(self) -> list[tuple[str, Tensor]]:
         """The tensors of the state, by name."""
@@ -277,6 +277,11 @@ class Bucket:
 def factor_dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
     """Dtype of the factors of a layer: what was asked for, or that of the weight and at least float32."""
     return wanted or torch.promote_types(weight.dtype, torch.float32)
+
+
+def momentum_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype of the momentum of a layer: that of the weight, but never float16, whose largest number a natural step may exceed."""
+    return torch.float32 if weight.dtype == torch.float16 else weight.dtype
 
 
 def _sums(side: Side, x: Tensor, members: slice | None, bias: bool) -> Factor:

@@ -155,6 +155,8 @@ def _whole(name: str, module: nn.Module, blocks: int) -> list[Layer]:
         return []
     if isinstance(weight, nn.UninitializedParameter):
         raise ValueError(f"layer {name!r} is lazy and has no shape yet. Fix: run one forward pass before you make the optimiser.")
+    if weight.numel() == 0:
+        return []
     return [Layer(name, [module], weight, bias, blocks, len(weight) // blocks, weight[0].numel())]
 
 
@@ -179,7 +181,7 @@ class Tap:
     """Forward hooks on layers; while ``armed`` and in training mode they note inputs, and cotangents as the backward pass meets them.
 
     With a ``sink`` it hears each (layer, a, g) during ``backward()``; without one the calls wait on ``tape`` for `pull`.
-    Passes that build a graph of derivatives (``create_graph=True``) are not listened to.
+    Passes that build a graph of derivatives (``create_graph=True``) are not listened to, nor those that end at inputs (`torch.autograd.grad`).
 
     Args:
         layers: Layers of one model, from `find_layers`.
@@ -238,17 +240,21 @@ class Tap:
 
     def note(self, layer: Layer, a: Tensor, output: Tensor, cotangent: Callable[[Tensor], Tensor]) -> None:
         """Remember a call; ``cotangent`` turns the gradient of ``output`` into ``[B, N, R, d]``."""
-        if self.sink is None:
-            self.tape.append((layer, a, torch.autograd.graph.get_gradient_edge(output), cotangent))
+        shape, whole = output.shape, _whole_base(output)
+        if whole.grad_fn is None:
             return
-        sink = self.sink
+        if self.sink is None:
+            edge = torch.autograd.graph.get_gradient_edge(whole)
+            self.tape.append((layer, a, edge, lambda g: cotangent(g.reshape(shape))))
+            return
+        sink, number = self.sink, whole.output_nr
 
         def hear(gradients: tuple[Tensor | None, ...]) -> None:
-            if not torch.is_grad_enabled() and gradients[0] is not None:
-                sink(layer, a, cotangent(gradients[0]))
+            g = gradients[number]
+            if g is not None and not torch.is_grad_enabled() and (layer.standing or _is_reached(layer.weight)):
+                sink(layer, a, cotangent(g.reshape(shape)))
 
-        if output.grad_fn is not None:  # on the node: an operation in place on the output comes after it
-            output.grad_fn.register_prehook(hear)
+        whole.grad_fn.register_prehook(hear)  # on the node: an operation in place on the output comes after it
 
     def pull(self, outputs: Tensor, cotangents: Tensor, keep_graph: bool = True) -> list[Rows]:
         """Pull cotangents of ``outputs`` back to every noted call; empties the tape. Parameters' ``.grad`` stay as they are."""
@@ -258,6 +264,23 @@ class Tap:
         gradients = torch.autograd.grad(outputs, [edge for _, _, edge, _ in tape], cotangents, retain_graph=keep_graph, allow_unused=True)
         pairs = zip(tape, gradients, strict=True)
         return [Rows(layer, a, cotangent(g.detach())) for (layer, a, _, cotangent), g in pairs if g is not None]
+
+
+def _whole_base(output: Tensor) -> Tensor:
+    """What an output is a view of, if it is of all its numbers in order, else the output: operations in place on a view change the graph of its base."""
+    base = output._base
+    if base is None or base.numel() != output.numel() or not (base.is_contiguous() and output.is_contiguous()):
+        return output
+    return base
+
+
+def _is_reached(weight: Tensor) -> bool:
+    """Whether the backward pass that runs goes on to the gradient of this parameter, not to those of inputs alone."""
+    node: Any = torch.autograd.graph.get_gradient_edge(weight).node
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # torch refuses to say it of a parameter that torch.autograd.grad was asked for: it is reached
+        return True
 
 
 def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
@@ -327,7 +350,8 @@ class _AttentionTap(TorchFunctionMode):
         output = F.linear(x, weight, bias)
         for layer in self.layers:
             whole = layer.weight
-            if weight.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr() or not output.requires_grad:
+            near = weight.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr() and weight.shape[1] == whole.shape[1]
+            if not near or not output.requires_grad:  # other parameters may be in the same storage
                 continue
             first = layer.start - int(weight.storage_offset() - whole.storage_offset()) // whole.shape[1]
             if 0 <= first < len(weight) and (layer.standing or whole.requires_grad):

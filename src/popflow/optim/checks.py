@@ -38,9 +38,11 @@ def check_function(name: str, value: Any, fix: str) -> None:
 
 
 def check_factor_dtype(dtype: Any) -> None:
-    """Raise TypeError unless None or a real floating-point dtype."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"factor_dtype={dtype!r}, wanted a floating-point torch.dtype. Fix: torch.float32, torch.bfloat16, or None.")
+    """Raise TypeError unless None or a dtype with the range that factors need (entries reach ``damping^-1/2`` times the ratio of both sides)."""
+    if dtype is not None and dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise TypeError(
+            f"factor_dtype={dtype!r}, wanted torch.float32, torch.float64 or torch.bfloat16. Fix: torch.bfloat16 for half, or None."
+        )
 
 
 def check_gradients(names: Mapping[Tensor, str]) -> None:

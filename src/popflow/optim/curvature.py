@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from popflow.optim.blocks import Diagonal
 from popflow.optim.bucket import WIDE, Bucket, Taken
 from popflow.optim.checks import warn_of_unheard
 from popflow.optim.diagonals import Diagonals
-from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_start
+from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_start, within_reach
 from popflow.optim.options import RANGES, in_range
 from popflow.optim.processes import average, distributed
 from popflow.optim.structures import Factor, Structure
@@ -39,7 +38,7 @@ def refresh_factors(optimizer: SINGD, scale: float) -> None:
             return
         raise RuntimeError(
             f"layer {layer.name!r} has a gradient but no layer was heard since the last refresh. Fix: call model.train() and run the model "
-            "that the optimiser was made with, outside of torch.func.jvp and vmap; with listen=False call observe(); or call detach() to keep "
+            "that the optimiser was made with, outside of torch.func.jvp and vmap and without create_graph=True; with listen=False call observe(); or call detach() to keep "
             "the factors as they are."
         )
     ready = [(bucket, bucket.take(scale)) for bucket in optimizer.buckets]
@@ -49,7 +48,7 @@ def refresh_factors(optimizer: SINGD, scale: float) -> None:
     ready = [(bucket, taken) for bucket, taken in ready if any(taken.present)]
     if not ready:
         return
-    for group in optimizer.param_groups:
+    for i, group in enumerate(optimizer.param_groups):
         lr_cov = group["lr_cov"](optimizer.refreshes) if callable(group["lr_cov"]) else group["lr_cov"]
         in_range("lr_cov", lr_cov, *RANGES["lr_cov"])
         options = {"damping": group["damping"], "adaptive": optimizer.adaptive}
@@ -67,7 +66,7 @@ def refresh_factors(optimizer: SINGD, scale: float) -> None:
                 framed.setdefault(bucket.k.structure, []).append((bucket, taken))
             else:
                 slow.append((bucket, taken))
-        if flat and not _refresh_diagonals(optimizer, flat, moving):
+        if flat and not _refresh_diagonals(optimizer.diagonals, i, flat, moving):
             slow += flat
         for pairs in framed.values():
             if not _refresh_framed(pairs, moving):
@@ -82,9 +81,14 @@ def refresh_factors(optimizer: SINGD, scale: float) -> None:
 
 
 def _start(optimizer: SINGD, bucket: Bucket, taken: Taken, measured: list[list[float]], options: dict[str, Any]) -> Pair | None:
-    """Start the members that meet their first batch; return the others whose curvature is finite, to be moved."""
+    """Start the members that meet their first batch; return the others whose curvature is within reach, to be moved."""
     heard = [there for layer, there in zip(bucket.layers, taken.present, strict=True) for _ in range(layer.blocks)]
-    sound = [math.isfinite(a) and math.isfinite(b) and there for a, b, there in zip(*measured[:2], heard, strict=True)]
+    means = [
+        [scale * total / side.n for scale, total in zip(scales, totals, strict=True)]
+        for side, scales, totals in ((bucket.k, taken.scale_k, measured[0]), (bucket.c, taken.scale_c, measured[1]))
+    ]
+    dtype = bucket.k.value[0].dtype
+    sound = [there and within_reach(a, b, dtype) for a, b, there in zip(*means, heard, strict=True)]
     _count_skipped(optimizer, bucket, sound, taken.present)
     moves = [s and (begun or not optimizer.warm) for s, begun in zip(sound, bucket.started, strict=True)]
     starts = [s and not m for s, m in zip(sound, moves, strict=True)]
@@ -100,12 +104,11 @@ def _start(optimizer: SINGD, bucket: Bucket, taken: Taken, measured: list[list[f
     return Pair(bucket.k, bucket.c, h_k, h_c, (taken.scale_k, taken.scale_c), measured, _mask(moves, h_k[0]))
 
 
-def _refresh_diagonals(optimizer: SINGD, pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:
-    """Move all diagonal factors of a group together; False, and nothing moves, when some curvature is not finite."""
-    first, sides = pairs[0][0], [side for bucket, _ in pairs for side in (bucket.k, bucket.c)]
-    kept = optimizer.diagonals.get(first.layers[0])
+def _refresh_diagonals(all_kept: dict[int, Diagonals], of: int, pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:
+    """Move all diagonal factors of a group, the one of this number, together; False, and nothing moves, when some curvature is not within reach."""
+    sides, kept = [side for bucket, _ in pairs for side in (bucket.k, bucket.c)], all_kept.get(of)
     if kept is None or not kept.hold(sides):
-        kept = optimizer.diagonals[first.layers[0]] = Diagonals(sides)
+        kept = all_kept[of] = Diagonals(sides)
     heard = [part for _, taken in pairs for part in (taken.h_k[0], taken.h_c[0])]
     scales = [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both]
     sound = kept.refresh(heard, scales, **moving)
@@ -115,7 +118,7 @@ def _refresh_diagonals(optimizer: SINGD, pairs: list[tuple[Bucket, Taken]], movi
 
 
 def _refresh_framed(pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:
-    """Move all factors of one structure together; False, and nothing moves, when they do not fit or some curvature is not finite."""
+    """Move all factors of one structure together; False, and nothing moves, when they do not fit or some curvature is not within reach."""
     sides = [side for bucket, _ in pairs for side in (bucket.k, bucket.c)]
     heard = [part for _, taken in pairs for part in (taken.h_k, taken.h_c)]
     scales = [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both]
@@ -140,7 +143,7 @@ def _count_skipped(optimizer: SINGD, bucket: Bucket, sound: list[bool], present:
     if bad and not optimizer.warned:
         optimizer.warned = True
         warnings.warn(
-            f"layer {bad[0]!r}: the captured curvature is not finite; its factors keep their values (counted in .skipped, said once). "
+            f"layer {bad[0]!r}: the captured curvature is not finite, or too large to be used; its factors keep their values (counted in .skipped, said once). "
             "Fix: look for overflow in activations or loss, or lower the learning rate.",
             RuntimeWarning,
             stacklevel=3,

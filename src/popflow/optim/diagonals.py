@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from popflow.optim.kronecker import Side
+from popflow.optim.kronecker import Side, within_reach
 
 
 class Diagonals:
@@ -72,14 +69,14 @@ class Diagonals:
             adaptive: SINGD rather than IKFAC.
 
         Returns:
-            Whether all curvature was finite; if not, nothing has changed.
+            Whether all curvature was within reach; if not, nothing has changed.
         """
         value, count = self.value, len(self.sides)
         step = torch.cat([*(part.reshape(-1) for part in heard), value]).view(2, -1).mul_(value)
         step[0].mul_(value)
         sums = value.new_zeros(2 * count).index_add_(0, self.both, step.view(-1)).tolist()
         traces = [scale * total / n for scale, total, n in zip(scales, sums, self.sides, strict=False)]
-        if not all(map(math.isfinite, traces)):
+        if not all(within_reach(own, traces[j], value.dtype) for own, j in zip(traces, self.partner, strict=True)):
             return False
         weights, ridges = [scale / 2 for scale in scales], [damping / 2] * count
         if adaptive:

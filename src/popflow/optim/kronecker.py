@@ -84,6 +84,16 @@ def measures(k: Side, c: Side, h_k: Factor, h_c: Factor) -> list[Tensor]:
     return traces + [side.structure.square(tuple(part.to(wide) for part in side.value), side.n) for side in (k, c)]
 
 
+def within_reach(own: float, other: float, dtype: torch.dtype) -> bool:
+    """Whether a step by these mean eigenvalues of ``H_K`` and ``H_C`` can be computed: they and their product are below the root of the largest number.
+
+    >>> [within_reach(1.0, other, torch.float32) for other in (2.0, 1e30, math.inf, math.nan)]
+    [True, False, False, False]
+    """
+    most = torch.finfo(torch.promote_types(dtype, torch.float32)).max ** 0.5
+    return own <= most and other <= most and own * other <= most
+
+
 @dataclass
 class Pair:
     """A batch of Kronecker pairs that take one step, with what they were told.
@@ -300,6 +310,6 @@ def rounded(x: Tensor, dtype: torch.dtype, generator: Generator | None) -> Tenso
     """
     if generator is None or dtype != torch.bfloat16 or x.dtype != torch.float32:
         return x.to(dtype)
-    noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
+    noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=generator.device, generator=generator).to(x.device)
     bits = (x.contiguous().view(torch.int32) + noise) & -65536
     return torch.where(x.isfinite(), bits.view(torch.float32), x).to(dtype)

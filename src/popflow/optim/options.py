@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
@@ -30,6 +31,7 @@ USUAL = {
     "update_rms": 1.0,
     "fallback_lr": 1e-3,
     "interval": 10,
+    "every": 5,
     "max_rows": 1024,
     "seed": 0,
 }
@@ -70,4 +72,9 @@ def growing(to: int = 10, every: int = 5) -> Callable[[int], int]:
     [1, 2, 3, 4, 4]
     """
     in_range("interval", to, 1, math.inf, whole=True)
-    return lambda step: min(to, 1 + step // every)
+    in_range("every", every, 1, math.inf, whole=True)
+    return partial(_grown, to, every)
+
+
+def _grown(to: int, every: int, step: int) -> int:
+    return min(to, 1 + step // every)

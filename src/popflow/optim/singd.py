@@ -144,13 +144,13 @@ class SINGD(torch.optim.Optimizer):
         self.names = {standing.get(name, parameter): name for name, parameter in own.items()}
         self.interval, self.adaptive, self.sharing, self.averaging, self.warm = interval, adaptive, sharing, averaging, warm
         self.max_rows, self.factor_dtype, self.grad_scaler, self.process_group = max_rows, factor_dtype, grad_scaler, process_group
-        self.rounding = torch.Generator().manual_seed(seed) if stochastic_rounding else None
-        self.steps = self.refreshes = self.next_refresh = self.skipped = 0
+        self.rounding = torch.Generator(next(iter(self.names)).device).manual_seed(seed) if stochastic_rounding else None
+        self.steps = self.refreshes = self.next_refresh = self.skipped = self.pulls = 0
         self.gap = 1
         self.warned = self.warned_of_unheard = False
         self.buckets: list[Bucket] = []
         self._homes: dict[Layer, tuple[Bucket, int]] | None = None
-        self.diagonals: dict[Layer, Diagonals] = {}
+        self.diagonals: dict[int, Diagonals] = {}
         self.adamw: list[torch.optim.AdamW | None] = []
         layers = find_layers(model)
         if standing:
@@ -188,6 +188,7 @@ class SINGD(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group["base_lr"] = group.get("initial_lr", group["lr"])
+        group["from_zero"] = group["base_lr"] == 0
         try:
             buckets, rest = buckets_of(group, self.layers, self.names, self.factor_dtype)
         except (TypeError, ValueError):
@@ -230,12 +231,17 @@ class SINGD(torch.optim.Optimizer):
         assert self.tap is not None
         if self.tap.sink is not None:
             raise RuntimeError("observe() with listen=True would count the curvature of the loss as well. Fix: SINGD(..., listen=False).")
-        for found in self.tap.pull(outputs, cotangents):
-            self._hear(found.layer, found.a, found.g, per_datum)
+        pulled = self.tap.pull(outputs, cotangents)
+        self.pulls += 1
+        for found in pulled:
+            self._hear(found.layer, found.a, found.g, per_datum, -1 - self.pulls)
 
-    def _hear(self, layer: Layer, a: Tensor, g: Tensor, averaging: Averaging | None = None) -> None:
+    def _hear(self, layer: Layer, a: Tensor, g: Tensor, averaging: Averaging | None = None, task: int | None = None) -> None:
         bucket, index = self._home(layer)
-        bucket.hear(index, a, g, averaging or self.averaging, self.sharing, self.max_rows)
+        if a.device != bucket.k.value[0].device:
+            self._follow_parameters()
+        task = torch._C._current_graph_task_id() if task is None else task
+        bucket.hear(index, a, g, averaging or self.averaging, self.sharing, self.max_rows, task)
 
     def _home(self, layer: Layer) -> tuple[Bucket, int]:
         if self._homes is None:
@@ -278,7 +284,8 @@ class SINGD(torch.optim.Optimizer):
         sound = [self._move(group, [bucket for bucket in self.buckets if bucket.group is group]) for group in self.param_groups]
         for group, adamw in zip(self.param_groups, self.adamw, strict=True):
             if adamw is not None and all(sound):  # what makes matrices stay would spoil the averages of AdamW
-                group["base_lr"] = group["base_lr"] or group["lr"]
+                if group["from_zero"]:  # a schedule that was not there when the rate was given: in proportion to its highest
+                    group["base_lr"] = max(group["base_lr"], group["lr"])
                 ratio = group["lr"] / group["base_lr"] if group["base_lr"] else 0.0
                 lr = group["lr"] if group["fallback_lr"] is None else group["fallback_lr"] * ratio
                 adamw.param_groups[0].update(lr=lr, weight_decay=group["weight_decay"])
@@ -329,9 +336,11 @@ class SINGD(torch.optim.Optimizer):
         if group["update_rms"] is None:
             if not self._clipped(group, steps, [gradient for _, gradient in work]):
                 return False
+            for bucket, _ in work:
+                bucket.weight = 0.0
         else:
             norms = torch.cat([torch.linalg.vector_norm(step, dim=(-2, -1)) for step in steps]).tolist()
-            if not all(map(math.isfinite, norms)):
+            if not all(math.isfinite(norm * norm) for norm in norms):
                 self._skip_step()
                 return False
             told = iter(norms)
@@ -387,15 +396,15 @@ class SINGD(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in LEFT_OUT} | {
             "_listen": self.tap is not None and self.tap.sink is not None,
-            "_rounding": None if self.rounding is None else self.rounding.get_state(),
+            "_rounding": None if self.rounding is None else (self.rounding.device, self.rounding.get_state()),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        listen, seed = state.pop("_listen"), state.pop("_rounding")
+        listen, rounding = state.pop("_listen"), state.pop("_rounding")
         super().__setstate__(state)
         self.rounding = self._homes = None
         self.diagonals = {}
-        if seed is not None:
-            self.rounding = torch.Generator()
-            self.rounding.set_state(seed)
+        if rounding is not None:
+            self.rounding = torch.Generator(rounding[0])
+            self.rounding.set_state(rounding[1])
         self._listen(listen)

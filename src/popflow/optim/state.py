@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from popflow.optim.bucket import Bucket
+from popflow.optim.bucket import Bucket, momentum_dtype
 from popflow.optim.capture import Layer
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ def unpack(optimizer: SINGD, state_dict: Mapping[str, Any]) -> None:
     Raises:
         ValueError: when names or shapes differ from this optimiser's: the model or the structures are not the same.
     """
+    if not {"state", "param_groups"} <= set(state_dict) or "counters" not in state_dict["state"].get("", {}):
+        raise ValueError(
+            f"state_dict: {sorted(state_dict)} with no counters, wanted 'state' and 'param_groups'. Fix: give all that SINGD.state_dict() returned."
+        )
     state, groups = state_dict["state"], state_dict["param_groups"]
     names = [[optimizer.names[p] for p in group["params"]] for group in optimizer.param_groups]
     if [list(group["params"]) for group in groups] != names:
@@ -72,8 +76,9 @@ def unpack(optimizer: SINGD, state_dict: Mapping[str, Any]) -> None:
                 adamw.state[p] = {k: v.clone() if k == "step" else v.to(p.device, p.dtype, copy=True) for k, v in values.items()}
     optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped, optimizer.gap = state[""]["counters"].tolist()
     optimizer.next_refresh = math.inf if next_refresh < 0 else next_refresh
-    if optimizer.rounding is not None and "rounding" in state[""]:
-        optimizer.rounding.set_state(state[""]["rounding"].cpu())
+    rounding = state[""].get("rounding")
+    if optimizer.rounding is not None and rounding is not None and rounding.numel() == optimizer.rounding.get_state().numel():
+        optimizer.rounding.set_state(rounding.cpu())  # a generator of another kind of device has another state: it cannot go on
 
 
 def _found(
@@ -82,11 +87,14 @@ def _found(
     """Find what a bucket shall hold: its momentum, each of its tensors with the saved one, which members have started, their sizes."""
     first, momentum = bucket.layers[0], None
     if _key(first, "momentum") in state.get(names[first.weight], {}):
-        momentum = first.weight.new_empty(len(bucket.started), first.d, first.inputs) if bucket.momentum is None else bucket.momentum
+        shape, dtype = (len(bucket.started), first.d, first.inputs), momentum_dtype(first.weight)
+        momentum = first.weight.new_empty(shape, dtype=dtype) if bucket.momentum is None else bucket.momentum
     pairs, started, sizes = [], list(bucket.started), []
     wanted = [(key, tensor) for key, tensor in bucket.stored() if key != "momentum"]
     for layer, members in zip(bucket.layers, bucket.slices, strict=True):
         name = names[layer.weight]
+        if _key(layer, "started") not in state.get(name, {}):
+            raise ValueError(f"state_dict: nothing for {name!r}. Fix: load the state of an optimiser for the same model and structures.")
         for key, tensor in wanted if momentum is None else [*wanted, ("momentum", momentum)]:
             value, here = state.get(name, {}).get(_key(layer, key)), tensor[members]
             if value is None or value.shape != here.shape:

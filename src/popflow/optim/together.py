@@ -10,15 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from popflow.optim.kronecker import Side, within_reach
 from popflow.optim.structures import Factor, Shapes, Structure
-
-if TYPE_CHECKING:
-    from popflow.optim.kronecker import Side
 
 _copy_all = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 LARGEST = 2**18
@@ -157,7 +155,7 @@ def refresh_together(
         adaptive: SINGD rather than IKFAC.
 
     Returns:
-        Whether all curvature was finite; if not, nothing has changed.
+        Whether all curvature was within reach; if not, nothing has changed.
     """
     structure: Any = sides[0].structure
     shapes, first = _shapes(sides), sides[0].value[0]
@@ -173,11 +171,11 @@ def refresh_together(
         sums = sums.new_zeros(2, count).index_add_(1, at.member, sums)
     traces, squares = sums.tolist()
     traces = [scale * trace / n for scale, trace, n in zip(scales, traces, at.of, strict=True)]
-    if not all(map(math.isfinite, traces)):
+    partner = _partners(shapes)
+    if not all(within_reach(own, traces[j], k.dtype) for own, j in zip(traces, partner, strict=True)):
         return False
     weights, ridges = [scale / 2 for scale in scales], [damping / 2] * count
     if adaptive:
-        partner = _partners(shapes)
         weights = [weight * traces[j] for weight, j in zip(weights, partner, strict=True)]
         ridges = [ridge * squares[j] / at.of[j] for ridge, j in zip(ridges, partner, strict=True)]
     numbers = k.new_tensor([weights, ridges])
