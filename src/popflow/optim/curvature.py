@@ -63,8 +63,8 @@ def refresh_factors(optimizer: SINGD, scale: float) -> None:
         for bucket, taken in mine:
             if _only_diagonal(bucket, taken):
                 flat.append((bucket, taken))
-            elif isinstance(structure := bucket.k.structure, Framed) and all(bucket.started) and all(taken.present):
-                framed.setdefault(structure, []).append((bucket, taken))
+            elif _shares_a_frame(bucket, taken):
+                framed.setdefault(bucket.k.structure, []).append((bucket, taken))
             else:
                 slow.append((bucket, taken))
         if flat and not _refresh_diagonals(optimizer, flat, moving):
@@ -150,6 +150,11 @@ def _count_skipped(optimizer: SINGD, bucket: Bucket, sound: list[bool], present:
 def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
     kinds = type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
     return kinds and bucket.k.value[0].dtype in WIDE and all(bucket.started) and all(taken.present)
+
+
+def _shares_a_frame(bucket: Bucket, taken: Taken) -> bool:
+    structure = bucket.k.structure
+    return isinstance(structure, Framed) and structure == bucket.c.structure and all(bucket.started) and all(taken.present)
 
 
 def _seen(side: Side, h: Factor) -> Factor:
