@@ -102,11 +102,14 @@ class Bucket:
         if task == -1 or task != heard.task:  # a second call within one backward pass is a second use of the weight, not more data
             heard.data, heard.task = heard.data + data, task
         heard.scale = averaging
+        uses = a.shape[2] if sharing is expand else 1
         single = a.shape[2] == 1 and sharing in (expand, reduce)
         a, g = (a.squeeze(2), g.squeeze(2)) if single else sharing(a, g)
         rows = a.shape[1]
         heard.rows += rows
         keep = 1 if max_rows is None else math.ceil(rows / max_rows)
+        while keep > 1 and math.gcd(keep, uses) > 1:  # a stride that divides an image would see one of its columns alone
+            keep += 1
         if keep > 1:
             a, g = a[:, ::keep], g[:, ::keep]
         heard.used += a.shape[1]
