@@ -18,7 +18,7 @@ from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_star
 from popflow.optim.options import RANGES, in_range
 from popflow.optim.processes import average, distributed
 from popflow.optim.structures import Factor, Structure
-from popflow.optim.together import Framed, fits, refresh_together
+from popflow.optim.together import fits, has_frames, refresh_together
 
 if TYPE_CHECKING:
     from popflow.optim.singd import SINGD
@@ -154,7 +154,7 @@ def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
 
 def _shares_a_frame(bucket: Bucket, taken: Taken) -> bool:
     structure = bucket.k.structure
-    return isinstance(structure, Framed) and structure == bucket.c.structure and all(bucket.started) and all(taken.present)
+    return has_frames(type(structure)) and structure == bucket.c.structure and all(bucket.started) and all(taken.present)
 
 
 def _seen(side: Side, h: Factor) -> Factor:
