@@ -14,7 +14,8 @@ import torch
 
 import popflow.optim
 from popflow.optim import BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, LowerTriangular, UpperTriangular
-from popflow.optim.kronecker import Side, refresh, refresh_diagonal, warm_start
+from popflow.optim.diagonals import Diagonals
+from popflow.optim.kronecker import Pair, Side, measures, refresh, refresh_all, warm_start
 from popflow.optim.structures import eye
 
 F64 = torch.float64
@@ -188,22 +189,53 @@ def test_one_pass_over_all_diagonals_is_one_by_one(adaptive):
         return [[Side.identity(Diagonal(), n, b, torch.zeros((), dtype=F64), True) for n in (p, d)] for b, p, d in shapes]
 
     alone, together = made(), made()
-    options = {"lr_cov": 0.3, "damping": 0.01, "alpha1": 0.5, "adaptive": adaptive, "rounding": None}
+    options = {"lr_cov": 0.3, "damping": 0.01, "alpha1": 0.5, "adaptive": adaptive}
+    sides = [one for pair in together for one in pair]
+    flat = Diagonals(sides)
+    assert flat.hold(sides)
     for _ in range(6):
         told = [[10 * torch.rand(b, n, generator=rng, dtype=F64) for n in (p, d)] for b, p, d in shapes]
-        scales = [[torch.rand(b, generator=rng, dtype=F64) for _ in range(2)] for b, _, _ in shapes]
-        flat = torch.cat([scale for both in scales for scale in both]).tolist()
-        assert refresh_diagonal([(k, c, *h) for (k, c), h in zip(together, told, strict=True)], flat, **options)
+        scales = [[torch.rand(b, generator=rng, dtype=F64).tolist() for _ in range(2)] for b, _, _ in shapes]
+        every = [number for both in scales for scale in both for number in scale]
+        assert flat.refresh([part for both in told for part in both], every, **options)
         for (k, c), (u, g), both in zip(alone, told, scales, strict=True):
-            refresh(k, c, (u * k.value[0].square(),), (g * c.value[0].square(),), scales=tuple(one.tolist() for one in both), **options)
-    before = [x.clone() for pair in together for one in pair for x in one.tensors()]
-    broken = [(k, c, u, g * math.inf) for (k, c), (u, g) in zip(together, told, strict=True)]
-    assert not refresh_diagonal(broken, flat, **options)
-    assert all(torch.equal(a, b) for a, b in zip(before, (x for pair in together for one in pair for x in one.tensors()), strict=True))
-    for one, other in zip(alone, together, strict=True):
-        for a, b in zip(one, other, strict=True):
-            for x, y in zip(a.tensors(), b.tensors(), strict=True):
-                torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+            refresh(k, c, (u * k.value[0].square(),), (g * c.value[0].square(),), scales=tuple(both), **options)
+    assert flat.hold(sides)
+    before = [x.clone() for one in sides for x in one.tensors()]
+    told[1][1] *= math.inf
+    assert not flat.refresh([part for both in told for part in both], every, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, (x for one in sides for x in one.tensors()), strict=True))
+    for one, other in zip((one for pair in alone for one in pair), sides, strict=True):
+        for x, y in zip(one.tensors(), other.tensors(), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+    sides[0].to(torch.device("cpu"), torch.float32)
+    assert not flat.hold(sides)
+
+
+@pytest.mark.parametrize("alpha1", [0.0, 0.5])
+@pytest.mark.parametrize("structure", [Dense(), BlockDiagonal(3), Hierarchical(2, 1), LowerToeplitz(), Diagonal()], ids=repr)
+def test_many_pairs_at_once_are_one_by_one(structure, alpha1):
+    rng = torch.Generator().manual_seed(11)
+    shapes, options = [(1, 5, 3), (2, 4, 4)], {"lr_cov": 0.4, "damping": 0.01, "alpha1": alpha1, "adaptive": True}
+    like = torch.zeros((), dtype=F64)
+    alone, together = ([[Side.identity(structure, n, b, like, alpha1 > 0) for n in (p, d)] for b, p, d in shapes] for _ in range(2))
+
+    def told(pair: list[Side], rows: list[torch.Tensor]):
+        return [one.structure.gram(one.value, x) for one, x in zip(pair, rows, strict=True)]
+
+    for _ in range(5):
+        pairs = []
+        for (b, p, d), one, other in zip(shapes, alone, together, strict=True):
+            rows = [3 * torch.randn(b, 7, n, generator=rng, dtype=F64) for n in (p, d)]
+            scales = tuple(torch.rand(b, generator=rng, dtype=F64).tolist() for _ in range(2))
+            refresh(*one, *told(one, rows), scales=scales, **options)
+            h = told(other, rows)
+            pairs.append(Pair(*other, *h, scales, [row.tolist() for row in measures(*other, *h)]))
+        refresh_all(pairs, rounding=None, **options)
+    for a, b in zip(
+        (x for pair in alone for one in pair for x in one.tensors()), (x for p in together for o in p for x in o.tensors()), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_warm_start_is_the_answer_for_diagonal_curvature():

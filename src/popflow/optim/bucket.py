@@ -64,6 +64,7 @@ class Bucket:
         started: Whether a member has met its first batch.
         heard: One per layer.
         metric: Cached ``K K^T``, ``C C^T`` where that saves work; not part of the state.
+        views: The momentum, and what of it is each parameter's; made anew where needed.
     """
 
     group: dict[str, Any]
@@ -74,6 +75,7 @@ class Bucket:
     started: list[bool] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
     metric: list[Tensor | None] = field(default_factory=lambda: [None, None])
+    views: tuple[Tensor, list[tuple[Layer, Tensor, slice, Tensor]]] | None = None
 
     def __post_init__(self):
         ends = list(accumulate((layer.blocks for layer in self.layers), initial=0))
@@ -124,10 +126,11 @@ class Bucket:
 
     def gradient(self, names: Mapping[Tensor, str]) -> Tensor | None:
         """Gradients as ``[B, d, inputs]``, at least float32; zeros for a layer without, None when no layer has one."""
-        parts, any_there = [], False
+        weights, biases, any_there = [], [], False
         for layer in self.layers:
-            pieces = []
-            for parameter in layer.parameters():
+            for parameter, pieces in ((layer.weight, weights), (layer.bias, biases)):
+                if parameter is None:
+                    continue
                 gradient = parameter.grad
                 if gradient is None:
                     gradient = torch.zeros_like(parameter)
@@ -136,11 +139,17 @@ class Bucket:
                 else:
                     any_there = True
                 pieces.append(layer.view(gradient))
-            parts.append(pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1))
         if not any_there:
             return None
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return joined if joined.dtype == torch.float64 else joined.float()
+        dtype = torch.promote_types(weights[0].dtype, torch.float32)
+        if len(weights) == 1:
+            return (weights[0] if not biases else torch.cat([weights[0], biases[0]], -1)).to(dtype)
+        joined = weights[0].new_empty(self.k.value[0].shape[0], self.layers[0].d, self.k.n, dtype=dtype)
+        p = self.layers[0].p
+        torch._foreach_copy_([joined[members, :, :p] for members in self.slices], weights)
+        if biases:
+            torch._foreach_copy_([joined[members, :, p:] for members in self.slices], biases)
+        return joined
 
     def direction(self, gradient: Tensor, interval: Any) -> Tensor:
         """``C C^T grad K K^T``; dense products with themselves are kept until the next refresh where that is less work."""
@@ -173,20 +182,39 @@ class Bucket:
     def write(self, step: Tensor, scales: list[float] | None, rounding: Generator | None) -> None:
         """Move the weights by ``-lr`` times the step, and decay them; ``scales`` are one number for each member."""
         lr, decay = self.group["lr"], 1 - self.group["lr"] * self.group["weight_decay"]
-        for layer, members in zip(self.layers, self.slices, strict=True):
-            part, rate = step if len(self.layers) == 1 else step[members], lr
+        for layer, parameter, members, part in self._parts(step):
+            if parameter.grad is None:
+                continue
+            rows = parameter if layer.whole else parameter[layer.start : layer.start + layer.blocks * layer.d]
+            rate = -lr
             if scales is not None and layer.blocks == 1:
-                rate = lr * scales[members.start]
+                rate = -lr * scales[members.start]
             elif scales is not None:
-                part = part * part.new_tensor(scales[members])[:, None, None]
-            for parameter, delta in _parts(layer, part):
-                if parameter.dtype == delta.dtype:
-                    if decay != 1:
-                        parameter.mul_(decay)
-                    parameter.add_(delta, alpha=-rate)
-                else:
-                    wide = torch.add(parameter.to(delta.dtype) * decay, delta, alpha=-rate)
-                    parameter.copy_(rounded(wide, parameter.dtype, rounding))
+                part = part * part.new_tensor(scales[members]).repeat_interleave(layer.d).view(-1, *[1] * (part.ndim - 1))
+            if rows.dtype == part.dtype:
+                if decay != 1:
+                    rows.mul_(decay)
+                rows.add_(part, alpha=rate)
+            else:
+                wide = torch.add(rows.to(part.dtype) * decay, part, alpha=rate)
+                rows.copy_(rounded(wide, rows.dtype, rounding))
+
+    def _parts(self, step: Tensor) -> list[tuple[Layer, Tensor, slice, Tensor]]:
+        """Pair the parameters with their parts of a step ``[B, d, inputs]``; views of the momentum are kept."""
+        if self.views is not None and self.views[0] is step:
+            return self.views[1]
+        parts = []
+        for layer, members in zip(self.layers, self.slices, strict=True):
+            for parameter, of in ((layer.weight, slice(0, layer.p)), (layer.bias, slice(layer.p, None))):
+                if parameter is not None:
+                    shape = (layer.blocks * layer.d, *parameter.shape[1:])
+                    parts.append((layer, parameter, members, step[members, :, of].view(shape)))
+        if step is self.momentum:
+            self.views = (step, parts)
+        return parts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"views": None}
 
     # -- state ----------------------------------------------------------------------------------------------------------------------
 
@@ -224,10 +252,11 @@ def _sums(side: Side, x: Tensor, members: slice | None, bias: bool) -> Factor:
     if type(side.structure) is Diagonal:
         sums = x.square().sum(-2)
         return (torch.cat([sums, sums.new_full((sums.shape[0], 1), x.shape[-2])], -1) if bias else sums,)
-    if bias:
-        x = nn.functional.pad(x, (0, 1), value=1.0)
-    value = side.value if members is None else tuple(part[members] for part in side.value)
-    return side.structure.gram(tuple(part.to(x.dtype) for part in value), x)
+    value = tuple(part.to(x.dtype) if members is None else part[members].to(x.dtype) for part in side.value)
+    if bias and type(side.structure) is Dense and x.shape[0] == 1 and x.shape[1] <= 2 * side.n:  # a row of K is what a one adds
+        seen = torch.addmm(value[0][0, -1], x[0], value[0][0, :-1])
+        return ((seen.mT @ seen).unsqueeze(0),)
+    return side.structure.gram(value, nn.functional.pad(x, (0, 1), value=1.0) if bias else x)
 
 
 def _zeros(side: Side, blocks: int) -> Factor:
@@ -236,13 +265,3 @@ def _zeros(side: Side, blocks: int) -> Factor:
 
 def _joined(parts: list[Factor]) -> Factor:
     return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
-
-
-def _parts(layer: Layer, step: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Pair the layer's rows of weight and bias with their parts of a step ``[B, d, inputs]``."""
-    pairs = []
-    for parameter, part in ((layer.weight, step if layer.bias is None else step[..., : layer.p]), (layer.bias, step[..., layer.p :])):
-        if parameter is not None and parameter.grad is not None:
-            rows = parameter if layer.whole else parameter[layer.start : layer.start + layer.blocks * layer.d]
-            pairs.append((rows, part.reshape(rows.shape)))
-    return pairs

@@ -17,16 +17,16 @@ Source: Lin et al., ICML 2024, arXiv 2312.05705 (SINGD); Lin et al., ICML 2023, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from popflow.optim.blocks import BlockDiagonal, Dense
-from popflow.optim.structures import Factor, Structure, eye, scaled, trace
+from popflow.optim.structures import Factor, Structure, eye, trace
 
 
 @dataclass
@@ -72,11 +72,34 @@ def capped(structure: Structure, step: Factor, lr_cov: float) -> Tensor:
     return lr_cov / structure.bound(step).clamp(min=1.0)
 
 
-def measures(k: Side, c: Side, h_k: Factor, h_c: Factor) -> Tensor:
-    """Traces of ``H_K`` and ``H_C``, and of ``K^T K`` and ``C^T C``, ``[4, B]``: all that the two factors of a pair tell each other."""
+def measures(k: Side, c: Side, h_k: Factor, h_c: Factor) -> list[Tensor]:
+    """Traces of ``H_K`` and ``H_C``, and of ``K^T K`` and ``C^T C``, ``[B]`` each: all that the two factors of a pair tell each other."""
     wide = torch.promote_types(k.value[0].dtype, torch.float32)
     traces = [trace(side.structure, h, side.n) for side, h in ((k, h_k), (c, h_c))]
-    return torch.stack([*traces, *(side.structure.square(tuple(part.to(wide) for part in side.value), side.n) for side in (k, c))])
+    return traces + [side.structure.square(tuple(part.to(wide) for part in side.value), side.n) for side in (k, c)]
+
+
+@dataclass
+class Pair:
+    """A batch of Kronecker pairs that take one step, with what they were told.
+
+    Attributes:
+        k: Input side.
+        c: Output side.
+        h_k: ``P(K^T U K)``, up to ``scales``; may be overwritten.
+        h_c: ``P(C^T G C)``, up to ``scales``; may be overwritten.
+        scales: ``B`` numbers each that ``h_k`` and ``h_c`` still have to be multiplied by.
+        measured: What `measures` gave for these arguments: four times ``B`` numbers.
+        valid: ``[B]`` booleans: members that move; None moves all.
+    """
+
+    k: Side
+    c: Side
+    h_k: Factor
+    h_c: Factor
+    scales: tuple[Sequence[Any], Sequence[Any]]
+    measured: Sequence[Sequence[Any]]
+    valid: Tensor | None = None
 
 
 def refresh(
@@ -89,12 +112,11 @@ def refresh(
     damping: float,
     alpha1: float,
     adaptive: bool,
-    scales: tuple[Sequence[Any], Sequence[Any]] | None = None,
-    measured: Sequence[Sequence[Any]] | None = None,
+    scales: tuple[Sequence[float], Sequence[float]] | None = None,
     valid: Tensor | None = None,
     rounding: Generator | None = None,
 ) -> None:
-    """Take one step of both factors, in place. Both brackets use the old factors.
+    """Take one step of both factors, in place, without waiting for a device: tensors stand for all numbers. Both brackets use the old factors.
 
     Args:
         k: Input side.
@@ -106,44 +128,71 @@ def refresh(
         alpha1: Riemannian momentum.
         adaptive: SINGD rather than IKFAC.
         scales: ``B`` numbers each that ``h_k`` and ``h_c`` still have to be multiplied by; None for ones.
-        measured: What `measures` gave for these arguments, as numbers; None measures now.
         valid: ``[B]`` booleans: members that move; None moves all.
         rounding: Rounds low-precision factors without bias.
     """
-    wide = torch.promote_types(k.value[0].dtype, torch.float32)
-    if measured is None:  # tensors then stand for the numbers, and nothing waits for a device
-        measured = [[row] for row in measures(k, c, h_k, h_c)]
-        scales = None if scales is None else ([h_k[0].new_tensor(scales[0])], [h_k[0].new_tensor(scales[1])])
-    one_each = [1.0] * len(measured[0])
-    scales = (one_each, one_each) if scales is None else scales
-    moves = []
-    for i, (side, other, h) in enumerate(((k, c, h_k), (c, k, h_c))):
-        weight, ridge = [scale / 2 for scale in scales[i]], [damping / 2] * len(measured[0])
+    ones = ([1.0], [1.0])
+    numbers = ones if scales is None else tuple([h_k[0].new_tensor(one)] for one in scales)
+    pair = Pair(k, c, h_k, h_c, numbers, [[row] for row in measures(k, c, h_k, h_c)], valid)
+    for side, step in _steps(pair, damping, alpha1, adaptive):
+        _follow(side, step, capped(side.structure, step, lr_cov), valid, rounding)
+
+
+def refresh_all(pairs: Sequence[Pair], *, lr_cov: float, damping: float, alpha1: float, adaptive: bool, rounding: Generator | None) -> None:
+    """Do what `refresh` does for many pairs whose numbers are known, with one transfer of all caps."""
+    moves = [(side, step, pair.valid) for pair in pairs for side, step in _steps(pair, damping, alpha1, adaptive)]
+    sizes = [part for side, step, _ in moves for part in _sizes(side, step)]
+    known = iter(torch.cat(sizes).tolist())
+    for side, step, valid in moves:
+        bounds = _bounds(side, known)
+        betas = [lr_cov / max(1.0, bound) for bound in bounds]
+        _follow(side, step, betas[0] if len(betas) == 1 else step[0].new_tensor(betas), valid, rounding)
+
+
+def _sizes(side: Side, step: Factor) -> list[Tensor]:
+    """What the caps of a batch are made of: norms and means of the diagonals of dense matrices, bounds of others."""
+    if type(side.structure) is Dense:
+        return [torch.linalg.vector_norm(step[0], dim=(-2, -1)), step[0].diagonal(dim1=-2, dim2=-1).mean(-1)]
+    return [side.structure.bound(step)]
+
+
+def _bounds(side: Side, known: Iterator[float]) -> list[float]:
+    """Take the numbers of one batch from those of all; `spectral_bound` of dense matrices."""
+    batch = side.value[0].shape[0]
+    sizes = list(islice(known, batch))
+    if type(side.structure) is not Dense:
+        return sizes
+    eps = 64 * torch.finfo(torch.promote_types(side.value[0].dtype, torch.float32)).eps
+    rests = [
+        abs(mean) + math.sqrt(max(size**2 - side.n * mean**2, 0) + eps * size**2)
+        for size, mean in zip(sizes, islice(known, batch), strict=True)
+    ]
+    return [min(size, rest) for size, rest in zip(sizes, rests, strict=True)]
+
+
+def _steps(pair: Pair, damping: float, alpha1: float, adaptive: bool) -> list[tuple[Side, Factor]]:
+    """``m <- alpha1 m + weight H + ridge P(K^T K) - 1/2 I`` of both sides."""
+    count = len(pair.measured[0])
+    numbers = []
+    for i, other in enumerate((pair.c, pair.k)):
+        weight, ridge = [scale / 2 for scale in pair.scales[i]], [damping / 2] * count
         if adaptive:
-            weight = [one * far * tr / other.n for one, far, tr in zip(weight, scales[1 - i], measured[1 - i], strict=True)]
-            ridge = [one * square / other.n for one, square in zip(ridge, measured[3 - i], strict=True)]
-        moves.append((side, h, _numbers(weight, h[0]), _numbers(ridge, h[0])))
-    for side, h, weight, ridge in moves:
-        _move(side, h, weight, ridge, lr_cov, alpha1, wide, valid, rounding)
+            far = zip(weight, pair.scales[1 - i], pair.measured[1 - i], strict=True)
+            weight = [one * scale * tr / other.n for one, scale, tr in far]
+            ridge = [one * square / other.n for one, square in zip(ridge, pair.measured[3 - i], strict=True)]
+        numbers.append((_numbers(weight, pair.h_k[0]), _numbers(ridge, pair.h_k[0])))
+    return [
+        (side, _bracket(side, h, *both, alpha1, pair.valid))
+        for side, h, both in zip((pair.k, pair.c), (pair.h_k, pair.h_c), numbers, strict=True)
+    ]
 
 
-def _move(
-    side: Side,
-    h: Factor,
-    weight: float | Tensor,
-    ridge: float | Tensor,
-    lr_cov: float,
-    alpha1: float,
-    wide: torch.dtype,
-    valid: Tensor | None,
-    rounding: Generator | None,
-) -> None:
-    """``m <- alpha1 m + weight H + ridge P(K^T K) - 1/2 I``, ``K <- K (I - beta m)``."""
-    structure, value = side.structure, tuple(part.to(wide) for part in side.value)
+def _bracket(side: Side, h: Factor, weight: float | Tensor, ridge: float | Tensor, alpha1: float, valid: Tensor | None) -> Factor:
+    """``alpha1 m + weight H + ridge P(K^T K) - 1/2 I``; a momentum that all members move is overwritten: one pass over memory less."""
+    structure, wide = side.structure, torch.promote_types(side.value[0].dtype, torch.float32)
+    value = tuple(part.to(wide) for part in side.value)
     old = None if side.momentum is None else tuple(part.to(wide) for part in side.momentum)
-    matrices = isinstance(structure, Dense | BlockDiagonal)
-    if matrices:
-        # A momentum that all members move is overwritten: one pass over memory less.
+    if isinstance(structure, Dense | BlockDiagonal):
         own = valid is None and side.momentum is not None and side.momentum[0].dtype == wide
         step = _bracket_of_matrices(value, h, weight, ridge, old, alpha1, own)
     else:
@@ -151,12 +200,16 @@ def _move(
         if old is not None:
             step = tuple(new.add_(part, alpha=alpha1) for part, new in zip(old, step, strict=True))
     structure.shift_(step, -0.5)
-    beta = capped(structure, step, lr_cov)
-    if matrices:
-        beta = -float(beta) if beta.numel() == 1 and beta.device.type == "cpu" else -beta
-        moved = tuple(_added_product(a, a, b, beta) for a, b in zip(value, step, strict=True))
+    return step
+
+
+def _follow(side: Side, step: Factor, beta: float | Tensor, valid: Tensor | None, rounding: Generator | None) -> None:
+    """``K <- K (I - beta m)``, and keep ``m``."""
+    structure, value = side.structure, tuple(part.to(step[0].dtype) for part in side.value)
+    if isinstance(structure, Dense | BlockDiagonal):
+        moved = tuple(_added_product(a, a, b, -beta) for a, b in zip(value, step, strict=True))
     else:
-        change = structure.multiply(value, scaled(step, -beta))
+        change = structure.multiply(value, tuple(_times(part.clone(), -beta) for part in step))
         moved = tuple(delta.add_(a) for a, delta in zip(value, change, strict=True))
     side.value = _keep(side.value, moved, valid, rounding)
     if side.momentum is not None:
@@ -169,8 +222,10 @@ def _bracket_of_matrices(
     """``alpha1 m + weight H + ridge K^T K``, where the product takes in the momentum; ``own`` writes it over the momentum."""
     step = []
     for i, (part, data) in enumerate(zip(value, h, strict=True)):
-        old = torch.zeros_like(part) if momentum is None else momentum[i]
-        new = _added_product(old, part.mT, part, ridge, alpha1, own)
+        if momentum is None:  # what was heard is nobody else's
+            step.append(_added_product(_times(data, weight), part.mT, part, ridge, own=True))
+            continue
+        new = _added_product(momentum[i], part.mT, part, ridge, alpha1, own)
         if isinstance(weight, Tensor):
             new.addcmul_(data, _spread(weight, data))
         else:
@@ -211,70 +266,6 @@ def _keep(old: Factor, new: Factor, valid: Tensor | None, rounding: Generator | 
     if valid is not None:
         new = tuple(torch.where(valid.reshape(-1, *[1] * (b.ndim - 1)), b, a.to(b.dtype)) for a, b in zip(old, new, strict=True))
     return tuple(rounded(b, a.dtype, rounding) for a, b in zip(old, new, strict=True))
-
-
-def refresh_diagonal(
-    pairs: Sequence[tuple[Side, Side, Tensor, Tensor]],
-    scales: Sequence[float],
-    *,
-    lr_cov: float,
-    damping: float,
-    alpha1: float,
-    adaptive: bool,
-    rounding: Generator | None,
-) -> bool:
-    """Do what `refresh` does for many pairs of `Diagonal` factors of unequal sizes, in one pass over all their numbers.
-
-    Args:
-        pairs: ``(k, c, diag U [B, p], diag G [B, d])`` of each batch, up to ``scales``.
-        scales: One number for each matrix, in the order ``U`` of the first batch, ``G`` of the first batch, ``U`` of the second...
-        lr_cov: ``beta``.
-        damping: ``lambda``.
-        alpha1: Riemannian momentum.
-        adaptive: SINGD rather than IKFAC.
-        rounding: Rounds low-precision factors without bias.
-
-    Returns:
-        Whether all curvature was finite; if not, nothing has changed.
-    """
-    sides = [side for k, c, _, _ in pairs for side in (k, c)]
-    shapes = tuple((side.value[0].shape[0], side.n) for side in sides)
-    segment, partner, sizes = _segments(shapes, str(sides[0].value[0].device))
-    dtype = torch.promote_types(sides[0].value[0].dtype, torch.float32)
-    value = torch.cat([side.value[0].view(-1) for side in sides]).to(dtype)
-    both = torch.cat([part.reshape(-1) for _, _, *both in pairs for part in both] + [torch.ones_like(value)]).view(2, -1)
-    both *= value * value
-    means = both.new_zeros(2, len(sizes)).index_add_(1, segment, both).div_(sizes)
-    means[0] *= means.new_tensor(scales)
-    if not all(map(math.isfinite, means[0].tolist())):
-        return False
-    means = means.index_select(1, partner) if adaptive else torch.ones_like(means)
-    means[0] *= means.new_tensor(scales)
-    means[1] *= damping
-    step = (both * means.index_select(1, segment)).sum(0).sub_(1).mul_(0.5)
-    if sides[0].momentum is not None:
-        step.add_(torch.cat([side.momentum[0].view(-1) for side in sides if side.momentum is not None]), alpha=alpha1)
-    bound = step.new_ones(len(sizes)).scatter_reduce_(0, segment, step.abs(), "amax")
-    value = torch.addcmul(value, value, step / bound.index_select(0, segment), value=-lr_cov)
-    counts = [batch * n for batch, n in shapes]
-    for side, shape, new, m in zip(sides, shapes, value.split(counts), step.split(counts), strict=True):
-        side.value = (rounded(new, side.value[0].dtype, rounding).view(shape),)
-        if side.momentum is not None:
-            side.momentum = (rounded(m, side.momentum[0].dtype, rounding).view(shape),)
-    return True
-
-
-@lru_cache(maxsize=64)
-def _segments(shapes: tuple[tuple[int, int], ...], device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which matrix each number is of, the other matrix of the pair, and the sides."""
-    segment, partner, sizes = [], [], []
-    for i, (batch, n) in enumerate(shapes):
-        first = len(sizes)
-        segment += [first + b for b in range(batch) for _ in range(n)]
-        other = batch if i % 2 == 0 else -batch
-        partner += [first + b + other for b in range(batch)]
-        sizes += [n] * batch
-    return torch.tensor(segment, device=device), torch.tensor(partner, device=device), torch.tensor(sizes, device=device)
 
 
 def warm_start(k: Side, c: Side, u: Tensor, g: Tensor, *, damping: float, adaptive: bool, valid: Tensor | None = None) -> None:

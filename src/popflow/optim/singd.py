@@ -29,8 +29,9 @@ from popflow.optim.blocks import Dense, Diagonal
 from popflow.optim.bucket import Bucket, Taken
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
 from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model, warn_of_unheard
+from popflow.optim.diagonals import Diagonals
 from popflow.optim.groups import buckets_of, factor_dtype, listed
-from popflow.optim.kronecker import Side, measures, refresh, refresh_diagonal, warm_start
+from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_start
 from popflow.optim.options import RANGES, in_range
 from popflow.optim.processes import average, distributed
 from popflow.optim.report import Preconditioned, lines_of
@@ -38,7 +39,7 @@ from popflow.optim.state import pack, unpack
 from popflow.optim.structures import Factor, Structure
 
 DENSE = Dense()
-LEFT_OUT = ("tap", "_homes", "rounding", "step")
+LEFT_OUT = ("tap", "_homes", "_diagonals", "rounding", "step")
 """Attributes that a copy makes anew. A scheduler's ``step`` is one: it is bound to the optimiser that the scheduler was made for."""
 Structures = Structure | tuple[Structure, Structure] | Auto
 """One structure for both factors, ``(inputs, outputs)``, or `Auto`."""
@@ -145,6 +146,7 @@ class SINGD(torch.optim.Optimizer):
         self.warned = self.warned_of_unheard = False
         self.buckets: list[Bucket] = []
         self._homes: dict[Layer, tuple[Bucket, int]] | None = None
+        self._diagonals: dict[Layer, Diagonals] = {}
         self.adamw: list[torch.optim.AdamW | None] = []
         layers = find_layers(model)
         if standing:
@@ -256,26 +258,25 @@ class SINGD(torch.optim.Optimizer):
             lr_cov = group["lr_cov"](self.refreshes) if callable(group["lr_cov"]) else group["lr_cov"]
             in_range("lr_cov", lr_cov, *RANGES["lr_cov"])
             options = {"damping": group["damping"], "adaptive": self.adaptive}
-            moving = options | {"lr_cov": lr_cov, "alpha1": group["alpha1"], "rounding": self.rounding}
+            moving = options | {"lr_cov": lr_cov, "alpha1": group["alpha1"]}
             mine = [(bucket, taken) for bucket, taken in ready if bucket.group is group]
             for bucket, _ in mine:
                 bucket.metric = [None, None]
             flat, slow = [], []
             for bucket, taken in mine:
                 (flat if _only_diagonal(bucket, taken) else slow).append((bucket, taken))
-            if flat and not _refresh_together(flat, moving):
+            if flat and not self._refresh_diagonals(flat, moving):
                 slow = mine
-            numbers = [measures(bucket.k, bucket.c, _seen(bucket.k, taken.h_k), _seen(bucket.c, taken.h_c)) for bucket, taken in slow]
-            told = iter(torch.cat([some.flatten() for some in numbers]).tolist() if numbers else [])
-            for bucket, taken in slow:
-                measured = [list(islice(told, len(bucket.started))) for _ in range(4)]
-                self._refresh_bucket(bucket, taken, measured, options, moving)
+            if slow:
+                numbers = [measures(b.k, b.c, _seen(b.k, taken.h_k), _seen(b.c, taken.h_c)) for b, taken in slow]
+                told = iter(torch.cat([one for four in numbers for one in four]).tolist())
+                pairs = [self._start(*one, [list(islice(told, len(one[0].started))) for _ in range(4)], options) for one in slow]
+                if moved := [pair for pair in pairs if pair is not None]:
+                    refresh_all(moved, rounding=self.rounding, **moving)
         self.refreshes += 1
 
-    def _refresh_bucket(
-        self, bucket: Bucket, taken: Taken, measured: list[list[float]], options: dict[str, Any], moving: dict[str, Any]
-    ) -> None:
-        """Start the members that meet their first batch, move the others, leave those whose curvature is not finite."""
+    def _start(self, bucket: Bucket, taken: Taken, measured: list[list[float]], options: dict[str, Any]) -> Pair | None:
+        """Start the members that meet their first batch; return the others whose curvature is finite, to be moved."""
         heard = [there for layer, there in zip(bucket.layers, taken.present, strict=True) for _ in range(layer.blocks)]
         sound = [math.isfinite(a) and math.isfinite(b) and there for a, b, there in zip(*measured[:2], heard, strict=True)]
         self._count_skipped(bucket, sound, taken.present)
@@ -287,10 +288,19 @@ class SINGD(torch.optim.Optimizer):
             u = bucket.k.structure.diagonal(taken.h_k, bucket.k.n) * scales[0, :, None]
             g = bucket.c.structure.diagonal(taken.h_c, bucket.c.n) * scales[1, :, None]
             warm_start(bucket.k, bucket.c, u, g, valid=_mask(starts, u), **options)
-        if any(moves):
-            h_k, h_c = _seen(bucket.k, taken.h_k), _seen(bucket.c, taken.h_c)
-            scales, known = (taken.scale_k, taken.scale_c), None if any(starts) else measured  # a start changes what was measured
-            refresh(bucket.k, bucket.c, h_k, h_c, scales=scales, measured=known, valid=_mask(moves, h_k[0]), **moving)
+        if not any(moves):
+            return None
+        h_k, h_c = _seen(bucket.k, taken.h_k), _seen(bucket.c, taken.h_c)
+        return Pair(bucket.k, bucket.c, h_k, h_c, (taken.scale_k, taken.scale_c), measured, _mask(moves, h_k[0]))
+
+    def _refresh_diagonals(self, pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:
+        """Move all diagonal factors of a group together; False, and nothing moves, when some curvature is not finite."""
+        first, sides = pairs[0][0], [side for bucket, _ in pairs for side in (bucket.k, bucket.c)]
+        kept = self._diagonals.get(first.layers[0])
+        if kept is None or not kept.hold(sides):
+            kept = self._diagonals[first.layers[0]] = Diagonals(sides)
+        heard = [part for _, taken in pairs for part in (taken.h_k[0], taken.h_c[0])]
+        return kept.refresh(heard, [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both], **moving)
 
     def _shared(self, taken: Taken) -> Taken:
         """Average what was heard over all processes."""
@@ -462,6 +472,7 @@ class SINGD(torch.optim.Optimizer):
         listen, seed = state.pop("_listen"), state.pop("_rounding")
         super().__setstate__(state)
         self.rounding = self._homes = None
+        self._diagonals = {}
         if seed is not None:
             self.rounding = torch.Generator()
             self.rounding.set_state(seed)
@@ -490,17 +501,13 @@ def _stand_in(layers: Iterable[Layer], by: Mapping[Tensor, Tensor]) -> None:
 
 
 def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
-    return all(bucket.started) and all(taken.present) and type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
+    kinds = type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
+    return kinds and bucket.k.value[0].dtype in (torch.float32, torch.float64) and all(bucket.started) and all(taken.present)
 
 
 def _seen(side: Side, h: Factor) -> Factor:
     """What a layer told, as its factor sees it: `Diagonal` sums are told of the rows themselves."""
     return (h[0] * side.value[0].to(h[0].dtype).square(),) if type(side.structure) is Diagonal else h
-
-
-def _refresh_together(pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:
-    scales = [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both]
-    return refresh_diagonal([(bucket.k, bucket.c, taken.h_k[0], taken.h_c[0]) for bucket, taken in pairs], scales, **moving)
 
 
 def _mask(members: list[bool], like: Tensor) -> Tensor | None:
