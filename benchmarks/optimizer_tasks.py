@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optimizer_peers import Make
+from optimizer_peers import Make, Spring
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +30,8 @@ class Task:
     """A problem: a model, a batch for each step, a loss, the loss that counts as reached and the fixed batch on which it is looked at.
 
     ``sample`` draws cotangents of one datum's own loss by the model's outputs, whose Gram matrix is the Fisher matrix, for optimisers that ask
-    for them; ``averaging`` is what the loss averages over, for those that listen to it.
+    for them, made from a ``share`` of each batch; ``averaging`` is what the loss averages over, for those that listen to it. ``coupled`` data
+    cannot be taken apart.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Task:
     judge: tuple
     sample: Callable[[Tensor, torch.Generator], Tensor] = categorical_cotangent
     averaging: Averaging = over_data
+    share: float = 1.0
+    coupled: bool = False
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -208,7 +211,7 @@ def graph() -> Task:
     labels = torch.ones(34, dtype=torch.long)
     labels[instructor] = 0
     whole = (torch.eye(34), labels)
-    return Task("GCN on the karate club", lambda: Graph(spread), lambda rng: whole, classify, 0.02, 300, whole)
+    return Task("GCN on the karate club", lambda: Graph(spread), lambda rng: whole, classify, 0.02, 300, whole, coupled=True)
 
 
 class Jets(nn.Module):
@@ -250,30 +253,50 @@ def poisson() -> Task:
 
     even = ((torch.arange(256) + 0.5) / 256)[:, None]
     return Task(
-        "physics-informed Poisson", Jets, lambda rng: (torch.rand(128, 1, generator=rng),), loss, 5e-3, 700, (even,), gaussian_cotangent
+        "physics-informed Poisson",
+        Jets,
+        lambda rng: (torch.rand(128, 1, generator=rng),),
+        loss,
+        5e-3,
+        700,
+        (even,),
+        lambda r, rng: torch.ones_like(r),
     )
 
 
 def backward(task: Task, net: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple, rng: torch.Generator) -> Tensor:
-    """Gradients of the loss; an optimiser whose tap takes no curvature from the loss itself observes sampled cotangents where a refresh is due."""
+    """Gradients of the loss; an optimiser whose tap takes no curvature from the loss itself observes sampled cotangents where a refresh is due.
+
+    Those of a share of the batch come from a pass of their own.
+    """
     optimizer.zero_grad()
+    if isinstance(optimizer, Spring):
+        return optimizer.solve(batch)
     tap: Any = getattr(optimizer, "tap", None)
     if tap is None or tap.sink is not None or not tap.armed:
         loss = task.loss(net, *batch)
+        loss.backward()
+        return loss
+    listener: Any = optimizer
+    if task.share < 1:
+        outputs = net(batch[0][: math.ceil(task.share * len(batch[0]))])
+        listener.observe(outputs, task.sample(outputs.detach(), rng))
+        tap.armed = False
+        loss = task.loss(net, *batch)
     else:
-        outputs: list[Tensor] = []
-        handle = net.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        seen: list[Tensor] = []
+        handle = net.register_forward_hook(lambda module, inputs, output: seen.append(output))
         loss = task.loss(net, *batch)
         handle.remove()
-        listener: Any = optimizer
-        listener.observe(outputs[-1], task.sample(outputs[-1].detach(), rng))
+        listener.observe(seen[-1], task.sample(seen[-1].detach(), rng))
     loss.backward()
+    tap.armed = True  # the optimiser disarms it at its step
     return loss
 
 
 @dataclass
 class Outcome:
-    """What one training run gave: steps to the target (inf when not reached), CPU seconds to it, last loss, whether all was finite."""
+    """What one training run gave: steps to the target (inf when not reached), CPU seconds of the steps taken, last loss, whether all was finite."""
 
     steps: float
     seconds: float
@@ -292,7 +315,7 @@ def train(
 ) -> Outcome:
     """Train; the target is met by the first step after which the loss on the task's fixed batch is below it. Looking costs no time.
 
-    Seconds are the CPU time of the steps. With ``beat = (steps, seconds)`` a run ends once it has used more of both: it can win neither any more.
+    With ``beat = (steps, seconds)`` a run ends once it has used more of both: it can win neither any more.
     ``stop=False`` takes all steps and never looks.
     """
     torch.manual_seed(seed)
@@ -320,7 +343,7 @@ def train(
         if k + 1 > beat[0] and seconds > beat[1]:
             break
     finite = finite and all(bool(p.isfinite().all()) for p in net.parameters())
-    return Outcome(hit, seconds if hit < math.inf else math.inf, statistics.mean(losses[-10:]), finite)
+    return Outcome(hit, seconds, statistics.mean(losses[-10:]), finite)
 
 
 def _cast(batch: tuple, dtype: torch.dtype) -> tuple:
