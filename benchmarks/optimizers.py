@@ -173,15 +173,15 @@ def perceptron(options: argparse.Namespace, interval: int) -> list[Row]:
 
 
 def transformer(options: argparse.Namespace) -> list[Row]:
-    """Character transformer, width 64, two blocks, 16 sequences of 64; at most 256 rows of each capture."""
+    """Character transformer, width 64, two blocks, 16 sequences of 64; at most 128 rows of each capture."""
     makes = {"AdamW": partial(adamw, lr=1e-3)} | {
-        name: partial(SINGD, lr=1e-3, structure=ours, interval=10, max_rows=256) for name, (ours, _) in STRUCTURES.items()
+        name: partial(SINGD, lr=1e-3, structure=ours, interval=10, max_rows=128) for name, (ours, _) in STRUCTURES.items()
     }
     steps = {name: stepper(characters(), make)[0] for name, make in makes.items()}
     times = in_turns(steps, 1 if options.quick else 9, {})
     rows = []
     for name in STRUCTURES:
-        notes = {"ms": round(times[name], 2), "AdamW ms": round(times["AdamW"], 2), "max_rows": 256}
+        notes = {"ms": round(times[name], 2), "AdamW ms": round(times["AdamW"], 2), "max_rows": 128}
         claim = f"char transformer, {name}, T=10: step over AdamW's"
         rows.append(Row(claim, times[name] / times["AdamW"], None, "x", 1.10, "<=", {}, 0.0, notes))
     return rows

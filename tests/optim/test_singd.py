@@ -227,6 +227,22 @@ def test_state_of_other_structures_is_refused():
         SINGD(mlp(bias=False)).load_state_dict(optimizer.state_dict())
 
 
+def test_a_state_that_does_not_fit_changes_nothing():
+    net = mlp()
+    optimizer = SINGD(net, structure=Dense())
+    train(net, optimizer, 2)
+    saved = optimizer.state_dict()
+    broken = {name: dict(entry) for name, entry in saved["state"].items()}
+    last = [name for name in broken if name.endswith("weight")][-1]
+    broken[last]["C.0"] = broken[last]["C.0"][:, :-1]
+    for entry in broken.values():
+        entry.update({key: value + 1 for key, value in entry.items() if key.startswith(("K.", "momentum"))})
+    with pytest.raises(ValueError, match="wanted shape"):
+        optimizer.load_state_dict({"state": broken, "param_groups": saved["param_groups"]})
+    after = optimizer.state_dict()["state"]
+    assert all(torch.equal(value, after[name][key]) for name, entry in saved["state"].items() for key, value in entry.items())
+
+
 def test_deep_copies_go_their_own_way():
     net = mlp()
     optimizer = SINGD(net, lr=0.02, interval=2)
@@ -586,6 +602,7 @@ BAD_NUMBERS = [
     ("weight_decay", -1.0),
     ("interval", 0),
     ("max_rows", 0),
+    ("seed", -1),
     ("kl_clip", 0.0),
     ("update_rms", -1.0),
     ("fallback_lr", -1.0),

@@ -65,6 +65,7 @@ class Bucket:
         heard: One per layer.
         metric: Cached ``K K^T``, ``C C^T`` where that saves work; not part of the state.
         views: The momentum, and what of it is each parameter's; made anew where needed.
+        place: Device and dtype of the weights, and dtype wanted of the factors, when they were last looked at.
     """
 
     group: dict[str, Any]
@@ -76,6 +77,7 @@ class Bucket:
     heard: list[Heard] = field(default_factory=list)
     metric: list[Tensor | None] = field(default_factory=lambda: [None, None])
     views: tuple[Tensor, list[tuple[Layer, Tensor, slice, Tensor]]] | None = None
+    place: tuple[torch.device, torch.dtype, torch.dtype | None] | None = None
 
     def __post_init__(self):
         ends = list(accumulate((layer.blocks for layer in self.layers), initial=0))
@@ -141,15 +143,10 @@ class Bucket:
                 pieces.append(layer.view(gradient))
         if not any_there:
             return None
-        dtype = torch.promote_types(weights[0].dtype, torch.float32)
-        if len(weights) == 1:
-            return (weights[0] if not biases else torch.cat([weights[0], biases[0]], -1)).to(dtype)
-        joined = weights[0].new_empty(self.k.value[0].shape[0], self.layers[0].d, self.k.n, dtype=dtype)
-        p = self.layers[0].p
-        torch._foreach_copy_([joined[members, :, :p] for members in self.slices], weights)
+        joined = torch.cat(weights) if len(weights) > 1 else weights[0]
         if biases:
-            torch._foreach_copy_([joined[members, :, p:] for members in self.slices], biases)
-        return joined
+            joined = torch.cat([joined, torch.cat(biases) if len(biases) > 1 else biases[0]], -1)
+        return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
     def direction(self, gradient: Tensor, interval: Any) -> Tensor:
         """``C C^T grad K K^T``; dense products with themselves are kept until the next refresh where that is less work."""
@@ -218,9 +215,13 @@ class Bucket:
 
     # -- state ----------------------------------------------------------------------------------------------------------------------
 
-    def follow(self, dtype: torch.dtype) -> bool:
-        """Move to the device and dtype of the weights where they have gone; say whether they had."""
-        weight, have = self.layers[0].weight, self.k.value[0]
+    def follow(self, wanted: torch.dtype | None) -> bool:
+        """Move to the device of the weights, and factors to the dtype that is wanted, where they have gone; say whether they had."""
+        weight = self.layers[0].weight
+        place = (weight.device, weight.dtype, wanted)
+        if place == self.place:
+            return False
+        self.place, have, dtype = place, self.k.value[0], factor_dtype(weight, wanted)
         if have.dtype == dtype and have.device == weight.device:
             return False
         self.k.to(weight.device, dtype)
@@ -243,6 +244,11 @@ class Bucket:
     def size(self) -> int:
         """Numbers kept between steps, caches among them."""
         return sum(part.numel() for _, part in self.stored()) + sum(part.numel() for part in self.metric if part is not None)
+
+
+def factor_dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
+    """Dtype of the factors of a layer: what was asked for, or that of the weight and at least float32."""
+    return wanted or torch.promote_types(weight.dtype, torch.float32)
 
 
 def _sums(side: Side, x: Tensor, members: slice | None, bias: bool) -> Factor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from popflow.optim.auto import Auto
-from popflow.optim.bucket import Bucket, Heard
+from popflow.optim.bucket import Bucket, Heard, factor_dtype
 from popflow.optim.capture import Layer
 from popflow.optim.kronecker import Side
 from popflow.optim.options import check
@@ -93,8 +93,3 @@ def _bucket(group: dict[str, Any], same: list[tuple[Layer, Structure, Structure]
     k = Side.identity(s_k, first.inputs, batch, like, group["alpha1"] > 0)
     c = Side.identity(s_c, first.d, batch, like, group["alpha1"] > 0)
     return Bucket(group, layers, k, c, None, [False] * batch, [Heard() for _ in layers])
-
-
-def factor_dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
-    """Dtype of the factors of a layer: what was asked for, or that of the weight and at least float32."""
-    return wanted or torch.promote_types(weight.dtype, torch.float32)

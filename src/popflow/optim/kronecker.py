@@ -131,9 +131,8 @@ def refresh(
         valid: ``[B]`` booleans: members that move; None moves all.
         rounding: Rounds low-precision factors without bias.
     """
-    ones = ([1.0], [1.0])
-    numbers = ones if scales is None else tuple([h_k[0].new_tensor(one)] for one in scales)
-    pair = Pair(k, c, h_k, h_c, numbers, [[row] for row in measures(k, c, h_k, h_c)], valid)
+    by_k, by_c = ([1.0], [1.0]) if scales is None else ([h_k[0].new_tensor(one)] for one in scales)
+    pair = Pair(k, c, h_k, h_c, (by_k, by_c), [[row] for row in measures(k, c, h_k, h_c)], valid)
     for side, step in _steps(pair, damping, alpha1, adaptive):
         _follow(side, step, capped(side.structure, step, lr_cov), valid, rounding)
 
@@ -173,18 +172,15 @@ def _bounds(side: Side, known: Iterator[float]) -> list[float]:
 def _steps(pair: Pair, damping: float, alpha1: float, adaptive: bool) -> list[tuple[Side, Factor]]:
     """``m <- alpha1 m + weight H + ridge P(K^T K) - 1/2 I`` of both sides."""
     count = len(pair.measured[0])
-    numbers = []
-    for i, other in enumerate((pair.c, pair.k)):
+    moves = []
+    for i, (side, other, h) in enumerate(((pair.k, pair.c, pair.h_k), (pair.c, pair.k, pair.h_c))):
         weight, ridge = [scale / 2 for scale in pair.scales[i]], [damping / 2] * count
         if adaptive:
             far = zip(weight, pair.scales[1 - i], pair.measured[1 - i], strict=True)
             weight = [one * scale * tr / other.n for one, scale, tr in far]
             ridge = [one * square / other.n for one, square in zip(ridge, pair.measured[3 - i], strict=True)]
-        numbers.append((_numbers(weight, pair.h_k[0]), _numbers(ridge, pair.h_k[0])))
-    return [
-        (side, _bracket(side, h, *both, alpha1, pair.valid))
-        for side, h, both in zip((pair.k, pair.c), (pair.h_k, pair.h_c), numbers, strict=True)
-    ]
+        moves.append((side, h, _numbers(weight, h[0]), _numbers(ridge, h[0])))
+    return [(side, _bracket(side, h, weight, ridge, alpha1, pair.valid)) for side, h, weight, ridge in moves]
 
 
 def _bracket(side: Side, h: Factor, weight: float | Tensor, ridge: float | Tensor, alpha1: float, valid: Tensor | None) -> Factor:

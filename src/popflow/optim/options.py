@@ -31,6 +31,7 @@ USUAL = {
     "fallback_lr": 1e-3,
     "interval": 10,
     "max_rows": 1024,
+    "seed": 0,
 }
 """Name -> a good first value, said in errors."""
 MAY_BE_NONE = ("kl_clip", "update_rms", "fallback_lr", "max_rows")

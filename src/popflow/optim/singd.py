@@ -30,7 +30,7 @@ from popflow.optim.bucket import Bucket, Taken
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
 from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model, warn_of_unheard
 from popflow.optim.diagonals import Diagonals
-from popflow.optim.groups import buckets_of, factor_dtype, listed
+from popflow.optim.groups import buckets_of, listed
 from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_start
 from popflow.optim.options import RANGES, in_range
 from popflow.optim.processes import average, distributed
@@ -132,6 +132,7 @@ class SINGD(torch.optim.Optimizer):
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         in_range("interval", interval, 1, math.inf, whole=True)
         in_range("max_rows", max_rows, 1, math.inf, whole=True)
+        in_range("seed", seed, 0, math.inf, whole=True)
         check_function("sharing", sharing, "popflow.optim.expand or reduce")
         check_function("averaging", averaging, "popflow.optim.over_data, over_rows or summed")
         check_factor_dtype(factor_dtype)
@@ -331,6 +332,14 @@ class SINGD(torch.optim.Optimizer):
 
     # -- the step -------------------------------------------------------------------------------------------------------------------
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, as every optimiser does; without the profiler's range around it, which takes longer than the work."""
+        if not set_to_none:
+            super().zero_grad(set_to_none)
+        for group in self.param_groups if set_to_none else ():
+            for parameter in group["params"]:
+                parameter.grad = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Refresh the factors where due, precondition, and move the weights; returns the closure's loss."""
@@ -392,7 +401,7 @@ class SINGD(torch.optim.Optimizer):
             self.tap.tape.clear()
 
     def _follow_parameters(self) -> None:
-        if any([bucket.follow(factor_dtype(bucket.layers[0].weight, self.factor_dtype)) for bucket in self.buckets]):
+        if any([bucket.follow(self.factor_dtype) for bucket in self.buckets]):
             for adamw in filter(None, self.adamw):
                 for parameter, state in adamw.state.items():
                     state.update({key: value.to(parameter) for key, value in state.items() if key != "step"})

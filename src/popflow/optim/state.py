@@ -52,8 +52,13 @@ def unpack(optimizer: SINGD, state_dict: Mapping[str, Any]) -> None:
         raise ValueError(
             "state_dict: the parameter groups hold other parameters than this optimiser's. Fix: build it for the same model and groups."
         )
-    for bucket in optimizer.buckets:
-        _load(bucket, {layer.weight: optimizer.names[layer.weight] for layer in bucket.layers}, state)
+    found = [
+        _found(bucket, {layer.weight: optimizer.names[layer.weight] for layer in bucket.layers}, state) for bucket in optimizer.buckets
+    ]
+    for bucket, (momentum, tensors, started) in zip(optimizer.buckets, found, strict=True):  # all fits: nothing is loaded by half
+        bucket.momentum, bucket.started, bucket.metric = momentum, started, [None, None]
+        for tensor, value in tensors:
+            tensor.copy_(value)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
     for adamw in filter(None, optimizer.adamw):
@@ -68,26 +73,28 @@ def unpack(optimizer: SINGD, state_dict: Mapping[str, Any]) -> None:
         optimizer.rounding.set_state(state[""]["rounding"].cpu())
 
 
-def _load(bucket: Bucket, names: Mapping[Tensor, str], state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    first = bucket.layers[0]
-    saved = state.get(names[first.weight], {})
-    if _key(first, "momentum") not in saved:
-        bucket.momentum = None
-    elif bucket.momentum is None:
-        bucket.momentum = first.weight.new_empty(len(bucket.started), first.d, first.inputs)
-    bucket.metric = [None, None]
+def _found(
+    bucket: Bucket, names: Mapping[Tensor, str], state: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]], list[bool]]:
+    """Find what a bucket shall hold: its momentum, each of its tensors with the saved one, which members have started."""
+    first, momentum = bucket.layers[0], None
+    if _key(first, "momentum") in state.get(names[first.weight], {}):
+        momentum = first.weight.new_empty(len(bucket.started), first.d, first.inputs) if bucket.momentum is None else bucket.momentum
+    pairs, started = [], list(bucket.started)
+    wanted = [(key, tensor) for key, tensor in bucket.stored() if key != "momentum"]
     for layer, members in zip(bucket.layers, bucket.slices, strict=True):
         name = names[layer.weight]
-        for key, tensor in bucket.stored():
-            value = state.get(name, {}).get(_key(layer, key))
-            if value is None or value.shape != tensor[members].shape:
+        for key, tensor in wanted if momentum is None else [*wanted, ("momentum", momentum)]:
+            value, here = state.get(name, {}).get(_key(layer, key)), tensor[members]
+            if value is None or value.shape != here.shape:
                 seen = "nothing" if value is None else f"shape {tuple(value.shape)}"
                 raise ValueError(
-                    f"state_dict: {seen} for {_key(layer, key)!r} of {name!r}, wanted shape {tuple(tensor[members].shape)}. "
+                    f"state_dict: {seen} for {_key(layer, key)!r} of {name!r}, wanted shape {tuple(here.shape)}. "
                     "Fix: use the structures, alpha1 and momentum that it was saved with."
                 )
-            tensor[members] = value.to(tensor.device, tensor.dtype)
-        bucket.started[members] = state[name][_key(layer, "started")].tolist()
+            pairs.append((here, value))
+        started[members] = state[name][_key(layer, "started")].tolist()
+    return momentum, pairs, started
 
 
 def _key(layer: Layer, key: str) -> str:
