@@ -58,7 +58,7 @@ def tuned(options: argparse.Namespace, task: Task, kind: str) -> dict[str, dict[
             slowest["steps"] = max(slowest["steps"], outcome.steps)
             slowest["seconds"] = max(slowest["seconds"], outcome.seconds if arrived else math.inf)
             last = max(last, outcome.final if outcome.finite else math.inf)
-            if all(slowest[measure] > best[measure][0] for measure in MEASURES):
+            if not arrived:
                 break
         for measure in MEASURES:
             score = (slowest[measure], last)
