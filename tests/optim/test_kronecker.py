@@ -208,6 +208,8 @@ def test_one_pass_over_all_diagonals_is_one_by_one(adaptive):
     for one, other in zip((one for pair in alone for one in pair), sides, strict=True):
         for x, y in zip(one.tensors(), other.tensors(), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+    for i, one in enumerate(sides):
+        assert torch.equal(flat.metrics[i], one.value[0].square().unsqueeze(1 + i % 2))
     sides[0].to(torch.device("cpu"), torch.float32)
     assert not flat.hold(sides)
 

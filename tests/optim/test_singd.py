@@ -797,3 +797,28 @@ def test_a_copy_made_under_a_schedule_steps_itself():
     expected = train(twin, copied, 3, start=2)
     assert torch.equal(before, weights(net))
     assert train(net, optimizer, 3, start=2) == expected
+
+
+def test_the_length_of_a_step_is_that_of_adam():
+    """Root mean square: the rate where gradients agree, 0.23 of it where they are noise, never more; the scale of the loss does not count."""
+    rng = torch.Generator().manual_seed(3)
+    mu, lr = 0.9, 0.25
+    noise = [torch.randn(6, 5, generator=rng) for _ in range(400)]
+    spikes = [torch.full((6, 5), 1e6 if k % 50 == 49 else 1e-3) for k in range(400)]
+    gradients = {"agree": [torch.ones(6, 5)] * 400, "noise": noise, "scaled": [1e4 * one for one in noise], "spikes": spikes}
+    lengths: dict[str, list[float]] = {}
+    for name, given in gradients.items():
+        with torch.random.fork_rng():
+            net = nn.Linear(4, 6)
+        optimizer = SINGD(net, lr=lr, momentum=mu, structure=Diagonal(), listen=False)
+        optimizer.detach()  # the factors stay the identity
+        for one in given:
+            net.weight.grad, net.bias.grad = one[:, :4].clone(), one[:, 4].clone()
+            before = torch.cat([net.weight, net.bias[:, None]], 1).detach().double()
+            optimizer.step()
+            moved = torch.cat([net.weight, net.bias[:, None]], 1).detach().double() - before
+            lengths.setdefault(name, []).append(moved.square().mean().sqrt().item() / lr)
+    assert lengths["agree"] == pytest.approx([1.0] * 400, rel=1e-4)
+    assert sum(lengths["noise"][50:]) / 350 == pytest.approx(math.sqrt((1 - mu) / (1 + mu)), rel=0.05)
+    assert lengths["noise"] == pytest.approx(lengths["scaled"], rel=1e-3)
+    assert max(lengths["spikes"]) < 1 + 1e-4

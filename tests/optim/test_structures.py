@@ -21,9 +21,10 @@ from popflow.optim import (
     UpperToeplitz,
     UpperTriangular,
     rank_triangular,
+    toeplitz,
 )
 from popflow.optim.structures import eye, trace
-from popflow.optim.toeplitz import autocorrelation, convolve, correlate
+from popflow.optim.toeplitz import autocorrelation, convolve, correlate, outer_sums
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,30 @@ def test_fft_products_are_polynomial_products(n, seed):
     assert gap(convolve(x, c), toeplitz @ x) < 1e-10
     assert gap(correlate(x, c), toeplitz.mT @ x) < 1e-10
     assert gap(autocorrelation(x[None]), correlate(x, x)) < 1e-10
+
+
+@pytest.mark.parametrize("structure", [LowerToeplitz(), UpperToeplitz()], ids=str)
+@pytest.mark.parametrize(("n", "m"), [(129, 40), (257, 300), (512, 256), (512, 255), (513, 7), (601, 30)])
+def test_toeplitz_factors_of_every_size_and_number_of_rows(structure, n, m, monkeypatch):
+    rng = torch.Generator().manual_seed(n + m)
+    k, other = random_factor(structure, n, rng), random_factor(structure, n, rng)
+    rows = torch.randn(2, m, n, generator=rng, dtype=torch.float64)
+    matrix, seen = structure.dense(k, n), rows @ structure.dense(k, n)
+    wanted = structure.project(seen.mT @ seen)[0]
+    assert gap(structure.gram(k, rows)[0], wanted) < 1e-10
+    monkeypatch.setattr(toeplitz, "CACHED", 12 * n)  # six rows of each member at a time, and what is left
+    assert gap(structure.gram(k, rows)[0], wanted) < 1e-10
+    assert gap(structure.inner(k)[0], structure.project(matrix.mT @ matrix)[0]) < 1e-10
+    assert gap(structure.dense(structure.multiply(k, other), n), matrix @ structure.dense(other, n)) < 1e-10
+    assert gap(structure.precondition(k, rows, -1), seen @ matrix.mT) < 1e-10
+    assert gap(structure.precondition(k, rows.mT, -2), (seen @ matrix.mT).mT) < 1e-10
+
+
+@pytest.mark.parametrize("n", [1, 2, 47, 48, 49, 96, 257])
+def test_products_of_toeplitz_matrices_by_sums_down_the_diagonals(n):
+    c = torch.randn(3, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    matrix = LowerToeplitz().dense((c,), n)
+    assert gap(outer_sums(c), matrix @ matrix.mT) < 1e-11
 
 
 def test_sets_are_closed_and_projection_stays():

@@ -19,6 +19,7 @@ from popflow.optim.capture import (
 )
 from popflow.optim.gram import Kernel, kernel, minsr, spring
 from popflow.optim.hierarchical import Hierarchical, rank_triangular
+from popflow.optim.options import growing
 from popflow.optim.report import Preconditioned
 from popflow.optim.singd import SINGD
 from popflow.optim.structures import Structure
@@ -46,6 +47,7 @@ __all__ = [
     "expand",
     "find_layers",
     "gaussian_cotangent",
+    "growing",
     "kernel",
     "minsr",
     "over_data",

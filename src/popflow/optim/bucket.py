@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
@@ -12,9 +12,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from popflow.optim.blocks import Dense, Diagonal
-from popflow.optim.capture import Averaging, Layer, Sharing
+from popflow.optim.capture import Averaging, Layer, Sharing, expand, reduce
 from popflow.optim.kronecker import Side, rounded
 from popflow.optim.structures import Factor
+
+WIDE = (torch.float32, torch.float64)
 
 
 @dataclass(eq=False)
@@ -61,9 +63,11 @@ class Bucket:
         k: Input factors.
         c: Output factors.
         momentum: ``[B, d, inputs]``, or None before the first step and without momentum.
+        sizes: For each member the sum of ``mean(dW^2)`` over steps, discounted as the momentum is.
+        weight: The sum of the discounts; 0 before the first step that was scaled.
         started: Whether a member has met its first batch.
         heard: One per layer.
-        metric: Cached ``K K^T``, ``C C^T`` where that saves work; not part of the state.
+        metric: Cached ``K K^T``, ``C C^T`` where that saves work (of diagonal factors ``k^2 [B, 1, p]``, ``c^2 [B, d, 1]``); not part of the state.
         views: The momentum, and what of it is each parameter's; made anew where needed.
         place: Device and dtype of the weights, and dtype wanted of the factors, when they were last looked at.
     """
@@ -78,6 +82,8 @@ class Bucket:
     metric: list[Tensor | None] = field(default_factory=lambda: [None, None])
     views: tuple[Tensor, list[tuple[Layer, Tensor, slice, Tensor]]] | None = None
     place: tuple[torch.device, torch.dtype, torch.dtype | None] | None = None
+    sizes: list[float] = field(default_factory=list)
+    weight: float = 0.0
 
     def __post_init__(self):
         ends = list(accumulate((layer.blocks for layer in self.layers), initial=0))
@@ -94,7 +100,8 @@ class Bucket:
         if task == -1 or task != heard.task:  # a second call within one backward pass is a second use of the weight, not more data
             heard.data, heard.task = heard.data + data, task
         heard.scale = averaging
-        a, g = sharing(a, g)
+        single = a.shape[2] == 1 and sharing in (expand, reduce)
+        a, g = (a.squeeze(2), g.squeeze(2)) if single else sharing(a, g)
         rows = a.shape[1]
         heard.rows += rows
         keep = 1 if max_rows is None else math.ceil(rows / max_rows)
@@ -146,20 +153,41 @@ class Bucket:
         joined = torch.cat(weights) if len(weights) > 1 else weights[0]
         if biases:
             joined = torch.cat([joined, torch.cat(biases) if len(biases) > 1 else biases[0]], -1)
-        return joined.to(torch.promote_types(joined.dtype, torch.float32))
+        return joined if joined.dtype in WIDE else joined.float()
 
-    def direction(self, gradient: Tensor, interval: Any) -> Tensor:
-        """``C C^T grad K K^T``; dense products with themselves are kept until the next refresh where that is less work."""
+    def direction(self, gradient: Tensor, gap: int) -> Tensor:
+        """``C C^T grad K K^T``; dense products with themselves are kept for the ``gap`` steps to the next refresh where that is less work."""
         x = gradient.to(self.k.value[0].dtype)
+        if type(self.k.structure) is type(self.c.structure) is Diagonal:
+            if self.metric[0] is None or self.metric[1] is None:
+                self.metric = [self.k.value[0].square().unsqueeze(1), self.c.value[0].square().unsqueeze(2)]
+            by_k, by_c = self.metric
+            assert by_k is not None
+            assert by_c is not None
+            return (x * by_k).mul_(by_c).to(gradient.dtype)
         for i, (side, dim) in enumerate(((self.k, -1), (self.c, -2))):
             cached = self.metric[i]
-            if cached is None and type(side.structure) is Dense and x.shape[-3 - dim] * (1 if callable(interval) else interval) >= side.n:
-                cached = self.metric[i] = side.value[0] @ side.value[0].mT
+            if cached is None and type(side.structure) is Dense and x.shape[-3 - dim] * gap >= side.n:
+                cached = self.metric[i] = torch.bmm(side.value[0], side.value[0].mT)
             if cached is None:
                 x = side.structure.precondition(side.value, x, dim)
             else:
-                x = x @ cached if dim == -1 else cached @ x
+                x = torch.bmm(x, cached) if dim == -1 else torch.bmm(cached, x)
         return x.to(gradient.dtype).contiguous()
+
+    def scales(self, norms: Sequence[float]) -> list[float]:
+        """Take the norms of new steps ``dW``; return for each member what gives its momentum a root mean square of at most 1.
+
+        With ``b = sum mu^k dW_k``, ``w = sum mu^k``, ``u = sum mu^k mean(dW_k^2)``: ``1 / sqrt(w u)``, since ``mean(b^2) <= w u``. The root mean
+        square is 1 where steps agree and ``sqrt((1 - mu) / (1 + mu))`` where they are noise, as with Adam, whose ratio this is with one number for
+        each matrix in place of one for each entry.
+        """
+        mu, count = self.group["momentum"], self.layers[0].d * self.k.n
+        if self.weight == 0:  # steps that were not scaled are not counted: begin anew
+            self.momentum, self.sizes = None, [0.0] * len(norms)
+        self.weight = mu * self.weight + 1
+        self.sizes = [mu * size + norm**2 / count for size, norm in zip(self.sizes, norms, strict=True)]
+        return [1 / math.sqrt(self.weight * size) if size > 0 else 0.0 for size in self.sizes]
 
     def with_momentum(self, step: Tensor, rounding: Generator | None) -> Tensor:
         """``m <- momentum m + step``, in the dtype of the weights; returns it unrounded."""
@@ -253,8 +281,8 @@ def factor_dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
 
 def _sums(side: Side, x: Tensor, members: slice | None, bias: bool) -> Factor:
     """Sums over rows ``[B, rows, n]``, with a last column of ones for a bias."""
-    dtype = side.value[0].dtype
-    x = x.to(dtype if dtype == torch.float64 else torch.float32)
+    dtype = torch.float64 if side.value[0].dtype == torch.float64 else torch.float32
+    x = x if x.dtype == dtype else x.to(dtype)
     if type(side.structure) is Diagonal:
         sums = x.square().sum(-2)
         return (torch.cat([sums, sums.new_full((sums.shape[0], 1), x.shape[-2])], -1) if bias else sums,)

@@ -240,11 +240,12 @@ class Tap:
             return
         sink = self.sink
 
-        def hear(gradient: Tensor) -> None:
-            if not torch.is_grad_enabled():
-                sink(layer, a, cotangent(gradient))
+        def hear(gradients: tuple[Tensor | None, ...]) -> None:
+            if not torch.is_grad_enabled() and gradients[0] is not None:
+                sink(layer, a, cotangent(gradients[0]))
 
-        output.register_hook(hear)
+        if output.grad_fn is not None:  # on the node: an operation in place on the output comes after it
+            output.grad_fn.register_prehook(hear)
 
     def pull(self, outputs: Tensor, cotangents: Tensor, keep_graph: bool = True) -> list[Rows]:
         """Pull cotangents of ``outputs`` back to every noted call; empties the tape. Parameters' ``.grad`` stay as they are."""

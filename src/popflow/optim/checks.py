@@ -56,6 +56,8 @@ def check_gradients(names: Mapping[Tensor, str]) -> None:
 def warn_of_unheard(told: Iterable[tuple[Bucket, Taken]], stacklevel: int) -> bool:
     """Warn of the first layer that has a gradient and was never heard (its factors are the identity); say whether there is one."""
     for bucket, taken in told:
+        if all(taken.present):
+            continue
         for layer, members, there in zip(bucket.layers, bucket.slices, taken.present, strict=True):
             gradient = layer.weight.grad
             if there or any(bucket.started[members]) or gradient is None or not layer.view(gradient).any():

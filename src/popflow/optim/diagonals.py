@@ -18,6 +18,12 @@ class Diagonals:
 
     Args:
         sides: ``k`` and ``c`` of each batch in turn, all of one dtype (at least float32) on one device.
+
+    Attributes:
+        value: All ``k`` and ``c``.
+        momentum: Their momenta, or None.
+        squares: Their squares.
+        metrics: Views of the squares that multiply gradients ``[B, d, p]``: ``k^2 [B, 1, p]``, ``c^2 [B, d, 1]`` of each batch in turn.
     """
 
     def __init__(self, sides: Sequence[Side]):
@@ -33,6 +39,9 @@ class Diagonals:
             for side, part, shape in zip(sides, self.momentum.split(counts), shapes, strict=True):
                 side.momentum = (part.view(shape),)
         self.momenta = [side.momentum for side in sides]
+        self.squares = self.value.square()
+        parts = zip(self.squares.split(counts), shapes, strict=True)
+        self.metrics = [part.view(shape).unsqueeze(1 + i % 2) for i, (part, shape) in enumerate(parts)]
         self.sides, self.partner = [], []
         for i, (batch, n) in enumerate(shapes):
             other = batch if i % 2 == 0 else -batch
@@ -82,4 +91,5 @@ class Diagonals:
             step = torch.add(step, self.momentum, alpha=alpha1, out=self.momentum)
         bound = value.new_ones(count).scatter_reduce_(0, self.segment, step.abs(), "amax")
         value.addcmul_(value, step / bound.index_select(0, self.segment), value=-lr_cov)
+        torch.mul(value, value, out=self.squares)
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
@@ -27,7 +27,7 @@ USUAL = {
     "lr_cov": 0.1,
     "weight_decay": 0.01,
     "kl_clip": 1e-3,
-    "update_rms": 0.2,
+    "update_rms": 1.0,
     "fallback_lr": 1e-3,
     "interval": 10,
     "max_rows": 1024,
@@ -61,3 +61,13 @@ def in_range(name: str, value: Any, low: float, high: float, above: bool = False
             f"{name}={value!r}, wanted a {'whole' if whole else 'finite'} number {'above' if above else 'at least'} {low:g}{most}. "
             f"Fix: {USUAL[name]:g} is usual."
         )
+
+
+def growing(to: int = 10, every: int = 5) -> Callable[[int], int]:
+    """Return intervals that grow from 1 to ``to``, by one in so many steps: factors are learned at the start and then kept up.
+
+    >>> [growing(4)(step) for step in (1, 5, 10, 15, 1000)]
+    [1, 2, 3, 4, 4]
+    """
+    in_range("interval", to, 1, math.inf, whole=True)
+    return lambda step: min(to, 1 + step // every)

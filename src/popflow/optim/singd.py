@@ -2,7 +2,8 @@
 
     dW = C C^T  grad W  K K^T                         every step, with the factors of `popflow.optim.kronecker`
     m  <- momentum m + dW                             heavy ball
-    W  <- (1 - lr weight_decay) W - lr m              decoupled weight decay
+    s  =  1 / sqrt(w u)                               w, u: sums of 1 and mean(dW^2), discounted as m is; 1 without ``update_rms``
+    W  <- (1 - lr weight_decay) W - lr update_rms s m     decoupled weight decay
 
 Every ``interval`` steps hooks listen to one forward and backward pass (training mode only) and the factors take one step.
 Layers that are matrices (Linear, convolutions, attention projections) are preconditioned; every other parameter (embeddings,
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from popflow.optim.auto import Auto
 from popflow.optim.blocks import Dense, Diagonal
-from popflow.optim.bucket import Bucket, Taken
+from popflow.optim.bucket import WIDE, Bucket, Taken
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
 from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model, warn_of_unheard
 from popflow.optim.diagonals import Diagonals
@@ -61,10 +62,11 @@ class SINGD(torch.optim.Optimizer):
         lr_cov: Step size ``beta`` in (0, 1) of the factors, or a function of the number of refreshes.
         alpha1: Momentum in [0, 1) of the factors; 0 halves their memory.
         weight_decay: Decoupled.
-        interval: ``T``: refresh the factors every ``T`` steps; or a function of the step.
+        interval: ``T``: refresh the factors every ``T`` steps; or a function from the number of steps made to the next ``T``, as `growing`.
         adaptive: SINGD; False for IKFAC (``alpha1`` is then 0).
-        update_rms: Scale each layer's momentum to this root mean square (0.2 is about AdamW's, so that its ``lr`` carries over); no step can
-            then blow up. None takes the natural step itself, for problems where its length matters (quadratics, wave functions).
+        update_rms: Divide each matrix's momentum by the root of its steps' mean squares, so that its root mean square is at most this: reached where
+            gradients agree, 0.23 of it where they are noise (at momentum 0.9). 1 is Adam's own rule, so that AdamW's ``lr`` carries over; no step can
+            blow up. None takes the natural step itself, for problems where its length matters (quadratics, wave functions).
         kl_clip: Without ``update_rms``, ``dW`` is scaled by ``min(1, sqrt(kl_clip / (lr^2 <dW, grad W>)))``; None for no clip.
         fallback: Names of modules or parameters that the built-in AdamW shall take although they could be preconditioned.
         fallback_lr: Step size of the built-in AdamW; it follows the schedule of ``lr`` in proportion. None: the same as ``lr``.
@@ -114,7 +116,7 @@ class SINGD(torch.optim.Optimizer):
         interval: int | Callable[[int], int] = 10,
         adaptive: bool = True,
         kl_clip: float | None = 1e-3,
-        update_rms: float | None = 0.2,
+        update_rms: float | None = 1.0,
         fallback: Collection[str] = (),
         fallback_lr: float | None = 1e-3,
         sharing: Sharing = expand,
@@ -144,6 +146,7 @@ class SINGD(torch.optim.Optimizer):
         self.max_rows, self.factor_dtype, self.grad_scaler, self.process_group = max_rows, factor_dtype, grad_scaler, process_group
         self.rounding = torch.Generator().manual_seed(seed) if stochastic_rounding else None
         self.steps = self.refreshes = self.next_refresh = self.skipped = 0
+        self.gap = 1
         self.warned = self.warned_of_unheard = False
         self.buckets: list[Bucket] = []
         self._homes: dict[Layer, tuple[Bucket, int]] | None = None
@@ -241,7 +244,8 @@ class SINGD(torch.optim.Optimizer):
 
     def _refresh(self, scale: float) -> None:
         spoken = any(heard.h_k is not None for bucket in self.buckets for heard in bucket.heard)
-        if not spoken and not distributed():
+        several = distributed()
+        if not spoken and not several:
             layer = next((b.layers[0] for b in self.buckets if any(la.weight.grad is not None for la in b.layers)), None)
             if layer is None:
                 return
@@ -250,7 +254,9 @@ class SINGD(torch.optim.Optimizer):
                 "that the optimiser was made with, outside of torch.func.jvp and vmap; with listen=False call observe(); or call detach() to keep "
                 "the factors as they are."
             )
-        ready = [(bucket, self._shared(bucket.take(scale))) for bucket in self.buckets]
+        ready = [(bucket, bucket.take(scale)) for bucket in self.buckets]
+        if several:
+            ready = [(bucket, self._shared(taken)) for bucket, taken in ready]
         self.warned_of_unheard = self.warned_of_unheard or warn_of_unheard(ready, stacklevel=3)
         ready = [(bucket, taken) for bucket, taken in ready if any(taken.present)]
         if not ready:
@@ -301,12 +307,14 @@ class SINGD(torch.optim.Optimizer):
         if kept is None or not kept.hold(sides):
             kept = self._diagonals[first.layers[0]] = Diagonals(sides)
         heard = [part for _, taken in pairs for part in (taken.h_k[0], taken.h_c[0])]
-        return kept.refresh(heard, [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both], **moving)
+        scales = [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both]
+        sound = kept.refresh(heard, scales, **moving)
+        for i, (bucket, _) in enumerate(pairs if sound else ()):
+            bucket.metric = [*kept.metrics[2 * i : 2 * i + 2]]
+        return sound
 
     def _shared(self, taken: Taken) -> Taken:
         """Average what was heard over all processes."""
-        if not distributed():
-            return taken
         for parts, scales in ((taken.h_k, taken.scale_k), (taken.h_c, taken.scale_c)):
             for part in parts:
                 part.mul_(part.new_tensor(scales).view(-1, *[1] * (part.ndim - 1)))
@@ -359,6 +367,9 @@ class SINGD(torch.optim.Optimizer):
         due = self.due
         if due:
             check_gradients(self.names)
+            gap = self.interval(self.steps + 1) if callable(self.interval) else self.interval
+            in_range("interval", gap, 1, math.inf, whole=True)
+            self.gap = gap
             self._refresh(scale)
         sound = [self._move(group, [bucket for bucket in self.buckets if bucket.group is group]) for group in self.param_groups]
         for group, adamw in zip(self.param_groups, self.adamw, strict=True):
@@ -368,11 +379,9 @@ class SINGD(torch.optim.Optimizer):
                 lr = group["lr"] if group["fallback_lr"] is None else group["fallback_lr"] * ratio
                 adamw.param_groups[0].update(lr=lr, weight_decay=group["weight_decay"])
                 adamw.step()
-        self.steps += 1
         if due:
-            gap = self.interval(self.steps) if callable(self.interval) else self.interval
-            in_range("interval", gap, 1, math.inf, whole=True)
-            self.next_refresh = self.steps - 1 + gap if self.next_refresh != math.inf else math.inf
+            self.next_refresh = self.steps + self.gap if self.next_refresh != math.inf else math.inf
+        self.steps += 1
         if self.tap is not None:
             self.tap.armed = self.due
             self.tap.tape.clear()
@@ -411,23 +420,23 @@ class SINGD(torch.optim.Optimizer):
         work = [(bucket, gradient) for bucket in buckets if (gradient := bucket.gradient(self.names)) is not None]
         if not work:
             return True
-        steps = [bucket.direction(gradient, self.interval) for bucket, gradient in work]
-        if group["update_rms"] is None and not self._clipped(group, steps, [gradient for _, gradient in work]):
-            return False
-        moved = [bucket.with_momentum(step, self.rounding) for (bucket, _), step in zip(work, steps, strict=True)]
+        steps = [bucket.direction(gradient, self.gap) for bucket, gradient in work]
         scales: list[list[float] | None] = [None] * len(work)
-        if group["update_rms"] is not None:
-            norms = torch.cat([torch.linalg.vector_norm(step, dim=(-2, -1)) for step in moved]).tolist()
+        if group["update_rms"] is None:
+            if not self._clipped(group, steps, [gradient for _, gradient in work]):
+                return False
+        else:
+            norms = torch.cat([torch.linalg.vector_norm(step, dim=(-2, -1)) for step in steps]).tolist()
             if not all(map(math.isfinite, norms)):
-                for bucket, _ in work:
-                    bucket.momentum = None
                 self._skip_step()
                 return False
-            sizes = iter(norms)
-            roots = [group["update_rms"] * math.sqrt(step.shape[1] * step.shape[2]) for step in moved]
-            scales = [[root / n if n > 0 else 0.0 for n in islice(sizes, step.shape[0])] for root, step in zip(roots, moved, strict=True)]
-        for (bucket, _), step, scale in zip(work, moved, scales, strict=True):
-            bucket.write(step, scale, self.rounding)
+            told = iter(norms)
+            scales = [
+                [group["update_rms"] * one for one in b.scales([*islice(told, len(step))])]
+                for (b, _), step in zip(work, steps, strict=True)
+            ]
+        for (bucket, _), step, scale in zip(work, steps, scales, strict=True):
+            bucket.write(bucket.with_momentum(step, self.rounding), scale, self.rounding)
         return True
 
     def _clipped(self, group: dict[str, Any], steps: list[Tensor], gradients: list[Tensor]) -> bool:
@@ -511,7 +520,7 @@ def _stand_in(layers: Iterable[Layer], by: Mapping[Tensor, Tensor]) -> None:
 
 def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
     kinds = type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
-    return kinds and bucket.k.value[0].dtype in (torch.float32, torch.float64) and all(bucket.started) and all(taken.present)
+    return kinds and bucket.k.value[0].dtype in WIDE and all(bucket.started) and all(taken.present)
 
 
 def _seen(side: Side, h: Factor) -> Factor:

@@ -25,11 +25,13 @@ def pack(optimizer: SINGD) -> dict[str, Any]:
             for key, tensor in bucket.stored():
                 entry[_key(layer, key)] = tensor[members].clone()
             entry[_key(layer, "started")] = torch.tensor(bucket.started[members])
+            if bucket.weight:
+                entry[_key(layer, "sizes")] = torch.tensor([[bucket.weight, size] for size in bucket.sizes[members]], dtype=torch.float64)
     for adamw in filter(None, optimizer.adamw):
         for parameter, values in adamw.state.items():
             state[optimizer.names[parameter]] = {key: value.clone() for key, value in values.items()}
     next_refresh = -1 if optimizer.next_refresh == math.inf else optimizer.next_refresh
-    state[""] = {"counters": torch.tensor([optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped])}
+    state[""] = {"counters": torch.tensor([optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped, optimizer.gap])}
     if optimizer.rounding is not None:
         state[""]["rounding"] = optimizer.rounding.get_state()
     plain = (int, float, bool, type(None))
@@ -55,8 +57,9 @@ def unpack(optimizer: SINGD, state_dict: Mapping[str, Any]) -> None:
     found = [
         _found(bucket, {layer.weight: optimizer.names[layer.weight] for layer in bucket.layers}, state) for bucket in optimizer.buckets
     ]
-    for bucket, (momentum, tensors, started) in zip(optimizer.buckets, found, strict=True):  # all fits: nothing is loaded by half
+    for bucket, (momentum, tensors, started, sizes) in zip(optimizer.buckets, found, strict=True):  # all fits: nothing is loaded by half
         bucket.momentum, bucket.started, bucket.metric = momentum, started, [None, None]
+        bucket.weight, bucket.sizes = (sizes[0][0], [size for _, size in sizes]) if sizes else (0.0, [])
         for tensor, value in tensors:
             tensor.copy_(value)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
@@ -67,7 +70,7 @@ def unpack(optimizer: SINGD, state_dict: Mapping[str, Any]) -> None:
             values = state.get(optimizer.names[p])
             if values:
                 adamw.state[p] = {k: v.clone() if k == "step" else v.to(p.device, p.dtype, copy=True) for k, v in values.items()}
-    optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped = state[""]["counters"].tolist()
+    optimizer.steps, optimizer.refreshes, next_refresh, optimizer.skipped, optimizer.gap = state[""]["counters"].tolist()
     optimizer.next_refresh = math.inf if next_refresh < 0 else next_refresh
     if optimizer.rounding is not None and "rounding" in state[""]:
         optimizer.rounding.set_state(state[""]["rounding"].cpu())
@@ -75,12 +78,12 @@ def unpack(optimizer: SINGD, state_dict: Mapping[str, Any]) -> None:
 
 def _found(
     bucket: Bucket, names: Mapping[Tensor, str], state: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]], list[bool]]:
-    """Find what a bucket shall hold: its momentum, each of its tensors with the saved one, which members have started."""
+) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]], list[bool], list[list[float]]]:
+    """Find what a bucket shall hold: its momentum, each of its tensors with the saved one, which members have started, their sizes."""
     first, momentum = bucket.layers[0], None
     if _key(first, "momentum") in state.get(names[first.weight], {}):
         momentum = first.weight.new_empty(len(bucket.started), first.d, first.inputs) if bucket.momentum is None else bucket.momentum
-    pairs, started = [], list(bucket.started)
+    pairs, started, sizes = [], list(bucket.started), []
     wanted = [(key, tensor) for key, tensor in bucket.stored() if key != "momentum"]
     for layer, members in zip(bucket.layers, bucket.slices, strict=True):
         name = names[layer.weight]
@@ -94,7 +97,8 @@ def _found(
                 )
             pairs.append((here, value))
         started[members] = state[name][_key(layer, "started")].tolist()
-    return momentum, pairs, started
+        sizes += state[name][_key(layer, "sizes")].tolist() if _key(layer, "sizes") in state[name] else []
+    return momentum, pairs, started, sizes
 
 
 def _key(layer: Layer, key: str) -> str:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from popflow.optim.structures import Factor, by_products
+from popflow.optim.structures import Factor
 
 SMALL = 128
-"""Up to this side a Toeplitz product with many rows is one matrix product; beyond, FFTs take less time (measured on one CPU thread)."""
+"""Up to this side matrices are made; beyond, FFTs take less time, ``K K^T`` aside (measured on one CPU thread, as what follows)."""
 MEDIUM = 512
-"""Up to this side matrices are made: for the product of two vectors of coefficients, for the sums over each lag, and for ``K K^T``."""
+"""Up to this side ``K K^T`` is made where there are many rows, and two vectors of coefficients are multiplied without FFTs."""
+STRIP = 48
+"""So many columns of ``K`` are multiplied with each other to make ``K K^T``."""
+CACHED = 2**17
+"""So many numbers at a time are transformed: they and their spectra stay near the processor."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,9 @@ class LowerToeplitz:
     >>> LowerToeplitz().dense((torch.tensor([[1.0, 2.0, 3.0]]),), 3)[0].tolist()
     [[1.0, 0.0, 0.0], [2.0, 1.0, 0.0], [3.0, 2.0, 1.0]]
     """
+
+    backwards: ClassVar[bool] = True
+    """Whether ``X K`` runs against the order of the coordinates, as `correlate`, rather than with it, as `convolve`."""
 
     def size(self, n: int) -> int:
         """``n``."""
@@ -42,34 +50,40 @@ class LowerToeplitz:
 
     def shift_(self, factor: Factor, value: float) -> None:
         """Add to the coefficient of lag 0."""
-        factor[0][:, 0] += value
+        factor[0].select(-1, 0).add_(value)
 
     def multiply(self, left: Factor, right: Factor) -> Factor:
         """Product of the polynomials modulo ``z^n``."""
         a, b = left[0], right[0]
-        if a.shape[-1] > MEDIUM:
+        n = a.shape[-1]
+        if n > MEDIUM:
             return (convolve(a, b),)
-        return ((_shifted(a) @ b.flip(-1).unsqueeze(-1)).squeeze(-1),)
+        return ((_hankel(torch.nn.functional.pad(a, (n - 1, 0)), n) * b.flip(-1).unsqueeze(-2)).sum(-1),)
 
     def right(self, factor: Factor, rows: Tensor) -> Tensor:
         """``X K``: correlation with the coefficients."""
-        n = rows.shape[-1]
-        return rows @ self.dense(factor, n) if n <= SMALL else correlate(rows, factor[0].unsqueeze(-2))
+        return self._product(factor, rows, self.backwards)
 
     def right_t(self, factor: Factor, rows: Tensor) -> Tensor:
         """``X K^T``: convolution with the coefficients."""
+        return self._product(factor, rows, not self.backwards)
+
+    def _product(self, factor: Factor, rows: Tensor, backwards: bool) -> Tensor:
         n = rows.shape[-1]
-        return rows @ self.dense(factor, n).mT if n <= SMALL else convolve(rows, factor[0].unsqueeze(-2))
+        if n <= SMALL:
+            matrix = self.dense(factor, n)
+            return rows @ (matrix if backwards == self.backwards else matrix.mT)
+        return (correlate if backwards else convolve)(rows, factor[0].unsqueeze(-2))
 
     def gram(self, factor: Factor, rows: Tensor) -> Factor:
         """Projection of ``K^T X^T X K``: summed autocorrelation of the rows of ``X K``, per lag."""
-        if rows.shape[-1] > MEDIUM:
-            return (_lag_means(autocorrelation(self.right(factor, rows))),)
-        return (_lag_means(_lag_sums(self._mirrored(factor, rows))),)
-
-    def _mirrored(self, factor: Factor, rows: Tensor) -> Tensor:
-        """``X K`` with its columns in reverse, which changes no sum over a lag."""
-        return rows @ _shifted(factor[0])
+        n = rows.shape[-1]
+        if n <= SMALL:
+            return (_lag_means(_lag_sums(rows @ self.dense(factor, n))),)
+        c = factor[0].unsqueeze(-2)
+        spectrum, few = _spectrum(c), max(1, CACHED // (len(rows) * n))
+        power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in rows.split(few, -2)]
+        return (_lag_means(_lags(power[0] if len(power) == 1 else torch.stack(power).sum(0), n).to(rows.dtype)),)
 
     def inner(self, factor: Factor) -> Factor:
         """Projection of ``K^T K``: ``sum_s c_s c_{s+l} (n - s - l)``, per lag."""
@@ -78,17 +92,24 @@ class LowerToeplitz:
         weighted = c * _counts(n, c)
         if n > MEDIUM:
             return (_lag_means(correlate(weighted, c)),)
-        return (_lag_means((_hankel(_padded(weighted), n) @ c.unsqueeze(-1)).squeeze(-1)),)
+        return (_lag_means((_hankel(_padded(weighted), n) * c.unsqueeze(-2)).sum(-1)),)
 
     def square(self, factor: Factor, n: int) -> Tensor:
         """``sum_l c_l^2 (n - l)``."""
         return (factor[0].square() * _counts(n, factor[0])).sum(-1)
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
-        """By ``K K^T``, which costs ``n^2``, for sides up to a few hundred; by FFT beyond."""
-        if factor[0].shape[-1] > MEDIUM:
-            return by_products(self, factor, x, dim)
-        return x @ self._metric(factor[0]) if dim == -1 else self._metric(factor[0]) @ x
+        """By ``K K^T`` where the rows pay for making it, else by FFT."""
+        n, rows = x.shape[dim], x.shape[-3 - dim]
+        if n <= SMALL or (n <= MEDIUM and 2 * rows >= n):
+            metric = self._metric(factor[0])
+            return torch.bmm(x, metric) if dim == -1 else torch.bmm(metric, x)
+        if dim == -2:
+            return self.precondition(factor, x.mT, -1).mT
+        c = factor[0].unsqueeze(-2)
+        spectrum = _spectrum(c)
+        seen = _filtered(x, c, spectrum, self.backwards)
+        return _filtered(seen, c, spectrum, not self.backwards)[..., :n].to(x.dtype)
 
     def _metric(self, c: Tensor) -> Tensor:
         return outer_sums(c)
@@ -115,19 +136,7 @@ class UpperToeplitz(LowerToeplitz):
     [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0], [0.0, 0.0, 1.0]]
     """
 
-    def right(self, factor: Factor, rows: Tensor) -> Tensor:
-        """``X K``: convolution with the coefficients."""
-        n = rows.shape[-1]
-        return rows @ self.dense(factor, n) if n <= SMALL else convolve(rows, factor[0].unsqueeze(-2))
-
-    def right_t(self, factor: Factor, rows: Tensor) -> Tensor:
-        """``X K^T``: correlation with the coefficients."""
-        n = rows.shape[-1]
-        return rows @ self.dense(factor, n).mT if n <= SMALL else correlate(rows, factor[0].unsqueeze(-2))
-
-    def _mirrored(self, factor: Factor, rows: Tensor) -> Tensor:
-        """``X K`` itself."""
-        return rows @ self.dense(factor, rows.shape[-1])
+    backwards: ClassVar[bool] = False
 
     def _metric(self, c: Tensor) -> Tensor:
         return outer_sums(c).flip(-1, -2)
@@ -146,12 +155,6 @@ def _padded(c: Tensor) -> Tensor:
     return torch.nn.functional.pad(c, (0, c.shape[-1]))
 
 
-def _shifted(c: Tensor) -> Tensor:
-    """The lower Toeplitz matrix of ``c`` with its columns in reverse."""
-    n = c.shape[-1]
-    return _hankel(torch.nn.functional.pad(c, (n - 1, 1)), n)
-
-
 def _lag_sums(rows: Tensor) -> Tensor:
     """`autocorrelation` by the Gram matrix of the rows, whose diagonals are rows of the same memory read with another stride."""
     batch, _, n = rows.shape
@@ -161,9 +164,8 @@ def _lag_sums(rows: Tensor) -> Tensor:
 
 
 def _lag_means(sums: Tensor) -> Tensor:
-    means = sums * (2 / _counts(sums.shape[-1], sums))
-    means[..., 0] /= 2
-    return means
+    """Mean of the diagonal, and twice the means of the others, from their sums."""
+    return sums.mul_(_weights(sums.shape[-1], sums.dtype, str(sums.device)))
 
 
 def _counts(n: int, like: Tensor) -> Tensor:
@@ -176,18 +178,32 @@ def _descending(n: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.arange(n, 0, -1, dtype=dtype, device=device)
 
 
+@lru_cache(maxsize=256)
+def _weights(n: int, dtype: torch.dtype, device: str) -> Tensor:
+    weights = 2 / torch.arange(n, 0, -1, dtype=torch.promote_types(dtype, torch.float32), device=device)
+    weights[0] /= 2
+    return weights.to(dtype)
+
+
 def outer_sums(c: Tensor) -> Tensor:
-    """``K K^T`` of the lower Toeplitz matrices of ``c [B, n]``: running sums of ``c_i c_j`` down every diagonal, ``n^2`` work.
+    """``P = K K^T`` of the lower Toeplitz matrices of ``c [B, n]``, ``n^2`` work.
+
+    ``P_{i+b,j+b} = P_ij + Q_{i+b,j+b}`` with ``Q`` the product of the first ``b`` columns of ``K`` with themselves: a product with few
+    columns, then sums down the diagonals in steps of ``b``.
 
     >>> outer_sums(torch.tensor([[1.0, 2.0, 3.0]]))[0].tolist()
     [[1.0, 2.0, 3.0], [2.0, 5.0, 8.0], [3.0, 8.0, 14.0]]
     """
     batch, n = c.shape
-    # c_s c_(s+l) at [s, l], summed over s, is entry (s, s + l) of the matrix; where s + l >= n it is in the right half of the buffer, cut off.
-    wide = c.new_empty(batch, n * 2 * n)
-    torch.cumsum(_hankel(_padded(c), n) * c.unsqueeze(-1), 1, out=wide.as_strided((batch, n, n), (2 * n * n, 2 * n + 1, 1)))
-    upper = wide.view(batch, n, 2 * n)[..., :n].triu()
-    return upper + upper.triu(1).mT
+    b = min(STRIP, n)
+    # c_(i-s) at [i, b - 1 - s]: in reverse, the columns are windows of the same memory.
+    strip = torch.nn.functional.pad(_wide(c), (b - 1, 0)).as_strided((batch, n, b), (n + b - 1, 1, 1)).contiguous()
+    out = torch.bmm(strip, strip.mT)
+    to, by = out.narrow(2, b, n - b), out.narrow(2, 0, n - b)
+    for start in range(b, n, b):
+        count = min(b, n - start)
+        to.narrow(1, start, count).add_(by.narrow(1, start - b, count))
+    return out.to(c.dtype)
 
 
 @lru_cache(maxsize=1024)
@@ -208,38 +224,58 @@ def fast_length(n: int) -> int:
         length += 2
 
 
-def _spectrum(x: Tensor, length: int) -> Tensor:
-    return torch.fft.rfft(x if x.dtype in (torch.float32, torch.float64) else x.float(), n=length)
+def _wide(c: Tensor) -> Tensor:
+    return c if c.dtype in (torch.float32, torch.float64) else c.float()
+
+
+def _spectrum(c: Tensor) -> Tensor:
+    """Spectrum of ``n`` numbers, padded: of the ``2n - 1`` terms of a product at most the last one wraps, onto the first."""
+    return torch.fft.rfft(_wide(c), n=fast_length(2 * c.shape[-1] - 2))
+
+
+def _filtered(x: Tensor, c: Tensor, spectrum: Tensor, backwards: bool) -> Tensor:
+    """`correlate` (backwards) or `convolve`, padded with zeros to the length of the FFT; so may ``x`` be. ``spectrum`` is that of ``c``."""
+    n = c.shape[-1]
+    length = fast_length(2 * n - 2)
+    own = _spectrum(x) if x.shape[-1] == n else torch.fft.rfft(x)
+    out = torch.fft.irfft(own.mul_(spectrum.conj() if backwards else spectrum), n=length)
+    if length == 2 * n - 2:
+        first = n - 1 if backwards else 0
+        out[..., first].sub_(x[..., n - 1 - first] * c[..., -1])
+    out[..., n:].zero_()
+    return out
 
 
 def convolve(x: Tensor, c: Tensor) -> Tensor:
-    """First ``n`` terms of ``sum_j x_j c_{i-j}`` along the last dimension.
-
-    The FFT has length ``2n - 2`` or more: of the ``2n - 1`` terms at most the last one wraps, onto term 0, where it is taken off.
+    """First ``n`` terms of ``sum_j x_j c_{i-j}`` along the last dimension; ``c`` broadcasts to ``x``.
 
     >>> convolve(torch.tensor([1.0, 2.0, 0.0]), torch.tensor([1.0, 3.0, 5.0])).round().tolist()
     [1.0, 5.0, 11.0]
     """
-    n = x.shape[-1]
-    length = fast_length(2 * n - 2)
-    out = torch.fft.irfft(_spectrum(x, length) * _spectrum(c, length), n=length)[..., :n]
-    if length == 2 * n - 2:
-        out[..., 0] -= x[..., -1] * c[..., -1]
-    return out.to(x.dtype)
+    return _filtered(x, c, _spectrum(c), False)[..., : x.shape[-1]].to(x.dtype)
 
 
 def correlate(x: Tensor, c: Tensor) -> Tensor:
-    """``sum_{i >= j} x_i c_{i-j}`` along the last dimension.
+    """``sum_{i >= j} x_i c_{i-j}`` along the last dimension; ``c`` broadcasts to ``x``.
 
     >>> correlate(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 3.0, 5.0])).round().tolist()
     [27.0, 14.0, 4.0]
     """
-    n = x.shape[-1]
+    return _filtered(x, c, _spectrum(c), True)[..., : x.shape[-1]].to(x.dtype)
+
+
+def _power(spectrum: Tensor) -> Tensor:
+    """Squared moduli, summed over rows ``[..., m, f]``."""
+    return torch.view_as_real(spectrum).flatten(-2).square_().sum(-2).unflatten(-1, (-1, 2)).sum(-1)
+
+
+def _lags(power: Tensor, n: int) -> Tensor:
+    """Sums over each lag ``l < n`` from the power spectrum of ``n`` numbers, padded as in `_spectrum`."""
     length = fast_length(2 * n - 2)
-    out = torch.fft.irfft(_spectrum(x, length) * _spectrum(c, length).conj(), n=length)[..., :n]
+    out = torch.fft.irfft(power, n=length)[..., :n]
     if length == 2 * n - 2:
-        out[..., n - 1] -= x[..., 0] * c[..., -1]
-    return out.to(x.dtype)
+        out[..., n - 1].div_(2)
+    return out
 
 
 def autocorrelation(rows: Tensor) -> Tensor:
@@ -248,11 +284,4 @@ def autocorrelation(rows: Tensor) -> Tensor:
     >>> autocorrelation(torch.tensor([[1.0, 2.0, 4.0]])).round().tolist()
     [21.0, 10.0, 4.0]
     """
-    n = rows.shape[-1]
-    length = fast_length(2 * n - 2)
-    spectrum = torch.view_as_real(_spectrum(rows, length)).flatten(-2)
-    power = spectrum.square().sum(-2).unflatten(-1, (-1, 2)).sum(-1)
-    out = torch.fft.irfft(power, n=length)[..., :n]
-    if length == 2 * n - 2:
-        out[..., n - 1] /= 2
-    return out.to(rows.dtype)
+    return _lags(_power(_spectrum(rows)), rows.shape[-1]).to(rows.dtype)
