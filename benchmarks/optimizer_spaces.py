@@ -3,15 +3,18 @@
 A space is a cube: each number has a range, by the logarithm where its size is what matters, and a point of a scrambled Sobol sequence picks all of
 them at once. Ranges are wide, and the same wherever two optimisers share a number:
 
-- step sizes of the methods that scale their own step (AdamW, Muon, SOAP, Kron) span three decades up from AdamW's default of 0.001, since runs are
-  short; averages of the gradient are as long as a run (1 - beta = 0.05) or absent (1), averages of its square from 1000 steps (their default) to 3;
-- natural steps (SINGD, KFAC) have a scale of their own: heavy-ball momentum repeats a step ``1 / (1 - momentum)`` times, so ``whole = lr / (1 - momentum)``
-  is looked for around 1, from 0.1 to 2; ``damping`` within two decades of SINGD's default 1e-4, ``kl_clip`` from a tenth of its default 1e-3 to a hundred
-  times; ``lr_cov`` (KFAC: 1 - decay) from 0.3 to 0.9, since averages longer than a few refreshes never fill in tens of steps; the factors are refreshed
-  at step k after ``1 + growth k`` steps, from always (0.03) to at every doubling (1); the AdamW for embeddings and the like has a rate of its own;
-- the curvature of both is that of the loss's own gradients (``share = 0``), of sampled ones on all of the batch (1) or on a quarter of it (0.25).
+- step sizes in units of AdamW's (AdamW, SINGD, Muon, SOAP, Kron; singd's default is the same number) span three decades up from AdamW's default of
+  0.001, since runs are short. Averages of the gradient are as long as a run (1 - beta = 0.05) or absent (1), averages of its square from 1000 steps
+  (the default) to 3; heavy-ball momentum lies between 0 and its default 0.9;
+- KFAC's steps are natural ones: heavy-ball momentum repeats them ``1 / (1 - momentum)`` times, so ``whole = lr / (1 - momentum)`` is looked for around
+  Newton's 1, from 0.1 to 2; ``kl_clip`` from a tenth of its default 1e-3 to a hundred times;
+- ``damping`` within two decades of SINGD's default 1e-4, ``lr_cov`` (KFAC: 1 - decay) from 0.3 to 0.9, since averages longer than a few refreshes
+  never fill in tens of steps; the factors are refreshed at step k after ``1 + growth k`` steps, from always (0.03) to at every doubling (1). The
+  curvature is that of the loss's own gradients (``share = 0``), or of sampled ones on all of a batch (1) or on a quarter of it (0.25);
+- what is not preconditioned (embeddings, normalisation) is moved by AdamW: at SINGD's and Muon's own ``lr``, which is in its units, and at a rate of
+  its own beside KFAC and singd.
 
-What SINGD's documentation fixes for short runs of small networks is fixed: natural steps, dense factors without momentum, at most 1024 rows of a layer.
+What SINGD's documentation fixes for short runs of small networks is fixed: dense factors without momentum, at most 1024 rows of a layer.
 """
 
 from __future__ import annotations
@@ -45,29 +48,22 @@ def one_of(*values: Any) -> Range:
 
 
 RATE, AVERAGE, SQUARES = log(1e-3, 1.0), log(0.05, 1.0), log(1e-3, 0.3)
-NATURAL: dict[str, Range] = {
-    "whole": log(0.1, 2.0),
-    "momentum": even(0.0, 0.9),
-    "kl_clip": log(1e-4, 1e-1),
-    "damping": log(1e-6, 1e-2),
-    "lr_cov": even(0.3, 0.9),
-    "growth": log(0.03, 1.0),
-    "fallback_lr": log(3e-3, 1e-1),
-}
+MOMENTUM, DAMPING, FALLBACK = even(0.0, 0.9), log(1e-6, 1e-2), log(3e-3, 1e-1)
+CURVATURE: dict[str, Range] = {"damping": DAMPING, "lr_cov": even(0.3, 0.9), "growth": log(0.03, 1.0)}
 SPACES: dict[str, dict[str, Range]] = {
     "AdamW": {"lr": RATE, "forget": AVERAGE, "forget_squares": SQUARES},
-    "SINGD": NATURAL,
-    "KFAC": NATURAL,
+    "SINGD": {"lr": RATE, "momentum": MOMENTUM} | CURVATURE,
+    "KFAC": {"whole": log(0.1, 2.0), "momentum": MOMENTUM, "kl_clip": log(1e-4, 1e-1)} | CURVATURE | {"fallback_lr": FALLBACK},
     "SPRING": {"lr": log(0.05, 1.0), "damping": log(1e-6, 1.0), "decay": even(0.0, 0.99), "norm_bound": log(1e-3, 10.0)},
     "Muon": {"lr": RATE, "forget": AVERAGE},
     "singd": {
         "lr": RATE,
-        "momentum": even(0.0, 0.9),
-        "damping": NATURAL["damping"],
+        "momentum": MOMENTUM,
+        "damping": DAMPING,
         "lr_cov": log(0.01, 0.9),
         "normalize_lr_cov": one_of(False, True),
         "interval": one_of(1, 2, 4, 8),
-        "fallback_lr": NATURAL["fallback_lr"],
+        "fallback_lr": FALLBACK,
     },
     "SOAP": {"lr": RATE, "forget": AVERAGE, "forget_squares": SQUARES, "frequency": one_of(1, 2, 5, 10)},
     "Kron": {"lr": RATE, "forget": AVERAGE, "probability": log(0.1, 1.0)},
@@ -90,12 +86,11 @@ def competitor(kind: str, task: Task, setting: dict[str, Any]) -> tuple[Task, Ma
     if kind not in ("SINGD", "KFAC"):
         return task, partial(MAKES[kind], **given)
     share, growth = given.pop("share"), given.pop("growth")
-    given |= {"lr": given.pop("whole") * (1 - given["momentum"]), "interval": lambda k: 1 + int(growth * k)}
-    given |= {"listen": share == 0, "averaging": task.averaging}
+    given |= {"interval": lambda k: 1 + int(growth * k), "listen": share == 0, "averaging": task.averaging}
     if kind == "SINGD":
-        given |= {"structure": Dense(), "update_rms": None, "alpha1": 0.0, "max_rows": 1024}
+        given |= {"structure": Dense(), "alpha1": 0.0, "max_rows": 1024, "fallback_lr": None}
     else:
-        given["decay"] = 1 - given.pop("lr_cov")
+        given |= {"lr": given.pop("whole") * (1 - given["momentum"]), "decay": 1 - given.pop("lr_cov")}
     return replace(task, share=share or 1.0), partial(MAKES[kind], **given)
 
 
