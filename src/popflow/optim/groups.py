@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,3 +93,30 @@ def _bucket(group: dict[str, Any], same: list[tuple[Layer, Structure, Structure]
     k = Side.identity(s_k, first.inputs, batch, like, group["alpha1"] > 0)
     c = Side.identity(s_c, first.d, batch, like, group["alpha1"] > 0)
     return Bucket(group, layers, k, c, None, [False] * batch, [Heard() for _ in layers])
+
+
+def stand_ins(params: list[Any] | None, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors given by name that are not the model's own."""
+    given = [one for entry in params or () for one in (entry["params"] if isinstance(entry, dict) else [entry])]
+    mine = set(own.values())  # named parameters of a part of the model are not stand-ins
+    standing = {one[0]: one[1] for one in given if isinstance(one, tuple) and one[0] in own and one[1] not in mine}
+    for name, tensor in standing.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"params: {name!r} has shape {tuple(tensor.shape)}, the model's has {tuple(own[name].shape)}. Fix: give the model that it is of."
+            )
+    return standing
+
+
+def put_in(layers: Iterable[Layer], by: Mapping[Tensor, Tensor]) -> None:
+    """Put the given tensors in place of a layer's weight and bias."""
+    for layer in layers:
+        standing: Any = [by.get(parameter, parameter) for parameter in layer.parameters()]
+        layer.standing = layer.weight in by
+        layer.weight, layer.bias = standing if len(standing) == 2 else (*standing, None)
+
+
+def named(layer: Layer, names: Mapping[Tensor, str], fallback: Collection[str]) -> bool:
+    """Whether a layer, a module around it or a parameter of it is among the names."""
+    own = {layer.name, *(names.get(parameter, "") for parameter in layer.parameters())}
+    return any(name in own or layer.name.startswith(f"{name}.") for name in fallback)

@@ -26,21 +26,20 @@ import torch
 from torch import Tensor, nn
 
 from popflow.optim.auto import Auto
-from popflow.optim.blocks import Dense, Diagonal
-from popflow.optim.bucket import WIDE, Bucket, Taken
+from popflow.optim.blocks import Dense
+from popflow.optim.bucket import Bucket
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
-from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model, warn_of_unheard
+from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model
+from popflow.optim.curvature import refresh_factors
 from popflow.optim.diagonals import Diagonals
-from popflow.optim.groups import buckets_of, listed
-from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_start
-from popflow.optim.options import RANGES, in_range
-from popflow.optim.processes import average, distributed
+from popflow.optim.groups import buckets_of, listed, named, put_in, stand_ins
+from popflow.optim.options import in_range
 from popflow.optim.report import Preconditioned, lines_of
 from popflow.optim.state import pack, unpack
-from popflow.optim.structures import Factor, Structure
+from popflow.optim.structures import Structure
 
 DENSE = Dense()
-LEFT_OUT = ("tap", "_homes", "_diagonals", "rounding", "step")
+LEFT_OUT = ("tap", "_homes", "diagonals", "rounding", "step")
 """Attributes that a copy makes anew. A scheduler's ``step`` is one: it is bound to the optimiser that the scheduler was made for."""
 Structures = Structure | tuple[Structure, Structure] | Auto
 """One structure for both factors, ``(inputs, outputs)``, or `Auto`."""
@@ -140,7 +139,7 @@ class SINGD(torch.optim.Optimizer):
         check_factor_dtype(factor_dtype)
         params = None if params is None else listed(params)
         own = dict(model.named_parameters())
-        standing = _standing(params, own)
+        standing = stand_ins(params, own)
         self.names = {standing.get(name, parameter): name for name, parameter in own.items()}
         self.interval, self.adaptive, self.sharing, self.averaging, self.warm = interval, adaptive, sharing, averaging, warm
         self.max_rows, self.factor_dtype, self.grad_scaler, self.process_group = max_rows, factor_dtype, grad_scaler, process_group
@@ -150,17 +149,17 @@ class SINGD(torch.optim.Optimizer):
         self.warned = self.warned_of_unheard = False
         self.buckets: list[Bucket] = []
         self._homes: dict[Layer, tuple[Bucket, int]] | None = None
-        self._diagonals: dict[Layer, Diagonals] = {}
+        self.diagonals: dict[Layer, Diagonals] = {}
         self.adamw: list[torch.optim.AdamW | None] = []
         layers = find_layers(model)
         if standing:
-            _stand_in(layers, {own[name]: tensor for name, tensor in standing.items()})
+            put_in(layers, {own[name]: tensor for name, tensor in standing.items()})
         known = {*self.names.values(), *(name for name, _ in model.named_modules()), *(layer.name for layer in layers)}
         if strange := sorted(set(fallback) - known):
             raise ValueError(
                 f"fallback names {strange[0]!r}, which is no module and no parameter of the model. Fix: see model.named_modules()."
             )
-        self.layers = [layer for layer in layers if not _named(layer, self.names, fallback)]
+        self.layers = [layer for layer in layers if not named(layer, self.names, fallback)]
         self.tap: Tap | None = None
         defaults = {
             "lr": lr,
@@ -242,102 +241,6 @@ class SINGD(torch.optim.Optimizer):
             self._homes = {one: (bucket, index) for bucket in self.buckets for index, one in enumerate(bucket.layers)}
         return self._homes[layer]
 
-    def _refresh(self, scale: float) -> None:
-        spoken = any(heard.h_k is not None for bucket in self.buckets for heard in bucket.heard)
-        several = distributed()
-        if not spoken and not several:
-            layer = next((b.layers[0] for b in self.buckets if any(la.weight.grad is not None for la in b.layers)), None)
-            if layer is None:
-                return
-            raise RuntimeError(
-                f"layer {layer.name!r} has a gradient but no layer was heard since the last refresh. Fix: call model.train() and run the model "
-                "that the optimiser was made with, outside of torch.func.jvp and vmap; with listen=False call observe(); or call detach() to keep "
-                "the factors as they are."
-            )
-        ready = [(bucket, bucket.take(scale)) for bucket in self.buckets]
-        if several:
-            ready = [(bucket, self._shared(taken)) for bucket, taken in ready]
-        self.warned_of_unheard = self.warned_of_unheard or warn_of_unheard(ready, stacklevel=3)
-        ready = [(bucket, taken) for bucket, taken in ready if any(taken.present)]
-        if not ready:
-            return
-        for group in self.param_groups:
-            lr_cov = group["lr_cov"](self.refreshes) if callable(group["lr_cov"]) else group["lr_cov"]
-            in_range("lr_cov", lr_cov, *RANGES["lr_cov"])
-            options = {"damping": group["damping"], "adaptive": self.adaptive}
-            moving = options | {"lr_cov": lr_cov, "alpha1": group["alpha1"]}
-            mine = [(bucket, taken) for bucket, taken in ready if bucket.group is group]
-            for bucket, _ in mine:
-                bucket.metric = [None, None]
-            flat, slow = [], []
-            for bucket, taken in mine:
-                (flat if _only_diagonal(bucket, taken) else slow).append((bucket, taken))
-            if flat and not self._refresh_diagonals(flat, moving):
-                slow = mine
-            if slow:
-                numbers = [measures(b.k, b.c, _seen(b.k, taken.h_k), _seen(b.c, taken.h_c)) for b, taken in slow]
-                told = iter(torch.cat([one for four in numbers for one in four]).tolist())
-                pairs = [self._start(*one, [list(islice(told, len(one[0].started))) for _ in range(4)], options) for one in slow]
-                if moved := [pair for pair in pairs if pair is not None]:
-                    refresh_all(moved, rounding=self.rounding, **moving)
-        self.refreshes += 1
-
-    def _start(self, bucket: Bucket, taken: Taken, measured: list[list[float]], options: dict[str, Any]) -> Pair | None:
-        """Start the members that meet their first batch; return the others whose curvature is finite, to be moved."""
-        heard = [there for layer, there in zip(bucket.layers, taken.present, strict=True) for _ in range(layer.blocks)]
-        sound = [math.isfinite(a) and math.isfinite(b) and there for a, b, there in zip(*measured[:2], heard, strict=True)]
-        self._count_skipped(bucket, sound, taken.present)
-        moves = [s and (begun or not self.warm) for s, begun in zip(sound, bucket.started, strict=True)]
-        starts = [s and not m for s, m in zip(sound, moves, strict=True)]
-        bucket.started = [s or begun for s, begun in zip(sound, bucket.started, strict=True)]
-        if any(starts):  # the factors are still the identity, so that what was heard is the curvature itself
-            scales = taken.h_k[0].new_tensor([taken.scale_k, taken.scale_c])
-            u = bucket.k.structure.diagonal(taken.h_k, bucket.k.n) * scales[0, :, None]
-            g = bucket.c.structure.diagonal(taken.h_c, bucket.c.n) * scales[1, :, None]
-            warm_start(bucket.k, bucket.c, u, g, valid=_mask(starts, u), **options)
-        if not any(moves):
-            return None
-        h_k, h_c = _seen(bucket.k, taken.h_k), _seen(bucket.c, taken.h_c)
-        return Pair(bucket.k, bucket.c, h_k, h_c, (taken.scale_k, taken.scale_c), measured, _mask(moves, h_k[0]))
-
-    def _refresh_diagonals(self, pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:
-        """Move all diagonal factors of a group together; False, and nothing moves, when some curvature is not finite."""
-        first, sides = pairs[0][0], [side for bucket, _ in pairs for side in (bucket.k, bucket.c)]
-        kept = self._diagonals.get(first.layers[0])
-        if kept is None or not kept.hold(sides):
-            kept = self._diagonals[first.layers[0]] = Diagonals(sides)
-        heard = [part for _, taken in pairs for part in (taken.h_k[0], taken.h_c[0])]
-        scales = [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both]
-        sound = kept.refresh(heard, scales, **moving)
-        for i, (bucket, _) in enumerate(pairs if sound else ()):
-            bucket.metric = [*kept.metrics[2 * i : 2 * i + 2]]
-        return sound
-
-    def _shared(self, taken: Taken) -> Taken:
-        """Average what was heard over all processes."""
-        for parts, scales in ((taken.h_k, taken.scale_k), (taken.h_c, taken.scale_c)):
-            for part in parts:
-                part.mul_(part.new_tensor(scales).view(-1, *[1] * (part.ndim - 1)))
-        present = average(self.process_group, taken.h_k, taken.h_c, taken.present)
-        ones = [1.0] * len(taken.scale_k)
-        return Taken(taken.h_k, taken.h_c, ones, ones, present)
-
-    def _count_skipped(self, bucket: Bucket, sound: list[bool], present: list[bool]) -> None:
-        bad = [
-            layer.name
-            for layer, members, there in zip(bucket.layers, bucket.slices, present, strict=True)
-            if there and not all(sound[members])
-        ]
-        self.skipped += len(bad)
-        if bad and not self.warned:
-            self.warned = True
-            warnings.warn(
-                f"layer {bad[0]!r}: the captured curvature is not finite; its factors keep their values (counted in .skipped, said once). "
-                "Fix: look for overflow in activations or loss, or lower the learning rate.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
     # -- the step -------------------------------------------------------------------------------------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -370,7 +273,7 @@ class SINGD(torch.optim.Optimizer):
             gap = self.interval(self.steps + 1) if callable(self.interval) else self.interval
             in_range("interval", gap, 1, math.inf, whole=True)
             self.gap = gap
-            self._refresh(scale)
+            refresh_factors(self, scale)
         sound = [self._move(group, [bucket for bucket in self.buckets if bucket.group is group]) for group in self.param_groups]
         for group, adamw in zip(self.param_groups, self.adamw, strict=True):
             if adamw is not None and all(sound):  # what makes matrices stay would spoil the averages of AdamW
@@ -490,48 +393,8 @@ class SINGD(torch.optim.Optimizer):
         listen, seed = state.pop("_listen"), state.pop("_rounding")
         super().__setstate__(state)
         self.rounding = self._homes = None
-        self._diagonals = {}
+        self.diagonals = {}
         if seed is not None:
             self.rounding = torch.Generator()
             self.rounding.set_state(seed)
         self._listen(listen)
-
-
-def _standing(params: list[Any] | None, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors given by name that are not the model's own."""
-    given = [one for entry in params or () for one in (entry["params"] if isinstance(entry, dict) else [entry])]
-    mine = set(own.values())  # named parameters of a part of the model are not stand-ins
-    standing = {one[0]: one[1] for one in given if isinstance(one, tuple) and one[0] in own and one[1] not in mine}
-    for name, tensor in standing.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(
-                f"params: {name!r} has shape {tuple(tensor.shape)}, the model's has {tuple(own[name].shape)}. Fix: give the model that it is of."
-            )
-    return standing
-
-
-def _stand_in(layers: Iterable[Layer], by: Mapping[Tensor, Tensor]) -> None:
-    """Put the given tensors in place of a layer's weight and bias."""
-    for layer in layers:
-        standing: Any = [by.get(parameter, parameter) for parameter in layer.parameters()]
-        layer.standing = layer.weight in by
-        layer.weight, layer.bias = standing if len(standing) == 2 else (*standing, None)
-
-
-def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
-    kinds = type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
-    return kinds and bucket.k.value[0].dtype in WIDE and all(bucket.started) and all(taken.present)
-
-
-def _seen(side: Side, h: Factor) -> Factor:
-    """What a layer told, as its factor sees it: `Diagonal` sums are told of the rows themselves."""
-    return (h[0] * side.value[0].to(h[0].dtype).square(),) if type(side.structure) is Diagonal else h
-
-
-def _mask(members: list[bool], like: Tensor) -> Tensor | None:
-    return None if all(members) else torch.tensor(members, device=like.device)
-
-
-def _named(layer: Layer, names: Mapping[Tensor, str], fallback: Collection[str]) -> bool:
-    own = {layer.name, *(names.get(parameter, "") for parameter in layer.parameters())}
-    return any(name in own or layer.name.startswith(f"{name}.") for name in fallback)
