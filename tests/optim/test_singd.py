@@ -116,7 +116,7 @@ def test_rotation_of_the_inputs(structure, signed, same):
     nets[1][0].weight.data = nets[0][0].weight.data @ q
     for net, turn in zip(nets, (torch.eye(4, dtype=F64), q), strict=True):
         # The cap acts: its bound of a dense factor is one of norm and trace, which a rotation leaves alone.
-        optimizer = SINGD(net, lr=0.05, structure=structure, interval=1, warm=False, damping=0.3, **NATURAL | {"kl_clip": 1e-2})
+        optimizer = SINGD(net, lr=0.05, structure=structure, interval=1, warm=False, damping=0.3, alpha1=0.5, **NATURAL | {"kl_clip": 1e-2})
         capped = 0
         for i in range(50):
             x = normal(16, 4, seed=i)
@@ -764,7 +764,7 @@ def test_wrong_kinds_are_named_with_their_fix():
     for name, value in (("sharing", "reduce"), ("averaging", "mean"), ("factor_dtype", torch.int32), ("factor_dtype", "bf16")):
         with pytest.raises(TypeError, match=rf"{name}=.*wanted.*Fix: "):
             SINGD(net, **{name: value})
-    with pytest.raises(ValueError, match=r"lr_cov=1\.5, wanted a finite number above 0 and below 1\. Fix: 0\.1 is usual\."):
+    with pytest.raises(ValueError, match=r"lr_cov=1\.5, wanted a finite number above 0 and below 1\. Fix: 0\.3 is usual\."):
         SINGD(net, lr_cov=1.5)
 
 

@@ -242,10 +242,16 @@ def test_auto_keeps_to_its_budget():
         Auto(0.1).choose(shapes, 0, momentum=True, factor_momentum=True)
 
 
-def test_bad_sizes_are_named():
+def test_bad_sizes_are_named(unchecked):
     with pytest.raises(ValueError, match="block=0"):
         BlockDiagonal(0)
-    with pytest.raises(ValueError, match="k1=-1"):
-        Hierarchical(-1, 2)
+    for bad in (-1, 1.5, True):
+        with pytest.raises(ValueError, match=f"k1={bad}.*wanted whole numbers of at least 0"):
+            Hierarchical(bad, 2)
+        with pytest.raises(ValueError, match=f"k2={bad}"):
+            Hierarchical(2, bad)
+    for bad in (0, -3, 2.0, True, None):
+        with pytest.raises(ValueError, match=rf"rank_triangular\(k={bad}\), wanted a whole number of at least 1.*Diagonal\(\)"):
+            rank_triangular(bad)
     with pytest.raises(ValueError, match="max_state_ratio"):
         Auto(0.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popflow.optim.structures import Factor, bound_by, by_products, squares
+from popflow.optim.structures import Factor, bound_by, squares
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Hierarchical:
     k2: int
 
     def __post_init__(self):
-        if self.k1 < 0 or self.k2 < 0:
-            raise ValueError(f"Hierarchical(k1={self.k1}, k2={self.k2}), wanted both at least 0: 15 and 15 are usual.")
+        if any(not isinstance(k, int) or isinstance(k, bool) or k < 0 for k in (self.k1, self.k2)):
+            raise ValueError(f"Hierarchical(k1={self.k1!r}, k2={self.k2!r}), wanted whole numbers of at least 0: 15 and 15 are usual.")
 
     def _cut(self, n: int) -> tuple[int, int, int]:
         k1 = min(self.k1, n)
@@ -60,56 +60,91 @@ class Hierarchical:
         factor[2].add_(value)
         factor[4].diagonal(dim1=-2, dim2=-1).add_(value)
 
+    def _rows(self, factor: Factor) -> tuple[Tensor, Tensor]:
+        """The border rows ``G [B, k1 + k2, n]`` and the diagonal ``[B, n]`` with zeros at the borders: ``K = diag + S G`` with selector ``S``."""
+        a, b, c, d, e = factor
+        k1, k2 = a.shape[-1], e.shape[-1]
+        top = torch.cat([a, b], -1)
+        rows = top if k2 == 0 else torch.cat([top, torch.cat([e.new_zeros(len(e), k2, k1), d, e], -1)], -2)
+        return rows, torch.nn.functional.pad(c, (k1, k2))
+
     def multiply(self, left: Factor, right: Factor) -> Factor:
         """Product, block by block."""
         a, b_c, b_e, c, d, e = self._parts(left)
-        a2, b_c2, b_e2, c2, d2, e2 = self._parts(right)
+        a2, b2, c2, d2, e2 = right
         column = c2.unsqueeze(-2)
-        b = torch.cat([a @ b_c2 + b_c * column + b_e @ d2, a @ b_e2 + b_e @ e2], -1)
-        return a @ a2, b, c * c2, d * column + e @ d2, e @ e2
+        b = torch.bmm(a, b2)
+        to_c, to_e = b.split_with_sizes([c.shape[-1], e.shape[-1]], -1)
+        to_c.addcmul_(b_c, column).baddbmm_(b_e, d2)
+        to_e.baddbmm_(b_e, e2)
+        return torch.bmm(a, a2), b, c * c2, (d * column).baddbmm_(e, d2), torch.bmm(e, e2)
 
     def right(self, factor: Factor, rows: Tensor) -> Tensor:
-        """``X K``."""
-        a, b, c, d, e = factor
-        x_a, x_c, x_e = rows.split([a.shape[-1], c.shape[-1], e.shape[-1]], -1)
-        tail = torch.cat([x_c * c.unsqueeze(-2) + x_e @ d, x_e @ e], -1)
-        return torch.cat([x_a @ a, torch.baddbmm(tail, x_a, b)], -1)
+        """``X K``: the diagonal, and the border coordinates times the border rows."""
+        border, diagonal = self._rows(factor)
+        return (rows * diagonal.unsqueeze(-2)).baddbmm_(self._ends(factor, rows, -1), border)
 
     def right_t(self, factor: Factor, rows: Tensor) -> Tensor:
         """``X K^T``."""
-        a, b, c, d, e = factor
-        x_a, x_r = rows.split([a.shape[-1], b.shape[-1]], -1)
-        x_c, x_e = x_r.split([c.shape[-1], e.shape[-1]], -1)
-        return torch.cat([x_a @ a.mT + x_r @ b.mT, x_c * c.unsqueeze(-2), x_c @ d.mT + x_e @ e.mT], -1)
+        border, diagonal = self._rows(factor)
+        return self._put(factor, rows * diagonal.unsqueeze(-2), torch.bmm(border, rows.mT).mT, -1)
+
+    def _ends(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
+        """The border coordinates of ``x``."""
+        k1, n, k2 = factor[0].shape[-1], x.shape[dim], factor[4].shape[-1]
+        return x.narrow(dim, 0, k1) if k2 == 0 else torch.cat([x.narrow(dim, 0, k1), x.narrow(dim, n - k2, k2)], dim)
+
+    def _put(self, factor: Factor, x: Tensor, ends: Tensor, dim: int) -> Tensor:
+        """Write the border coordinates of ``x``, in place."""
+        k1, n, k2 = factor[0].shape[-1], x.shape[dim], factor[4].shape[-1]
+        x.narrow(dim, 0, k1).copy_(ends.narrow(dim, 0, k1))
+        if k2:
+            x.narrow(dim, n - k2, k2).copy_(ends.narrow(dim, k1, k2))
+        return x
 
     def gram(self, factor: Factor, rows: Tensor) -> Factor:
-        """Projection of ``K^T X^T X K``."""
-        k1, middle, k2 = self._cut(rows.shape[-1])
-        x_a, x_r = self.right(factor, rows).split([k1, middle + k2], -1)
-        x_c, x_e = x_r.split([middle, k2], -1)
-        return x_a.mT @ x_a, 2 * (x_a.mT @ x_r), x_c.square().sum(-2), 2 * (x_e.mT @ x_c), x_e.mT @ x_e
+        """Projection of ``K^T X^T X K``: one product of the border columns of ``X K`` with all, and its sums of squares."""
+        seen = self.right(factor, rows)
+        ends = self._ends(factor, seen, -1)
+        return self._projected(torch.bmm(ends.mT, seen), seen.square_().sum(-2))
 
     def inner(self, factor: Factor) -> Factor:
         """Projection of ``K^T K``."""
-        a, b, c, d, e = factor
-        _, b_c, b_e, _, _, _ = self._parts(factor)
-        middle = c.square() + b_c.square().sum(-2) + d.square().sum(-2)
-        return a.mT @ a, 2 * (a.mT @ b), middle, 2 * (b_e.mT @ b_c + e.mT @ d), e.mT @ e + b_e.mT @ b_e
+        a, b_c, b_e, c, d, e = self._parts(factor)
+        borders = torch.cat([b_c, d, c.unsqueeze(-2)], -2)
+        both = torch.baddbmm(d, b_e.mT, b_c, beta=0, alpha=2).baddbmm_(e.mT, d, alpha=2)
+        b = torch.baddbmm(factor[1], a.mT, factor[1], beta=0, alpha=2)
+        return torch.bmm(a.mT, a), b, borders.square_().sum(-2), both, torch.bmm(e.mT, e).baddbmm_(b_e.mT, b_e)
+
+    def _projected(self, border: Tensor, diagonal: Tensor) -> Factor:
+        """The projection from the border rows ``[B, k1 + k2, n]`` of a symmetric matrix and its diagonal ``[B, n]``."""
+        k1, middle, k2 = self._cut(diagonal.shape[-1])
+        top, bottom = border.split_with_sizes([k1, k2], -2)
+        a, b = top.split_with_sizes([k1, middle + k2], -1)
+        _, d, e = bottom.split_with_sizes([k1, middle, k2], -1)
+        # Tensors of their own: a momentum that is made of them would keep the border rows as well.
+        return a.contiguous(), b + b, diagonal.narrow(-1, k1, middle).clone(), d + d, e.contiguous()
 
     def square(self, factor: Factor, n: int) -> Tensor:
         """Sum of squares."""
         return squares(factor)
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
-        """One product after the other."""
-        return by_products(self, factor, x, dim)
+        """One product after the other, in one piece of memory."""
+        border, diagonal = self._rows(factor)
+        if dim == -1:
+            seen = (x * diagonal.unsqueeze(-2)).baddbmm_(self._ends(factor, x, -1), border)
+            ends = torch.bmm(border, seen.mT).mT
+            return self._put(factor, seen.mul_(diagonal.unsqueeze(-2)), ends, -1)
+        seen = (x * diagonal.unsqueeze(-1)).baddbmm_(border.mT, self._ends(factor, x, -2))
+        ends = torch.bmm(border, seen)
+        return self._put(factor, seen.mul_(diagonal.unsqueeze(-1)), ends, -2)
 
     def project(self, matrix: Tensor) -> Factor:
         """A, E and the diagonal of C as they are; borders twice."""
         k1, middle, _ = self._cut(matrix.shape[-1])
-        c, e = slice(k1, k1 + middle), slice(k1 + middle, None)
-        diagonal = matrix[:, c, c].diagonal(dim1=-2, dim2=-1).clone()
-        return matrix[:, :k1, :k1].clone(), 2 * matrix[:, :k1, k1:], diagonal, 2 * matrix[:, e, c], matrix[:, e, e].clone()
+        ends = torch.cat([matrix[:, :k1], matrix[:, k1 + middle :]], 1)
+        return self._projected(ends, matrix.diagonal(dim1=-2, dim2=-1))
 
     def dense(self, factor: Factor, n: int) -> Tensor:
         """The matrix."""
@@ -123,10 +158,8 @@ class Hierarchical:
 
     def bound(self, factor: Factor) -> Tensor:
         """`spectral_bound` of the matrix, from its parts."""
-        a, _, c, _, e = factor
-        n = a.shape[-1] + c.shape[-1] + e.shape[-1]
-        diagonal = sum((part.diagonal(dim1=-2, dim2=-1).sum(-1) for part in (a, e)), c.sum(-1))
-        return bound_by(squares(factor).sqrt(), diagonal / n, n)
+        n = factor[1].shape[-1] + factor[0].shape[-1]
+        return bound_by(squares(factor), self.diagonal(factor, n).sum(-1), n)
 
 
 def rank_triangular(k: int) -> Hierarchical:
@@ -135,4 +168,8 @@ def rank_triangular(k: int) -> Hierarchical:
     >>> rank_triangular(3)
     Hierarchical(k1=3, k2=0)
     """
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ValueError(
+            f"rank_triangular(k={k!r}), wanted a whole number of at least 1: 15 is usual. Fix: Diagonal() is what rank 0 would be."
+        )
     return Hierarchical(k, 0)

@@ -26,7 +26,12 @@ import torch
 from torch import Generator, Tensor
 
 from popflow.optim.blocks import BlockDiagonal, Dense
+from popflow.optim.hierarchical import Hierarchical
 from popflow.optim.structures import Factor, Structure, eye, trace
+from popflow.optim.triangular import LowerTriangular, UpperTriangular
+
+BY_SQUARES = (Dense, Hierarchical, LowerTriangular, UpperTriangular)
+"""Structures whose `Structure.bound` is `spectral_bound` of the whole matrix: made of two numbers that one transfer brings for all."""
 
 
 @dataclass
@@ -149,24 +154,22 @@ def refresh_all(pairs: Sequence[Pair], *, lr_cov: float, damping: float, alpha1:
 
 
 def _sizes(side: Side, step: Factor) -> list[Tensor]:
-    """What the caps of a batch are made of: norms and means of the diagonals of dense matrices, bounds of others."""
-    if type(side.structure) is Dense:
-        return [torch.linalg.vector_norm(step[0], dim=(-2, -1)), step[0].diagonal(dim1=-2, dim2=-1).mean(-1)]
-    return [side.structure.bound(step)]
+    """What the caps of a batch are made of: sums of squares and traces where they make the bound, else the bound."""
+    structure = side.structure
+    return [structure.square(step, side.n), trace(structure, step, side.n)] if type(structure) in BY_SQUARES else [structure.bound(step)]
 
 
 def _bounds(side: Side, known: Iterator[float]) -> list[float]:
-    """Take the numbers of one batch from those of all; `spectral_bound` of dense matrices."""
+    """Take the numbers of one batch from those of all; `spectral_bound` from squares and traces."""
     batch = side.value[0].shape[0]
-    sizes = list(islice(known, batch))
-    if type(side.structure) is not Dense:
-        return sizes
+    first = list(islice(known, batch))
+    if type(side.structure) not in BY_SQUARES:
+        return first
     eps = 64 * torch.finfo(torch.promote_types(side.value[0].dtype, torch.float32)).eps
-    rests = [
-        abs(mean) + math.sqrt(max(size**2 - side.n * mean**2, 0) + eps * size**2)
-        for size, mean in zip(sizes, islice(known, batch), strict=True)
+    return [
+        min(math.sqrt(square), abs(total) / side.n + math.sqrt(max(square - total**2 / side.n, 0) + eps * square))
+        for square, total in zip(first, islice(known, batch), strict=True)
     ]
-    return [min(size, rest) for size, rest in zip(sizes, rests, strict=True)]
 
 
 def _steps(pair: Pair, damping: float, alpha1: float, adaptive: bool) -> list[tuple[Side, Factor]]:
@@ -219,7 +222,8 @@ def _bracket_of_matrices(
     step = []
     for i, (part, data) in enumerate(zip(value, h, strict=True)):
         if momentum is None:  # what was heard is nobody else's
-            step.append(_added_product(_times(data, weight), part.mT, part, ridge, own=True))
+            data, by = (data, weight) if isinstance(weight, float) else (_times(data, weight), 1.0)
+            step.append(_added_product(data, part.mT, part, ridge, by, own=True))
             continue
         new = _added_product(momentum[i], part.mT, part, ridge, alpha1, own)
         if isinstance(weight, Tensor):

@@ -33,12 +33,13 @@ from popflow.optim.checks import check_factor_dtype, check_function, check_gradi
 from popflow.optim.curvature import refresh_factors
 from popflow.optim.diagonals import Diagonals
 from popflow.optim.groups import buckets_of, listed, named, put_in, stand_ins
-from popflow.optim.options import in_range
+from popflow.optim.options import growing, in_range
 from popflow.optim.report import Preconditioned, lines_of
 from popflow.optim.state import pack, unpack
 from popflow.optim.structures import Structure
 
 DENSE = Dense()
+GROWING = growing(10)
 LEFT_OUT = ("tap", "_homes", "diagonals", "rounding", "step")
 """Attributes that a copy makes anew. A scheduler's ``step`` is one: it is bound to the optimiser that the scheduler was made for."""
 Structures = Structure | tuple[Structure, Structure] | Auto
@@ -59,7 +60,7 @@ class SINGD(torch.optim.Optimizer):
         momentum: Heavy-ball momentum of the weights; 0 keeps no buffer.
         damping: ``lambda > 0``, added to the Kronecker product (SINGD) or to each factor (IKFAC).
         lr_cov: Step size ``beta`` in (0, 1) of the factors, or a function of the number of refreshes.
-        alpha1: Momentum in [0, 1) of the factors; 0 halves their memory.
+        alpha1: Momentum in [0, 1) of the factors, the paper's 0.5 for instance; above 0 it doubles their memory.
         weight_decay: Decoupled.
         interval: ``T``: refresh the factors every ``T`` steps; or a function from the number of steps made to the next ``T``, as `growing`.
         adaptive: SINGD; False for IKFAC (``alpha1`` is then 0).
@@ -109,10 +110,10 @@ class SINGD(torch.optim.Optimizer):
         *,
         momentum: float = 0.9,
         damping: float = 1e-4,
-        lr_cov: float | Callable[[int], float] = 0.1,
-        alpha1: float = 0.5,
+        lr_cov: float | Callable[[int], float] = 0.3,
+        alpha1: float = 0.0,
         weight_decay: float = 0.0,
-        interval: int | Callable[[int], int] = 10,
+        interval: int | Callable[[int], int] = GROWING,
         adaptive: bool = True,
         kl_clip: float | None = 1e-3,
         update_rms: float | None = 1.0,

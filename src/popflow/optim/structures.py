@@ -86,11 +86,6 @@ class Structure(Protocol):
         ...
 
 
-def scaled(factor: Factor, by: Tensor) -> Factor:
-    """Multiply each matrix of a batch by its number ``by [B]``."""
-    return tuple(part * by.reshape(-1, *[1] * (part.ndim - 1)) for part in factor)
-
-
 def eye(structure: Structure, batch: int, n: int, like: Tensor) -> Factor:
     """Return a batch of identities with the dtype and device of ``like``.
 
@@ -112,17 +107,19 @@ def spectral_bound(matrix: Tensor) -> Tensor:
     ``|M - t I|_F^2 = |M|_F^2 - n t^2``, so that one pass over memory gives both, and a rotation of the coordinates changes neither; what the
     difference may lose to rounding is added.
     """
-    n = matrix.shape[-1]
-    if n == 0:
-        return matrix.new_zeros(matrix.shape[:-2])
-    return bound_by(torch.linalg.vector_norm(matrix, dim=(-2, -1)), matrix.diagonal(dim1=-2, dim2=-1).mean(-1), n)
+    square = torch.linalg.vector_norm(matrix, dim=(-2, -1)).square()
+    return bound_by(square, matrix.diagonal(dim1=-2, dim2=-1).sum(-1), matrix.shape[-1])
 
 
-def bound_by(size: Tensor, mean: Tensor, n: int) -> Tensor:
-    """`spectral_bound` from the Frobenius norm and the mean of the diagonal of ``n x n`` matrices."""
-    square = size.square()
-    rest = torch.addcmul(square, mean, mean, value=-n).clamp_(min=0).add_(square, alpha=64 * torch.finfo(size.dtype).eps).sqrt_()
-    return torch.minimum(size, rest.add_(mean.abs()))
+def bound_by(square: Tensor, trace: Tensor, n: int | Tensor) -> Tensor:
+    """`spectral_bound` from the sum of squares and the trace of ``n x n`` matrices.
+
+    >>> bound_by(torch.tensor(13.0), torch.tensor(5.0), 2)  # of a diagonal matrix of 2 and 3: 2.5 and 0.5 sqrt 2
+    tensor(3.2072)
+    """
+    mean = trace / n
+    rest = torch.addcmul(square, mean, trace, value=-1).clamp_(min=0).add_(square, alpha=64 * torch.finfo(square.dtype).eps)
+    return torch.minimum(square.sqrt(), rest.sqrt_().add_(mean.abs()))
 
 
 def squares(factor: Factor) -> Tensor:
@@ -131,8 +128,9 @@ def squares(factor: Factor) -> Tensor:
     >>> squares((torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])))
     tensor([14.])
     """
-    sums = [torch.linalg.vector_norm(part.flatten(1), dim=1).square() for part in factor]
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+    if len(factor) == 1:
+        return torch.linalg.vector_norm(factor[0].flatten(1), dim=1).square()
+    return torch.cat([part.flatten(1) for part in factor], 1).square().sum(1)
 
 
 def by_products(structure: Structure, factor: Factor, x: Tensor, dim: int) -> Tensor:
