@@ -10,11 +10,12 @@ them at once. Ranges are wide, and the same wherever two optimisers share a numb
   Newton's 1, from 0.1 to 2; ``kl_clip`` from a tenth of its default 1e-3 to a hundred times;
 - ``damping`` within two decades of SINGD's default 1e-4, ``lr_cov`` (KFAC: 1 - decay) from 0.3 to 0.9, since averages longer than a few refreshes
   never fill in tens of steps; the factors are refreshed at step k after ``1 + growth k`` steps, from always (0.03) to at every doubling (1). The
-  curvature is that of the loss's own gradients (``share = 0``), or of sampled ones on all of a batch (1) or on a quarter of it (0.25);
+  curvature is that of the loss's own gradients (``share = 0``), or of sampled ones on all of a batch (1) or on a quarter of it (0.25); SINGD looks at
+  128 to 2048 rows of a layer;
 - what is not preconditioned (embeddings, normalisation) is moved by AdamW: at SINGD's and Muon's own ``lr``, which is in its units, and at a rate of
   its own beside KFAC and singd.
 
-What SINGD's documentation fixes for short runs of small networks is fixed: dense factors without momentum, at most 1024 rows of a layer.
+Everything else is as each optimiser has it by default: SINGD's factors are dense, and its steps measured as Adam measures its own.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 from optimizer_peers import KFAC, Make, Spring, adamw, kron, muon, reference, soap
 from optimizer_tasks import Task
 
-from popflow.optim import SINGD, Dense
+from popflow.optim import SINGD
 
 Range = Callable[[float], Any]
 """From a number in [0, 1) to a value."""
@@ -52,7 +53,7 @@ MOMENTUM, DAMPING, FALLBACK = even(0.0, 0.9), log(1e-6, 1e-2), log(3e-3, 1e-1)
 CURVATURE: dict[str, Range] = {"damping": DAMPING, "lr_cov": even(0.3, 0.9), "growth": log(0.03, 1.0)}
 SPACES: dict[str, dict[str, Range]] = {
     "AdamW": {"lr": RATE, "forget": AVERAGE, "forget_squares": SQUARES},
-    "SINGD": {"lr": RATE, "momentum": MOMENTUM} | CURVATURE,
+    "SINGD": {"lr": RATE, "momentum": MOMENTUM} | CURVATURE | {"max_rows": lambda u: round(128 * 16**u)},
     "KFAC": {"whole": log(0.1, 2.0), "momentum": MOMENTUM, "kl_clip": log(1e-4, 1e-1)} | CURVATURE | {"fallback_lr": FALLBACK},
     "SPRING": {"lr": log(0.05, 1.0), "damping": log(1e-6, 1.0), "decay": even(0.0, 0.99), "norm_bound": log(1e-3, 10.0)},
     "Muon": {"lr": RATE, "forget": AVERAGE},
@@ -88,7 +89,7 @@ def competitor(kind: str, task: Task, setting: dict[str, Any]) -> tuple[Task, Ma
     share, growth = given.pop("share"), given.pop("growth")
     given |= {"interval": lambda k: 1 + int(growth * k), "listen": share == 0, "averaging": task.averaging}
     if kind == "SINGD":
-        given |= {"structure": Dense(), "alpha1": 0.0, "max_rows": 1024, "fallback_lr": None}
+        given["fallback_lr"] = None
     else:
         given |= {"lr": given.pop("whole") * (1 - given["momentum"]), "decay": 1 - given.pop("lr_cov")}
     return replace(task, share=share or 1.0), partial(MAKES[kind], **given)
