@@ -125,7 +125,7 @@ def numbers_of_state(optimizer: torch.optim.Optimizer) -> int:
 
 def perceptron(options: argparse.Namespace, interval: int) -> list[Row]:
     """MLP 64-256-256-10 on digits, batch 128."""
-    rows, blocks = [], 2 if options.quick else 15
+    rows, blocks = [], 1 if options.quick else 15
     task = digits_task("MLP", mlp, (64,), 0.05, 100)
     absent: dict[str, str] = {}
     makes: dict[str, Make] = {"AdamW": partial(adamw, lr=1e-3)}
@@ -144,7 +144,7 @@ def perceptron(options: argparse.Namespace, interval: int) -> list[Row]:
         except ImportError as error:
             absent[name] = f"absent: {error}"
     started = time.perf_counter()
-    times = in_turns(steps, blocks, {"singd Toeplitz": 1, "Kron": 5, "SOAP": 5})
+    times = in_turns(steps, blocks, {"singd Toeplitz": 1, "Muon": 3, "Kron": 5, "SOAP": 5})
     seconds = time.perf_counter() - started
     ratios = {name: value / times["AdamW"] for name, value in times.items()}
     peers = {name: round(ratios[name], 2) for name in ("Muon", "SOAP", "Kron", "KFAC") if name in ratios} | absent

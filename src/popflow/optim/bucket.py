@@ -210,7 +210,7 @@ class Bucket:
         for layer, parameter, members, part in self._parts(step):
             if parameter.grad is None:
                 continue
-            rows = parameter if layer.whole else parameter[layer.start : layer.start + layer.blocks * layer.d]
+            rows = layer.rows(parameter)
             rate = -lr
             if scales is not None and layer.blocks == 1:
                 rate = -lr * scales[members.start]

@@ -61,8 +61,11 @@ class Layer:
 
     def view(self, tensor: Tensor) -> Tensor:
         """Return the layer's rows of something shaped like the weight or the bias, as ``[B, d, p]`` or ``[B, d, 1]``."""
-        part = tensor if self.whole else tensor[self.start : self.start + self.blocks * self.d]
-        return part.reshape(self.blocks, self.d, -1)
+        return self.rows(tensor).reshape(self.blocks, self.d, -1)
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return the layer's rows of something shaped like the weight or the bias."""
+        return tensor if self.whole else tensor.narrow(0, self.start, self.blocks * self.d)
 
     def parameters(self) -> list[Tensor]:
         """Weight and bias."""

@@ -208,8 +208,8 @@ def _follow(side: Side, step: Factor, beta: float | Tensor, valid: Tensor | None
     if isinstance(structure, Dense | BlockDiagonal):
         moved = tuple(_added_product(a, a, b, -beta) for a, b in zip(value, step, strict=True))
     else:
-        change = structure.multiply(value, tuple(_times(part.clone(), -beta) for part in step))
-        moved = tuple(delta.add_(a) for a, delta in zip(value, change, strict=True))
+        change = structure.multiply(value, step)
+        moved = tuple(_times(delta, -beta).add_(a) for a, delta in zip(value, change, strict=True))
     side.value = _keep(side.value, moved, valid, rounding)
     if side.momentum is not None:
         side.momentum = _keep(side.momentum, step, valid, rounding)
