@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from popflow.optim.structures import Factor, bound_by, spectral_bound, squares
+from popflow.optim.structures import Factor, Shapes, bound_by, spectral_bound, squares
 
 
 @dataclass(frozen=True)
@@ -273,6 +273,45 @@ class BlockDiagonal:
             return bound_by(sizes[0].square(), traces[0], parts[0].shape[-1]).amax(-1)
         sides = _sides(self.block, factor[0].shape[1], factor[1].shape[-1], sizes[0].dtype, str(sizes[0].device))
         return bound_by(torch.cat(sizes, -1).square(), torch.cat(traces, -1), sides).amax(-1)
+
+    # Frames hold blocks [T, block, block]: those of a factor and, with zeros to its size, the rest.
+
+    def frame_shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """``T``, block, block."""
+        return sum(batch * -(-n // self.block) for batch, n in shapes), self.block, self.block
+
+    def framed(self, frame: Tensor, shapes: Shapes) -> list[Factor]:
+        """Whole blocks, and the corner of the last."""
+        factors = []
+        for part, (batch, n) in zip(frame.split_with_sizes([batch * -(-n // self.block) for batch, n in shapes]), shapes, strict=True):
+            blocks, (whole, rest) = part.unflatten(0, (batch, -1)), divmod(n, self.block)
+            last = blocks[:, whole] if rest else blocks[:, 0]
+            factors.append((blocks[:, :whole], last[:, :rest, :rest]))
+        return factors
+
+    def framed_diagonal(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """Diagonals of the blocks."""
+        return (frame.diagonal(dim1=-2, dim2=-1),)
+
+    def framed_trace(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """Sums of the diagonals of the blocks."""
+        return frame.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    def framed_square(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """Sums of squares of the blocks."""
+        return frame.square().sum((1, 2))
+
+    def framed_inner(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """As `inner`."""
+        return torch.bmm(frame.mT, frame)
+
+    def framed_product(self, left: Tensor, right: Tensor) -> Tensor:
+        """As `multiply`."""
+        return torch.bmm(left, right)
+
+    def framed_bound(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """`spectral_bound` of each block, whose own sides these are."""
+        return bound_by(self.framed_square(frame, sides), self.framed_trace(frame, sides), sides)
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,8 @@ from popflow.optim.diagonals import Diagonals
 from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_start
 from popflow.optim.options import RANGES, in_range
 from popflow.optim.processes import average, distributed
-from popflow.optim.structures import Factor
+from popflow.optim.structures import Factor, Structure
+from popflow.optim.together import Framed, fits, refresh_together
 
 if TYPE_CHECKING:
     from popflow.optim.singd import SINGD
@@ -56,11 +57,21 @@ def refresh_factors(optimizer: SINGD, scale: float) -> None:
         mine = [(bucket, taken) for bucket, taken in ready if bucket.group is group]
         for bucket, _ in mine:
             bucket.metric = [None, None]
-        flat, slow = [], []
+        flat: list[tuple[Bucket, Taken]] = []
+        slow: list[tuple[Bucket, Taken]] = []
+        framed: dict[Structure, list[tuple[Bucket, Taken]]] = {}
         for bucket, taken in mine:
-            (flat if _only_diagonal(bucket, taken) else slow).append((bucket, taken))
+            if _only_diagonal(bucket, taken):
+                flat.append((bucket, taken))
+            elif isinstance(structure := bucket.k.structure, Framed) and all(bucket.started) and all(taken.present):
+                framed.setdefault(structure, []).append((bucket, taken))
+            else:
+                slow.append((bucket, taken))
         if flat and not _refresh_diagonals(optimizer, flat, moving):
-            slow = mine
+            slow += flat
+        for pairs in framed.values():
+            if not _refresh_framed(pairs, moving):
+                slow += pairs
         if slow:
             numbers = [measures(b.k, b.c, _seen(b.k, taken.h_k), _seen(b.c, taken.h_c)) for b, taken in slow]
             told = iter(torch.cat([one for four in numbers for one in four]).tolist())
@@ -101,6 +112,14 @@ def _refresh_diagonals(optimizer: SINGD, pairs: list[tuple[Bucket, Taken]], movi
     for i, (bucket, _) in enumerate(pairs if sound else ()):
         bucket.metric = [*kept.metrics[2 * i : 2 * i + 2]]
     return sound
+
+
+def _refresh_framed(pairs: list[tuple[Bucket, Taken]], moving: dict[str, Any]) -> bool:
+    """Move all factors of one structure together; False, and nothing moves, when they do not fit or some curvature is not finite."""
+    sides = [side for bucket, _ in pairs for side in (bucket.k, bucket.c)]
+    heard = [part for _, taken in pairs for part in (taken.h_k, taken.h_c)]
+    scales = [scale for _, taken in pairs for both in (taken.scale_k, taken.scale_c) for scale in both]
+    return fits(sides) and refresh_together(sides, heard, scales, **moving)
 
 
 def _shared(optimizer: SINGD, taken: Taken) -> Taken:

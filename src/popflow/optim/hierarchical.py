@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from popflow.optim.structures import Factor, bound_by, squares
+from popflow.optim.structures import Factor, Shapes, bound_by, squares
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,73 @@ class Hierarchical:
         """`spectral_bound` of the matrix, from its parts."""
         n = factor[1].shape[-1] + factor[0].shape[-1]
         return bound_by(squares(factor), self.diagonal(factor, n).sum(-1), n)
+
+    # Frames hold border rows and, as one row more, diagonals [T, k1 + k2 + 1, k1 + middle + k2]; the borders of all factors are at its borders.
+
+    def frame_shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """``T``, rows, columns."""
+        middle = max(self._cut(n)[1] for _, n in shapes)
+        return sum(batch for batch, _ in shapes), self.k1 + self.k2 + 1, self.k1 + middle + self.k2
+
+    def framed(self, frame: Tensor, shapes: Shapes) -> list[Factor]:
+        """The parts; those of the middle stand next to the lower border, so that B is in one piece."""
+        factors, lower, end = [], self.k1 + self.k2, frame.shape[-1] - self.k2
+        for part, (_, n) in zip(frame.split_with_sizes([batch for batch, _ in shapes]), shapes, strict=True):
+            k1, middle, k2 = self._cut(n)
+            top, bottom, start = part[:, :k1], part[:, self.k1 : self.k1 + k2], end - middle
+            last = slice(end, end + k2)
+            factors.append(
+                (top[..., :k1], top[..., start : end + k2], part[:, lower, start:end], bottom[..., start:end], bottom[..., last])
+            )
+        return factors
+
+    def framed_diagonal(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """Diagonals of A, C, E."""
+        k1, borders, n = self.k1, self.k1 + self.k2, frame.shape[-1]
+        corners = frame[:, :k1, :k1], frame[:, k1:borders, n - self.k2 :]
+        a, e = (corner.diagonal(dim1=-2, dim2=-1) for corner in corners)
+        return a, frame[:, borders, k1 : n - self.k2], e
+
+    def framed_trace(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """Sums of the diagonals."""
+        return torch.cat(self.framed_diagonal(frame), -1).sum(-1)
+
+    def framed_square(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """As `square`."""
+        return frame.square().sum((1, 2))
+
+    def _framed_ends(self, frame: Tensor) -> Tensor:
+        """Border columns of border rows, ``[T, k1 + k2, k1 + k2]``."""
+        rows, n = frame[:, :-1], frame.shape[-1]
+        return torch.cat([rows[..., : self.k1], rows[..., n - self.k2 :]], -1)
+
+    def framed_inner(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """As `inner`."""
+        borders = self.k1 + self.k2
+        product = torch.bmm(self._framed_ends(frame).mT, frame[:, :borders])
+        out = torch.cat([product, frame.square().sum(1, keepdim=True)], 1)
+        return out.mul_(_one_sided(self.k1, frame.shape[-1] - borders, self.k2, frame.dtype, str(frame.device)))
+
+    def framed_product(self, left: Tensor, right: Tensor) -> Tensor:
+        """As `multiply`."""
+        borders = self.k1 + self.k2
+        out = left * right[:, borders:]
+        out[:, :borders].baddbmm_(self._framed_ends(left), right[:, :borders])
+        return out
+
+    def framed_bound(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """As `bound`."""
+        return bound_by(self.framed_square(frame, sides), self.framed_trace(frame, sides), sides)
+
+
+@lru_cache(maxsize=64)
+def _one_sided(k1: int, middle: int, k2: int, dtype: torch.dtype, device: str) -> Tensor:
+    """What the projection multiplies border rows and diagonal of a frame by: 2 in borders, 1 in the corners, 0 outside of the factor."""
+    out = torch.zeros(k1 + k2 + 1, k1 + middle + k2, dtype=dtype, device=device)
+    out[:k1, :k1], out[:k1, k1:] = 1, 2
+    out[k1:-1, k1 : k1 + middle], out[k1:-1, k1 + middle :] = 2, 1
+    out[-1, k1 : k1 + middle] = 1
+    return out
 
 
 def rank_triangular(k: int) -> Hierarchical:

@@ -23,6 +23,8 @@ from torch import Tensor
 
 Factor = tuple[Tensor, ...]
 """The stored numbers of a batch of structured matrices; every tensor has the batch first."""
+Shapes = tuple[tuple[int, int], ...]
+"""Number of matrices and their side, of each of several batches."""
 
 
 @runtime_checkable

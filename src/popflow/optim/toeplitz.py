@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from popflow.optim.structures import Factor
+from popflow.optim.structures import Factor, Shapes
 
 SMALL = 128
 """Up to this side matrices are made; beyond, FFTs take less time, ``K K^T`` aside (measured on one CPU thread, as what follows)."""
@@ -82,7 +83,7 @@ class LowerToeplitz:
             return (_lag_means(_lag_sums(rows @ self.dense(factor, n))),)
         c = factor[0].unsqueeze(-2)
         spectrum, few = _spectrum(c), max(1, CACHED // (len(rows) * n))
-        power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in rows.split(few, -2)]
+        power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in _few_at_a_time(rows, few)]
         return (_lag_means(_lags(power[0] if len(power) == 1 else torch.stack(power).sum(0), n).to(rows.dtype)),)
 
     def inner(self, factor: Factor) -> Factor:
@@ -127,6 +128,44 @@ class LowerToeplitz:
         """``sum |c|``, which bounds row and column sums."""
         return factor[0].abs().sum(-1)
 
+    # Frames hold coefficients [T, n], with zeros to the largest side: the first terms of a product do not see what follows.
+
+    def frame_shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """``T``, largest side."""
+        return sum(batch for batch, _ in shapes), max(n for _, n in shapes)
+
+    def framed(self, frame: Tensor, shapes: Shapes) -> list[Factor]:
+        """The first coefficients of each row."""
+        rows = frame.split_with_sizes([batch for batch, _ in shapes])
+        return [(part[:, :n],) for part, (_, n) in zip(rows, shapes, strict=True)]
+
+    def framed_diagonal(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """The coefficients of lag 0."""
+        return (frame[:, :1],)
+
+    def framed_trace(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """``n c_0``."""
+        return frame[:, 0] * sides
+
+    def framed_square(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """As `square`."""
+        return (frame.square() * _framed_counts(frame, sides)).sum(-1)
+
+    def framed_inner(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """As `inner`."""
+        counts = _framed_counts(frame, sides)
+        sums = correlate(frame * counts, frame) * (2 / counts.clamp(min=1))
+        sums[:, 0].div_(2)
+        return sums.mul_(counts.sign())
+
+    def framed_product(self, left: Tensor, right: Tensor) -> Tensor:
+        """As `multiply`."""
+        return convolve(left, right)
+
+    def framed_bound(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """As `bound`."""
+        return self.bound((frame,))
+
 
 @dataclass(frozen=True)
 class UpperToeplitz(LowerToeplitz):
@@ -155,6 +194,10 @@ def _padded(c: Tensor) -> Tensor:
     return torch.nn.functional.pad(c, (0, c.shape[-1]))
 
 
+def _few_at_a_time(rows: Tensor, few: int) -> Sequence[Tensor]:
+    return rows.split(few, -2) if rows.shape[-2] > few else (rows,)
+
+
 def _lag_sums(rows: Tensor) -> Tensor:
     """`autocorrelation` by the Gram matrix of the rows, whose diagonals are rows of the same memory read with another stride."""
     batch, _, n = rows.shape
@@ -166,6 +209,12 @@ def _lag_sums(rows: Tensor) -> Tensor:
 def _lag_means(sums: Tensor) -> Tensor:
     """Mean of the diagonal, and twice the means of the others, from their sums."""
     return sums.mul_(_weights(sums.shape[-1], sums.dtype, str(sums.device)))
+
+
+def _framed_counts(frame: Tensor, sides: Tensor) -> Tensor:
+    """`_counts` of sides ``[T]``, zeros beyond."""
+    lags = torch.arange(frame.shape[-1], dtype=frame.dtype, device=frame.device)
+    return (sides.unsqueeze(-1) - lags).clamp_(min=0)
 
 
 def _counts(n: int, like: Tensor) -> Tensor:
@@ -266,7 +315,8 @@ def correlate(x: Tensor, c: Tensor) -> Tensor:
 
 def _power(spectrum: Tensor) -> Tensor:
     """Squared moduli, summed over rows ``[..., m, f]``."""
-    return torch.view_as_real(spectrum).flatten(-2).square_().sum(-2).unflatten(-1, (-1, 2)).sum(-1)
+    sums = torch.view_as_real(spectrum).flatten(-2).square_().sum(-2)
+    return sums[..., ::2] + sums[..., 1::2]
 
 
 def _lags(power: Tensor, n: int) -> Tensor:
