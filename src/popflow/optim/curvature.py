@@ -18,7 +18,7 @@ from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_star
 from popflow.optim.options import RANGES, in_range
 from popflow.optim.processes import average, distributed
 from popflow.optim.structures import Factor, Structure
-from popflow.optim.together import Framed, fits, refresh_together
+from popflow.optim.together import fits, has_frames, refresh_together
 
 if TYPE_CHECKING:
     from popflow.optim.singd import SINGD
@@ -63,8 +63,8 @@ def refresh_factors(optimizer: SINGD, scale: float) -> None:
         for bucket, taken in mine:
             if _only_diagonal(bucket, taken):
                 flat.append((bucket, taken))
-            elif isinstance(structure := bucket.k.structure, Framed) and all(bucket.started) and all(taken.present):
-                framed.setdefault(structure, []).append((bucket, taken))
+            elif has_frames(type(bucket.k.structure)) and all(bucket.started) and all(taken.present):
+                framed.setdefault(bucket.k.structure, []).append((bucket, taken))
             else:
                 slow.append((bucket, taken))
         if flat and not _refresh_diagonals(optimizer, flat, moving):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -60,6 +60,17 @@ class Framed(Structure, Protocol):
     def framed_bound(self, frame: Tensor, sides: Tensor) -> Tensor:
         """`Structure.bound` of each row ``[T]``."""
         ...
+
+
+@lru_cache(maxsize=64)
+def has_frames(kind: type) -> bool:
+    """Whether a kind of structure is `Framed`: looking at every method of it takes a while, so that the answer is kept.
+
+    >>> from popflow.optim.blocks import BlockDiagonal, Dense
+    >>> has_frames(BlockDiagonal), has_frames(Dense)
+    (True, False)
+    """
+    return issubclass(kind, Framed)
 
 
 @dataclass(frozen=True)
@@ -116,8 +127,8 @@ def layout(structure: Framed, shapes: Shapes, dtype: torch.dtype, device: str) -
 
 def fits(sides: Sequence[Side]) -> bool:
     """Whether these sides can be refreshed together: one structure that offers it, at least float32, and a small frame."""
-    structure = sides[0].structure
-    if not isinstance(structure, Framed) or any(side.structure != structure for side in sides):
+    structure: Any = sides[0].structure
+    if not has_frames(type(structure)) or any(side.structure != structure for side in sides):
         return False
     if len({(side.value[0].dtype, side.value[0].device) for side in sides}) > 1 or sides[0].value[0].dtype not in (
         torch.float32,
@@ -148,9 +159,8 @@ def refresh_together(
     Returns:
         Whether all curvature was finite; if not, nothing has changed.
     """
-    structure, shapes, first = sides[0].structure, _shapes(sides), sides[0].value[0]
-    if not isinstance(structure, Framed):
-        raise TypeError(f"structure {structure!r} of the sides has no frames, wanted a `Framed` one. Fix: see `fits`.")
+    structure: Any = sides[0].structure
+    shapes, first = _shapes(sides), sides[0].value[0]
     at, momenta = layout(structure, shapes, first.dtype, str(first.device)), [part for side in sides for part in side.momentum or ()]
     values, told = [part for side in sides for part in side.value], [part for factor in heard for part in factor]
     frames = first.new_zeros(3 if momenta else 2, *at.shape)
