@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _copy_all = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 LARGEST = 2**18
-"""Frames of more numbers are not made: their products take longer than their start, and zeros would be multiplied for nothing."""
+"""Frames of more numbers are not made: the products of factors then take longer than their start (measured on one CPU thread)."""
 
 
 @runtime_checkable
