@@ -1,4 +1,5 @@
-"""The optimisers that SINGD is compared with: fused AdamW, `torch.optim.Muon`, SOAP and Kron of pytorch_optimizer, singd 0.0.5, and a classical KFAC.
+"""The optimisers that SINGD is compared with: fused AdamW, `torch.optim.Muon`, SOAP and Kron of pytorch_optimizer, singd 0.0.5, and a classical KFAC;
+and SPRING, this library's own, for residuals.
 
 Each is a function ``(model, lr, ...) -> optimiser``; one whose package is not installed raises ImportError.
 """
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from popflow.optim import BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, Tap, expand, find_layers, over_data, per_datum
 from popflow.optim.capture import Averaging
+from popflow.optim.gram import apply, kernel, spring
 from popflow.optim.structures import Structure
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -32,10 +34,12 @@ class KFAC(torch.optim.Optimizer):
         lr: float,
         damping: float = 1e-3,
         decay: float = 0.95,
-        interval: int = 10,
+        interval: int | Callable[[int], int] = 10,
         momentum: float = 0.9,
         kl_clip: float = 1e-3,
         listen: bool = True,
+        averaging: Averaging = over_data,
+        fallback_lr: float = 1e-3,
     ):
         super().__init__(list(model.parameters()), {"lr": lr})
         self.layers, self.damping, self.decay, self.interval, self.momentum, self.kl_clip = (
@@ -48,8 +52,15 @@ class KFAC(torch.optim.Optimizer):
         )
         taken = {parameter for layer in self.layers for parameter in layer.parameters()}
         rest = [parameter for parameter in model.parameters() if parameter not in taken]
-        self.adamw = torch.optim.AdamW(rest, lr=1e-3, fused=True) if rest else None
-        self.tap, self.grams, self.inverses, self.buffers, self.steps = Tap(self.layers, self.hear if listen else None), {}, {}, {}, 0
+        self.adamw = torch.optim.AdamW(rest, lr=fallback_lr, fused=True) if rest else None
+        self.tap, self.grams, self.inverses, self.buffers, self.averaging = (
+            Tap(self.layers, self.hear if listen else None),
+            {},
+            {},
+            {},
+            averaging,
+        )
+        self.steps = self.next_refresh = 0
         self.tap.armed = True
 
     @torch.no_grad()
@@ -59,13 +70,13 @@ class KFAC(torch.optim.Optimizer):
             self.hear(found.layer, found.a, found.g, per_datum)
 
     @torch.no_grad()
-    def hear(self, layer, a: Tensor, g: Tensor, averaging: Averaging = over_data) -> None:
+    def hear(self, layer, a: Tensor, g: Tensor, averaging: Averaging | None = None) -> None:
         """Average the Gram matrices of a layer."""
         data = a.shape[1]
         a, g = expand(a, g)
         if layer.bias is not None:
             a = F.pad(a, (0, 1), value=1.0)
-        new = (a.mT @ a / a.shape[1], g.mT @ g * averaging(data, g.shape[1]))
+        new = (a.mT @ a / a.shape[1], g.mT @ g * (averaging or self.averaging)(data, g.shape[1]))
         old = self.grams.get(layer)
         self.grams[layer] = new if old is None else tuple(torch.lerp(x, y, 1 - self.decay) for x, y in zip(old, new, strict=True))
 
@@ -91,8 +102,28 @@ class KFAC(torch.optim.Optimizer):
                 rows.add_(part.reshape(rows.shape), alpha=-lr)
         if self.adamw is not None:
             self.adamw.step()
+        if self.steps == self.next_refresh:
+            self.next_refresh += self.interval(self.steps + 1) if callable(self.interval) else self.interval
         self.steps += 1
-        self.tap.armed = self.steps % self.interval == 0
+        self.tap.armed = self.steps == self.next_refresh
+
+
+class Spring(torch.optim.Optimizer):
+    """SPRING of `popflow.optim.gram` for a model whose outputs are residuals ``[N]``, of which the loss is half the mean square."""
+
+    def __init__(self, model: nn.Module, lr: float, damping: float, decay: float, norm_bound: float):
+        super().__init__(list(model.parameters()), {"lr": lr})
+        self.model, self.damping, self.decay, self.norm_bound, self.update = model, damping, decay, norm_bound, {}
+
+    def solve(self, batch: tuple) -> Tensor:
+        """Solve for the next update in place of a backward pass; returns the loss."""
+        residual, jacobian = kernel(self.model, lambda: self.model(*batch), centred=False)
+        self.update = spring(jacobian, residual, self.update, damping=self.damping, decay=self.decay)
+        return residual.square().mean() / 2
+
+    def step(self, closure=None):
+        """Move."""
+        apply(self.model, self.update, self.param_groups[0]["lr"], self.norm_bound)
 
 
 class Pair(torch.optim.Optimizer):
@@ -117,24 +148,27 @@ def _rest(model: nn.Module, taken: set[Tensor], lr: float) -> torch.optim.Optimi
     return torch.optim.AdamW(rest, lr=lr, fused=True) if rest else None
 
 
-def muon(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+def muon(model: nn.Module, lr: float, momentum: float = 0.95) -> torch.optim.Optimizer:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
-    return Pair(torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), _rest(model, set(matrices), lr))
+    first = torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+    return Pair(first, _rest(model, set(matrices), lr))
 
 
-def soap(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+def soap(model: nn.Module, lr: float, betas: tuple[float, float] = (0.95, 0.95), frequency: int = 10) -> torch.optim.Optimizer:
     from pytorch_optimizer import SOAP
 
-    return SOAP(model.parameters(), lr=lr, weight_decay=0.0, precondition_frequency=10)
+    return SOAP(model.parameters(), lr=lr, betas=betas, weight_decay=0.0, precondition_frequency=frequency)
 
 
-def kron(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+def kron(model: nn.Module, lr: float, **options: Any) -> torch.optim.Optimizer:
     from pytorch_optimizer import Kron
 
-    return Kron(model.parameters(), lr=lr, weight_decay=0.0)
+    return Kron(model.parameters(), lr=lr, weight_decay=0.0, **options)
 
 
-def reference(model: nn.Module, lr: float, structure: str = "dense", interval: int = 10, **options: Any) -> torch.optim.Optimizer:
+def reference(
+    model: nn.Module, lr: float, structure: str = "dense", interval: int = 10, fallback_lr: float = 1e-3, **options: Any
+) -> torch.optim.Optimizer:
     from singd.optim.optimizer import SINGD as Reference
 
     # By type, not isinstance: singd 0.0.5 raises KeyError on the output projection of nn.MultiheadAttention, a subclass of Linear.
@@ -142,7 +176,7 @@ def reference(model: nn.Module, lr: float, structure: str = "dense", interval: i
     taken = set(linear)
     return Pair(
         Reference(model, linear, lr=lr, structures=(structure, structure), T=interval, warn_unsupported=False, **options),
-        _rest(model, taken, 1e-3),
+        _rest(model, taken, fallback_lr),
     )
 
 

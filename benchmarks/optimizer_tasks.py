@@ -17,18 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optimizer_peers import Make
+from optimizer_peers import Make, Spring
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from popflow.optim import categorical_cotangent, gaussian_cotangent
+from popflow.optim import categorical_cotangent, gaussian_cotangent, over_data, over_rows
+from popflow.optim.capture import Averaging
 
 
 @dataclass(frozen=True)
 class Task:
-    """A problem: a model, a batch for each step, a loss, and the loss that counts as reached.
+    """A problem: a model, a batch for each step, a loss, the loss that counts as reached and the fixed batch on which it is looked at.
 
-    ``sample`` draws cotangents of the model's outputs whose Gram matrix is the Fisher matrix, for optimisers that ask for them.
+    ``sample`` draws cotangents of one datum's own loss by the model's outputs, whose Gram matrix is the Fisher matrix, for optimisers that ask
+    for them, made from a ``share`` of each batch; ``averaging`` is what the loss averages over, for those that listen to it. ``coupled`` data
+    cannot be taken apart.
     """
 
     name: str
@@ -37,7 +40,11 @@ class Task:
     loss: Callable[..., Tensor]
     target: float
     steps: int
+    judge: tuple
     sample: Callable[[Tensor, torch.Generator], Tensor] = categorical_cotangent
+    averaging: Averaging = over_data
+    share: float = 1.0
+    coupled: bool = False
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -82,14 +89,18 @@ def text() -> tuple[Tensor, int]:
 def characters(width: int = 64, length: int = 64, batch: int = 16, target: float = 2.3, steps: int = 300, depth: int = 2) -> Task:
     stream, vocabulary = text()
 
-    def draw(rng: torch.Generator) -> tuple:
+    def draw(rng: torch.Generator, batch: int = batch) -> tuple:
         at = torch.randint(0, len(stream) - length - 1, (batch, 1), generator=rng) + torch.arange(length + 1)
         return stream[at[:, :-1]], stream[at[:, 1:]]
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model(x).flatten(0, 1).float(), y.flatten())
 
-    return Task("char transformer", lambda: Transformer(vocabulary, length, width, depth), draw, loss, target, steps)
+    def sample(logits: Tensor, rng: torch.Generator) -> Tensor:  # a datum is a sequence, its loss the mean over positions
+        return categorical_cotangent(logits, rng) / length**0.5
+
+    model, judge = partial(Transformer, vocabulary, length, width, depth), draw(torch.Generator().manual_seed(0), 64)
+    return Task("char transformer", model, draw, loss, target, steps, judge, sample, over_rows)
 
 
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -99,22 +110,23 @@ def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def digits_task(name: str, model: Callable[[], nn.Module], shape: tuple[int, ...], target: float, steps: int, batch: int = 128) -> Task:
     images, labels = digits()
 
-    def draw(rng: torch.Generator) -> tuple:
+    def draw(rng: torch.Generator, batch: int = batch) -> tuple:
         at = torch.randint(0, len(images), (batch,), generator=rng)
         return images[at].reshape(-1, *shape), labels[at]
 
-    return Task(name, model, draw, classify, target, steps)
+    return Task(name, model, draw, classify, target, steps, draw(torch.Generator().manual_seed(0), 512))
 
 
 def vision(width: int = 32, depth: int = 2, batch: int = 64, steps: int = 300) -> Task:
     images, labels = digits()
     tiles = images.reshape(-1, 4, 2, 4, 2).transpose(2, 3).reshape(-1, 16, 4)
 
-    def draw(rng: torch.Generator) -> tuple:
+    def draw(rng: torch.Generator, batch: int = batch) -> tuple:
         at = torch.randint(0, len(tiles), (batch,), generator=rng)
         return tiles[at], labels[at]
 
-    return Task("ViT on digits", lambda: Transformer(10, 16, width, depth, patch=4), draw, classify, 0.1, steps)
+    judge = draw(torch.Generator().manual_seed(0), 512)
+    return Task("ViT on digits", lambda: Transformer(10, 16, width, depth, patch=4), draw, classify, 0.1, steps, judge)
 
 
 def regression() -> Task:
@@ -123,8 +135,8 @@ def regression() -> Task:
     mix = q * torch.logspace(0, -3, 32)  # condition of the covariance: 1e6
     truth = torch.randn(4, 32, generator=rng) @ torch.diag(torch.logspace(0, 3, 32)) @ q.T / 32
 
-    def draw(rng: torch.Generator) -> tuple:
-        x = torch.randn(128, 32, generator=rng) @ mix.T
+    def draw(rng: torch.Generator, batch: int = 128) -> tuple:
+        x = torch.randn(batch, 32, generator=rng) @ mix.T
         return x, x @ truth.T
 
     return Task(
@@ -134,6 +146,7 @@ def regression() -> Task:
         lambda net, x, y: (net(x) - y).square().sum(1).mean() / 2,
         1e-3,
         1000,
+        draw(torch.Generator().manual_seed(0), 1024),
         gaussian_cotangent,
     )
 
@@ -145,11 +158,13 @@ def autoencoder(sizes: tuple[int, ...] = (64, 48, 24, 8, 24, 48, 64), batch: int
         layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
         return nn.Sequential(*layers[:-1])
 
-    def draw(rng: torch.Generator) -> tuple:
-        x = images[torch.randint(0, len(images), (batch,), generator=rng)]
-        return (x,)
+    def draw(rng: torch.Generator, batch: int = batch) -> tuple:
+        return (images[torch.randint(0, len(images), (batch,), generator=rng)],)
 
-    return Task("deep autoencoder", model, draw, lambda net, x: (net(x) - x).square().sum(1).mean() / 2, 0.75, 700, gaussian_cotangent)
+    def loss(net: nn.Module, x: Tensor) -> Tensor:
+        return (net(x) - x).square().sum(1).mean() / 2
+
+    return Task("deep autoencoder", model, draw, loss, 0.75, 700, draw(torch.Generator().manual_seed(0), 512), gaussian_cotangent)
 
 
 def convolutional() -> Task:
@@ -195,45 +210,93 @@ def graph() -> Task:
     instructor = [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 16, 17, 19, 21, 8]
     labels = torch.ones(34, dtype=torch.long)
     labels[instructor] = 0
-    return Task("GCN on the karate club", lambda: Graph(spread), lambda rng: (torch.eye(34), labels), classify, 0.02, 300)
+    whole = (torch.eye(34), labels)
+    return Task("GCN on the karate club", lambda: Graph(spread), lambda rng: whole, classify, 0.02, 300, whole, coupled=True)
+
+
+class Jets(nn.Module):
+    """Tanh network on [0, 1] that is called on jets ``(u, u', u'')`` and returns the residual of ``-u'' = pi^2 sin(pi x)``, ``u(0) = u(1) = 0``.
+
+    Each linear layer takes the three as three uses of its weight, with a column of ones for the bias in the value and of zeros in the derivatives,
+    so that what enters and leaves it are the rows of the residual's Gauss-Newton matrix (Dangel, Mueller, Zeinhofer, arXiv 2405.15603). Nothing is
+    differentiated twice. The ends are built in: ``u = x (1 - x) net(x)``.
+    """
+
+    def __init__(self, sizes: tuple[int, ...] = (1, 32, 32, 1)):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a + 1, b, bias=False) for a, b in pairwise(sizes))
+        for layer, (a, b) in zip(self.layers, pairwise(sizes), strict=True):
+            plain = nn.Linear(a, b)  # the same start as layers with a bias of their own
+            layer.weight.data = torch.cat([plain.weight, plain.bias[:, None]], 1).detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual ``u'' + pi^2 sin(pi x)``, ``[N]``, at points ``[N, 1]``."""
+        jet = torch.stack([x, torch.ones_like(x), torch.zeros_like(x)], 1)
+        one = jet.new_tensor([1.0, 0.0, 0.0])[:, None].expand(len(x), 3, 1)
+        for i, layer in enumerate(self.layers):
+            if i:
+                value, slope, bend = jet.unbind(1)
+                t = torch.tanh(value)
+                s = 1 - t * t
+                jet = torch.stack([t, s * slope, s * (bend - 2 * t * slope * slope)], 1)
+            jet = layer(torch.cat([jet, one], -1))
+        value, slope, bend = jet[:, :, 0].unbind(1)
+        x = x[:, 0]
+        return x * (1 - x) * bend + 2 * (1 - 2 * x) * slope - 2 * value + math.pi**2 * torch.sin(math.pi * x)
 
 
 def poisson() -> Task:
-    """``-u'' = pi^2 sin(pi x)`` on [0, 1] with ``u = 0`` at both ends built in; second derivatives by nested vector-Jacobian products."""
+    """Residuals of a Poisson problem at random points; judged at 256 even ones."""
 
     def loss(net: nn.Module, x: Tensor) -> Tensor:
-        x = x.requires_grad_(True)
-        u = net(x) * x * (1 - x)
-        slope = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
-        bend = torch.autograd.grad(slope.sum(), x, create_graph=True)[0]
-        return (bend + math.pi**2 * torch.sin(math.pi * x)).square().mean() / 2
+        return net(x).square().mean() / 2
 
-    def model() -> nn.Module:
-        return nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
-
-    return Task("physics-informed Poisson", model, lambda rng: (torch.rand(128, 1, generator=rng),), loss, 5e-3, 700, gaussian_cotangent)
+    even = ((torch.arange(256) + 0.5) / 256)[:, None]
+    return Task(
+        "physics-informed Poisson",
+        Jets,
+        lambda rng: (torch.rand(128, 1, generator=rng),),
+        loss,
+        5e-3,
+        700,
+        (even,),
+        lambda r, rng: torch.ones_like(r),
+    )
 
 
 def backward(task: Task, net: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple, rng: torch.Generator) -> Tensor:
-    """Gradients of the loss; an optimiser whose tap takes no curvature from the loss itself observes sampled cotangents where a refresh is due."""
+    """Gradients of the loss; an optimiser whose tap takes no curvature from the loss itself observes sampled cotangents where a refresh is due.
+
+    Those of a share of the batch come from a pass of their own.
+    """
     optimizer.zero_grad()
+    if isinstance(optimizer, Spring):
+        return optimizer.solve(batch)
     tap: Any = getattr(optimizer, "tap", None)
     if tap is None or tap.sink is not None or not tap.armed:
         loss = task.loss(net, *batch)
+        loss.backward()
+        return loss
+    listener: Any = optimizer
+    if task.share < 1:
+        outputs = net(batch[0][: math.ceil(task.share * len(batch[0]))])
+        listener.observe(outputs, task.sample(outputs.detach(), rng))
+        tap.armed = False
+        loss = task.loss(net, *batch)
     else:
-        outputs: list[Tensor] = []
-        handle = net.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        seen: list[Tensor] = []
+        handle = net.register_forward_hook(lambda module, inputs, output: seen.append(output))
         loss = task.loss(net, *batch)
         handle.remove()
-        listener: Any = optimizer
-        listener.observe(outputs[-1], task.sample(outputs[-1].detach(), rng))
+        listener.observe(seen[-1], task.sample(seen[-1].detach(), rng))
     loss.backward()
+    tap.armed = True  # the optimiser disarms it at its step
     return loss
 
 
 @dataclass
 class Outcome:
-    """What one training run gave: steps to the target (inf when not reached), CPU seconds to it, last loss, whether all was finite."""
+    """What one training run gave: steps to the target (inf when not reached), CPU seconds of the steps taken, last loss, whether all was finite."""
 
     steps: float
     seconds: float
@@ -250,35 +313,41 @@ def train(
     stop: bool = True,
     beat: tuple[float, float] = (math.inf, math.inf),
 ) -> Outcome:
-    """Train; the target is met by the mean of the last ten losses. Seconds are steps times the median CPU time of a step.
+    """Train; the target is met by the first step after which the loss on the task's fixed batch is below it. Looking costs no time.
 
     With ``beat = (steps, seconds)`` a run ends once it has used more of both: it can win neither any more.
+    ``stop=False`` takes all steps and never looks.
     """
     torch.manual_seed(seed)
     net = task.model().to(dtype)
     rng, noise = (torch.Generator().manual_seed(base + seed) for base in (1000, 2000))
-    losses, times, hit, finite = [], [], math.inf, True
+    judge = _cast(task.judge, dtype)
+    losses, seconds, hit, finite = [], 0.0, math.inf, True
     optimizer = make(net)
     for k in range(steps or task.steps):
-        batch = tuple(part.to(dtype) if part.is_floating_point() else part for part in task.batch(rng))
+        batch = _cast(task.batch(rng), dtype)
         start = time.process_time()
         loss = backward(task, net, optimizer, batch, noise)
         optimizer.step()
-        times.append(time.process_time() - start)
+        seconds += time.process_time() - start
         losses.append(float(loss))
         if not math.isfinite(losses[-1]):
             finite = False
             break
-        if hit == math.inf and k >= 9 and sum(losses[-10:]) / 10 < task.target:
-            hit = k + 1
-            if stop:
+        if stop:
+            with torch.no_grad():
+                reached = float(task.loss(net, *judge)) < task.target
+            if reached:
+                hit = k + 1
                 break
-        if k + 1 > beat[0] and sum(times) > beat[1]:
+        if k + 1 > beat[0] and seconds > beat[1]:
             break
     finite = finite and all(bool(p.isfinite().all()) for p in net.parameters())
-    # A refresh every T steps is paid in the mean, not in the median: take the median over blocks of ten.
-    blocks = [statistics.mean(times[i : i + 10]) for i in range(0, max(1, len(times) - 9), 10)]
-    return Outcome(hit, hit * statistics.median(blocks), statistics.mean(losses[-10:]), finite)
+    return Outcome(hit, seconds, statistics.mean(losses[-10:]), finite)
+
+
+def _cast(batch: tuple, dtype: torch.dtype) -> tuple:
+    return tuple(part.to(dtype) if part.is_floating_point() else part for part in batch)
 
 
 def tried(task: Task, make: Make, seed: int, **options: Any) -> Outcome:

@@ -1,8 +1,10 @@
-"""Steps and CPU seconds to a target loss, every optimiser tuned with the same budget.
+"""Steps and CPU seconds to a target loss, every optimiser tuned by the same procedure.
 
-Six tasks; ten settings of each optimiser, tried with a seed of their own; the setting with the fewest steps and the one with the fewest seconds
-then run with five other seeds. A trial that has used more steps and more seconds than the best before it is ended, which changes no winner.
-Seconds are steps times the CPU time of a step, for which the chosen settings of all optimisers take turns in blocks of ten steps on one thread.
+Six tasks. Every optimiser tries the same number of settings, points of one quasi-random sequence in ranges of its own (`optimizer_spaces`), each with
+two seeds of which the slower counts; the setting with the fewest steps and the one with the fewest seconds then run with five other seeds. A trial
+that has used more steps and more seconds than the best before it is ended, which changes no winner. Steps are counted to the first after which the
+loss on a fixed batch, looked at outside of the clock, is below the target. Seconds are steps times the CPU time of a step, for which the chosen
+settings of all optimisers take turns on one thread, each running as many steps from the start as its median run.
 
     python benchmarks/optimizers_race.py --only regression poisson --json FILE      FILE.parts.jsonl keeps every run
 """
@@ -10,22 +12,19 @@ Seconds are steps times the CPU time of a step, for which the chosen settings of
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
 from harness import Row, run
-from optimizer_peers import KFAC, Make, adamw, kron, muon, reference, soap
+from optimizer_spaces import SPACES, competitor, settings
 from optimizer_tasks import Memo, Outcome, Task, autoencoder, characters, convolutional, ending, graph, poisson, regression, tried
-from optimizers import in_turns, stepper
-
-from popflow.optim import SINGD, Dense, Diagonal
 
 TASKS: dict[str, Callable[[], Task]] = {
     "regression": regression,
@@ -35,60 +34,55 @@ TASKS: dict[str, Callable[[], Task]] = {
     "convolutional": convolutional,
     "characters": lambda: characters(32, 32, 32, target=2.1, steps=300, depth=1),
 }
-KINDS = ("AdamW", "SINGD", "KFAC", "Muon", "singd", "SOAP", "Kron")
+KINDS = tuple(SPACES)
 MEASURES = ("steps", "seconds")
+TRIALS, TUNING, FIRST = 32, (100, 101), 10
+"""Settings of each optimiser, the seeds that choose, the first of those that race: others than any that the benchmark was written with."""
+RESIDUALS = ("poisson",)
+"""Tasks whose outputs are residuals, one for each datum, so that SPRING can run."""
 
 
-def candidates(kind: str) -> list[tuple[str, Make]]:
-    """Ten settings of an optimiser, by name.
+def tuned(options: argparse.Namespace, task: Task, kind: str) -> dict[str, dict[str, Any]]:
+    """The setting with the fewest steps and the one with the fewest seconds, of the slower of two seeds that are not used again.
 
-    AdamW has five step sizes with its usual averages and with shorter ones. SINGD has scaled and natural steps, with the curvature of the loss and
-    with a sampled Fisher matrix; these ten were picked from a random search on the seed of tuning. KFAC has both kinds of curvature.
+    Where no setting arrives with both seeds it is the one with the lowest last loss.
     """
-    if kind == "SINGD":
-        scaled = {"structure": Dense(), "momentum": 0.6, "damping": 1e-3, "lr_cov": 0.3, "alpha1": 0.0, "interval": 5, "fallback_lr": None}
-        natural = {
-            "structure": Dense(),
-            "update_rms": None,
-            "listen": False,
-            "lr_cov": 0.3,
-            "alpha1": 0.0,
-            "momentum": 0.6,
-            "damping": 1e-3,
-        }
-        least_squares = natural | {"momentum": 0.9, "damping": 1e-6, "lr_cov": 0.5, "alpha1": 0.5, "kl_clip": None, "lr": 0.1}
-        diagonal = natural | {"structure": Diagonal(), "lr": 0.3}
-        settings: list[dict[str, Any]] = [
-            *(scaled | {"lr": lr} for lr in (2e-2, 4e-2, 5e-2, 6e-2)),
-            natural | {"lr": 0.3, "kl_clip": 1e-2, "interval": 2, "listen": True, "momentum": 0.9, "damping": 1e-5, "alpha1": 0.5},
-            natural | {"lr": 0.3, "kl_clip": 2e-3, "interval": 3},
-            *(least_squares | {"interval": interval} for interval in (1, 4)),
-            diagonal | {"kl_clip": 3e-5, "interval": 10, "damping": 1e-2, "alpha1": 0.5},
-            diagonal | {"kl_clip": 1e-4, "interval": 5, "listen": True, "momentum": 0.9, "lr_cov": 0.1},
-        ]
-        return [(str({k: str(v) for k, v in one.items()}), partial(SINGD, max_rows=1024, **one)) for one in settings]
-    if kind == "AdamW":
-        pairs = product((3e-3, 1e-2, 2e-2, 6e-2, 0.2), ((0.9, 0.999), (0.6, 0.99)))
-        return [(f"lr {lr:g}, betas {betas}", partial(adamw, lr=lr, betas=betas)) for lr, betas in pairs]
-    if kind == "KFAC":
-        pairs = product((1e-3, 6e-3, 2e-2, 6e-2, 0.2), (True, False))
-        return [(f"lr {lr:g}, {'loss' if listen else 'sampled'}", partial(KFAC, interval=4, lr=lr, listen=listen)) for lr, listen in pairs]
-    make = {"Muon": muon, "SOAP": soap, "Kron": kron, "singd": partial(reference, interval=4, lr_cov=0.1, damping=1e-2)}[kind]
-    return [(f"lr {lr:g}", partial(make, lr=lr)) for lr in (5e-4, 1e-3, 3e-3, 6e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.2, 0.4)]
-
-
-def tuned(options: argparse.Namespace, task: Task, kind: str) -> dict[str, tuple[str, Make]]:
-    """The setting with the fewest steps and the one with the fewest seconds, by a seed that is not used again."""
-    best = dict.fromkeys(MEASURES, math.inf)
-    found: dict[str, tuple[str, Make]] = {}
-    for name, make in candidates(kind):
-        trial = partial(tried, task, make, 100, beat=(best["steps"], best["seconds"]))
-        outcome = Outcome(**options.memo(f"tune | {task.name} | {kind} | {name}", lambda trial=trial: asdict(trial())))
+    best = dict.fromkeys(MEASURES, (math.inf, math.inf))
+    found: dict[str, dict[str, Any]] = {}
+    for setting in settings(kind, task, 8 if options.quick else TRIALS):
+        slowest, last = dict.fromkeys(MEASURES, 0.0), 0.0
+        for seed in TUNING:
+            this, make = competitor(kind, task, setting)
+            trial = partial(tried, this, make, seed, beat=tuple(best[measure][0] for measure in MEASURES))
+            outcome = Outcome(**options.memo(_key("tune", task, kind, setting, seed), lambda trial=trial: asdict(trial())))
+            arrived = outcome.steps < math.inf
+            slowest["steps"] = max(slowest["steps"], outcome.steps)
+            slowest["seconds"] = max(slowest["seconds"], outcome.seconds if arrived else math.inf)
+            last = max(last, outcome.final if outcome.finite else math.inf)
+            if not arrived:
+                break
         for measure in MEASURES:
-            value = getattr(outcome, measure)
-            if measure not in found or value < best[measure]:
-                best[measure], found[measure] = value, (name, make)
+            score = (slowest[measure], last)
+            if measure not in found or score < best[measure]:
+                best[measure], found[measure] = score, setting
     return found
+
+
+def clocked(options: argparse.Namespace, task: Task, chosen: dict[str, dict[str, Any]], steps: dict[str, float]) -> dict[str, float]:
+    """CPU milliseconds of a step of each optimiser, over runs of ``steps`` steps from the start in which they take turns.
+
+    AdamW's is the median of 15 rounds; another's is that times the median of the two's ratio within a round, so that drifts of the machine cancel.
+    """
+    times: dict[str, list[float]] = {kind: [] for kind in chosen}
+    for seed in range(1 if options.quick else 15):
+        for kind, setting in chosen.items():
+            this, make = competitor(kind, task, setting)
+            count = int(steps[kind]) if steps[kind] < math.inf else 30
+            times[kind].append(tried(this, make, seed, steps=count, stop=False).seconds / count * 1000)
+    base = times["AdamW"]
+    return {
+        kind: statistics.median(base) * statistics.median(a / b for a, b in zip(many, base, strict=True)) for kind, many in times.items()
+    }
 
 
 def main(options: argparse.Namespace) -> list[Row]:
@@ -96,41 +90,54 @@ def main(options: argparse.Namespace) -> list[Row]:
     torch.set_num_threads(1)
     options.memo = Memo(options.json)
     names = ["graph"] if options.quick else options.only
-    kinds = KINDS[:2] if options.quick else KINDS
-    chosen: dict[tuple[str, str], dict[str, tuple[str, Make]]] = {}
-    steps: dict[tuple[str, str, str], list[float]] = {}
-    spent, absent = {name: 0.0 for name in names}, {}
-    for kind in kinds:
-        for name in names:
-            task, start = TASKS[name](), time.perf_counter()
+    kinds = ("AdamW", "SINGD") if options.quick else KINDS
+    rows, won, absent = [], dict.fromkeys(MEASURES, 0), {}
+    for name in names:
+        task, start = TASKS[name](), time.perf_counter()
+        chosen: dict[str, dict[str, dict[str, Any]]] = {}
+        steps: dict[str, dict[str, list[float]]] = {measure: {} for measure in MEASURES}
+        for kind in kinds:
+            if kind == "SPRING" and name not in RESIDUALS:
+                continue
             try:
-                chosen[name, kind] = tuned(options, task, kind)
+                chosen[kind] = tuned(options, task, kind)
             except ImportError as error:
                 absent[kind] = f"absent: {error}"
                 continue
-            for measure, (setting, make) in chosen[name, kind].items():
-                runs = [ending(options, task, f"{kind} {setting}", make, seed).steps for seed in range(options.seeds)]
-                steps[name, kind, measure] = sorted(runs)
-            spent[name] += time.perf_counter() - start
-    rows, won = [], dict.fromkeys(MEASURES, 0)
-    for name in names:
-        task = TASKS[name]()
-        makes = {kind: chosen[name, kind]["seconds"][1] for kind in kinds if (name, kind) in chosen}
-        clock = partial(in_turns, {kind: stepper(task, make)[0] for kind, make in makes.items()}, 2 if options.quick else 9, {})
-        each = options.memo(f"clock | {task.name} | {'quick' if options.quick else sorted(makes)}", clock)
+            for measure, setting in chosen[kind].items():
+                this, make = competitor(kind, task, setting)
+                arrivals = [
+                    ending(options, this, f"{kind} {json.dumps(setting)}", make, seed).steps for seed in range(FIRST, FIRST + options.seeds)
+                ]
+                steps[measure][kind] = sorted(arrivals)
+        fastest = {kind: both["seconds"] for kind, both in chosen.items()}
+        middle = {kind: statistics.median(steps["seconds"][kind]) for kind in chosen}
+        key = _key("clock", task, "quick" if options.quick else sorted(fastest), fastest, options.seeds)
+        each = options.memo(key, partial(clocked, options, task, fastest, middle))
+        spent = time.perf_counter() - start
         for measure in MEASURES:
-            scale = {kind: each[kind] / 1000 if measure == "seconds" else 1.0 for kind in makes}
-            values = {kind: [scale[kind] * value for value in steps[name, kind, measure]] for kind in makes}
-            middle = {kind: statistics.median(many) for kind, many in values.items()}
-            won[measure] += middle["SINGD"] < middle["AdamW"]
+            scale = {kind: each[kind] / 1000 if measure == "seconds" else 1.0 for kind in chosen}
+            values = {kind: [scale[kind] * value for value in steps[measure][kind]] for kind in chosen}
+            medians = {kind: statistics.median(many) for kind, many in values.items()}
+            won[measure] += medians["SINGD"] < medians["AdamW"]
             shown = {kind: _quartiles(many) for kind, many in values.items()} | absent
-            notes = {"setting": {kind: chosen[name, kind][measure][0] for kind in makes}, "ms per step": each, "seeds": options.seeds}
+            notes = {
+                "setting": {kind: chosen[kind][measure] for kind in chosen},
+                "ms per step": each,
+                "seeds": options.seeds,
+                "trials": TRIALS,
+                "runs": values,
+            }
             claim = f"{task.name}: {'CPU ' * (measure == 'seconds')}{measure} to a loss of {task.target:g} (quartiles)"
-            rows.append(Row(claim, middle["SINGD"], None, "s" if measure == "seconds" else "", None, "<=", shown, spent[name], notes))
+            rows.append(Row(claim, medians["SINGD"], None, "s" if measure == "seconds" else "", None, "<=", shown, spent, notes))
     if len(names) == len(TASKS):
         for measure, wanted in (("seconds", 4), ("steps", 5)):
             rows.append(Row(f"tasks with fewer {measure} than tuned AdamW, of {len(names)}", float(won[measure]), None, "", wanted, ">="))
     return rows
+
+
+def _key(what: str, task: Task, *rest: Any) -> str:
+    return " | ".join([what, task.name, *(part if isinstance(part, str) else json.dumps(part) for part in rest)])
 
 
 def _quartiles(values: list[float]) -> str:

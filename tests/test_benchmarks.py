@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import re
 import resource
@@ -11,6 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from popflow.optim import rows
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "\n    run(" in path.read_text(encoding="utf-8"))
@@ -50,3 +55,24 @@ def test_quick_run_writes_the_documented_rows(script: Path, tmp_path: Path) -> N
 def _processor_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def test_jets_give_the_residual_of_nested_derivatives_and_its_gauss_newton_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tasks = importlib.import_module("optimizer_tasks")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = tasks.Jets((1, 5, 4, 1)).double()
+    x = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)[:, None].requires_grad_()
+    h = x
+    for i, layer in enumerate(net.layers):
+        h = (torch.tanh(h) if i else h) @ layer.weight[:, :-1].T + layer.weight[:, -1]
+    slope = torch.autograd.grad((h * x * (1 - x)).sum(), x, create_graph=True)[0]
+    bend = torch.autograd.grad(slope.sum(), x, create_graph=True)[0]
+    nested = (bend + math.pi**2 * torch.sin(math.pi * x))[:, 0]
+    residual, found = rows(net, lambda: net(x.detach()), torch.ones_like)
+    torch.testing.assert_close(residual, nested, rtol=1e-12, atol=1e-12)
+    for one in found:
+        jacobian = torch.stack([torch.autograd.grad(value, one.layer.weight, retain_graph=True)[0] for value in nested])
+        captured = torch.einsum("nrd,nrp->ndp", one.g[0], one.a[0])
+        torch.testing.assert_close(captured.flatten(1).T @ captured.flatten(1), jacobian.flatten(1).T @ jacobian.flatten(1))

@@ -240,14 +240,40 @@ def test_many_pairs_at_once_are_one_by_one(structure, alpha1):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_warm_start_is_the_answer_for_diagonal_curvature():
+@pytest.mark.parametrize("structure", [Dense(), Diagonal(), BlockDiagonal(4), Hierarchical(1, 1)], ids=repr)
+def test_warm_start_is_the_answer_for_diagonal_curvature(structure):
     rng = torch.Generator().manual_seed(9)
-    u, g = torch.rand(1, 6, generator=rng, dtype=F64) + 0.1, torch.rand(1, 4, generator=rng, dtype=F64) + 0.1
-    k, c = side(torch.eye(6, dtype=F64)), side(torch.eye(4, dtype=F64))
-    warm_start(k, c, u, g, damping=0.01, adaptive=False)
-    torch.testing.assert_close(metric(k), torch.diag(1 / (u[0] + 0.01)))
-    warm_start(k, c, u, g, damping=1e-16, adaptive=True)
-    torch.testing.assert_close(torch.kron(metric(c), metric(k)), torch.diag(1 / torch.kron(g[0], u[0])), rtol=1e-6, atol=0)
+    u, g = torch.rand(6, generator=rng, dtype=F64) + 0.1, torch.rand(4, generator=rng, dtype=F64) + 0.1
+    told = [(10 * one[None],) if structure == Diagonal() else structure.project(torch.diag(10 * one)[None]) for one in (u, g)]
+    k, c = (Side.identity(structure, n, 1, torch.zeros((), dtype=F64), False) for n in (6, 4))
+    warm_start(k, c, *told, damping=0.01, adaptive=False, scales=([0.1], [0.1]), rows=[3])
+    torch.testing.assert_close(metric(k), torch.diag(1 / (u + 0.01)))
+    warm_start(k, c, *told, damping=1e-16, adaptive=True, scales=([0.1], [0.1]), rows=[3])
+    torch.testing.assert_close(torch.kron(metric(c), metric(k)), torch.diag(1 / torch.kron(g, u)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_warm_start_takes_whole_matrices_as_far_as_the_rows_go(adaptive):
+    rng = torch.Generator().manual_seed(10)
+    x, y = torch.randn(2, 20, 6, generator=rng, dtype=F64), torch.randn(2, 20, 5, generator=rng, dtype=F64)
+    k, c = (Side.identity(Dense(), n, 2, torch.zeros((), dtype=F64), False) for n in (6, 5))
+    before = k.value[0][1].clone()
+    grams = [(one.mT @ one,) for one in (x, y)]
+    options = {"damping": 0.01, "adaptive": adaptive, "scales": ([0.05, 0.05], [0.05, 0.05]), "valid": torch.tensor([True, False])}
+    warm_start(k, c, *grams, rows=[20, 20], **options)
+    u, g = (one[0][0] / 20 for one in grams)
+    pi = (u.trace() / 6 / (g.trace() / 5)).sqrt()
+    for one, curvature, damp in ((k, u, 0.1 * pi if adaptive else 0.01), (c, g, 0.1 / pi if adaptive else 0.01)):
+        shrunk = curvature * 20 / (20 + one.n) + torch.diag(curvature.diagonal()) * one.n / (20 + one.n)
+        kept = one.value[0][0]
+        torch.testing.assert_close(kept @ kept.mT @ (shrunk + damp * torch.eye(one.n, dtype=F64)), torch.eye(one.n, dtype=F64))
+    assert torch.equal(k.value[0][1], before)
+    broken = (grams[0][0].clone(), grams[1][0])
+    broken[0][0, 0, 1] = broken[0][0, 1, 0] = 1e6  # no Gram matrix: the diagonal is taken
+    warm_start(k, c, (broken[0],), (broken[1],), rows=[20, 20], **options)
+    torch.testing.assert_close(
+        metric(Side(Dense(), 6, (k.value[0][:1],), None)), torch.diag(1 / (u.diagonal() + (0.1 * pi if adaptive else 0.01)))
+    )
 
 
 def test_bfloat16_factors_stay_where_kfac_is_indefinite():

@@ -504,6 +504,15 @@ def test_rows_can_be_thinned_without_bias():
     assert thin.h_k[0][0][3, 3] == pytest.approx(full.h_k[0][0][3, 3].item())
 
 
+def test_rows_of_an_image_are_taken_from_all_of_its_columns():
+    net = seeded(lambda: nn.Conv2d(8, 2, 1, bias=False))
+    x = torch.eye(8)[None, :, None].expand(4, 8, 8, 8)  # channel c is one in column c alone: U = I / 8
+    optimizer = SINGD(net, structure=Diagonal(), interval=1, max_rows=16, damping=1e-12)
+    net(x).square().sum((1, 2, 3)).mean().backward()
+    optimizer.step()
+    torch.testing.assert_close(optimizer.buckets[0].k.value[0], torch.full((1, 8), 8**0.5), rtol=1e-3, atol=0.0)
+
+
 def test_compiled_models_are_heard():
     results = []
     for wrap in (lambda net: net, lambda net: torch.compile(net, backend="eager")):

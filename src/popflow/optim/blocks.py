@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -67,8 +68,9 @@ class Dense:
         """By ``K K^T`` where ``X`` has as many rows as ``K``, else one after the other."""
         k = factor[0]
         if x.shape[-3 - dim] >= k.shape[-1]:
-            return x @ (k @ k.mT) if dim == -1 else k @ k.mT @ x
-        return x @ k @ k.mT if dim == -1 else k @ (k.mT @ x)
+            metric = torch.bmm(k, k.mT)
+            return torch.bmm(x, metric) if dim == -1 else torch.bmm(metric, x)
+        return torch.bmm(torch.bmm(x, k), k.mT) if dim == -1 else torch.bmm(k, torch.bmm(k.mT, x))
 
     def project(self, matrix: Tensor) -> Factor:
         """The matrix itself."""
@@ -194,32 +196,34 @@ class BlockDiagonal:
 
     def right(self, factor: Factor, rows: Tensor) -> Tensor:
         """Blockwise ``X K``."""
-        return self._applied(factor, rows, -1)
+        return self._blockwise(Dense().right, factor, rows, -1)
 
     def right_t(self, factor: Factor, rows: Tensor) -> Tensor:
         """Blockwise ``X K^T``."""
-        return self._applied(_transposed(factor), rows, -1)
+        return self._blockwise(Dense().right_t, factor, rows, -1)
 
     def _columns(self, x: Tensor) -> Tensor:
         """Columns of ``x [B, m, n]`` that belong to whole blocks, ``[B, blocks, m, block]``."""
         return x.unfold(-1, self.block, self.block).transpose(1, 2)
 
-    def _applied(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
-        """``X K`` (``dim=-1``) or ``K X`` (``dim=-2``), blockwise."""
-        whole, rest = factor
-        out, cut, left = torch.empty_like(x), self._cut(x.shape[dim]), rest.shape[-1]
-        if cut and dim == -1:
-            k = whole.flatten(0, 1)
-            if x.shape[1] > 2 * self.block:  # two columns of zeros more and products with 30 columns take two thirds of the time
-                k = torch.nn.functional.pad(k, (0, -self.block % 16))
-            seen = torch.bmm(self._columns(x).flatten(0, 1), k).view(*whole.shape[:2], -1, k.shape[-1])
-            self._columns(out).copy_(seen[..., : self.block])
-        elif cut:
-            seen = torch.bmm(whole.flatten(0, 1), self._columns(x.mT).mT.flatten(0, 1))
-            self._columns(out.mT).mT.copy_(seen.view(*whole.shape[:2], *seen.shape[1:]))
-        if left:
-            part, to = x.narrow(dim, cut, left), out.narrow(dim, cut, left)
-            to.copy_(torch.bmm(part, rest) if dim == -1 else torch.bmm(rest, part))
+    def _blockwise(self, act: Callable[[Factor, Tensor], Tensor], factor: Factor, x: Tensor, dim: int) -> Tensor:
+        """Let every block act on its columns (``dim=-1``) or rows (``dim=-2``) of ``x``."""
+        (whole, rest), n = factor, x.shape[dim]
+        cut = self._cut(n)
+        if dim == -2:
+            parts = []
+            if cut:
+                seen = act((whole.flatten(0, 1),), x.narrow(1, 0, cut).reshape(-1, self.block, x.shape[2]))
+                parts.append(seen.view(len(x), cut, -1))
+            if cut < n:
+                parts.append(act((rest,), x.narrow(1, cut, n - cut)))
+            return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        out = torch.empty_like(x)
+        if cut:
+            seen = act((whole.flatten(0, 1),), self._columns(x).flatten(0, 1))
+            self._columns(out).copy_(seen.view(*whole.shape[:2], *seen.shape[1:]))
+        if cut < n:
+            out.narrow(2, cut, n - cut).copy_(act((rest,), x.narrow(2, cut, n - cut)))
         return out
 
     def gram(self, factor: Factor, rows: Tensor) -> Factor:
@@ -234,18 +238,15 @@ class BlockDiagonal:
 
     def inner(self, factor: Factor) -> Factor:
         """Blockwise ``K^T K``."""
-        return self.multiply(_transposed(factor), factor)
+        return self.multiply(tuple(part.mT for part in factor), factor)
 
     def square(self, factor: Factor, n: int) -> Tensor:
         """Sum of squares."""
         return squares(factor)
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
-        """Blockwise by ``K K^T`` where ``X`` has as many rows as a block, else one after the other."""
-        if x.shape[-3 - dim] >= self.block:
-            return self._applied(self.multiply(factor, _transposed(factor)), x, dim)
-        first, second = (factor, _transposed(factor)) if dim == -1 else (_transposed(factor), factor)
-        return self._applied(second, self._applied(first, x, dim), dim)
+        """Blockwise, as `Dense`."""
+        return self._blockwise(partial(Dense().precondition, dim=dim), factor, x, dim)
 
     def project(self, matrix: Tensor) -> Factor:
         """Diagonal blocks."""
@@ -317,7 +318,3 @@ class BlockDiagonal:
 @lru_cache(maxsize=256)
 def _sides(block: int, count: int, rest: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.tensor([block] * count + [rest], dtype=dtype, device=device)
-
-
-def _transposed(factor: Factor) -> Factor:
-    return tuple(part.mT for part in factor)

@@ -21,7 +21,7 @@ WIDE = (torch.float32, torch.float64)
 
 @dataclass(eq=False)
 class Heard:
-    """What one layer told since the last step: sums over rows, and how many rows and data made them.
+    """What one layer told since the last step: sums over rows, how many rows (and how many of them were used) and data made them.
 
     The sums are `Structure.gram` of the current factor, except for `Diagonal`, where they are those of the rows themselves.
     """
@@ -29,6 +29,7 @@ class Heard:
     h_k: Factor | None = None
     h_c: Factor | None = None
     rows: int = 0
+    used: int = 0
     data: int = 0
     task: int = -1
     scale: Averaging | None = None
@@ -44,12 +45,13 @@ class Heard:
 
 @dataclass(frozen=True)
 class Taken:
-    """What the layers of a bucket told, joined: sums, the numbers that make means of them (one per member), which layers were heard."""
+    """What the layers of a bucket told, joined: sums, what makes means of them and how many rows they are of (one per member), which were heard."""
 
     h_k: Factor
     h_c: Factor
     scale_k: list[float]
     scale_c: list[float]
+    rows: list[int]
     present: list[bool]
 
 
@@ -99,13 +101,17 @@ class Bucket:
         if task != heard.task:  # a second call within one backward pass is a second use of the weight, not more data
             heard.data, heard.task = heard.data + data, task
         heard.scale = averaging
+        uses = a.shape[2] if sharing is expand else 1
         single = a.shape[2] == 1 and sharing in (expand, reduce)
         a, g = (a.squeeze(2), g.squeeze(2)) if single else sharing(a, g)
         rows = a.shape[1]
         heard.rows += rows
         keep = 1 if max_rows is None else math.ceil(rows / max_rows)
+        while keep > 1 and math.gcd(keep, uses) > 1:  # a stride that divides an image would see one of its columns alone
+            keep += 1
         if keep > 1:
             a, g = a[:, ::keep], g[:, ::keep]
+        heard.used += a.shape[1]
         members = self.slices[index] if len(self.layers) > 1 else None
         h_k, h_c = _sums(self.k, a, members, layer.bias is not None), _sums(self.c, g, members, False)
         if keep > 1:
@@ -115,16 +121,17 @@ class Bucket:
 
     def take(self, scale: float) -> Taken:
         """Return what the layers told and forget it; ``scale`` is that of the loss."""
-        h_k, h_c, scale_k, scale_c = [], [], [], []
+        h_k, h_c, scale_k, scale_c, rows = [], [], [], [], []
         for layer, heard in zip(self.layers, self.heard, strict=True):
             there = heard.h_k is not None and heard.h_c is not None and heard.scale is not None
             h_k.append(heard.h_k if there else _zeros(self.k, layer.blocks))
             h_c.append(heard.h_c if there else _zeros(self.c, layer.blocks))
             scale_k += [1 / heard.rows if there else 0.0] * layer.blocks
             scale_c += [heard.scale(heard.data, heard.rows) / scale**2 if there and heard.scale else 0.0] * layer.blocks
+            rows += [heard.used] * layer.blocks
         present = [heard.h_k is not None for heard in self.heard]
         self.forget()
-        return Taken(_joined(h_k), _joined(h_c), scale_k, scale_c, present)
+        return Taken(_joined(h_k), _joined(h_c), scale_k, scale_c, rows, present)
 
     def forget(self) -> None:
         """Drop what was heard."""

@@ -62,7 +62,7 @@ def refresh_factors(optimizer: SINGD, scale: float) -> None:
         for bucket, taken in mine:
             if _only_diagonal(bucket, taken):
                 flat.append((bucket, taken))
-            elif has_frames(type(bucket.k.structure)) and all(bucket.started) and all(taken.present):
+            elif _shares_a_frame(bucket, taken):
                 framed.setdefault(bucket.k.structure, []).append((bucket, taken))
             else:
                 slow.append((bucket, taken))
@@ -94,10 +94,8 @@ def _start(optimizer: SINGD, bucket: Bucket, taken: Taken, measured: list[list[f
     starts = [s and not m for s, m in zip(sound, moves, strict=True)]
     bucket.started = [s or begun for s, begun in zip(sound, bucket.started, strict=True)]
     if any(starts):  # the factors are still the identity, so that what was heard is the curvature itself
-        scales = taken.h_k[0].new_tensor([taken.scale_k, taken.scale_c])
-        u = bucket.k.structure.diagonal(taken.h_k, bucket.k.n) * scales[0, :, None]
-        g = bucket.c.structure.diagonal(taken.h_c, bucket.c.n) * scales[1, :, None]
-        warm_start(bucket.k, bucket.c, u, g, valid=_mask(starts, u), **options)
+        scales = (taken.scale_k, taken.scale_c)
+        warm_start(bucket.k, bucket.c, taken.h_k, taken.h_c, scales=scales, rows=taken.rows, valid=_mask(starts, taken.h_k[0]), **options)
     if not any(moves):
         return None
     h_k, h_c = _seen(bucket.k, taken.h_k), _seen(bucket.c, taken.h_c)
@@ -130,9 +128,9 @@ def _shared(optimizer: SINGD, taken: Taken) -> Taken:
     for parts, scales in ((taken.h_k, taken.scale_k), (taken.h_c, taken.scale_c)):
         for part in parts:
             part.mul_(part.new_tensor(scales).view(-1, *[1] * (part.ndim - 1)))
-    present = average(optimizer.process_group, taken.h_k, taken.h_c, taken.present)
+    present, rows = average(optimizer.process_group, taken.h_k, taken.h_c, taken.present, taken.rows)
     ones = [1.0] * len(taken.scale_k)
-    return Taken(taken.h_k, taken.h_c, ones, ones, present)
+    return Taken(taken.h_k, taken.h_c, ones, ones, rows, present)
 
 
 def _count_skipped(optimizer: SINGD, bucket: Bucket, sound: list[bool], present: list[bool]) -> None:
@@ -153,6 +151,11 @@ def _count_skipped(optimizer: SINGD, bucket: Bucket, sound: list[bool], present:
 def _only_diagonal(bucket: Bucket, taken: Taken) -> bool:
     kinds = type(bucket.k.structure) is type(bucket.c.structure) is Diagonal
     return kinds and bucket.k.value[0].dtype in WIDE and all(bucket.started) and all(taken.present)
+
+
+def _shares_a_frame(bucket: Bucket, taken: Taken) -> bool:
+    structure = bucket.k.structure
+    return has_frames(type(structure)) and structure == bucket.c.structure and all(bucket.started) and all(taken.present)
 
 
 def _seen(side: Side, h: Factor) -> Factor:

@@ -278,26 +278,63 @@ def _keep(old: Factor, new: Factor, valid: Tensor | None, rounding: Generator | 
     return tuple(rounded(b, a.dtype, rounding) for a, b in zip(old, new, strict=True))
 
 
-def warm_start(k: Side, c: Side, u: Tensor, g: Tensor, *, damping: float, adaptive: bool, valid: Tensor | None = None) -> None:
-    """Put the factors at the diagonal solution of the first batch, in place: no slow start, and inside the region of stability.
+def warm_start(
+    k: Side,
+    c: Side,
+    h_k: Factor,
+    h_c: Factor,
+    *,
+    damping: float,
+    adaptive: bool,
+    scales: tuple[Sequence[float], Sequence[float]],
+    rows: Sequence[int],
+    valid: Tensor | None = None,
+) -> None:
+    """Put the factors, which are the identity, at the solution of the first batch, in place: no slow start, and inside the region of stability.
 
-    IKFAC: ``K = (diag U + damping)^{-1/2}``. SINGD, whose damping is additive on the product: ``K = (diag U + pi sqrt(damping))^{-1/2}``,
-    ``C = (diag G + sqrt(damping) / pi)^{-1/2}``, ``pi^2 = mean diag U / mean diag G``.
+    IKFAC: ``K K^T = (U + damping)^{-1}``. SINGD, whose damping is additive on the product: ``K K^T = (U + pi sqrt(damping))^{-1}``,
+    ``C C^T = (G + sqrt(damping) / pi)^{-1}``, ``pi^2 = mean diag U / mean diag G``. Dense factors and blocks take ``U`` whole, by one Cholesky
+    factorisation in the dtype of the sums, with what is beside the diagonal shrunk by ``N / (N + n)`` for ``N`` rows, since few rows say little of it;
+    other structures, and matrices that do not factorise, its diagonal.
 
     Args:
         k: Input side.
         c: Output side.
-        u: Diagonal of ``U``, ``[B, p]``.
-        g: Diagonal of ``G``, ``[B, d]``.
+        h_k: ``P(U)`` (of `Diagonal` the diagonal), up to ``scales``.
+        h_c: ``P(G)``, likewise.
         damping: ``lambda``.
         adaptive: SINGD rather than IKFAC.
+        scales: ``B`` numbers each that the two still have to be multiplied by.
+        rows: ``B`` numbers of rows that they are of.
         valid: ``[B]`` booleans: members that are set; None sets all.
     """
-    tiny = torch.finfo(u.dtype).tiny ** 0.5
+    tiny, by = torch.finfo(h_k[0].dtype).tiny ** 0.5, h_k[0].new_tensor([*scales])
+    u, g = (side.structure.diagonal(h, side.n) * scale[:, None] for side, h, scale in ((k, h_k, by[0]), (c, h_c, by[1])))
     pi = (u.mean(-1, keepdim=True).clamp(min=tiny) / g.mean(-1, keepdim=True).clamp(min=tiny)).sqrt()
-    damp_u, damp_g = (pi * damping**0.5, damping**0.5 / pi) if adaptive else (damping, damping)
-    for side, diagonal in ((k, (u + damp_u).rsqrt()), (c, (g + damp_g).rsqrt())):
-        side.value = _keep(side.value, side.structure.from_diagonal(diagonal), valid, None)
+    damp_u, damp_g = (pi * damping**0.5, damping**0.5 / pi) if adaptive else (torch.full_like(pi, damping),) * 2
+    for side, h, scale, diagonal, damp in ((k, h_k, by[0], u, damp_u), (c, h_c, by[1], g, damp_g)):
+        start = side.structure.from_diagonal((diagonal + damp).rsqrt())
+        if isinstance(side.structure, Dense | BlockDiagonal):
+            count = by.new_tensor([*rows])
+            start = tuple(
+                _inverse_root(part * _spread(scale, part), _spread(count, part), _spread(damp[:, 0], part), plain)
+                for part, plain in zip(h, start, strict=True)
+            )
+        side.value = _keep(side.value, start, valid, None)
+
+
+def _inverse_root(gram: Tensor, rows: Tensor, damp: Tensor, otherwise: Tensor) -> Tensor:
+    """``K`` with ``K K^T = (gram + damp)^{-1}``, its entries beside the diagonal shrunk first; ``otherwise`` where that does not factorise."""
+    n = gram.shape[-1]
+    if gram.numel() == 0:
+        return otherwise
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    damped = gram * (rows / (rows + n)) + torch.diag_embed(diagonal * (n / (rows[..., 0] + n)) + damp[..., 0])
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    eye = torch.eye(n, dtype=gram.dtype, device=gram.device).expand(gram.shape)
+    root = torch.linalg.solve_triangular(lower, eye, upper=False).mT
+    sound = (failed == 0) & root.isfinite().flatten(-2).all(-1)
+    return torch.where(sound[..., None, None], root, otherwise)
 
 
 def rounded(x: Tensor, dtype: torch.dtype, generator: Generator | None) -> Tensor:
