@@ -16,8 +16,8 @@ class Auto:
 
     Attributes:
         max_state_ratio: State of the whole optimiser relative to AdamW's two numbers per parameter: 1.0 is AdamW's memory, 0.55 about half.
-            Every layer starts diagonal; the cheapest upgrades (blocks of 32, hierarchical (32, 32), dense) are taken while they fit. The
-            product that a dense factor keeps between refreshes is counted.
+            Every layer starts diagonal; the cheapest upgrades (blocks of 32, hierarchical (32, 32), dense) are taken while they fit. What
+            dense and diagonal factors keep of their products between refreshes is counted.
     """
 
     max_state_ratio: float = 1.0
@@ -41,7 +41,7 @@ class Auto:
         copies = 2 if factor_momentum else 1
 
         def numbers(structure: Structure, n: int) -> int:
-            return structure.size(n) * (copies + isinstance(structure, Dense))
+            return structure.size(n) * (copies + isinstance(structure, Dense | Diagonal))
 
         count = sum(b * d * p for b, d, p in shapes) + kept // 2
         factors = [(b, n) for b, d, p in shapes for n in (p, d)]

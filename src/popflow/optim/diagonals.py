@@ -20,6 +20,7 @@ class Diagonals:
         value: All ``k`` and ``c``.
         momentum: Their momenta, or None.
         squares: Their squares.
+        segment: The matrix that each number is of, int32.
         metrics: Views of the squares that multiply gradients ``[B, d, p]``: ``k^2 [B, 1, p]``, ``c^2 [B, d, 1]`` of each batch in turn.
     """
 
@@ -45,8 +46,7 @@ class Diagonals:
             self.partner += [len(self.sides) + b + other for b in range(batch)]
             self.sides += [n] * batch
         sizes = torch.tensor(self.sides, device=self.value.device)
-        self.segment = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-        self.both = torch.cat([self.segment, self.segment + len(sizes)])
+        self.segment = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32, device=sizes.device), sizes)
 
     def hold(self, sides: Sequence[Side]) -> bool:
         """Whether these sides still are views of these numbers."""
@@ -74,19 +74,19 @@ class Diagonals:
         value, count = self.value, len(self.sides)
         step = torch.cat([*(part.reshape(-1) for part in heard), value]).view(2, -1).mul_(value)
         step[0].mul_(value)
-        sums = value.new_zeros(2 * count).index_add_(0, self.both, step.view(-1)).tolist()
-        traces = [scale * total / n for scale, total, n in zip(scales, sums, self.sides, strict=False)]
+        sums, squares = value.new_zeros(2, count).index_add_(1, self.segment, step).tolist()
+        traces = [scale * total / n for scale, total, n in zip(scales, sums, self.sides, strict=True)]
         if not all(within_reach(own, traces[j], value.dtype) for own, j in zip(traces, self.partner, strict=True)):
             return False
         weights, ridges = [scale / 2 for scale in scales], [damping / 2] * count
         if adaptive:
             weights = [weight * traces[j] for weight, j in zip(weights, self.partner, strict=True)]
-            ridges = [ridge * sums[count + j] / self.sides[j] for ridge, j in zip(ridges, self.partner, strict=True)]
-        step *= value.new_tensor(weights + ridges).index_select(0, self.both).view(2, -1)
+            ridges = [ridge * squares[j] / self.sides[j] for ridge, j in zip(ridges, self.partner, strict=True)]
+        step *= value.new_tensor([weights, ridges]).index_select(1, self.segment)
         step = step.sum(0).sub_(0.5)
         if self.momentum is not None:
             step = torch.add(step, self.momentum, alpha=alpha1, out=self.momentum)
-        bound = value.new_ones(count).scatter_reduce_(0, self.segment, step.abs(), "amax")
+        bound = value.new_ones(count).scatter_reduce_(0, self.segment.long(), step.abs(), "amax")
         value.addcmul_(value, step / bound.index_select(0, self.segment), value=-lr_cov)
         torch.mul(value, value, out=self.squares)
         return True

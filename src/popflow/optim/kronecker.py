@@ -11,6 +11,8 @@ The step is capped: ``beta = lr_cov / max(1, |m|)`` with an upper bound of the s
 stays invertible and no step can blow up. One IKFAC step follows the moving average ``S`` of KFAC up to
 ``K K^T - (S + damping I)^{-1} = -3 beta^2 K m^2 K^T + O(beta^3)``.
 
+Where the first batch starts them (`warm_start`), dense ones are factorised once; after that there are products alone.
+
 Source: Lin et al., ICML 2024, arXiv 2312.05705 (SINGD); Lin et al., ICML 2023, arXiv 2302.09738 (INGD). The cap and the constant are ours.
 """
 

@@ -47,7 +47,7 @@ Structures = Structure | tuple[Structure, Structure] | Auto
 
 
 class SINGD(torch.optim.Optimizer):
-    """Natural gradient with structured Kronecker factors and no inverse anywhere; a drop-in for AdamW.
+    """Natural gradient with structured Kronecker factors that follow by products alone, without inverses; a drop-in for AdamW.
 
     Args:
         model: The module (or the DistributedDataParallel around it) whose layers are listened to.
@@ -73,7 +73,8 @@ class SINGD(torch.optim.Optimizer):
         sharing: `expand` or `reduce`.
         averaging: What the loss averages over: `over_data`, `over_rows`, `summed`.
         listen: Take cotangents from ``loss.backward()`` (empirical Fisher); False: from `observe` alone (sampled Fisher, wave functions).
-        warm: Start from the diagonal solution of the first batch; False starts from the identity.
+        warm: Start from the solution of the first batch: of dense factors and blocks by one Cholesky factorisation, of others the diagonal one. False
+            starts from the identity, and nothing is ever factorised.
         max_rows: Use at most so many rows of each capture, evenly spaced; None uses all.
         factor_dtype: Of the factors; None: that of the parameters, at least float32.
         stochastic_rounding: Round bfloat16 parameters, momentum and factors at random, so that small steps are not lost.
