@@ -4,7 +4,7 @@ One dimension: powers 1/2, 2, 3, guidance w = 2, geometric mean, product, power 
 mixtures; weighted Kolmogorov-Smirnov distance to the exact law (by quadrature), the same sampler without weights beside it, error of log Z.
 
 Sixty-four dimensions: kernel mixtures of even, prime and all handwritten digits; weights with Langevin kernels on their product, their geometric
-mean and guidance. Exact draws come from rejection sampling (`popflow.compose.exact`); they are themselves held against self-normalised
+mean and guidance. Exact draws come from rejection sampling (`popflow.compose.zoo.exact`); they are themselves held against self-normalised
 importance sampling, whose proposal is wider and flatter and whose target is the experts' own log-densities. Distances: the largest
 Kolmogorov-Smirnov distance over 16 fixed projections, and the total variation of the class masses that the digits classifier finds.
 """
@@ -21,9 +21,10 @@ import torch
 from harness import Row, run
 from torch import Tensor
 
-from popflow.compose import Target, cfg, classifier, digits, feynman_kac, gaussian_mixture, karras, sample, tilt
-from popflow.compose.exact import guided_draws, product_draws
+from popflow.compose import Target, cfg, feynman_kac, gaussian_mixture, karras, sample, tilt
 from popflow.compose.target import at
+from popflow.compose.zoo import classifier, digits
+from popflow.compose.zoo.exact import guided_draws, product_draws
 from popflow.core import Streams
 from popflow.core.metrics import directions, largest_kolmogorov_smirnov, total_variation
 

@@ -28,7 +28,8 @@ import torch
 from harness import Row, run
 from torch import Tensor
 
-from popflow.compose import Expert, Sampler, average, classifier, digits, either, feynman_kac, karras, kernel_mixture, sample, zoo
+from popflow.compose import Expert, Sampler, average, either, feynman_kac, karras, kernel_mixture, sample, zoo
+from popflow.compose.zoo import classifier, digits
 from popflow.core import Streams
 from popflow.core.metrics import effective_number, frechet, precision_recall
 from popflow.runs import Measured

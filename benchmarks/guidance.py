@@ -1,7 +1,7 @@
 """Guidance paid for at sampling time: Feynman-Kac corrected guidance of K particles against plain guidance and guidance with Langevin steps.
 
 The target is ``q_c^w q_u^{1-w}``, q_c a class of digits and q_u all of them, at noise level 0 (blurred by the last level). Of the exact experts (kernel
-mixtures) it is drawn without error by rejection (`popflow.compose.exact.guided_draws`); the networks have learned the same images with the same
+mixtures) it is drawn without error by rejection (`popflow.compose.zoo.exact.guided_draws`); the networks have learned the same images with the same
 blur, and are held against the same draws. One image comes back from each run: of K particles one is drawn by its weights. Calls are evaluations of the
 pair (conditional, unconditional) per image that comes back.
 
@@ -38,8 +38,9 @@ import torch
 from harness import Row, run
 from torch import Tensor
 
-from popflow.compose import Expert, cfg, classifier, digits, feynman_kac, karras, kernel_mixture, sample, scores, zoo
-from popflow.compose.exact import guided_draws
+from popflow.compose import Expert, cfg, feynman_kac, karras, kernel_mixture, sample, scores, zoo
+from popflow.compose.zoo import classifier, digits
+from popflow.compose.zoo.exact import guided_draws
 from popflow.core import PopflowWarning, Streams
 from popflow.core.metrics import vendi_score
 from popflow.runs import Measured

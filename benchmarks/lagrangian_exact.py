@@ -21,13 +21,13 @@ from torch.func import functional_call
 
 from popflow.core import DivergenceError, Streams
 from popflow.learn import cosine, fit
-from popflow.transport import plans
+from popflow.transport import path_coupling
 from popflow.transport.closed_forms import GaussianFlow, atom_growth, dirac_growth, gaussian_bridge, gaussian_transport
+from popflow.transport.conditional_paths import Bend, Strands, follow, radius
 from popflow.transport.lagrangian import WFR, Harmonic, Lagrangian, Linear, residual
 from popflow.transport.lagrangian_flow import LagrangianFlow
 from popflow.transport.saddle import Potential, potential_network, saddle_loss
 from popflow.transport.snapshots import Snapshots
-from popflow.transport.strands import Bend, Strands, follow, radius
 
 torch.set_num_threads(1)
 ACTION, SPREAD, DRIFT, WEIGHT = 0.03, 0.05, 0.1, 0.03
@@ -212,7 +212,7 @@ def growth(options: argparse.Namespace) -> list[Row]:
 def saddle(options: argparse.Namespace) -> list[Row]:
     """Cells paired at random, as published: the potential alone tells the path where to go."""
     steps, cells, seeds = (40, 128, 1) if options.quick else (1000, 1024, options.seeds)
-    pair: dict = {"coupling": plans.independent}
+    pair: dict = {"coupling": path_coupling.independent}
     names = ("Gaussian optimal transport", "harmonic potential")
     rows = []
     for name in names:
@@ -296,7 +296,7 @@ def schemes(options: argparse.Namespace) -> list[Row]:
         with rng.layers():
             potential = Potential(lagrangian, snapshots, potential_network(2, 64, 3))
             bend = Bend(lagrangian, snapshots, width=64, depth=2)
-        draws = Strands.of(lagrangian, snapshots, plans.independent, rng)
+        draws = Strands.of(lagrangian, snapshots, path_coupling.independent, rng)
         unit = float(radius(draws.x)) ** 2
         loss = saddle_loss(lagrangian, potential, bend, unit, anchor)
         if form == "boundary":

@@ -18,11 +18,11 @@ import torch
 from harness import Row, run
 
 from popflow.core import Streams
-from popflow.transport import plans
+from popflow.transport import path_coupling
+from popflow.transport.conditional_paths import Strands
 from popflow.transport.lagrangian import Lagrangian
 from popflow.transport.saddle import Potential, potential_network, saddle_loss
 from popflow.transport.snapshots import Snapshots
-from popflow.transport.strands import Strands
 
 DIM, WIDTH, SLICES, STRANDS = 5, 64, 16, 16
 
@@ -32,7 +32,7 @@ def problem():
     snapshots = Snapshots.of([rng.normal("cells", torch.empty(200, DIM)) + k for k in (0.0, 1.0)], times=[0, 1])
     with rng.layers():
         potential = Potential(Lagrangian(), snapshots, potential_network(DIM, WIDTH, 3))
-    batch = Strands.of(Lagrangian(), snapshots, plans.best, rng).draw(rng, SLICES, STRANDS)
+    batch = Strands.of(Lagrangian(), snapshots, path_coupling.best, rng).draw(rng, SLICES, STRANDS)
     params = {f"s.{name}": p.detach() for name, p in potential.named_parameters()}
     return potential, saddle_loss(Lagrangian(), potential, None, 1.0, 1.0), params, batch
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from popflow.optim import BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, Tap, expand, find_layers, over_data, per_datum
 from popflow.optim.capture import Averaging
 from popflow.optim.gram import apply, kernel, spring
-from popflow.optim.structures import Structure
+from popflow.optim.structures.structure import Structure
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 

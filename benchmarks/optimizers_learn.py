@@ -1,6 +1,6 @@
 """A diffusion expert trained by `popflow.learn.fit` with SINGD and with AdamW.
 
-The network, data and loss of the digits experts of the zoo (`popflow.compose.train_zoo`), 128 images a step, cosine schedule. Each optimiser has the
+The network, data and loss of the digits experts of the zoo (`popflow.compose.zoo.train`), 128 images a step, cosine schedule. Each optimiser has the
 same number of step sizes to choose from, by the loss of a first seed on noised images that are not used again; then the other seeds run.
 """
 
@@ -17,8 +17,8 @@ from harness import Row, run
 from optimizer_tasks import Memo
 from torch import nn
 
-from popflow.compose.train_zoo import denoising, noised
-from popflow.compose.zoo import ENTRIES, Denoiser
+from popflow.compose.zoo.catalogue import ENTRIES, Denoiser
+from popflow.compose.zoo.train import denoising, noised
 from popflow.core import Streams
 from popflow.learn import cosine, fit
 from popflow.optim import SINGD, Diagonal

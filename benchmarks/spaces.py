@@ -40,8 +40,8 @@ from popflow.compose import (
     linear,
     sample,
 )
-from popflow.compose.corrector import weighted_rates
-from popflow.compose.frames import (
+from popflow.compose.feynman_kac import weighted_rates
+from popflow.compose.proteins.frames import (
     atoms,
     backbones,
     extended,
@@ -56,7 +56,7 @@ from popflow.compose.frames import (
     residue_frames,
     torsions,
 )
-from popflow.compose.rotations import exp, from_quaternion
+from popflow.compose.spaces.rotations import exp, from_quaternion
 from popflow.core import Population, Streams
 
 F64 = torch.float64

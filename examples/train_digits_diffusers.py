@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from popflow.compose import Expert, Sampler, average, both, digits, feynman_kac, karras, sample
-from popflow.compose.even_prime import Truth, exact_experts, gap, judge, step_size, truth
+from popflow.compose import Expert, Sampler, average, both, feynman_kac, karras, sample
+from popflow.compose.zoo import digits
+from popflow.compose.zoo.even_prime import Truth, exact_experts, gap, judge, step_size, truth
 from popflow.core import PopflowWarning, Streams
 
 EVEN, PRIME, ANY = 0, 1, 2

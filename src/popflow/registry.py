@@ -88,8 +88,8 @@ BUILT_IN = (
         cite=(citations.FEYNMAN_KAC_CORRECTORS,),
         config="popflow.compose.job:SampleConfig",
         run="popflow.compose.job:run",
-        demo="popflow.compose.demo:demo",
-        demo_config="popflow.compose.demo:DemoConfig",
+        demo="popflow.compose.zoo.demo:demo",
+        demo_config="popflow.compose.zoo.demo:DemoConfig",
     ),
     Method(
         name="superdiff",
@@ -97,8 +97,8 @@ BUILT_IN = (
         cite=(citations.SUPERDIFF,),
         config="popflow.compose.job:SampleConfig",
         run="popflow.compose.job:run",
-        demo="popflow.compose.demo:superdiff",
-        demo_config="popflow.compose.demo:DemoConfig",
+        demo="popflow.compose.zoo.demo:superdiff",
+        demo_config="popflow.compose.zoo.demo:DemoConfig",
     ),
     Method(
         name="qhn",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from popflow.compose import Reward, average, feynman_kac, gaussian_mixture, karras, sample
-from popflow.compose.flow import flow_below
+from popflow.compose.probability_flow import flow_below
 from popflow.compose.steering import steer
 from popflow.core import Streams
 

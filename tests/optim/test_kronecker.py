@@ -16,7 +16,7 @@ import popflow.optim
 from popflow.optim import BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, LowerTriangular, UpperTriangular
 from popflow.optim.diagonals import Diagonals
 from popflow.optim.kronecker import Pair, Side, measures, refresh, refresh_all, warm_start
-from popflow.optim.structures import eye
+from popflow.optim.structures.structure import eye
 
 F64 = torch.float64
 DENSE = Dense()

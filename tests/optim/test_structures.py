@@ -21,10 +21,10 @@ from popflow.optim import (
     UpperToeplitz,
     UpperTriangular,
     rank_triangular,
-    toeplitz,
 )
-from popflow.optim.structures import eye, trace
-from popflow.optim.toeplitz import autocorrelation, convolve, correlate, outer_sums
+from popflow.optim.structures import toeplitz
+from popflow.optim.structures.structure import eye, trace
+from popflow.optim.structures.toeplitz import autocorrelation, convolve, correlate, outer_sums
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import nn
 
 from popflow.core import Population, Streams
 from popflow.core.calculus import value_and_grad
-from popflow.transport import plans
+from popflow.transport import path_coupling
 from popflow.transport.closed_forms import atom_growth, dirac_growth, gaussian_bridge, gaussian_transport
+from popflow.transport.conditional_paths import Bend, Strands, follow
 from popflow.transport.lagrangian import WFR, Harmonic, Lagrangian, Linear, residual
 from popflow.transport.lagrangian_flow import LagrangianFlow
 from popflow.transport.saddle import Potential, dual, potential_network, saddle_loss, strand_energy
 from popflow.transport.snapshots import Snapshots
-from popflow.transport.strands import Bend, Strands, follow
 
 SMALL = {"width": 32, "depth": 2}
 
@@ -57,7 +57,7 @@ CASES = {
 def test_the_dual_of_any_potential_is_below_the_energy_of_the_strands(name):
     lagrangian, snapshots = CASES[name], cells(masses=[1.0, 2.0, 0.5])
     potential, bend = players(lagrangian, snapshots)
-    batch = Strands.of(lagrangian, snapshots, plans.independent, Streams(0)).draw(Streams(1), 8, 30)
+    batch = Strands.of(lagrangian, snapshots, path_coupling.independent, Streams(0)).draw(Streams(1), 8, 30)
     point, t = follow(lagrangian, batch, bend), batch["t"].flatten()
     lower, upper = dual(lagrangian, potential, t, point), strand_energy(lagrangian, t, point)
     alive = point.mass > 1e-6
@@ -75,7 +75,7 @@ def test_the_path_descends_on_the_dual(name):
     """The gradient by the Hamilton-Jacobi residual is that of the dual along the path, after integration by parts in time."""
     lagrangian, snapshots = CASES[name], cells(times=(0.0, 2.0))
     potential, bend = players(lagrangian, snapshots)
-    strands = Strands.of(lagrangian, snapshots, plans.independent, Streams(0))
+    strands = Strands.of(lagrangian, snapshots, path_coupling.independent, Streams(0))
     batch = strands.draw(Streams(1), 2000, 10)
     batch |= {key: batch[key][:1].expand_as(batch[key]).contiguous() for key in ("a", "b", "h0", "h1")}
     batch["t"] = ((torch.arange(2000, dtype=torch.float64) + 0.5) / 1000)[:, None].expand(2000, 10).contiguous()
@@ -96,7 +96,7 @@ def test_noise_the_dual_is_the_boundary_form():
     potential, _ = players(lagrangian, snapshots)
     with torch.no_grad():
         potential.network.last.weight.mul_(5.0)
-    strands, rng = Strands.of(lagrangian, snapshots, plans.best, Streams(0)), Streams(1)
+    strands, rng = Strands.of(lagrangian, snapshots, path_coupling.best, Streams(0)), Streams(1)
     lower, other = [], []
     for _ in range(4):
         batch = strands.draw(rng, 500, 40)
@@ -139,7 +139,7 @@ def test_gaussians_are_carried_at_the_exact_action(kind):
 
 def test_random_pairs_are_parted_by_the_saddle():
     """Straight lines between random pairs lose a factor sqrt 2 of the spread half way (an error of .29); the learned bends give it back."""
-    flow = LagrangianFlow(Lagrangian(), coupling=plans.independent, path_lr=1e-3, **SMALL)
+    flow = LagrangianFlow(Lagrangian(), coupling=path_coupling.independent, path_lr=1e-3, **SMALL)
     flow.fit(gaussian_snapshots(), steps=800, rng=Streams(0), compile=False)
     exact = gaussian_transport(*ENDS)
     middle = flow.push(gaussian_snapshots(4000).x[0], 0.0, 0.5, Streams(0)).x
@@ -213,14 +213,14 @@ def test_held_out_cells_change_nothing():
 COMPILED = """
 import sys, torch
 from popflow.core import Streams
-from popflow.transport import WFR, Lagrangian, LagrangianFlow, Snapshots, plans
+from popflow.transport import WFR, Lagrangian, LagrangianFlow, Snapshots, path_coupling
 from popflow.transport.lagrangian import Harmonic
 from safetensors.torch import save_file
 
 torch.set_num_threads(1)
 x = [torch.randn(32, 2, generator=torch.Generator().manual_seed(k)).double() for k in (0, 1)]
 for compiled in (False, True):
-    flow = LagrangianFlow(Lagrangian(WFR(1.0), potential=Harmonic(1.0)), width=8, depth=1, coupling=plans.independent)
+    flow = LagrangianFlow(Lagrangian(WFR(1.0), potential=Harmonic(1.0)), width=8, depth=1, coupling=path_coupling.independent)
     learned = flow.fit(Snapshots.of(x, times=[0, 1]), steps=20, rng=Streams(0), compile=compiled).learned
     assert learned.compiled == compiled
     save_file({name: p.contiguous() for name, p in learned.params.items()}, f"{sys.argv[1]}/{compiled}.safetensors")

@@ -7,14 +7,14 @@ SCRIPT = """
 import os, sys, torch
 from safetensors.torch import save_file
 from popflow.core import Streams
-from popflow.transport import WFR, Lagrangian, LagrangianFlow, Snapshots, VelocityPrior, plans
+from popflow.transport import WFR, Lagrangian, LagrangianFlow, Snapshots, VelocityPrior, path_coupling
 
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)
 cells = Snapshots.of([torch.randn(20, 2, generator=g, dtype=torch.float64) + k for k in range(3)], times=[0, 1, 3])
 flows = {
     "bridge": LagrangianFlow(Lagrangian(noise=0.3, drift=VelocityPrior.between(cells, 1.0)), width=8, depth=2, slices=8, strands=4),
-    "growth": LagrangianFlow(Lagrangian(WFR(0.5)), coupling=plans.independent, width=8, depth=2, slices=8, strands=4),
+    "growth": LagrangianFlow(Lagrangian(WFR(0.5)), coupling=path_coupling.independent, width=8, depth=2, slices=8, strands=4),
 }
 for name, flow in flows.items():
     found = flow.fit(cells, steps=15, rng=Streams(0), compile=False).learned.params

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz
-from popflow.circuits.packed import PackedNetwork
+from popflow.circuits.bit_packing import PackedNetwork
 from popflow.core.checkpoint import write_atomic
 from popflow.core.errors import MissingExtraError
 

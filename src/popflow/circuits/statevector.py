@@ -12,7 +12,7 @@ The gradient is the adjoint method: going back, ``psi`` and the cotangent ``lamb
 ``dL/dK = lambda psi^dagger``. What comes out forward are the probabilities ``p = |psi|^2`` themselves, and ``lambda = 2 g psi`` for any
 cotangent ``g = dL/dp``: energies, entropies, tail means, likelihoods all differentiate.
 
-Shallow circuits of neighbours are computed by `popflow.circuits.halves` instead, where that is cheaper and keeps little.
+Shallow circuits of neighbours are computed by `popflow.circuits.circuit_cutting` instead, where that is cheaper and keeps little.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz, TwoQubitGate, rotations
-from popflow.circuits.halves import born_of_halves, cut_of, seams
-from popflow.circuits.monomial import Monomial
+from popflow.circuits.circuit_cutting import born_of_halves, cut_of, seams
+from popflow.circuits.signed_permutation import Monomial
 from popflow.circuits.space import size_of
 
 MAX_QUBITS = 26

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from popflow.compose.sample import Sampler
-from popflow.compose.spaces import Euclidean
+from popflow.compose.sampler import Sampler
+from popflow.compose.spaces.space import Euclidean
 from popflow.core import Population, Streams
 
 

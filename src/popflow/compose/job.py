@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from popflow.compose import zoo
-from popflow.compose.corrector import feynman_kac
 from popflow.compose.experts import kernel_mixture
+from popflow.compose.feynman_kac import feynman_kac
 from popflow.compose.particles import models
 from popflow.compose.particles.report import against_truth
-from popflow.compose.sample import Sample, Sampler, check_mass, distinct, sample
+from popflow.compose.sampler import Sample, Sampler, check_mass, distinct, sample
 from popflow.compose.schedule import geometric, karras, linear
 from popflow.compose.superpose import Guidance, average, both, either
 from popflow.compose.target import Expert, Target

@@ -16,8 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from popflow.compose.corrector import over_rows
-from popflow.compose.sample import Sampler
+from popflow.compose.feynman_kac import over_rows
+from popflow.compose.sampler import Sampler
 from popflow.compose.target import Reward, at
 from popflow.core import Population, Streams, resample_if
 

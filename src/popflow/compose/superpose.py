@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from popflow.compose.corrector import initial_densities, length, stretched
-from popflow.compose.sample import Sampler
-from popflow.compose.spaces import Euclidean, Space, at_zero, between, follow, noise_for
+from popflow.compose.feynman_kac import initial_densities, length, stretched
+from popflow.compose.sampler import Sampler
+from popflow.compose.spaces.space import Euclidean, Space, at_zero, between, follow, noise_for
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Ito, Population, Rates, Step, Streams, advance
 from popflow.core.calculus import values_and_divergences

@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from popflow.compose.spaces import Euclidean, Space
+from popflow.compose.spaces.space import Euclidean, Space
 from popflow.core.errors import NonFiniteError, is_put_off, refuse
 
 Model = Callable[[Tensor, float, Tensor | None], Tensor]

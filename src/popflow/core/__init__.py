@@ -1,49 +1,5 @@
 """The core contract: populations, the rates that move and weigh them, the steps that follow, and the one loop."""
 
-from popflow.core.errors import (
-    CheckpointError,
-    DivergenceError,
-    MissingExtraError,
-    NonFiniteError,
-    PopflowWarning,
-    StaleTrackingError,
-    ZeroWeightsError,
-)
-from popflow.core.population import Population
-from popflow.core.process import Ito, Process, Rates, advance
-from popflow.core.resampling import multinomial, residual, stratified, systematic
-from popflow.core.simulate import Recorder, State, Trace, simulate
-from popflow.core.steps import Step, chain, euler, heun, langevin, metropolis, resample_if, temper
-from popflow.core.streams import Streams
+import lazy_loader
 
-__all__ = [
-    "CheckpointError",
-    "DivergenceError",
-    "Ito",
-    "MissingExtraError",
-    "NonFiniteError",
-    "PopflowWarning",
-    "Population",
-    "Process",
-    "Rates",
-    "Recorder",
-    "StaleTrackingError",
-    "State",
-    "Step",
-    "Streams",
-    "Trace",
-    "ZeroWeightsError",
-    "advance",
-    "chain",
-    "euler",
-    "heun",
-    "langevin",
-    "metropolis",
-    "multinomial",
-    "resample_if",
-    "residual",
-    "simulate",
-    "stratified",
-    "systematic",
-    "temper",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,7 +1,5 @@
 """Learning: one training loop for every method, small networks, averaged weights."""
 
-from popflow.learn.ema import ema_update
-from popflow.learn.fit import Fit, Progress, cosine, fit
-from popflow.learn.networks import MLP, UNet
+import lazy_loader
 
-__all__ = ["MLP", "Fit", "Progress", "UNet", "cosine", "ema_update", "fit"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

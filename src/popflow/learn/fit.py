@@ -22,9 +22,9 @@ from torch import Tensor
 from popflow.core.checkpoint import load_tensors, save_tensors
 from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
+from popflow.learn.distributed import Shard, Workers, rows, workers
 from popflow.learn.ema import ema_weight
 from popflow.learn.learner import Learner, Loss, MakeOptimizer
-from popflow.learn.workers import Shard, Workers, rows, workers
 
 Batches = Callable[[Streams], Any]
 """Draws one batch: tensors, or tuples and dicts of them. All that is random in a step (data, noise, times) comes from here."""
@@ -132,7 +132,7 @@ def fit(
     below ``lowest + spike * largest`` (lowest mean so far, largest in absolute value). If not, the last good state is put back, the
     learning rate halved, and new batches are drawn.
 
-    Launched by ``torchrun``, all processes learn as one (`popflow.learn.workers`): with the same arguments in each, gradients and metrics are
+    Launched by ``torchrun``, all processes learn as one (`popflow.learn.distributed`): with the same arguments in each, gradients and metrics are
     averaged, and the result is that of one process with the same batches, to rounding.
 
     Args:

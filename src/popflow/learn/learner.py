@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from popflow.core.errors import CheckpointError
+from popflow.learn.compiling import compile_graph
 from popflow.learn.ema import ema_update
-from popflow.learn.graph import compile_graph
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], tuple[Tensor, Mapping[str, Tensor]]]

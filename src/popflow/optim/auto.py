@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from popflow.optim.blocks import BlockDiagonal, Dense, Diagonal
-from popflow.optim.hierarchical import Hierarchical
-from popflow.optim.structures import Structure
+from popflow.optim.structures.blocks import BlockDiagonal, Dense, Diagonal
+from popflow.optim.structures.hierarchical import Hierarchical
+from popflow.optim.structures.structure import Structure
 
 
 @dataclass(frozen=True)

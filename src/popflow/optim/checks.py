@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popflow.optim.bucket import Bucket, Taken
+from popflow.optim.layer_batch import Bucket, Taken
 
 
 def check_model(model: Any) -> None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from popflow.optim.blocks import Diagonal
-from popflow.optim.bucket import WIDE, Bucket, Taken
 from popflow.optim.checks import warn_of_unheard
 from popflow.optim.diagonals import Diagonals
+from popflow.optim.distributed import average, distributed
+from popflow.optim.grouped import fits, has_frames, refresh_together
 from popflow.optim.kronecker import Pair, Side, measures, refresh_all, warm_start, within_reach
+from popflow.optim.layer_batch import WIDE, Bucket, Taken
 from popflow.optim.options import RANGES, in_range
-from popflow.optim.processes import average, distributed
-from popflow.optim.structures import Factor, Structure
-from popflow.optim.together import fits, has_frames, refresh_together
+from popflow.optim.structures.blocks import Diagonal
+from popflow.optim.structures.structure import Factor, Structure
 
 if TYPE_CHECKING:
     from popflow.optim.singd import SINGD

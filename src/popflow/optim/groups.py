@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from popflow.optim.auto import Auto
-from popflow.optim.bucket import Bucket, Heard, factor_dtype
 from popflow.optim.capture import Layer
 from popflow.optim.kronecker import Side
+from popflow.optim.layer_batch import Bucket, Heard, factor_dtype
 from popflow.optim.options import check
-from popflow.optim.structures import Structure
+from popflow.optim.structures.structure import Structure
 
 
 def listed(params: Iterable[Any]) -> list[Any]:

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from popflow.optim.blocks import BlockDiagonal, Dense
-from popflow.optim.hierarchical import Hierarchical
-from popflow.optim.structures import Factor, Structure, eye, trace
-from popflow.optim.triangular import LowerTriangular, UpperTriangular
+from popflow.optim.structures.blocks import BlockDiagonal, Dense
+from popflow.optim.structures.hierarchical import Hierarchical
+from popflow.optim.structures.structure import Factor, Structure, eye, trace
+from popflow.optim.structures.triangular import LowerTriangular, UpperTriangular
 
 BY_SQUARES = (Dense, Hierarchical, LowerTriangular, UpperTriangular)
 """Structures whose `Structure.bound` is `spectral_bound` of the whole matrix: made of two numbers that one transfer brings for all."""
@@ -72,7 +72,7 @@ class Side:
 def capped(structure: Structure, step: Factor, lr_cov: float) -> Tensor:
     """``lr_cov / max(1, |m|)`` for each matrix of a batch: the largest step that keeps ``|beta m| <= lr_cov``.
 
-    >>> from popflow.optim.blocks import Diagonal
+    >>> from popflow.optim.structures.blocks import Diagonal
     >>> [round(beta, 4) for beta in capped(Diagonal(), (torch.tensor([[0.5, -0.2], [4.0, 1.0]]),), 0.1).tolist()]
     [0.1, 0.025]
     """

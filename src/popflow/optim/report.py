@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from popflow.optim.structures import Structure
+from popflow.optim.structures.structure import Structure
 
 if TYPE_CHECKING:
     from popflow.optim.singd import SINGD

@@ -11,7 +11,7 @@ normalisation, bare ones) goes to a built-in AdamW with its own ``fallback_lr``.
 
 Source: Lin et al., ICML 2024, arXiv 2312.05705. KL clip: Ba, Grosse, Martens 2017.
 
-One torch protocol in one place: groups, scalers, copies. The batches of layers that it drives are in `popflow.optim.bucket`.
+One torch protocol in one place: groups, scalers, copies. The batches of layers that it drives are in `popflow.optim.layer_batch`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from popflow.optim.auto import Auto
-from popflow.optim.blocks import Dense
-from popflow.optim.bucket import Bucket
 from popflow.optim.capture import Averaging, Layer, Sharing, Tap, expand, find_layers, over_data, per_datum
 from popflow.optim.checks import check_factor_dtype, check_function, check_gradients, check_model
 from popflow.optim.curvature import refresh_factors
 from popflow.optim.diagonals import Diagonals
 from popflow.optim.groups import buckets_of, listed, named, put_in, stand_ins
+from popflow.optim.layer_batch import Bucket
 from popflow.optim.options import growing, in_range
 from popflow.optim.report import Preconditioned, lines_of
 from popflow.optim.state import pack, unpack
-from popflow.optim.structures import Structure
+from popflow.optim.structures.blocks import Dense
+from popflow.optim.structures.structure import Structure
 
 DENSE = Dense()
 GROWING = growing(10)

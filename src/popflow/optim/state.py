@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from popflow.optim.bucket import Bucket, momentum_dtype
 from popflow.optim.capture import Layer
+from popflow.optim.layer_batch import Bucket, momentum_dtype
 
 if TYPE_CHECKING:
     from popflow.optim.singd import SINGD

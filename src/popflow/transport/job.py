@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from popflow.core import Population, Streams
-from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, clouds, figures, training
+from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, figures, point_figures, training
 from popflow.transport import anndata
 from popflow.transport.evaluate import FLOOR, FLOW, PATH, TRANSPORT, Score, evaluate, table
 from popflow.transport.fate import Fates, fates, growth_by_type
@@ -342,7 +342,7 @@ def _trajectories(config: FlowConfig, snapshots: Snapshots, flow: LagrangianFlow
     places, _, times = _frames(snapshots, flow, _TRAJECTORIES, config.seed)
     x_label, y_label = _axes_of(config)
     seen = _plane(snapshots, torch.cat(snapshots.training.x))
-    image = clouds.trajectories(seen, _plane(snapshots, places), x_label=x_label, y_label=y_label, times=times)
+    image = point_figures.trajectories(seen, _plane(snapshots, places), x_label=x_label, y_label=y_label, times=times)
     return Figure(
         image, f"Paths of {places.shape[1]} cells of the first snapshot over all training cells (grey).", "paths over the embedding"
     )
@@ -352,7 +352,7 @@ def _animation(config: FlowConfig, snapshots: Snapshots, flow: LagrangianFlow) -
     places, weights, times = _frames(snapshots, flow, _MOVING, config.seed)
     x_label, y_label = _axes_of(config)
     truth = [(f"{label}", _plane(snapshots, snapshots.x[k])) for k, label in enumerate(snapshots.labels) if k not in snapshots.held_out]
-    image = clouds.moving(_plane(snapshots, places), weights, truth, x_label=x_label, y_label=y_label, times=times, seconds=5.0)
+    image = point_figures.moving(_plane(snapshots, places), weights, truth, x_label=x_label, y_label=y_label, times=times, seconds=5.0)
     return Figure(
         image, "The flow from the first time to the last (black, areas are weights) over the training snapshots.", "a moving cloud"
     )
@@ -365,7 +365,7 @@ def _growth(config: FlowConfig, snapshots: Snapshots, flow: LagrangianFlow, cell
     rates = torch.cat([_rows(lambda x, k=k: flow.growth(float(snapshots.times[k]), x), snapshots.x[k]) for k in seen])
     x_label, y_label = _axes_of(config)
     at = _plane(snapshots, torch.cat([snapshots.x[k] for k in seen]))
-    image = clouds.value_map(at, rates, x_label=x_label, y_label=y_label, value_label="growth rate, 1 / time", symmetric=True)
+    image = point_figures.value_map(at, rates, x_label=x_label, y_label=y_label, value_label="growth rate, 1 / time", symmetric=True)
     meaning = "relative to the mean of the population" if config.masses == "equal" else "of the total mass"
     found: list[Figure | Table] = [
         Figure(image, f"Growth rate of each training cell at its time, {meaning}.", "growth rate over the embedding"),

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from popflow.core import Ito, Population, Rates, Streams, euler, heun, simulate
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
 from popflow.learn import Fit, Progress, cosine, fit
-from popflow.transport import plans
+from popflow.transport import path_coupling
+from popflow.transport.conditional_paths import Bend, Strands, follow, radius
 from popflow.transport.lagrangian import WFR, Lagrangian, residual, shaped
 from popflow.transport.saddle import Potential, dual, potential_network, saddle_loss, strand_energy, two_rates
 from popflow.transport.snapshots import Snapshots
-from popflow.transport.strands import Bend, Strands, follow, radius
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class LagrangianFlow:
 
     Args:
         lagrangian: What is minimised; its constants are in the units of the snapshots (positions as given to `fit`, times in the user's unit).
-        coupling: Which cells of consecutive snapshots strands connect: `plans.best` (least action, potentials aside) or
-            `plans.independent` (at random, as published: slower, and learned bends have to undo the crossings).
+        coupling: Which cells of consecutive snapshots strands connect: `path_coupling.best` (least action, potentials aside) or
+            `path_coupling.independent` (at random, as published: slower, and learned bends have to undo the crossings).
         width: Hidden width of the networks.
         depth: Their hidden layers.
         lr: Learning rate of the potential, warmed up over a tenth of the steps and lowered along a cosine.
@@ -79,7 +79,7 @@ class LagrangianFlow:
         self,
         lagrangian: Lagrangian,
         *,
-        coupling: plans.Coupling = plans.best,
+        coupling: path_coupling.Coupling = path_coupling.best,
         width: int = 64,
         depth: int = 3,
         lr: float = 3e-3,
@@ -90,7 +90,7 @@ class LagrangianFlow:
         network: Callable[[int], nn.Module] | None = None,
     ):
         self.lagrangian, self.coupling = lagrangian, coupling
-        self.anchor = (1.0 if coupling is plans.best else 0.0) if anchor is None else anchor
+        self.anchor = (1.0 if coupling is path_coupling.best else 0.0) if anchor is None else anchor
         if not 0 <= self.anchor <= 1:
             raise ValueError(f"anchor={anchor!r}, wanted a share in [0, 1].")
         for name, size in {"width": width, "depth": depth, "slices": slices, "strands": strands}.items():
@@ -133,7 +133,7 @@ class LagrangianFlow:
         with rng.layers():
             potential = Potential(lagrangian, snapshots, self.make_network(snapshots.dim)).to(cells)
             bend = None
-            if self.coupling is not plans.best or not lagrangian.solved_by_strands:
+            if self.coupling is not path_coupling.best or not lagrangian.solved_by_strands:
                 bend = Bend(lagrangian, snapshots, width=self.width, depth=2).to(cells)
         if lagrangian.noise:
             _refuse_flat(potential.network, cells)

@@ -1,6 +1,6 @@
 """The max-min problem as one pure loss for `popflow.learn.fit`: a potential that rises on the dual, a path that descends on the action.
 
-Along strands with positions ``x``, velocities ``x'``, masses ``m`` (`popflow.transport.strands`) integration by parts turns the dual
+Along strands with positions ``x``, velocities ``x'``, masses ``m`` (`popflow.transport.conditional_paths`) integration by parts turns the dual
 
     int s_1 dmu_1 - int s_0 dmu_0 - int dt E[m (d_t s + |grad s|^2 / 2 + <u, grad s> + lam s^2 / 2 + sigma^2 / 2 lap s + V)]
 
@@ -29,9 +29,9 @@ from torch.func import functional_call
 
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
 from popflow.learn import MLP
+from popflow.transport.conditional_paths import Batch, Bend, Point, follow, moments, radius
 from popflow.transport.lagrangian import Field, Lagrangian, residual, shaped
 from popflow.transport.snapshots import Snapshots
-from popflow.transport.strands import Batch, Bend, Point, follow, moments, radius
 
 
 class Potential(nn.Module):

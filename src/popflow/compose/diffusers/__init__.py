@@ -4,20 +4,6 @@
 Needs the extra: ``pip install 'popflow[diffusers]'``.
 """
 
-from popflow.compose.diffusers.composition import composition
-from popflow.compose.diffusers.expert import PipelineExpert, from_pipe, from_pretrained, load_pipe
-from popflow.compose.diffusers.latents import Latents
-from popflow.compose.diffusers.pipeline import ComposedOutput, ComposedPipeline
-from popflow.compose.diffusers.scheduler import read
+import lazy_loader
 
-__all__ = [
-    "ComposedOutput",
-    "ComposedPipeline",
-    "Latents",
-    "PipelineExpert",
-    "composition",
-    "from_pipe",
-    "from_pretrained",
-    "load_pipe",
-    "read",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from popflow.compose.corrector import feynman_kac
-from popflow.compose.sample import Sampler
+from popflow.compose.feynman_kac import feynman_kac
+from popflow.compose.sampler import Sampler
 from popflow.compose.superpose import Guidance, average, both, either
 from popflow.compose.target import Expert, Reward, Target, check_same_space
 from popflow.core.errors import unknown

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from popflow.compose.diffusers.pipeline import ComposedPipeline, Plan
-from popflow.compose.sample import Sample, distinct, sample
+from popflow.compose.sampler import Sample, distinct, sample
 from popflow.core import Streams
 from popflow.core.checkpoint import write_atomic
 from popflow.runs import Figure, Measured, Report, Run, Table, checkpoint, figures, last_checkpoint

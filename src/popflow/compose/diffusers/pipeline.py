@@ -20,9 +20,9 @@ from popflow.compose.diffusers.composition import composition
 from popflow.compose.diffusers.expert import PipelineExpert, distilled, from_pipe, load_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
 from popflow.compose.diffusers.options import adapters_of, exponents_of, finite, known_options, one_of, prompt_of, prompts_of, whole
-from popflow.compose.flow import flow_below
 from popflow.compose.inpainting import keep
-from popflow.compose.sample import Sample, Sampler, sample
+from popflow.compose.probability_flow import flow_below
+from popflow.compose.sampler import Sample, Sampler, sample
 from popflow.compose.steering import steer
 from popflow.compose.target import Reward, check_same_space
 from popflow.core import PopflowWarning, Population, Streams
@@ -249,7 +249,7 @@ class ComposedPipeline:
             reward_gradient: Guide by its gradient too (product only). It is then asked of the noised sample at every step, with strength
                 ``reward_scale / (1 + sigma^2)``; without gradient it is asked of clean predictions (`popflow.compose.steering`).
             reward_every: Without gradient: steps between two askings.
-            noise_above: Noise is drawn above this level of sigma, none below (`popflow.compose.flow`): 0 for noise to the end, ``math.inf``
+            noise_above: Noise is drawn above this level of sigma, none below (`popflow.compose.probability_flow`): 0 for noise to the end, ``math.inf``
                 for none, which for one prompt is the Euler scheduler of diffusers.
             correct: Weigh and resample a product.
             zeta: Noise scale of a product.

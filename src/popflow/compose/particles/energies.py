@@ -15,7 +15,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from popflow.compose.spaces import CentredParticles
+from popflow.compose.spaces.space import CentredParticles
 
 Pairs = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``pairs(r2) -> (u, du/d(r2))``: energy of a pair of particles and its derivative, as functions of the squared distance."""

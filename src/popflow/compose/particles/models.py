@@ -4,7 +4,7 @@ Each is a `PairNetwork` that has learned the score of ``exp(-E/T)`` at every noi
 another. ``q^beta`` is then the Boltzmann distribution at ``T / beta``: annealing is a power of the expert. Beside a model lie tables of quantiles of the
 exact energies and distances at a few temperatures, from parallel tempering, to hold samples against.
 
-``python -m popflow.compose.train_zoo lj13 dw4`` makes samples, models and tables again.
+``python -m popflow.compose.zoo.train lj13 dw4`` makes samples, models and tables again.
 """
 
 from __future__ import annotations

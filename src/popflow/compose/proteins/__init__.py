@@ -1,0 +1,1 @@
+"""Protein backbones as frames: rotations and translations of residues."""

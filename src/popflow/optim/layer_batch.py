@@ -1,0 +1,313 @@
+"""Layers of equal shape and options as one batch of Kronecker pairs: what they hear, their gradient, its natural direction, their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from popflow.optim.capture import Averaging, Layer, Sharing, expand, reduce
+from popflow.optim.kronecker import Side, rounded
+from popflow.optim.structures.blocks import Dense, Diagonal
+from popflow.optim.structures.structure import Factor
+
+WIDE = (torch.float32, torch.float64)
+
+
+@dataclass(eq=False)
+class Heard:
+    """What one layer told since the last step: sums over rows, how many rows (and how many of them were used) and data made them.
+
+    The sums are `Structure.gram` of the current factor, except for `Diagonal`, where they are those of the rows themselves.
+    """
+
+    h_k: Factor | None = None
+    h_c: Factor | None = None
+    rows: int = 0
+    used: int = 0
+    data: int = 0
+    task: int = -1
+    scale: Averaging | None = None
+
+    def add(self, h_k: Factor, h_c: Factor) -> None:
+        """Add the sums of one more call."""
+        if self.h_k is None or self.h_c is None:
+            self.h_k, self.h_c = h_k, h_c
+            return
+        for old, more in zip((*self.h_k, *self.h_c), (*h_k, *h_c), strict=True):
+            old.add_(more)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What the layers of a bucket told, joined: sums, what makes means of them and how many rows they are of (one per member), which were heard."""
+
+    h_k: Factor
+    h_c: Factor
+    scale_k: list[float]
+    scale_c: list[float]
+    rows: list[int]
+    present: list[bool]
+
+
+@dataclass(eq=False)
+class Bucket:
+    """Layers of equal shape, options and structures: one batch of Kronecker pairs.
+
+    Attributes:
+        group: The parameter group, with its options.
+        layers: The layers, each with ``blocks`` members of the batch.
+        k: Input factors.
+        c: Output factors.
+        momentum: ``[B, d, inputs]``, or None before the first step and without momentum.
+        sizes: For each member the sum of ``mean(dW^2)`` over steps, discounted as the momentum is.
+        weight: The sum of the discounts; 0 before the first step that was scaled.
+        started: Whether a member has met its first batch.
+        heard: One per layer.
+        metric: Cached ``K K^T``, ``C C^T`` where that saves work (of diagonal factors ``k^2 [B, 1, p]``, ``c^2 [B, d, 1]``); not part of the state.
+        views: The momentum, and what of it is each parameter's; made anew where needed.
+        place: Device and dtype of the weights, and dtype wanted of the factors, when they were last looked at.
+    """
+
+    group: dict[str, Any]
+    layers: list[Layer]
+    k: Side
+    c: Side
+    momentum: Tensor | None = None
+    started: list[bool] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
+    metric: list[Tensor | None] = field(default_factory=lambda: [None, None])
+    views: tuple[Tensor, list[tuple[Layer, Tensor, slice, Tensor]]] | None = None
+    place: tuple[torch.device, torch.dtype, torch.dtype | None] | None = None
+    sizes: list[float] = field(default_factory=list)
+    weight: float = 0.0
+
+    def __post_init__(self):
+        ends = list(accumulate((layer.blocks for layer in self.layers), initial=0))
+        self.slices = [slice(a, b) for a, b in pairwise(ends)]
+
+    # -- curvature ------------------------------------------------------------------------------------------------------------------
+
+    def hear(self, index: int, a: Tensor, g: Tensor, averaging: Averaging, sharing: Sharing, max_rows: int | None, task: int) -> None:
+        """Take the inputs and cotangents ``[B, N, R, ...]`` of one call of a layer; ``task`` is the number of the backward pass."""
+        layer, heard, data = self.layers[index], self.heard[index], a.shape[1]
+        if data == 0:
+            return
+        if task != heard.task:  # a second call within one backward pass is a second use of the weight, not more data
+            heard.data, heard.task = heard.data + data, task
+        heard.scale = averaging
+        uses = a.shape[2] if sharing is expand else 1
+        single = a.shape[2] == 1 and sharing in (expand, reduce)
+        a, g = (a.squeeze(2), g.squeeze(2)) if single else sharing(a, g)
+        rows = a.shape[1]
+        heard.rows += rows
+        keep = 1 if max_rows is None else math.ceil(rows / max_rows)
+        while keep > 1 and math.gcd(keep, uses) > 1:  # a stride that divides an image would see one of its columns alone
+            keep += 1
+        if keep > 1:
+            a, g = a[:, ::keep], g[:, ::keep]
+        heard.used += a.shape[1]
+        members = self.slices[index] if len(self.layers) > 1 else None
+        h_k, h_c = _sums(self.k, a, members, layer.bias is not None), _sums(self.c, g, members, False)
+        if keep > 1:
+            share = rows / a.shape[1]
+            h_k, h_c = tuple(part * share for part in h_k), tuple(part * share for part in h_c)
+        heard.add(h_k, h_c)
+
+    def take(self, scale: float) -> Taken:
+        """Return what the layers told and forget it; ``scale`` is that of the loss."""
+        h_k, h_c, scale_k, scale_c, rows = [], [], [], [], []
+        for layer, heard in zip(self.layers, self.heard, strict=True):
+            there = heard.h_k is not None and heard.h_c is not None and heard.scale is not None
+            h_k.append(heard.h_k if there else _zeros(self.k, layer.blocks))
+            h_c.append(heard.h_c if there else _zeros(self.c, layer.blocks))
+            scale_k += [1 / heard.rows if there else 0.0] * layer.blocks
+            scale_c += [heard.scale(heard.data, heard.rows) / scale**2 if there and heard.scale else 0.0] * layer.blocks
+            rows += [heard.used] * layer.blocks
+        present = [heard.h_k is not None for heard in self.heard]
+        self.forget()
+        return Taken(_joined(h_k), _joined(h_c), scale_k, scale_c, rows, present)
+
+    def forget(self) -> None:
+        """Drop what was heard."""
+        self.heard = [Heard() for _ in self.layers]
+
+    # -- the step -------------------------------------------------------------------------------------------------------------------
+
+    def gradient(self, names: Mapping[Tensor, str]) -> Tensor | None:
+        """Gradients as ``[B, d, inputs]``, at least float32; zeros for a layer without, None when no layer has one."""
+        weights, biases, any_there = [], [], False
+        for layer in self.layers:
+            for parameter, pieces in ((layer.weight, weights), (layer.bias, biases)):
+                if parameter is None:
+                    continue
+                gradient = parameter.grad
+                if gradient is None:
+                    gradient = torch.zeros_like(parameter)
+                elif gradient.is_sparse:
+                    raise TypeError(f"parameter {names[parameter]!r} of layer {layer.name!r} has a sparse gradient, wanted a dense one.")
+                else:
+                    any_there = True
+                pieces.append(layer.view(gradient))
+        if not any_there:
+            return None
+        joined = torch.cat(weights) if len(weights) > 1 else weights[0]
+        if biases:
+            joined = torch.cat([joined, torch.cat(biases) if len(biases) > 1 else biases[0]], -1)
+        return joined if joined.dtype in WIDE else joined.float()
+
+    def direction(self, gradient: Tensor, gap: int) -> Tensor:
+        """``C C^T grad K K^T``; dense products with themselves are kept for the ``gap`` steps to the next refresh where that is less work."""
+        x = gradient.to(self.k.value[0].dtype)
+        if type(self.k.structure) is type(self.c.structure) is Diagonal:
+            if self.metric[0] is None or self.metric[1] is None:
+                self.metric = [self.k.value[0].square().unsqueeze(1), self.c.value[0].square().unsqueeze(2)]
+            by_k, by_c = self.metric
+            assert by_k is not None
+            assert by_c is not None
+            return (x * by_k).mul_(by_c).to(gradient.dtype)
+        for i, (side, dim) in enumerate(((self.k, -1), (self.c, -2))):
+            cached = self.metric[i]
+            if cached is None and type(side.structure) is Dense and x.shape[-3 - dim] * gap >= side.n:
+                cached = self.metric[i] = torch.bmm(side.value[0], side.value[0].mT)
+            if cached is None:
+                x = side.structure.precondition(side.value, x, dim)
+            else:
+                x = torch.bmm(x, cached) if dim == -1 else torch.bmm(cached, x)
+        return x.to(gradient.dtype).contiguous()
+
+    def scales(self, norms: Sequence[float]) -> list[float]:
+        """Take the norms of new steps ``dW``; return for each member what gives its momentum a root mean square of at most 1.
+
+        With ``b = sum mu^k dW_k``, ``w = sum mu^k``, ``u = sum mu^k mean(dW_k^2)``: ``1 / sqrt(w u)``, since ``mean(b^2) <= w u``. The root mean
+        square is 1 where steps agree and ``sqrt((1 - mu) / (1 + mu))`` where they are noise, as with Adam, whose ratio this is with one number for
+        each matrix in place of one for each entry.
+        """
+        mu, count = self.group["momentum"], self.layers[0].d * self.k.n
+        if self.weight == 0 or self.momentum is None:  # steps that were not scaled are not counted: begin anew
+            self.momentum, self.weight, self.sizes = None, 0.0, [0.0] * len(norms)
+        self.weight = mu * self.weight + 1
+        self.sizes = [mu * size + norm**2 / count for size, norm in zip(self.sizes, norms, strict=True)]
+        return [1 / math.sqrt(self.weight * size) if size > 0 else 0.0 for size in self.sizes]
+
+    def with_momentum(self, step: Tensor, rounding: Generator | None) -> Tensor:
+        """``m <- momentum m + step``, in its `momentum_dtype`; returns it unrounded."""
+        momentum = self.group["momentum"]
+        if momentum == 0:
+            self.momentum = self.views = None
+            return step
+        dtype = momentum_dtype(self.layers[0].weight)
+        if self.momentum is None:
+            self.momentum = rounded(step, dtype, rounding)
+            return step
+        if dtype == step.dtype:
+            return torch.add(step, self.momentum, alpha=momentum, out=self.momentum)
+        step = torch.add(step, self.momentum, alpha=momentum)
+        self.momentum = rounded(step, dtype, rounding)
+        return step
+
+    def write(self, step: Tensor, scales: list[float] | None, rounding: Generator | None) -> None:
+        """Move the weights by ``-lr`` times the step, and decay them; ``scales`` are one number for each member."""
+        lr, decay = self.group["lr"], 1 - self.group["lr"] * self.group["weight_decay"]
+        for layer, parameter, members, part in self._parts(step):
+            if parameter.grad is None:
+                continue
+            rows = layer.rows(parameter)
+            rate = -lr
+            if scales is not None and layer.blocks == 1:
+                rate = -lr * scales[members.start]
+            elif scales is not None:
+                part = part * part.new_tensor(scales[members]).repeat_interleave(layer.d).view(-1, *[1] * (part.ndim - 1))
+            if rows.dtype == part.dtype:
+                if decay != 1:
+                    rows.mul_(decay)
+                rows.add_(part, alpha=rate)
+            else:
+                wide = torch.add(rows.to(part.dtype) * decay, part, alpha=rate)
+                rows.copy_(rounded(wide, rows.dtype, rounding))
+
+    def _parts(self, step: Tensor) -> list[tuple[Layer, Tensor, slice, Tensor]]:
+        """Pair the parameters with their parts of a step ``[B, d, inputs]``; views of the momentum are kept."""
+        if self.views is not None and self.views[0] is step:
+            return self.views[1]
+        parts = []
+        for layer, members in zip(self.layers, self.slices, strict=True):
+            for parameter, of in ((layer.weight, slice(0, layer.p)), (layer.bias, slice(layer.p, None))):
+                if parameter is not None:
+                    shape = (layer.blocks * layer.d, *parameter.shape[1:])
+                    parts.append((layer, parameter, members, step[members, :, of].view(shape)))
+        if step is self.momentum:
+            self.views = (step, parts)
+        return parts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"views": None}
+
+    # -- state ----------------------------------------------------------------------------------------------------------------------
+
+    def follow(self, wanted: torch.dtype | None) -> bool:
+        """Go where the weights have gone: device and dtype, and factors to the dtype that is wanted; say whether weights have moved since the last call."""
+        weight = self.layers[0].weight
+        place = (weight.device, weight.dtype, wanted)
+        if place == self.place:
+            return False
+        moved, self.place, have, dtype = self.place is not None, place, self.k.value[0], factor_dtype(weight, wanted)
+        if have.dtype != dtype or have.device != weight.device:
+            self.k.to(weight.device, dtype)
+            self.c.to(weight.device, dtype)
+            self.metric = [None, None]
+            wide = torch.promote_types(dtype, torch.float32)
+            for heard in self.heard:
+                for name in ("h_k", "h_c"):
+                    parts = getattr(heard, name)
+                    setattr(heard, name, None if parts is None else tuple(part.to(weight.device, wide) for part in parts))
+        self.momentum = None if self.momentum is None else self.momentum.to(weight.device, momentum_dtype(weight))
+        return moved
+
+    def stored(self) -> list[tuple[str, Tensor]]:
+        """The tensors of the state, by name."""
+        named = [(f"{side}.{i}", part) for side, of in (("K", self.k), ("C", self.c)) for i, part in enumerate(of.value)]
+        for side, of in (("K", self.k), ("C", self.c)):
+            named += [(f"{side}_momentum.{i}", part) for i, part in enumerate(of.momentum or ())]
+        return named if self.momentum is None else [*named, ("momentum", self.momentum)]
+
+    def size(self) -> int:
+        """Numbers kept between steps, caches among them."""
+        return sum(part.numel() for _, part in self.stored()) + sum(part.numel() for part in self.metric if part is not None)
+
+
+def factor_dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
+    """Dtype of the factors of a layer: what was asked for, or that of the weight and at least float32."""
+    return wanted or torch.promote_types(weight.dtype, torch.float32)
+
+
+def momentum_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype of the momentum of a layer: that of the weight, but never float16, whose largest number a natural step may exceed."""
+    return torch.float32 if weight.dtype == torch.float16 else weight.dtype
+
+
+def _sums(side: Side, x: Tensor, members: slice | None, bias: bool) -> Factor:
+    """Sums over rows ``[B, rows, n]``, with a last column of ones for a bias."""
+    dtype = torch.float64 if side.value[0].dtype == torch.float64 else torch.float32
+    x = x if x.dtype == dtype else x.to(dtype)
+    if type(side.structure) is Diagonal:
+        sums = x.square().sum(-2)
+        return (torch.cat([sums, sums.new_full((sums.shape[0], 1), x.shape[-2])], -1) if bias else sums,)
+    value = tuple(part.to(x.dtype) if members is None else part[members].to(x.dtype) for part in side.value)
+    if bias and type(side.structure) is Dense and x.shape[0] == 1 and x.shape[1] <= 2 * side.n:  # a row of K is what a one adds
+        seen = torch.addmm(value[0][0, -1], x[0], value[0][0, :-1])
+        return ((seen.mT @ seen).unsqueeze(0),)
+    return side.structure.gram(value, nn.functional.pad(x, (0, 1), value=1.0) if bias else x)
+
+
+def _zeros(side: Side, blocks: int) -> Factor:
+    return tuple(part.new_zeros(blocks, *part.shape[1:], dtype=torch.promote_types(part.dtype, torch.float32)) for part in side.value)
+
+
+def _joined(parts: list[Factor]) -> Factor:
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))

@@ -1,0 +1,1 @@
+"""Structures of Kronecker factors: dense, block-diagonal, triangular, hierarchical, Toeplitz."""

@@ -1,0 +1,320 @@
+"""Factors without one-sided coordinates: dense, diagonal and block-diagonal matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from popflow.optim.structures.structure import Factor, Shapes, bound_by, spectral_bound, squares
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every matrix: ``n^2`` numbers. With both factors dense the optimiser is INGD, or KFAC without inverses.
+
+    >>> Dense().project(torch.tensor([[[2.0, 1.0], [1.0, 3.0]]]))[0].tolist()
+    [[[2.0, 1.0], [1.0, 3.0]]]
+    """
+
+    def size(self, n: int) -> int:
+        """``n^2``."""
+        return n * n
+
+    def from_diagonal(self, diagonal: Tensor) -> Factor:
+        """Diagonal matrix."""
+        return (torch.diag_embed(diagonal),)
+
+    def diagonal(self, factor: Factor, n: int) -> Tensor:
+        """Diagonal ``[B, n]``."""
+        return factor[0].diagonal(dim1=-2, dim2=-1)
+
+    def shift_(self, factor: Factor, value: float) -> None:
+        """Add to the diagonal."""
+        factor[0].diagonal(dim1=-2, dim2=-1).add_(value)
+
+    def multiply(self, left: Factor, right: Factor) -> Factor:
+        """Matrix product."""
+        return (left[0] @ right[0],)
+
+    def right(self, factor: Factor, rows: Tensor) -> Tensor:
+        """``X K``."""
+        return rows @ factor[0]
+
+    def right_t(self, factor: Factor, rows: Tensor) -> Tensor:
+        """``X K^T``."""
+        return rows @ factor[0].mT
+
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """``K^T X^T X K``; ``X^T X`` first where the rows are many."""
+        k = factor[0]
+        if rows.shape[-2] > 2 * rows.shape[-1]:
+            return (torch.bmm(torch.bmm(k.mT, torch.bmm(rows.mT, rows)), k),)
+        seen = torch.bmm(rows, k)
+        return (torch.bmm(seen.mT, seen),)
+
+    def inner(self, factor: Factor) -> Factor:
+        """``K^T K``."""
+        return (factor[0].mT @ factor[0],)
+
+    def square(self, factor: Factor, n: int) -> Tensor:
+        """Sum of squares."""
+        return squares(factor)
+
+    def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
+        """By ``K K^T`` where ``X`` has as many rows as ``K``, else one after the other."""
+        k = factor[0]
+        if x.shape[-3 - dim] >= k.shape[-1]:
+            metric = torch.bmm(k, k.mT)
+            return torch.bmm(x, metric) if dim == -1 else torch.bmm(metric, x)
+        return torch.bmm(torch.bmm(x, k), k.mT) if dim == -1 else torch.bmm(k, torch.bmm(k.mT, x))
+
+    def project(self, matrix: Tensor) -> Factor:
+        """The matrix itself."""
+        return (matrix,)
+
+    def dense(self, factor: Factor, n: int) -> Tensor:
+        """The matrix itself."""
+        return factor[0]
+
+    def bound(self, factor: Factor) -> Tensor:
+        """`spectral_bound`: one norm, less what a multiple of the identity adds to it."""
+        return spectral_bound(factor[0])
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Diagonal matrices: ``n`` numbers, elementwise work. About half of AdamW's memory for the whole optimiser.
+
+    >>> Diagonal().project(torch.tensor([[[2.0, 1.0], [1.0, 3.0]]]))[0].tolist()
+    [[2.0, 3.0]]
+    """
+
+    def size(self, n: int) -> int:
+        """``n``."""
+        return n
+
+    def from_diagonal(self, diagonal: Tensor) -> Factor:
+        """The diagonal itself."""
+        return (diagonal.clone(),)
+
+    def diagonal(self, factor: Factor, n: int) -> Tensor:
+        """The diagonal itself."""
+        return factor[0]
+
+    def shift_(self, factor: Factor, value: float) -> None:
+        """Add to every entry."""
+        factor[0].add_(value)
+
+    def multiply(self, left: Factor, right: Factor) -> Factor:
+        """Elementwise product."""
+        return (left[0] * right[0],)
+
+    def right(self, factor: Factor, rows: Tensor) -> Tensor:
+        """Scale columns."""
+        return rows * factor[0].unsqueeze(-2)
+
+    def right_t(self, factor: Factor, rows: Tensor) -> Tensor:
+        """Scale columns."""
+        return rows * factor[0].unsqueeze(-2)
+
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """Column sums of squares, times ``k^2``."""
+        return (rows.square().sum(-2).mul_(factor[0]).mul_(factor[0]),)
+
+    def inner(self, factor: Factor) -> Factor:
+        """Squares."""
+        return (factor[0].square(),)
+
+    def square(self, factor: Factor, n: int) -> Tensor:
+        """Sum of squares."""
+        return squares(factor)
+
+    def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
+        """Scale by squares."""
+        return x * factor[0].square().unsqueeze(-3 - dim)
+
+    def project(self, matrix: Tensor) -> Factor:
+        """Diagonal of the matrix."""
+        return (matrix.diagonal(dim1=-2, dim2=-1).clone(),)
+
+    def dense(self, factor: Factor, n: int) -> Tensor:
+        """Diagonal matrix."""
+        return torch.diag_embed(factor[0])
+
+    def bound(self, factor: Factor) -> Tensor:
+        """Largest entry: the norm itself."""
+        return factor[0].abs().amax(-1)
+
+
+@dataclass(frozen=True)
+class BlockDiagonal:
+    """Dense blocks of ``block`` coordinates and one smaller block for the remainder: about ``n block`` numbers.
+
+    >>> BlockDiagonal(30).size(64)
+    1816
+    """
+
+    block: int
+
+    def __post_init__(self):
+        if not isinstance(self.block, int) or self.block < 1:
+            raise ValueError(f"BlockDiagonal(block={self.block}), wanted a whole number of at least 1: 1 is diagonal, 30 to 128 are usual.")
+
+    def size(self, n: int) -> int:
+        """Whole blocks and the remainder."""
+        count, rest = divmod(n, self.block)
+        return count * self.block**2 + rest**2
+
+    def _cut(self, n: int) -> int:
+        """How many coordinates are in whole blocks."""
+        return n // self.block * self.block
+
+    def from_diagonal(self, diagonal: Tensor) -> Factor:
+        """Diagonal blocks."""
+        n = diagonal.shape[-1]
+        whole, rest = diagonal.split_with_sizes([self._cut(n), n - self._cut(n)], -1)
+        return torch.diag_embed(whole.unflatten(-1, (n // self.block, self.block))), torch.diag_embed(rest)
+
+    def diagonal(self, factor: Factor, n: int) -> Tensor:
+        """Diagonals of the blocks, one after another."""
+        parts = [part.diagonal(dim1=-2, dim2=-1).flatten(1) for part in factor if part.numel()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def shift_(self, factor: Factor, value: float) -> None:
+        """Add to the diagonals of the blocks."""
+        for part in factor:
+            if part.numel():
+                part.diagonal(dim1=-2, dim2=-1).add_(value)
+
+    def multiply(self, left: Factor, right: Factor) -> Factor:
+        """Blockwise product."""
+        return torch.bmm(left[0].flatten(0, 1), right[0].flatten(0, 1)).view(left[0].shape), torch.bmm(left[1], right[1])
+
+    def right(self, factor: Factor, rows: Tensor) -> Tensor:
+        """Blockwise ``X K``."""
+        return self._blockwise(Dense().right, factor, rows, -1)
+
+    def right_t(self, factor: Factor, rows: Tensor) -> Tensor:
+        """Blockwise ``X K^T``."""
+        return self._blockwise(Dense().right_t, factor, rows, -1)
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """Columns of ``x [B, m, n]`` that belong to whole blocks, ``[B, blocks, m, block]``."""
+        return x.unfold(-1, self.block, self.block).transpose(1, 2)
+
+    def _blockwise(self, act: Callable[[Factor, Tensor], Tensor], factor: Factor, x: Tensor, dim: int) -> Tensor:
+        """Let every block act on its columns (``dim=-1``) or rows (``dim=-2``) of ``x``."""
+        (whole, rest), n = factor, x.shape[dim]
+        cut = self._cut(n)
+        if dim == -2:
+            parts = []
+            if cut:
+                seen = act((whole.flatten(0, 1),), x.narrow(1, 0, cut).reshape(-1, self.block, x.shape[2]))
+                parts.append(seen.view(len(x), cut, -1))
+            if cut < n:
+                parts.append(act((rest,), x.narrow(1, cut, n - cut)))
+            return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        out = torch.empty_like(x)
+        if cut:
+            seen = act((whole.flatten(0, 1),), self._columns(x).flatten(0, 1))
+            self._columns(out).copy_(seen.view(*whole.shape[:2], *seen.shape[1:]))
+        if cut < n:
+            out.narrow(2, cut, n - cut).copy_(act((rest,), x.narrow(2, cut, n - cut)))
+        return out
+
+    def gram(self, factor: Factor, rows: Tensor) -> Factor:
+        """Blockwise ``K^T X^T X K``; ``X^T X`` first where the rows are many."""
+        whole, rest = factor
+        cut, n = self._cut(rows.shape[-1]), rows.shape[-1]
+        if cut:
+            whole = Dense().gram((whole.flatten(0, 1),), self._columns(rows).flatten(0, 1))[0].view(whole.shape)
+        if cut < n:
+            rest = Dense().gram((rest,), rows.narrow(-1, cut, n - cut))[0]
+        return whole, rest
+
+    def inner(self, factor: Factor) -> Factor:
+        """Blockwise ``K^T K``."""
+        return self.multiply(tuple(part.mT for part in factor), factor)
+
+    def square(self, factor: Factor, n: int) -> Tensor:
+        """Sum of squares."""
+        return squares(factor)
+
+    def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
+        """Blockwise, as `Dense`."""
+        return self._blockwise(partial(Dense().precondition, dim=dim), factor, x, dim)
+
+    def project(self, matrix: Tensor) -> Factor:
+        """Diagonal blocks."""
+        n, b = matrix.shape[-1], self.block
+        whole = n // b * b
+        blocks = [matrix[:, i : i + b, i : i + b] for i in range(0, whole, b)]
+        return torch.stack(blocks, 1) if blocks else matrix.new_zeros(len(matrix), 0, b, b), matrix[:, whole:, whole:].clone()
+
+    def dense(self, factor: Factor, n: int) -> Tensor:
+        """Block-diagonal matrix."""
+        whole, rest = factor
+        out = whole.new_zeros(len(whole), n, n)
+        b = self.block
+        for i in range(whole.shape[1]):
+            out[:, i * b : (i + 1) * b, i * b : (i + 1) * b] = whole[:, i]
+        out[:, n - rest.shape[-1] :, n - rest.shape[-1] :] = rest
+        return out
+
+    def bound(self, factor: Factor) -> Tensor:
+        """Largest bound of a block."""
+        parts = [part if part.ndim == 4 else part.unsqueeze(1) for part in factor if part.numel()]
+        sizes = [torch.linalg.vector_norm(part, dim=(-2, -1)) for part in parts]
+        traces = [part.diagonal(dim1=-2, dim2=-1).sum(-1) for part in parts]
+        if len(parts) == 1:
+            return bound_by(sizes[0].square(), traces[0], parts[0].shape[-1]).amax(-1)
+        sides = _sides(self.block, factor[0].shape[1], factor[1].shape[-1], sizes[0].dtype, str(sizes[0].device))
+        return bound_by(torch.cat(sizes, -1).square(), torch.cat(traces, -1), sides).amax(-1)
+
+    # Frames hold blocks [T, block, block]: those of a factor and, with zeros to its size, the rest.
+
+    def frame_shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """``T``, block, block."""
+        return sum(batch * -(-n // self.block) for batch, n in shapes), self.block, self.block
+
+    def framed(self, frame: Tensor, shapes: Shapes) -> list[Factor]:
+        """Whole blocks, and the corner of the last."""
+        factors = []
+        for part, (batch, n) in zip(frame.split_with_sizes([batch * -(-n // self.block) for batch, n in shapes]), shapes, strict=True):
+            blocks, (whole, rest) = part.unflatten(0, (batch, -1)), divmod(n, self.block)
+            last = blocks[:, whole] if rest else blocks[:, 0]
+            factors.append((blocks[:, :whole], last[:, :rest, :rest]))
+        return factors
+
+    def framed_diagonal(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """Diagonals of the blocks."""
+        return (frame.diagonal(dim1=-2, dim2=-1),)
+
+    def framed_trace(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """Sums of the diagonals of the blocks."""
+        return frame.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    def framed_square(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """Sums of squares of the blocks."""
+        return frame.square().sum((1, 2))
+
+    def framed_inner(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """As `inner`."""
+        return torch.bmm(frame.mT, frame)
+
+    def framed_product(self, left: Tensor, right: Tensor) -> Tensor:
+        """As `multiply`."""
+        return torch.bmm(left, right)
+
+    def framed_bound(self, frame: Tensor, sides: Tensor) -> Tensor:
+        """`spectral_bound` of each block, whose own sides these are."""
+        return bound_by(self.framed_square(frame, sides), self.framed_trace(frame, sides), sides)
+
+
+@lru_cache(maxsize=256)
+def _sides(block: int, count: int, rest: int, dtype: torch.dtype, device: str) -> Tensor:
+    return torch.tensor([block] * count + [rest], dtype=dtype, device=device)
