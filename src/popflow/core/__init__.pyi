@@ -19,6 +19,11 @@ from .errors import (
 from .errors import (
     ZeroWeightsError as ZeroWeightsError,
 )
+from .hmc import Tempered as Tempered
+from .hmc import autocorrelation_time as autocorrelation_time
+from .hmc import hmc as hmc
+from .hmc import parallel_tempering as parallel_tempering
+from .hmc import replica_exchange as replica_exchange
 from .population import Population as Population
 from .process import Ito as Ito
 from .process import Process as Process

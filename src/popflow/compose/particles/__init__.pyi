@@ -15,7 +15,5 @@ from .energies import (
 from .energies import (
     lennard_jones as lennard_jones,
 )
-from .hmc import Reference as Reference
-from .hmc import autocorrelation_time as autocorrelation_time
-from .hmc import tempered as tempered
+from .monte_carlo import tempered as tempered
 from .network import PairNetwork as PairNetwork

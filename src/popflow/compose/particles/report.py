@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from popflow.compose.particles.comparison import CLIPPED, MARGIN, compare
-from popflow.compose.particles.hmc import tempered
 from popflow.compose.particles.models import Model, find, tables
+from popflow.compose.particles.monte_carlo import tempered
 from popflow.core import Population, Streams, systematic
 from popflow.runs import Figure, Measured, Table, figures
 

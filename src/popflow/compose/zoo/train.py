@@ -24,13 +24,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from popflow.compose.particles import models, tempered
-from popflow.compose.particles.hmc import Reference
 from popflow.compose.particles.training import mostly_below, samples_of, score_matching
 from popflow.compose.particles.training import noised as noised_particles
 from popflow.compose.zoo import classifier, digits
 from popflow.compose.zoo.catalogue import DATA, ENTRIES, NO_CLASS, SIGMA_DATA, Denoiser
 from popflow.compose.zoo.digits import Digits
-from popflow.core import Streams
+from popflow.core import Streams, Tempered
 from popflow.core.checkpoint import load_tensors, save_tensors
 from popflow.core.errors import unknown
 from popflow.learn.fit import cosine, fit
@@ -185,7 +184,7 @@ def truth(name: str, seed: int, sweeps: int = TABLE_SWEEPS, burn: int = TABLE_BU
 
 def _monte_carlo(
     model: models.Model, ladder: tuple[float, ...], sweeps: int, burn: int, chains: int, keep_every: int, seed: int
-) -> Reference:
+) -> Tempered:
     return tempered(
         model.system,
         ladder,
