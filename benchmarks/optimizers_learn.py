@@ -17,7 +17,7 @@ from harness import Row, run
 from optimizer_tasks import Memo
 from torch import nn
 
-from popflow.compose.zoo.catalogue import ENTRIES, Denoiser
+from popflow.compose.zoo.networks import TRAINING, Denoiser
 from popflow.compose.zoo.train import denoising, noised
 from popflow.core import Streams
 from popflow.learn import cosine, fit
@@ -37,7 +37,7 @@ def singd(network: nn.Module, lr: float) -> Callable:
 
 def trained(kind: Callable, lr: float, seed: int, steps: int) -> tuple[float, float]:
     """Loss on unseen noise after training, and CPU seconds of training."""
-    data = ENTRIES[NAME].data()
+    data = TRAINING[NAME]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Denoiser()

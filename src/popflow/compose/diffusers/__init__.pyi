@@ -1,4 +1,3 @@
-from .composition import composition as composition
 from .expert import PipelineExpert as PipelineExpert
 from .expert import from_pipe as from_pipe
 from .expert import from_pretrained as from_pretrained

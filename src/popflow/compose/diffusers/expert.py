@@ -149,6 +149,11 @@ class PipelineExpert(Expert):
         """The space it samples in: ``latents.decode(x)``, ``latents.encode(image)``, ``latents.images(x)``."""
         return self._source().latents
 
+    @property
+    def device(self) -> torch.device:
+        """Where the networks compute."""
+        return self._source().pipe._execution_device
+
     def _source(self) -> Source:
         if self.source is None:
             raise TypeError(f"expert {self.name!r} has no pipeline: make it with popflow.compose.diffusers.from_pipe.")

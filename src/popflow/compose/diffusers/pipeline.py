@@ -5,9 +5,7 @@ Strings such as ``op="and"`` live here because this is the boundary where users 
 
 from __future__ import annotations
 
-import inspect
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.compose.diffusers.composition import composition
-from popflow.compose.diffusers.expert import PipelineExpert, distilled, from_pipe, load_pipe
+from popflow.compose.composition import OPERATIONS
+from popflow.compose.diffusers.expert import PipelineExpert, from_pipe, load_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
-from popflow.compose.diffusers.options import adapters_of, exponents_of, finite, known_options, one_of, prompt_of, prompts_of, whole
-from popflow.compose.inpainting import keep
+from popflow.compose.diffusers.options import exponents_of, finite, known_options, one_of, whole
+from popflow.compose.diffusers.plan import Plan, composed, edited, prompted, reward_of
 from popflow.compose.probability_flow import flow_below
 from popflow.compose.sampler import Sample, Sampler, sample
 from popflow.compose.steering import steer
-from popflow.compose.target import Reward, check_same_space
-from popflow.core import PopflowWarning, Population, Streams
+from popflow.compose.target import check_same_space
+from popflow.core import Population, Streams
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _USUAL = {
@@ -60,34 +58,6 @@ class ComposedOutput:
     log_densities: Tensor | None
     kappa: Tensor | None
     particles: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What will be sampled: all that `popflow.compose.sample` needs.
-
-    Attributes:
-        sampler: The composition, edits and rewards included.
-        levels: Noise levels from where it starts, down to 0.
-        around: Latents of the image it starts from, or None for pure noise.
-        latents: Encoder and decoder.
-        experts: One for each prompt.
-        given: How many images were given to edit; 1 where one does for every run, also when there is none.
-    """
-
-    sampler: Sampler
-    levels: Tensor
-    around: Tensor | None
-    latents: Latents
-    experts: tuple[PipelineExpert, ...]
-    given: int = 1
-
-    def log_densities(self, pop: Population) -> Tensor | None:
-        """Tracked log-densities under the prompts (not under what is guided away from), ``[runs, particles, prompts]``; None without."""
-        order = [id(expert) for expert in self.sampler.experts]
-        if "log_q" not in pop.aux or any(id(expert) not in order for expert in self.experts):
-            return None
-        return pop.aux["log_q"][..., [order.index(id(expert)) for expert in self.experts]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,79 +203,59 @@ class ComposedPipeline:
         Args:
             prompts: As above.
             op: ``product``, ``and``, ``or``, ``average``.
-            negative_prompt: What is guided away from; the empty text (the last class) when None.
-            exponents: Of a product, one for each prompt; a negative one removes.
-            adapters: LoRAs of each prompt, one list for each; loaded before with ``pipe.load_lora_weights``.
-            num_inference_steps: Steps on the levels of the pipeline's own scheduler.
-            guidance_scale: Guidance weight; the pipeline's own default when None, 1 for none. Networks with distilled guidance are told it instead.
-            height: Of the images, in pixels.
-            width: Of the images.
-            image: Image to edit: sampling starts from it, noised to the level that ``strength`` says.
-            strength: Share of the steps that are taken; 1 starts from pure noise.
-            mask_image: White where the image is painted anew, black where it is kept (see `popflow.compose.inpainting` for the approximation).
+            negative_prompt: Prompt to guide away from; None takes the empty text (the last class).
+            exponents: Exponents of a product, one for each prompt or one for all; a negative one removes.
+            adapters: LoRAs of each prompt, one list for each; loaded beforehand with ``pipe.load_lora_weights``.
+            num_inference_steps: Steps, on the noise levels of the pipeline's own scheduler.
+            guidance_scale: Guidance weight; None takes the pipeline's own default, 1 is no guidance. Guidance-distilled networks receive it as input.
+            height: Image height in pixels.
+            width: Image width in pixels.
+            image: Image to edit: sampling starts from it, noised to the level set by ``strength``.
+            strength: Fraction of the steps that are taken; 1 starts from pure noise.
+            mask_image: White is repainted, black is kept (see `popflow.compose.inpainting` for the approximation).
             reward: Function of a batch ``[rows, ...]`` that returns one number for each; the law is multiplied by ``exp(reward_scale * reward)``.
-            reward_scale: Its strength.
+            reward_scale: Strength of the reward.
             reward_on: ``images`` (decoded, in [0, 1]) or ``latents``.
-            reward_gradient: Guide by its gradient too (product only). It is then asked of the noised sample at every step, with strength
-                ``reward_scale / (1 + sigma^2)``; without gradient it is asked of clean predictions (`popflow.compose.steering`).
-            reward_every: Without gradient: steps between two askings.
-            noise_above: Noise is drawn above this level of sigma, none below (`popflow.compose.probability_flow`): 0 for noise to the end, ``math.inf``
-                for none, which for one prompt is the Euler scheduler of diffusers.
-            correct: Weigh and resample a product.
+            reward_gradient: Guide by the reward's gradient as well (product only). The reward is then evaluated on the noised sample at every step,
+                with strength ``reward_scale / (1 + sigma^2)``; without gradient it is evaluated on clean predictions (`popflow.compose.steering`).
+            reward_every: Steps between evaluations of a reward without gradient.
+            noise_above: Noise is added only above this sigma (`popflow.compose.probability_flow`): 0 adds noise to the end, ``math.inf`` none, which
+                for one prompt is the Euler scheduler of diffusers.
+            correct: Weight and resample a product.
             zeta: Noise scale of a product.
             kernel_steps: Langevin steps at each level of a product.
-            ess_below: Resample below this share of effective particles.
+            ess_below: Resample when the effective sample size falls below this fraction.
         """
         whole(num_inference_steps=num_inference_steps, reward_every=reward_every)
         whole(0, kernel_steps=kernel_steps)
         whole(**{name: value for name, value in (("height", height), ("width", width)) if value is not None})
         finite(_USUAL, strength=strength, reward_scale=reward_scale, guidance_scale=1.0 if guidance_scale is None else guidance_scale)
         exponents_of(exponents)
+        one_of("op", op, OPERATIONS)
         if not isinstance(noise_above, int | float) or not noise_above >= 0:
             raise ValueError(f"noise_above={noise_above!r}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
         if image is not None and height is None and width is None:
             height, width = size_of(image)
         bases = self.experts(height, width)
-        latents = bases[0].latents
-        experts, empty, w = _prompted(bases, prompts, negative_prompt, adapters, guidance_scale)
-        potential = _potential(reward, reward_scale, reward_on, reward_gradient, latents)
-        if potential is not None and potential.gradient and op != "product":
-            raise ValueError(
-                f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."
-            )
-        sampler = composition(
+        experts, empty, w = prompted(bases, prompts, negative_prompt, adapters, guidance_scale)
+        potential = reward_of(reward, reward_scale, reward_on, reward_gradient, bases[0].latents)
+        sampler = composed(
             experts,
             op,
-            unconditional=empty,
-            guidance=w,
+            empty,
+            w,
             exponents=exponents,
-            reward=potential if potential is not None and potential.gradient else None,
-            correct=correct,
+            reward=potential if reward_gradient else None,
             zeta=zeta,
             kernel_steps=kernel_steps,
+            correct=correct,
             ess_below=ess_below,
         )
         sampler = flow_below(sampler, noise_above)
-        levels = bases[0].sigmas(num_inference_steps)
-        around, given = None, 1
-        if image is None:
-            if mask_image is not None or strength != 1:
-                seen = f"strength={strength}" if mask_image is None else f"mask_image is a {type(mask_image).__name__}"
-                raise ValueError(f"{seen} without an image, wanted one to edit: pass image=, or leave strength and mask_image out.")
-        else:
-            taken = min(int(num_inference_steps * strength), len(levels) - 1) if 0 < strength <= 1 else 0
-            if not taken:
-                raise ValueError(
-                    f"strength={strength} takes none of {num_inference_steps} steps, wanted a share in (0, 1] of at least one step."
-                )
-            z = latents.encode(image).unsqueeze(1).to(_device(bases[0]))
-            levels = levels[len(levels) - 1 - taken :]
-            around, given = z if strength < 1 else None, len(z)
-            if mask_image is not None:
-                sampler = keep(sampler, z, latents.mask(mask_image).to(z))
-        if potential is not None and not potential.gradient:
+        sampler, levels, around, given = edited(sampler, bases[0], num_inference_steps, image, strength, mask_image)
+        if potential is not None and not reward_gradient:
             sampler = steer(sampler, potential, every=reward_every, ess_below=ess_below)
-        return Plan(sampler, levels, around, latents, tuple(experts), given)
+        return Plan(sampler, levels, around, bases[0].latents, tuple(experts), given)
 
     def experts(self, height: int | None = None, width: int | None = None) -> list[PipelineExpert]:
         """Return each pipeline as an expert at an image size; read once, so that prompts are encoded once, and anew when a part is replaced.
@@ -339,91 +289,10 @@ class ComposedPipeline:
         self, plan: Plan, particles: int, runs: int, generator: torch.Generator | None, callback: Callback | None
     ) -> tuple[Sample, Tensor]:
         """Sample, and pick one of each run."""
-        rng = Streams(_seed(generator), _device(plan.experts[0]))
+        rng = Streams(_seed(generator), plan.experts[0].device)
         sampler = plan.sampler if callback is None else _telling(plan, callback, self)
         out = sample(sampler, plan.levels, particles=particles, runs=runs, rng=rng, around=plan.around)
         return out, out.pick(rng)
-
-
-def _prompted(
-    bases: Sequence[PipelineExpert],
-    prompts: str | int | Sequence[str | int] | None,
-    negative: str | int | None,
-    adapters: Sequence[Sequence[str | tuple[str, float]]] | None,
-    guidance: float | None,
-) -> tuple[list[PipelineExpert], list[PipelineExpert], float]:
-    """Experts of the prompts, the unconditional one of each, and the weight of guidance."""
-    given = prompts_of(prompts)
-    if negative is not None:
-        prompt_of("negative_prompt", negative)
-    count = len(bases) if given is None else max(len(bases), len(given))
-    if given is not None and len(given) == 1:
-        given = given * count
-    if len(bases) > 1 and given is not None and len(given) != len(bases):
-        raise ValueError(f"prompts holds {len(given)} for {len(bases)} pipelines, wanted one for each, or one for all.")
-    adapters_of(adapters, count)
-    conditional = bases[0].cond is not None
-    w, told = _guidance(bases[0], guidance)
-    experts, empty = [], []
-    guides: dict[Any, PipelineExpert] = {}  # one for all prompts of a network: it is evaluated once
-    for i in range(count):
-        base = bases[i % len(bases)]
-        if adapters is not None:
-            base = base.lora(*adapters[i])
-        experts.append(base if given is None else base.prompt(given[i] if told is None else (given[i], told)))
-        if w != 1:
-            network = i % len(bases), base.adapters
-            if network not in guides:
-                guides[network] = base if negative is None else base.prompt(negative)
-            empty.append(guides[network])
-    if not conditional and (w != 1 or negative is not None):
-        raise ValueError(
-            f"guidance_scale={w}, negative_prompt={negative!r} for unconditional networks: there is nothing to guide away from."
-        )
-    if w == 1 and negative is not None:
-        warnings.warn(
-            f"negative_prompt={negative!r} has no effect {'without guidance' if told is None else 'on a network with distilled guidance'}: "
-            + ("guidance_scale is 1, wanted another, 7.5 is usual." if told is None else "leave it out."),
-            PopflowWarning,
-            stacklevel=4,
-        )
-    reasons = distilled(experts)
-    if reasons and (len(experts) > 1 or w != 1):
-        warnings.warn(
-            f"distilled models are composed or guided: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}. What they predict is no score "
-            "of a noised density, so weights and log-densities mean little. One such model alone, with guidance_scale=1, is sampled as it is.",
-            PopflowWarning,
-            stacklevel=4,
-        )
-    return experts, empty, w
-
-
-def _guidance(expert: PipelineExpert, asked: float | None) -> tuple[float, float | None]:
-    """Weight of guidance, and the scale that a network with distilled guidance is told (None for others)."""
-    assert expert.source is not None
-    pipe, network = expert.source.pipe, expert.source.network
-    own = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
-    usual = float(own.default) if own is not None and own.default is not inspect.Parameter.empty else 1.0
-    if network.config.get("guidance_embeds"):
-        return 1.0, usual if asked is None else asked
-    if asked is None:
-        return (1.0 if expert.cond is None or expert.source.distilled else usual), None
-    return asked, None
-
-
-def _potential(reward: Callable[[Tensor], Tensor] | None, scale: float, on: str, gradient: bool, latents: Latents) -> Reward | None:
-    if reward is None:
-        return None
-    if not callable(reward):
-        raise TypeError(f"reward={reward!r}, wanted a function of a batch of images or latents that returns one number for each.")
-    if on not in ("images", "latents"):
-        raise ValueError(f"reward_on={on!r}, wanted 'images' or 'latents'.")
-
-    def of_images(z: Tensor) -> Tensor:
-        return reward((latents.decode(z) / 2 + 0.5).clamp(0, 1))
-
-    strength = (lambda sigma: scale / (1 + sigma**2)) if gradient else scale
-    return Reward(of_images if on == "images" else reward, strength, gradient, getattr(reward, "__name__", "reward"))
 
 
 def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Sampler:
@@ -464,8 +333,3 @@ def _seed(generator: torch.Generator | None) -> int:
     if generator is None:
         return int.from_bytes(os.urandom(6), "little")
     return int(torch.randint(2**48, (), generator=generator, device=generator.device))
-
-
-def _device(expert: PipelineExpert) -> torch.device:
-    assert expert.source is not None
-    return expert.source.pipe._execution_device

@@ -1,10 +1,10 @@
 """Diffusion models of particle systems that come with the library: ``lj13`` at T = 2 and ``dw4`` at T = 2.
 
-Each is a `PairNetwork` that has learned the score of ``exp(-E/T)`` at every noise level from Monte Carlo samples at one temperature; it never saw
-another. ``q^beta`` is then the Boltzmann distribution at ``T / beta``: annealing is a power of the expert. Beside a model lie tables of quantiles of the
-exact energies and distances at a few temperatures, from parallel tempering, to hold samples against.
+Each is a `PairNetwork` that has learned the score of ``exp(-E/T)`` at every noise level from Monte Carlo samples at one temperature, and at no
+other. ``q^beta`` is then the Boltzmann distribution at ``T / beta``: annealing is a power of the expert. Each model comes with tables of quantiles
+of the exact energies and distances at a few temperatures, from parallel tempering, to compare samples with.
 
-``python -m popflow.compose.zoo.train lj13 dw4`` makes samples, models and tables again.
+``python -m popflow.compose.zoo.train lj13 dw4`` regenerates samples, models and tables.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from popflow.compose.target import Expert
 from popflow.core.checkpoint import load_tensors
 from popflow.core.errors import unknown
 
+DATA = Path(__file__).parent / "data"
 CHUNK = 250
-"""Configurations in one call of a network: more do not fit into the cache of a processor."""
+"""Configurations in one call of a network: more overflow the cache of a processor."""
 QUANTILES = 400
 """Rows of a table: quantiles at ``(k + 1/2) / QUANTILES``."""
 
@@ -35,17 +36,17 @@ class Model:
     """A system, and how its diffusion model was made.
 
     Attributes:
-        system: Its energy.
-        temperature: At which it has learned.
+        system: Supplies the energy.
+        temperature: The temperature it was trained at.
         start: Makes a configuration to start Monte Carlo from.
         ladder: Temperatures of parallel tempering.
         tables: Temperatures with tables of quantiles.
         spread: Standard deviation of a coordinate, for the preconditioning.
-        stiff: Inverse root of the Fisher information of a coordinate.
+        stiff: Inverse square root of the Fisher information of a coordinate.
         grid: Radial features of the network.
-        levels: ``(lowest, knee, highest)`` noise levels learned; three quarters of the batch lie below the knee.
-        sampled: First and last noise level of samplers, lowest first; below the lowest one learned the score hardly changes.
-        step_size: Of Hamiltonian Monte Carlo, at first.
+        levels: ``(lowest, knee, highest)`` noise levels in training; three quarters of each batch lie below the knee.
+        sampled: Last and first noise level of samplers; below the lowest training level the score hardly changes.
+        step_size: Initial step size of Hamiltonian Monte Carlo.
         steps: Training steps.
     """
 
@@ -63,11 +64,11 @@ class Model:
     steps: int
 
     def network(self) -> PairNetwork:
-        """Make the network, with the parameters that torch's global generator gives."""
+        """Make the network; its parameters come from torch's global generator."""
         return PairNetwork(self.system.particles, self.system.dimensions, grid=self.grid, stiff=self.stiff)
 
     def langevin_step(self, sigma: float, beta: float) -> float:
-        """Step of a Langevin kernel aimed at ``q^beta`` at a noise level: a tenth of the smallest variance, ``min(sigma^2, stiff^2 / 3) / (10 beta)``."""
+        """Step size of a Langevin kernel that targets ``q^beta``: a tenth of the smallest variance, ``min(sigma^2, stiff^2 / 3) / (10 beta)``."""
         return 0.1 * min(sigma**2, self.stiff**2 / 3) / beta
 
 
@@ -109,32 +110,29 @@ MODELS = {
 """The models by name."""
 
 
-def load(name: str, folder: Path, *, device: torch.device | str = "cpu", chunk: int | None = CHUNK) -> Expert:
-    """Load the model of a particle system; `popflow.compose.zoo.load` calls this.
-
-    Its samples live in `popflow.compose.spaces.CentredParticles`, in the units of the energy.
-    """
+def load(name: str, device: torch.device | str = "cpu", chunk: int | None = None) -> Expert:
+    """Load the model of a particle system; its samples live in `popflow.compose.CentredParticles`. At most ``chunk`` (250) rows a call."""
     model = find(name)
     with torch.random.fork_rng(devices=[]):  # layers draw their first parameters from the global generator
         network = model.network()
-    tensors, _ = load_tensors(folder / f"{name}.safetensors")
+    tensors, _ = load_tensors(DATA / f"{name}.safetensors")
     network.load_state_dict(tensors, strict=False)
     network.to(device).requires_grad_(False)
-    expert = from_edm(network, model.system.event, sigma_data=model.spread, name=name, chunk=chunk)
+    expert = from_edm(network, model.system.event, sigma_data=model.spread, name=name, chunk=chunk or CHUNK)
     return replace(expert, space=model.system.space)
 
 
-def tables(name: str, temperature: float, folder: Path) -> dict[str, Tensor] | None:
-    """Quantiles of the exact ``energy`` and ``distance``, `QUANTILES` of each at equal shares; None at a temperature without a table."""
+def tables(name: str, temperature: float) -> dict[str, Tensor] | None:
+    """Return `QUANTILES` quantiles of the exact ``energy`` and ``distance``; None at a temperature without a table."""
     known = [t for t in find(name).tables if math.isclose(t, temperature)]
     if not known:
         return None
-    tensors, _ = load_tensors(folder / f"{name}-reference.safetensors")
+    tensors, _ = load_tensors(DATA / f"{name}-reference.safetensors")
     return {what: tensors[f"{what}.{known[0]}"].double() for what in ("energy", "distance")}
 
 
 def quantiles(values: Tensor) -> Tensor:
-    """Return `QUANTILES` quantiles of a sample, in the middle of equal shares of it.
+    """Return `QUANTILES` quantiles of a sample, at the midpoints of equal shares.
 
     >>> quantiles(torch.arange(4000.0))[:2].tolist()
     [4.5, 14.5]

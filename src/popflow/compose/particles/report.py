@@ -1,8 +1,8 @@
-"""What a report shows of samples of a particle system: configurations, energies and distances beside ground truth."""
+"""What a report shows of samples of a particle system: configurations, energies and distances compared with ground truth."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,27 +14,30 @@ from popflow.core import Population, Streams, systematic
 from popflow.runs import Figure, Measured, Table, figures
 
 SHOWN = 6
-"""Configurations drawn in a row."""
+"""Configurations in a row of the figure."""
 
 
-def against_truth(
-    name: str, temperature: float, pop: Population, folder: Path
-) -> tuple[Figure, tuple[Figure | Table, ...], dict[str, Measured]]:
-    """Configurations, and histograms of energies and distances, of a weighted population, with distances to the tables of the model where it has them.
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What a report shows of samples.
 
-    Args:
-        name: Of the model.
-        temperature: That was sampled.
-        pop: ``x [runs, n, particles, d]``; all runs are pooled.
-        folder: With the tables.
-
-    Returns:
-        The figure of energies; more figures and a table; results for the summary.
+    Attributes:
+        figure: The main figure.
+        diagnostics: Further figures and tables.
+        results: Numbers for the summary.
     """
+
+    figure: Figure
+    diagnostics: tuple[Figure | Table, ...]
+    results: dict[str, Measured]
+
+
+def against_truth(name: str, temperature: float, pop: Population) -> Findings:
+    """Compare a weighted population ``x [runs, n, particles, d]``, all runs pooled, with the tables of a model, where it has them at this temperature."""
     model = find(name)
     x, weights = pop.x.flatten(0, 1).double().cpu(), (pop.weights() / len(pop.log_w)).flatten().double().cpu()
     energy, distance = model.system.energy(x), model.system.distances(x)
-    truth, count = tables(name, temperature, folder), distance.shape[1]
+    truth, count = tables(name, temperature), distance.shape[1]
     shown = {"samples": energy.clamp_max(torch.quantile(energy, 0.995) + MARGIN)}
     pairs = {"samples": distance.flatten()}
     share = {"samples": weights}
@@ -45,7 +48,7 @@ def against_truth(
     if truth is not None:
         shown["ground truth"], pairs["ground truth"] = truth["energy"], truth["distance"]
         seen = compare(model.system, x, weights, truth["energy"], truth["distance"])
-        caption = "Ground truth: quantiles of two long runs of parallel-tempered Hamiltonian Monte Carlo."
+        caption = "Ground truth: quantiles from two long runs of parallel-tempered Hamiltonian Monte Carlo."
         results |= {"distance_w2": Measured(seen.distance_w2), "energy_w1": Measured(seen.energy_w1)}
         rows = (
             ("distance W2", seen.distance_w2, seen.distance_w2),
@@ -56,15 +59,15 @@ def against_truth(
             ("share of overlaps", seen.overlaps, seen.overlaps),
         )
     note = (
-        f"Energies are clipped at {CLIPPED:g}; overlaps are configurations more than {MARGIN:g} above the highest energy of the truth. The last column "
-        "has energies in units of the temperature; lengths and shares have none."
+        f"Energies are clipped at {CLIPPED:g}; overlaps are configurations more than {MARGIN:g} above the highest true energy. The last column "
+        "gives energies in units of the temperature."
     )
     table = (
         (Table(f"Against ground truth at T = {temperature:g}", ("", "in units of the energy", "E / T"), rows, note=note),) if rows else ()
     )
     energies = figures.histogram(shown, x_label="energy", weights=share)
     lengths = figures.histogram(pairs, x_label="distance of two particles", bins=80, weights=each)
-    return (
+    return Findings(
         Figure(energies, f"Energies of {model.system.name} at T = {temperature:g}. {caption}"),
         (Figure(lengths, "All distances."), configurations(model, temperature, x, weights), *table),
         results,
@@ -72,7 +75,7 @@ def against_truth(
 
 
 def configurations(model: Model, temperature: float, x: Tensor, weights: Tensor) -> Figure:
-    """Some configurations drawn by their weights ``[n]``, beside as many of a short Monte Carlo run at this temperature."""
+    """Some configurations drawn by their weights ``[n]``, and as many from a short Monte Carlo run at this temperature."""
     rng, system = Streams(0), model.system
     drawn = systematic(weights, rng("draw"))
     drawn = drawn[:: max(len(drawn) // SHOWN, 1)][:SHOWN]
@@ -83,4 +86,4 @@ def configurations(model: Model, temperature: float, x: Tensor, weights: Tensor)
         for what, one in (("samples", x[drawn]), ("Monte Carlo", exact))
     ]
     picture = figures.clusters(dict(zip(names, (x[drawn], exact), strict=True)), reach=1.3 * system.distance)
-    return Figure(picture, "Samples drawn by their weights, and walkers of a short Monte Carlo run at the same temperature.")
+    return Figure(picture, "Samples drawn by weight, and walkers of a short Monte Carlo run at the same temperature.")

@@ -3,8 +3,7 @@ from . import digits as digits
 from . import even_prime as even_prime
 from . import exact as exact
 from . import train as train
-from .catalogue import DATA as DATA
 from .catalogue import ENTRIES as ENTRIES
-from .catalogue import NO_CLASS as NO_CLASS
 from .catalogue import load as load
-from .catalogue import names as names
+from .networks import DATA as DATA
+from .networks import NO_CLASS as NO_CLASS

@@ -1,13 +1,7 @@
-"""The zoo: small diffusion models, most of them of 8 x 8 digits, that come with the library, so that compositions can be tried at once.
+"""The zoo: small diffusion models that come with the library, so that compositions can be tried at once.
 
-Each expert is a perceptron (`popflow.learn.networks.MLP`) trained by denoising score matching on the images of some classes of
-`popflow.compose.zoo.digits.training`, with the preconditioning of Karras et al. (2022). Like the exact kernel experts they model images blurred
-by noise of the width ``h = digits.BANDWIDTH``: at the noise level sigma the network denoises at ``tau = sqrt(sigma^2 + h^2)``. Same levels,
-same step sizes, same grids as the exact ones; and no network is ever asked about less noise than it has learned from.
-
-Two experts are of another kind: models of particle systems that know their temperature, `popflow.compose.particles.models`.
-
-``python -m popflow.compose.zoo.train`` trains them again.
+Networks of digits (`popflow.compose.zoo.networks`) and Boltzmann distributions of particle systems (`popflow.compose.particles.models`). An entry says
+how its expert is loaded, and how experts of its kind are sampled and judged: see `Recipe`.
 """
 
 from __future__ import annotations
@@ -16,106 +10,129 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from popflow.compose.experts import from_network
 from popflow.compose.particles import models
-from popflow.compose.schedule import Level
+from popflow.compose.particles.report import Findings, against_truth
 from popflow.compose.target import Expert
-from popflow.compose.zoo import digits
-from popflow.compose.zoo.digits import BANDWIDTH, EVENT, Digits
-from popflow.core.checkpoint import load_tensors
+from popflow.compose.zoo import networks
+from popflow.core import Population
 from popflow.core.errors import unknown
-from popflow.learn.networks import MLP
-
-DATA = Path(__file__).parent / "data"
-NO_CLASS = 10
-"""Label of the conditional expert that means "any digit"."""
-SIGMA_DATA = 0.5
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Noise levels and particles of a run.
+
+    Attributes:
+        steps: Noise levels minus one.
+        sigma_min: Last noise level.
+        sigma_max: First noise level.
+        grid: Spacing of the levels: karras, linear or geometric.
+        particles: Particles of one run.
+        runs: Independent runs.
+    """
+
+    steps: int
+    sigma_min: float
+    sigma_max: float
+    grid: str
+    particles: int
+    runs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How experts of one kind are sampled and judged, where nothing else is asked for. B is the sum of exponents of a product.
+
+    Attributes:
+        sizes: Noise levels and particles.
+        zeta: ``zeta(B, experts)``: noise scale of a product.
+        langevin_steps: ``langevin_steps(B)``: Langevin steps at each level of a weighted product.
+        langevin_step: ``langevin_step(sigma, B)``: their step size.
+        temperature: The temperature that the experts were trained at; 1 for data.
+        judge: ``judge(temperature, population)``: what a report shows beside the samples, or None.
+    """
+
+    sizes: Sizes
+    zeta: Callable[[float, int], float]
+    langevin_steps: Callable[[float], int]
+    langevin_step: Callable[[float, float], float]
+    temperature: float = 1.0
+    judge: Callable[[float, Population], Findings] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Entry:
-    """What an expert of the zoo has learned from: its training images, and whether it saw their labels."""
+    """An expert of the zoo.
 
-    data: Callable[[], Digits]
-    conditional: bool = False
+    Attributes:
+        load: ``load(device=..., chunk=...)`` makes the expert.
+        recipe: How it is sampled and judged.
+        labels: Class labels that it takes, from 0 to ``labels - 1``; 0 for none.
+    """
+
+    load: Callable[..., Expert]
+    recipe: Recipe
+    labels: int = 0
 
 
-def _classes(*classes: int) -> Digits:
-    return digits.training().of(classes)
+def data_step(sigma: float, width: float = 0.3) -> float:
+    """Langevin step size for data whose density has standard deviations of at least ``width``: ``min(sigma^2 + width^2, 1) / 10``."""
+    return min(sigma**2 + width**2, 1.0) / 10
+
+
+OF_DATA = Recipe(
+    Sizes(300, 0.02, 15.0, "karras", 64, 8),
+    zeta=lambda total, experts: math.sqrt(2) if total > experts else 1.0,  # more noise for annealing
+    langevin_steps=lambda total: 0,
+    langevin_step=lambda sigma, total: data_step(sigma),
+)
+"""Recipe for experts of data, in the zoo or not."""
+
+
+def _of_particles(name: str) -> Recipe:
+    """Tempered noise; and a Langevin step where a system is cooled, whose particles otherwise descend from a few."""
+    model = models.find(name)
+    return Recipe(
+        Sizes(500, *model.sampled, "geometric", 1000, 1),
+        zeta=lambda total, experts: total**-0.5 if total > 0 else 1.0,  # other totals are refused when sampled
+        langevin_steps=lambda total: int(total > 1),
+        langevin_step=model.langevin_step,
+        temperature=model.temperature,
+        judge=partial(against_truth, name),
+    )
 
 
 ENTRIES = {
-    "digits-even": Entry(partial(_classes, *digits.EVEN)),
-    "digits-odd": Entry(partial(_classes, *digits.ODD)),
-    "digits-prime": Entry(partial(_classes, *digits.PRIME)),
-    "digits-half-a": Entry(lambda: digits.halves()[0]),
-    "digits-half-b": Entry(lambda: digits.halves()[1]),
-    "digits-all": Entry(digits.training),
-    "digits-class": Entry(digits.training, conditional=True),
-}
+    name: Entry(partial(networks.load, name), OF_DATA, networks.NO_CLASS + 1 if name in networks.CONDITIONAL else 0)
+    for name in networks.TRAINING
+} | {name: Entry(partial(models.load, name), _of_particles(name)) for name in models.MODELS}
 """The experts by name."""
 
 
-class Denoiser(nn.Module):
-    """The raw network ``F(x, log tau, label)`` of one expert, images in and out, ``x = y / sqrt(tau^2 + sigma_data^2)``."""
+def find(name: str) -> Entry:
+    """Return an entry.
 
-    def __init__(self, conditional: bool = False):
-        super().__init__()
-        self.net = MLP(math.prod(EVENT), width=192, depth=3, classes=NO_CLASS if conditional else 0)
-
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Evaluate image by image."""
-        return self.net(x.flatten(1), t, cond).reshape(x.shape)
-
-
-@dataclass(frozen=True)
-class Blurred:
-    """Schedule of a preconditioned network of data blurred by ``h``: ``alpha = 1/sqrt(tau^2 + sigma_data^2)``, time ``log tau``.
-
-    >>> round(Blurred().sigma(Blurred().time(0.7)), 9)
-    0.7
+    Raises:
+        ValueError: for an unknown name, naming the closest.
     """
-
-    def alpha(self, sigma: Level) -> Level:
-        """Return the scale of the network's input."""
-        return (sigma**2 + BANDWIDTH**2 + SIGMA_DATA**2) ** -0.5
-
-    def time(self, sigma: Level) -> Level:
-        """Return ``log tau``."""
-        square = sigma**2 + BANDWIDTH**2
-        return (square.log() if isinstance(square, Tensor) else math.log(square)) / 2
-
-    def sigma(self, time: Level) -> Level:
-        """Invert `time`."""
-        return (((2 * time).exp() if isinstance(time, Tensor) else math.exp(2 * time)) - BANDWIDTH**2) ** 0.5
-
-
-def blurred_output(out: Tensor, x: Tensor, alpha: float, s: float) -> Tensor:
-    """Return epsilon of ``D = c_skip y + c_out F`` at tau, for noise of sigma: ``s x - s (sigma_data / tau) F``."""
-    tau = math.sqrt(alpha**-2 - SIGMA_DATA**2)
-    return s * x - s * SIGMA_DATA / tau * out
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of the experts."""
-    return (*ENTRIES, *models.MODELS)
+    if name not in ENTRIES:
+        raise ValueError(unknown("expert", name, ENTRIES))
+    return ENTRIES[name]
 
 
 def load(name: str, *, device: torch.device | str = "cpu", chunk: int | None = None) -> Expert:
     """Load an expert of the zoo.
 
     ``"digits-class"`` takes labels: ``expert.given(torch.tensor(3))``; as loaded it models any digit (label `NO_CLASS`). ``"lj13"`` and ``"dw4"``
-    are Boltzmann distributions at T = 2; ``expert ** (2 / T)`` is that at T.
+    are Boltzmann distributions at T = 2; ``expert ** (2 / T)`` is the one at T.
 
     Args:
-        name: One of `names`: the classes (or the disjoint half of the images) that it has learned.
+        name: One of `ENTRIES`.
         device: Where its parameters live.
-        chunk: Rows per call.
+        chunk: Maximum rows per call.
 
     Raises:
         ValueError: for an unknown name, naming the closest.
@@ -127,15 +144,4 @@ def load(name: str, *, device: torch.device | str = "cpu", chunk: int | None = N
         >>> sample(feynman_kac(even * prime), karras(5, 0.1, 10.0), particles=4, rng=Streams(0)).x.shape
         torch.Size([1, 4, 1, 8, 8])
     """
-    if name not in names():
-        raise ValueError(unknown("expert", name, names()))
-    if name in models.MODELS:
-        return models.load(name, DATA, device=device, chunk=chunk or models.CHUNK)
-    conditional = ENTRIES[name].conditional
-    with torch.random.fork_rng(devices=[]):  # layers draw their first parameters from the global generator
-        network = Denoiser(conditional)
-    tensors, _ = load_tensors(DATA / f"{name}.safetensors")
-    network.load_state_dict({key: value.float() for key, value in tensors.items()})
-    network.to(device).requires_grad_(False)
-    cond = torch.tensor(NO_CLASS, device=device) if conditional else None
-    return from_network(network, Blurred(), EVENT, output=blurred_output, cond=cond, name=name, chunk=chunk)
+    return find(name).load(device=device, chunk=chunk)

@@ -1,4 +1,4 @@
-"""The digits classifier that judges samples: small, fixed, trained on images that no expert has seen.
+"""The digits classifier that judges samples: small, fixed, trained on images that no expert was trained on.
 
 A convolutional network of 48 thousand parameters, trained by `popflow.compose.zoo.train` on `popflow.compose.zoo.digits.for_classifier`.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from popflow.compose.zoo.catalogue import DATA
+from popflow.compose.zoo.networks import DATA
 from popflow.core.checkpoint import load_tensors
 
 

@@ -1,10 +1,10 @@
-"""Handwritten digits, 8 x 8: the data that the shipped experts, the demo and the 64-dimensional checks share.
+"""Handwritten digits, 8 x 8: the data shared by the shipped experts, the demo and the 64-dimensional checks.
 
 Images of the UCI set that comes with scikit-learn, grey values 0 to 16 scaled to [-1, 1], shape ``[n, 1, 8, 8]``. Three disjoint parts, by row:
 
-- `training`: even rows (899 images): what experts are made of;
-- `for_classifier`: three of four odd rows (674): what the classifier that judges samples has learned from;
-- `held_out`: the rest (224): seen by neither.
+- `training`: even rows (899 images): for the experts;
+- `for_classifier`: three of four odd rows (674): for the classifier that judges samples;
+- `held_out`: the rest (224): unseen by both.
 
 The kernel mixture of bandwidth ``BANDWIDTH`` over training images is the exact model: score, density and (see `popflow.compose.zoo.exact`) draws
 from its products are known in closed form.
@@ -50,10 +50,10 @@ class Digits:
         return len(self.labels)
 
     def of(self, classes: Iterable[int]) -> Digits:
-        """Keep the images of some classes.
+        """Return the images of some classes.
 
         Raises:
-            ValueError: for a class outside 0 to 9, or when no image is left.
+            ValueError: for a class outside 0 to 9, or no class at all.
         """
         wanted = sorted(set(classes))
         if not wanted or not set(wanted) <= set(ALL):
@@ -61,7 +61,7 @@ class Digits:
         return self.take(torch.isin(self.labels, torch.tensor(wanted)))
 
     def take(self, index: Tensor) -> Digits:
-        """Keep the images at an index or where a mask is true."""
+        """Return the images at an index, or where a mask is true."""
         return Digits(self.images[index], self.labels[index])
 
 
@@ -76,22 +76,22 @@ def everything() -> Digits:
 
 
 def training() -> Digits:
-    """Images that experts are made of: even rows."""
+    """Images for the experts: even rows."""
     return _rows(0, 2, 4, 6)
 
 
 def for_classifier() -> Digits:
-    """Images that the classifier learns from: rows 1, 3 and 5 of every eight."""
+    """Images for the classifier: rows 1, 3 and 5 of every eight."""
     return _rows(1, 3, 5)
 
 
 def held_out() -> Digits:
-    """Images that neither experts nor classifier have seen: row 7 of every eight."""
+    """Images that neither experts nor classifier were trained on: row 7 of every eight."""
     return _rows(7)
 
 
 def halves() -> tuple[Digits, Digits]:
-    """The training images in two disjoint random halves, always the same: two models of one distribution from different data."""
+    """The training images in two fixed, disjoint random halves: for two models of one distribution from different data."""
     data = training()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     middle = (len(data) + 1) // 2

@@ -1,7 +1,7 @@
-"""Even and prime digits: a composition whose answer is known, and how samples of it are judged.
+"""Even and prime digits: a composition whose answer is known, and how its samples are judged.
 
-2 is the only even prime. With the exact experts (kernel mixtures of training images) exact draws from the product and from the mixture are
-known too. Samples are held against them by class, by distance (MMD) and by variety.
+2 is the only even prime. For the exact experts (kernel mixtures of training images), exact draws from the product and from the mixture are
+available too. Samples are compared with them by class, by distance (MMD) and by variety.
 """
 
 from __future__ import annotations
@@ -14,28 +14,42 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from popflow.compose import zoo
 from popflow.compose.feynman_kac import feynman_kac
 from popflow.compose.sampler import Sampler
 from popflow.compose.target import Expert, scores
 from popflow.compose.zoo import digits
+from popflow.compose.zoo.catalogue import load
 from popflow.compose.zoo.classifier import share
 from popflow.compose.zoo.exact import mixture_draws, product_draws
 from popflow.core import Streams
 from popflow.core.metrics import mmd2
 
+EXACT, TRAINED = "exact experts", "trained networks"
+NAIVE, BEST, AND, OR = "sum of scores", "FKC + Langevin", "SuperDiff AND", "SuperDiff OR"
 DRAWS = 512
-"""Exact draws from which distances are measured."""
+"""Number of exact draws that distances are measured from."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sampler made: ``x [runs, particles, 1, 8, 8]`` without weights, and traces ``[steps + 1, runs]``."""
+
+    x: Tensor
+    evaluations: int
+    sigma: Tensor
+    ess: Tensor
+    log_z: Tensor
+    ancestors: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is known beforehand.
+    """What is known in advance.
 
     Attributes:
         product: Exact draws from the product of the exact experts, ``[runs, particles, 1, 8, 8]``.
         mixture: Exact draws from their mixture in equal shares, of the same shape.
-        reference: Further exact draws of the product, ``[512, 64]``, from which distances are measured.
+        reference: Further exact draws of the product, ``[512, 64]``, that distances are measured from.
         twos: Training images of the answer, ``[n, 1, 8, 8]``.
     """
 
@@ -47,12 +61,12 @@ class Truth:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Figures of each run ``[runs]``.
+    """Measurements of each run ``[runs]``.
 
     Attributes:
-        share: Of samples that the classifier takes for a 2.
-        mmd2: Squared maximum mean discrepancy from exact draws of the product (unbiased, Gaussian kernel as wide as their median distance).
-        distinct: Training 2s that are the nearest one of some sample.
+        share: Fraction of samples that the classifier takes for a 2.
+        mmd2: Squared maximum mean discrepancy from exact draws of the product (unbiased; Gaussian kernel as wide as their median distance).
+        distinct: Number of training 2s that are the nearest one to some sample.
     """
 
     share: Tensor
@@ -67,11 +81,11 @@ def exact_experts() -> list[Expert]:
 
 def trained_experts(device: torch.device | str = "cpu") -> list[Expert]:
     """Networks of the zoo."""
-    return [zoo.load("digits-even", device=device), zoo.load("digits-prime", device=device)]
+    return [load("digits-even", device=device), load("digits-prime", device=device)]
 
 
 def step_size(sigma: float) -> float:
-    """Langevin step for digits: a tenth of the variance that the exact experts have around one image."""
+    """Langevin step size for digits: a tenth of the variance of the exact experts around one image."""
     return 0.1 * (sigma**2 + digits.BANDWIDTH**2)
 
 
@@ -81,15 +95,15 @@ def product_samplers(pair: Sequence[Expert], kernel_steps: int = 5) -> dict[str,
     make = partial(feynman_kac, even * prime)
     kernel = partial(make, kernel_steps=kernel_steps, step_size=step_size)
     return {
-        "sum of scores": make(correct=False),
+        NAIVE: make(correct=False),
         "Langevin alone": kernel(correct=False),
         "FKC alone": make(),
-        "FKC + Langevin": kernel(),
+        BEST: kernel(),
     }
 
 
 def truth(runs: int, particles: int, sigma_min: float, rng: Streams) -> Truth:
-    """Draw exactly from product and mixture, blurred as the last noise level leaves samples."""
+    """Draw exactly from product and mixture, at the last noise level."""
     even, prime = (digits.training().of(classes).images for classes in (digits.EVEN, digits.PRIME))
     width, n, shape = math.hypot(digits.BANDWIDTH, sigma_min), runs * particles, (runs, particles, *digits.EVENT)
     product, mixture = product_draws(even, prime, width, n + DRAWS, rng), mixture_draws([even, prime], width, n, rng)
@@ -125,7 +139,7 @@ def log_normalizer(sigma: Tensor) -> Tensor:
 
 
 def shown(x: Tensor, pair: Sequence[Expert], sigma: float, count: int = 16) -> Tensor:
-    """Images to look at, at equal distances in the first run: without noise, as the expert whose score is the smaller one takes them to be."""
+    """Evenly spaced images of the first run, denoised by the expert with the smaller score."""
     y = x[0, :: max(1, x.shape[1] // count)][:count]
     s = scores(pair, y, sigma)
     clean = y + (digits.BANDWIDTH**2 + sigma**2) * s

@@ -1,4 +1,4 @@
-"""Exact draws from compositions of kernel mixtures: the truth that samplers are measured against, in any dimension.
+"""Exact draws from compositions of kernel mixtures: the ground truth for samplers, in any dimension.
 
 For mixtures ``a = sum_i u_i N(m_i, h^2)`` and ``b = sum_j w_j N(n_j, h^2)`` the product of two is a mixture over pairs,
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from popflow.core import Streams
 
 MOST_ROUNDS = 1000
-"""Rounds of proposals before giving up: then fewer than one in a thousand is accepted."""
+"""Rounds of proposals before giving up: acceptance is then below one in a thousand."""
 
 
 def product_draws(a: Tensor, b: Tensor, bandwidth: float, n: int, rng: Streams, *, powers: tuple[float, float] = (1.0, 1.0)) -> Tensor:
@@ -29,8 +29,8 @@ def product_draws(a: Tensor, b: Tensor, bandwidth: float, n: int, rng: Streams, 
         a: First data set ``[N, *event]``.
         b: Second data set ``[M, *event]``.
         bandwidth: Kernel width ``h`` of both; at noise level sigma pass ``sqrt(h^2 + sigma^2)``.
-        n: How many draws.
-        rng: Random streams; the stream ``exact`` is used.
+        n: Number of draws.
+        rng: Random streams; uses the stream ``exact``.
         powers: ``(s, t)``, positive; ``(1, 1)`` is the product, ``(1/2, 1/2)`` the geometric mean.
 
     Raises:
@@ -76,18 +76,18 @@ def mixture_draws(data: Sequence[Tensor], bandwidth: float, n: int, rng: Streams
 
 
 def guided_draws(everything: Tensor, chosen: Tensor, bandwidth: float, w: float, n: int, rng: Streams) -> Tensor:
-    """Draw from classifier-free guidance ``q_u^{1-w} q_c^w`` of kernel mixtures, where ``c`` holds some of the images of ``u``.
+    """Draw from classifier-free guidance ``q_u^{1-w} q_c^w`` of kernel mixtures, where the images of ``c`` are a subset of those of ``u``.
 
     ``q_u^{1-w} q_c^w = q_c (q_c/q_u)^{w-1}`` and ``q_c/q_u <= N_u/N_c``: a draw from ``q_c`` is kept with probability
     ``p(c | y)^{w-1}``, the posterior of belonging to the chosen images.
 
     Args:
-        everything: Images of the unconditional model ``[N_u, *event]``, the chosen ones among them.
-        chosen: Images of the conditional model ``[N_c, *event]``.
+        everything: Images of the unconditional model ``[N_u, *event]``.
+        chosen: Images of the conditional model ``[N_c, *event]``, a subset of them.
         bandwidth: Kernel width.
         w: Guidance scale, at least 1.
-        n: How many draws.
-        rng: Random streams; the stream ``exact`` is used.
+        n: Number of draws.
+        rng: Random streams; uses the stream ``exact``.
 
     Example:
         >>> import torch
@@ -101,7 +101,7 @@ def guided_draws(everything: Tensor, chosen: Tensor, bandwidth: float, w: float,
         raise ValueError(f"w={w}, bandwidth={bandwidth}, wanted w >= 1 and a positive bandwidth; below 1 use product_draws.")
     h, u, c = float(bandwidth), everything.flatten(1).double(), chosen.flatten(1).double()
     if not bool((torch.cdist(c, u).min(1).values < 1e-6).all()):
-        raise ValueError("chosen holds images that are not in everything, wanted a part of it: the guided density would have no bound.")
+        raise ValueError("chosen holds images that are not in everything, wanted a subset: the guided density would have no bound.")
 
     def propose(count: int) -> Tensor:
         mean = c[torch.randint(len(c), (count,), generator=rng("exact"), device=rng.device)]
@@ -125,7 +125,7 @@ def _reject(propose: Callable[[int], Tensor], accept: Callable[[Tensor], Tensor]
         have += len(y)
         if have >= n:
             return torch.cat(kept)[:n]
-    raise RuntimeError(f"only {have} of {MOST_ROUNDS * max(n, 256)} proposals were accepted, wanted {n}: the mixtures hardly overlap here.")
+    raise RuntimeError(f"only {have} of {MOST_ROUNDS * max(n, 256)} proposals were accepted, wanted {n}: the mixtures hardly overlap.")
 
 
 def _log_kernels(y: Tensor, centres: Tensor, h: float) -> Tensor:

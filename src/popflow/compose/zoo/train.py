@@ -1,13 +1,13 @@
 """Train the experts and the classifier that come with the library: ``python -m popflow.compose.zoo.train [NAME ...] [--work DIR]``.
 
-Fixed seeds; a run that was stopped goes on from its checkpoint in the work directory. Parameters are stored as float16.
+Seeds are fixed; an interrupted run resumes from its checkpoint in the work directory. Parameters are stored as float16.
 
 Denoising loss of an expert, for ``y = x_0 + tau eps``, tau log-uniform on [0.28, 20] (Karras et al. 2022, table 1, weight ``1/c_out^2``):
 
     | F(c_in y, log tau) - (x_0 - c_skip y) / c_out |^2
 
-Models of particle systems (`popflow.compose.particles.models`) learn from Monte Carlo samples that are drawn first, by denoising and target score
-matching together (`popflow.compose.particles.training`).
+Models of particle systems (`popflow.compose.particles.models`) are trained on Monte Carlo samples, which are drawn first, by denoising and target
+score matching combined (`popflow.compose.particles.training`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from popflow.compose.particles import models, tempered
 from popflow.compose.particles.training import mostly_below, samples_of, score_matching
 from popflow.compose.particles.training import noised as noised_particles
 from popflow.compose.zoo import classifier, digits
-from popflow.compose.zoo.catalogue import DATA, ENTRIES, NO_CLASS, SIGMA_DATA, Denoiser
+from popflow.compose.zoo.networks import CONDITIONAL, DATA, NO_CLASS, SIGMA_DATA, TRAINING, Denoiser
 from popflow.compose.zoo.digits import Digits
 from popflow.core import Streams, Tempered
 from popflow.core.checkpoint import load_tensors, save_tensors
@@ -39,13 +39,13 @@ STEPS, BATCH = 8000, 512
 CLASSIFIER_STEPS, CLASSIFIER_BATCH = 3000, 128
 PARTICLES_BATCH = 128
 SWEEPS, BURN = 2400, 400
-"""Of the Monte Carlo run that the particles learn from: 256 walkers, kept every 12 sweeps."""
+"""The Monte Carlo run that particle models are trained on: 256 walkers, kept every 12 sweeps."""
 TABLE_SWEEPS, TABLE_BURN = 6000, 600
-"""Of each of two independent runs behind the tables of quantiles: 32 walkers at each temperature, kept every 15 sweeps."""
+"""Each of the two independent runs behind the tables of quantiles: 32 walkers at each temperature, kept every 15 sweeps."""
 DROPOUT = 0.2
-"""Share of labels replaced by "any digit"."""
+"""Fraction of labels replaced by "any digit"."""
 LOWEST, HIGHEST = 0.28, 20.0
-"""Noise levels that are learned."""
+"""Noise levels seen in training."""
 
 
 def denoising(network: nn.Module) -> Loss:
@@ -76,12 +76,12 @@ def noised(data: Digits, conditional: bool, rng: Streams) -> tuple[Tensor, Tenso
 
 def train_expert(name: str, work: Path) -> Path:
     """Train one expert of the zoo and write its averaged parameters."""
-    entry = ENTRIES[name]
-    network, data = _fresh(partial(Denoiser, entry.conditional)), entry.data()
+    conditional, data = name in CONDITIONAL, TRAINING[name]()
+    network = _fresh(partial(Denoiser, conditional))
     result = fit(
         denoising(network),
         dict(network.named_parameters()),
-        lambda rng: noised(data, entry.conditional, rng),
+        lambda rng: noised(data, conditional, rng),
         steps=STEPS,
         rng=Streams(0),
         optimizer=partial(torch.optim.Adam, lr=2e-3),
@@ -96,7 +96,7 @@ def train_expert(name: str, work: Path) -> Path:
 
 
 def train_classifier(work: Path) -> Path:
-    """Train the classifier on images moved by up to one pixel and blurred by noise of up to twice the kernel width of the experts."""
+    """Train the classifier on images shifted by up to one pixel and blurred by noise of up to twice the kernel width of the experts."""
     network, data = _fresh(classifier.Classifier), digits.for_classifier()
 
     def batches(rng: Streams) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def train_classifier(work: Path) -> Path:
 
 
 def train_particles(name: str, work: Path) -> Path:
-    """Draw samples of a particle system at the temperature of its model, learn from them, write the averaged parameters (float32)."""
+    """Draw samples of a particle system at the temperature of its model, train on them, write the averaged parameters (float32)."""
     model = models.find(name)
     data = _kept(
         work / f"{name}-samples.safetensors", lambda: {"x": _monte_carlo(model, (model.temperature,), SWEEPS, BURN, 256, 12, 0).x[0]}
@@ -155,7 +155,7 @@ def train_particles(name: str, work: Path) -> Path:
         compile=False,
     )
     about = {"temperature": model.temperature, "steps": model.steps, "batch": PARTICLES_BATCH, "samples": len(samples.x)}
-    return save_tensors(DATA / f"{name}.safetensors", result.ema, about)
+    return save_tensors(models.DATA / f"{name}.safetensors", result.ema, about)
 
 
 def tabulate(name: str, work: Path) -> Path:
@@ -171,7 +171,7 @@ def tabulate(name: str, work: Path) -> Path:
         rows[f"energy.{temperature}"] = models.quantiles(torch.cat(out[f"energy.{temperature}"]))
         rows[f"distance.{temperature}"] = models.quantiles(model.system.distances(torch.cat(out[f"x.{temperature}"]).double()))
     about = {"runs": 2, "sweeps": TABLE_SWEEPS, "ladder": list(model.ladder)}
-    return save_tensors(DATA / f"{name}-reference.safetensors", {key: value.float() for key, value in rows.items()}, about)
+    return save_tensors(models.DATA / f"{name}-reference.safetensors", {key: value.float() for key, value in rows.items()}, about)
 
 
 def truth(name: str, seed: int, sweeps: int = TABLE_SWEEPS, burn: int = TABLE_BURN) -> dict[str, Tensor]:
@@ -199,7 +199,7 @@ def _monte_carlo(
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Read tensors, or make and keep them."""
+    """Read tensors, or make and save them."""
     if not path.exists():
         save_tensors(path, make())
     return load_tensors(path)[0]
@@ -209,7 +209,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def _fresh(make: Callable[[], Network]) -> Network:
-    """Make a network with parameters that are the same every time."""
+    """Make a network with reproducible parameters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make()
@@ -220,12 +220,12 @@ def _store(name: str, params: dict[str, Tensor], about: dict[str, Any]) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train what is named, all when nothing is."""
-    known = {"digits-classifier": train_classifier, **{name: partial(train_expert, name) for name in ENTRIES}}
+    """Train the named models, or all of them."""
+    known = {"digits-classifier": train_classifier, **{name: partial(train_expert, name) for name in TRAINING}}
     known |= {name: partial(train_particles, name) for name in models.MODELS}
     known |= {f"{name}-reference": partial(tabulate, name) for name in models.MODELS}
     parser = argparse.ArgumentParser(description="Train the experts and the classifier that come with popflow.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)}; all when none is given")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)}; default: all")
     parser.add_argument("--work", type=Path, default=Path("runs/zoo"), help="where checkpoints are kept (default: runs/zoo)")
     given = parser.parse_args(argv)
     for name in given.names or known:
