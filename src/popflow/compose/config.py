@@ -21,7 +21,19 @@ _OPERATIONS = {
     "deterministic": _SUPERPOSED,
 }
 """Settings that only some operations read."""
-_EXPERTS = ("temperature", "unconditional", "sigma_min", "sigma_max", "grid", "correct", "kernel_width", "clip", "sharpness", "bias", "ridge")
+_EXPERTS = (
+    "temperature",
+    "unconditional",
+    "sigma_min",
+    "sigma_max",
+    "grid",
+    "correct",
+    "kernel_width",
+    "clip",
+    "sharpness",
+    "bias",
+    "ridge",
+)
 _PIPELINES = ("prompts", "negative_prompt", "height", "width", "image", "strength", "mask_image", "noise_above", "precision", "chunk")
 _SOURCES = dict.fromkeys((*_EXPERTS, "feedback", "deterministic"), "experts") | dict.fromkeys(_PIPELINES, "diffusers")
 """Settings that only one source of models reads."""
@@ -136,7 +148,9 @@ class SampleConfig:
         for name in ("beta", "bias"):
             given = len(getattr(self, name))
             if given not in (0, 1 if name == "beta" else count, count):
-                raise ValueError(f"{name} has {given} values for {count} models, wanted one for each{', or one for all' * (name == 'beta')}.")
+                raise ValueError(
+                    f"{name} has {given} values for {count} models, wanted one for each{', or one for all' * (name == 'beta')}."
+                )
         if self.op in _SUPERPOSED and count < 2:
             raise ValueError(f"op={self.op!r} of one model, wanted at least two to superpose.")
         if self.experts:

@@ -49,7 +49,9 @@ def recipe_of(texts: Sequence[str]) -> Recipe:
     specs = [ExpertSpec.of(text) for text in texts]
     recipes = [catalogue.find(spec.name).recipe if spec.kind == "zoo" else OF_DATA for spec in specs]
     if any(recipe is not recipes[0] for recipe in recipes):
-        raise ValueError(f"experts {list(texts)} model different things and share no space, wanted experts of one particle system, or of data.")
+        raise ValueError(
+            f"experts {list(texts)} model different things and share no space, wanted experts of one particle system, or of data."
+        )
     return recipes[0]
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 pytest.importorskip("diffusers")
 
+from popflow.compose.diffusers.job import DiffusersConfig, planned, run
+
 from popflow.cli.app import main
 from popflow.compose.diffusers import ComposedPipeline, tiny
-from popflow.compose.diffusers.job import DiffusersConfig, planned, run
 from popflow.core.checkpoint import load_tensors
 from popflow.runs import Run
 

@@ -16,8 +16,8 @@ from popflow.compose.diffusers.expert import PipelineExpert, distilled
 from popflow.compose.diffusers.latents import Latents
 from popflow.compose.diffusers.options import adapters_of, prompt_of, prompts_of
 from popflow.compose.inpainting import keep
-from popflow.compose.target import Reward
 from popflow.compose.sampler import Sampler
+from popflow.compose.target import Reward
 from popflow.core import PopflowWarning, Population
 
 
@@ -80,10 +80,14 @@ def prompted(
                 guides[network] = base if negative is None else base.prompt(negative)
             empty.append(guides[network])
     if bases[0].cond is None and (w != 1 or negative is not None):
-        raise ValueError(f"guidance_scale={w}, negative_prompt={negative!r} for unconditional networks: there is nothing to guide away from.")
+        raise ValueError(
+            f"guidance_scale={w}, negative_prompt={negative!r} for unconditional networks: there is nothing to guide away from."
+        )
     if w == 1 and negative is not None:
         why = "without guidance: guidance_scale is 1, wanted another, 7.5 is usual."
-        _warn(f"negative_prompt={negative!r} has no effect {why if told is None else 'on a network with distilled guidance: leave it out.'}")
+        _warn(
+            f"negative_prompt={negative!r} has no effect {why if told is None else 'on a network with distilled guidance: leave it out.'}"
+        )
     reasons = distilled(experts)
     if reasons and (len(experts) > 1 or w != 1):
         _warn(

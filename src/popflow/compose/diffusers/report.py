@@ -58,7 +58,13 @@ def _particles(plan: Plan, out: Sample, names: list[str], steps: int) -> Table:
     shown = {label: values for label, values in tracked.items() if values is not None}
     weights = pop.weights()
     cells = [
-        (f"{r}", k, float(weights[r, k]), int(pop.aux["ancestor"][r, k]), *(float(value) for each in shown.values() for value in each[r, k]))
+        (
+            f"{r}",
+            k,
+            float(weights[r, k]),
+            int(pop.aux["ancestor"][r, k]),
+            *(float(value) for each in shown.values() for value in each[r, k]),
+        )
         for r in range(runs)
         for k in range(particles)
     ]

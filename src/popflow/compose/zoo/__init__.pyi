@@ -1,9 +1,3 @@
-from . import classifier as classifier
-from . import digits as digits
-from . import even_prime as even_prime
-from . import exact as exact
-from . import train as train
-from .catalogue import ENTRIES as ENTRIES
-from .catalogue import load as load
-from .networks import DATA as DATA
-from .networks import NO_CLASS as NO_CLASS
+from . import classifier as classifier, digits as digits, even_prime as even_prime, exact as exact, train as train
+from .catalogue import ENTRIES as ENTRIES, load as load
+from .networks import DATA as DATA, NO_CLASS as NO_CLASS

@@ -38,7 +38,8 @@ def superdiff(config: DemoConfig, run: Run) -> Report:
     known = truth(sizes.runs, sizes.particles, sizes.sigma_min, Streams(sizes.seed))
     pairs = _experts(run)
     made = {
-        kind: _followed(run, kind, {"equal shares": average(pair), AND: both(pair), OR: either(pair)}, sizes) for kind, pair in pairs.items()
+        kind: _followed(run, kind, {"equal shares": average(pair), AND: both(pair), OR: either(pair)}, sizes)
+        for kind, pair in pairs.items()
     }
     return superposition_report(sizes, known, pairs, made)
 

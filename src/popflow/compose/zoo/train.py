@@ -24,11 +24,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from popflow.compose.particles import models, tempered
-from popflow.compose.particles.training import mostly_below, samples_of, score_matching
-from popflow.compose.particles.training import noised as noised_particles
+from popflow.compose.particles.training import mostly_below, noised as noised_particles, samples_of, score_matching
 from popflow.compose.zoo import classifier, digits
-from popflow.compose.zoo.networks import CONDITIONAL, DATA, NO_CLASS, SIGMA_DATA, TRAINING, Denoiser
 from popflow.compose.zoo.digits import Digits
+from popflow.compose.zoo.networks import CONDITIONAL, DATA, NO_CLASS, SIGMA_DATA, TRAINING, Denoiser
 from popflow.core import Streams, Tempered
 from popflow.core.checkpoint import load_tensors, save_tensors
 from popflow.core.errors import unknown
