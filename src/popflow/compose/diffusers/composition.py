@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from popflow.compose.feynman_kac import feynman_kac
+from popflow.compose.rewards import Reward
 from popflow.compose.sampler import Sampler
 from popflow.compose.superpose import Guidance, average, both, either
-from popflow.compose.target import Expert, Reward, Target, check_same_space
+from popflow.compose.target import Expert, Target, check_same_space
 from popflow.core.errors import unknown
 
 OPS = ("product", "and", "or", "average")

@@ -22,9 +22,10 @@ from popflow.compose.diffusers.latents import Latents, size_of
 from popflow.compose.diffusers.options import adapters_of, exponents_of, finite, known_options, one_of, prompt_of, prompts_of, whole
 from popflow.compose.inpainting import keep
 from popflow.compose.probability_flow import flow_below
+from popflow.compose.rewards import Reward
 from popflow.compose.sampler import Sample, Sampler, sample
 from popflow.compose.steering import steer
-from popflow.compose.target import Reward, check_same_space
+from popflow.compose.target import check_same_space
 from popflow.core import PopflowWarning, Population, Streams
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
