@@ -22,7 +22,7 @@ from harness import Row, run
 from torch import Tensor
 
 from popflow.compose import Target, cfg, feynman_kac, gaussian_mixture, karras, sample, tilt
-from popflow.compose.target import at
+from popflow.compose.exponents import at
 from popflow.compose.zoo import classifier, digits
 from popflow.compose.zoo.exact import guided_draws, product_draws
 from popflow.core import Streams

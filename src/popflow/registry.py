@@ -107,7 +107,7 @@ class Method:
 TASKS = {
     "sample": Task(
         summary="Sample from compositions of pretrained diffusion models.",
-        config="popflow.compose.job:SampleConfig",
+        config="popflow.compose.config:SampleConfig",
         run="popflow.compose.job:run",
         cite=(citations.FEYNMAN_KAC_CORRECTORS,),
         examples=(
@@ -139,14 +139,14 @@ BUILT_IN = (
         name="fkc",
         summary="Exact annealing, products, guidance and reward tilting of diffusion models by weighted resampling (Feynman-Kac correctors).",
         cite=(citations.FEYNMAN_KAC_CORRECTORS,),
-        demo=Task("popflow.compose.zoo.demo:DemoConfig", "popflow.compose.zoo.demo:demo"),
+        demo=Task("popflow.compose.config:DemoConfig", "popflow.compose.zoo.demo:demo"),
         task="sample",
     ),
     Method(
         name="superdiff",
         summary="Several diffusion models in superposition: samples that any (OR) or all (AND) of them find likely (SuperDiff).",
         cite=(citations.SUPERDIFF,),
-        demo=Task("popflow.compose.zoo.demo:DemoConfig", "popflow.compose.zoo.demo:superdiff"),
+        demo=Task("popflow.compose.config:DemoConfig", "popflow.compose.zoo.demo:superdiff"),
         task="sample",
     ),
     Method(

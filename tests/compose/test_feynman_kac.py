@@ -20,7 +20,6 @@ from popflow.compose import (
     Target,
     cfg,
     feynman_kac,
-    feynman_kac_process,
     flow_output,
     from_network,
     gaussian_mixture,
@@ -32,9 +31,11 @@ from popflow.compose import (
     v_output,
     x0_output,
 )
+from popflow.compose.densities import log_initial_normalizer
 from popflow.compose.experts import Output
-from popflow.compose.feynman_kac import excess, log_initial_normalizer
+from popflow.compose.feynman_kac import weighted_rates
 from popflow.compose.schedule import Schedule
+from popflow.compose.weighing import excess
 from popflow.core import NonFiniteError, PopflowWarning, Population, StaleTrackingError, State, Streams, Trace, multinomial, systematic
 
 F64 = torch.float64
@@ -56,7 +57,7 @@ def population(n: int = 64, runs: int = 2, scale: float = 3.0) -> Population:
 
 
 def growth(target: Expert | Target, sigma: float, **options) -> Tensor:
-    rates = feynman_kac_process(target, **options)(sigma**2, population())
+    rates = weighted_rates(Target.of(target), population(), sigma, **options)
     assert rates.growth is not None
     assert isinstance(rates.growth.dt, Tensor)
     return rates.growth.dt
@@ -486,7 +487,7 @@ def test_a_gradient_free_reward_weighs_what_the_last_step_made():
 def test_a_process_that_tracks_densities_refuses_other_noise():
     tracking = Population.of(torch.zeros(4, 2, dtype=F64), log_q=torch.zeros(4, 1, dtype=F64))
     with pytest.raises(ValueError, match=r"zeta=2.0 with tracked log-densities"):
-        feynman_kac_process(Q1, zeta=2.0)(1.0, tracking)
+        weighted_rates(Target.of(Q1), tracking, 1.0, zeta=2.0)
 
 
 def test_systematic_is_the_default_scheme():

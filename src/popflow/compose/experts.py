@@ -179,12 +179,9 @@ def gaussian_mixture(
         raise ValueError(f"std has shape {tuple(torch.as_tensor(std).shape)}, wanted one number, or one for each of {count} components.")
     centres = means.reshape(count, -1).double()
     variance = torch.as_tensor(std, dtype=torch.float64, device=means.device).expand(count).square()
-    prior = torch.ones(count, dtype=torch.float64, device=means.device) if weights is None else weights.double()
-    if not bool((prior >= 0).all()) or not bool(prior.sum() > 0) or prior.shape != (count,):
-        raise ValueError(f"weights of shape {tuple(prior.shape)} must be {count} non-negative numbers, not all zero.")
     if not bool((torch.as_tensor(std) >= 0).all()):
         raise ValueError(f"std={std}, wanted standard deviations >= 0.")
-    log_prior, origin = (prior / prior.sum()).log(), centres.mean(0)
+    log_prior, origin = log_shares(weights, count).to(means.device), centres.mean(0)
     centres = centres - origin
     norms, dim = centres.square().sum(1), centres.shape[1]
 
@@ -205,6 +202,14 @@ def gaussian_mixture(
         return parts(y, sigma)[3].logsumexp(1)
 
     return Expert(model, event, None, name, space, log_prob, chunk)
+
+
+def log_shares(weights: Tensor | None, count: int) -> Tensor:
+    """Log of normalised weights ``[count]``, equal ones for None; float64."""
+    prior = torch.ones(count, dtype=torch.float64) if weights is None else weights.double()
+    if prior.shape != (count,) or not bool((prior >= 0).all()) or not bool(prior.sum() > 0):
+        raise ValueError(f"weights of shape {tuple(prior.shape)} must be {count} non-negative numbers, not all zero.")
+    return (prior / prior.sum()).log()
 
 
 def kernel_mixture(data: Tensor, bandwidth: float, *, name: str = "data", space: str = "data", chunk: int | None = None) -> Expert:

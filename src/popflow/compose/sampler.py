@@ -72,6 +72,25 @@ class Sample:
         return self.draw(1, rng).squeeze(1) if len(self.population) > 1 else self.population.x.squeeze(1)
 
 
+def ending(step: Step, last: Step) -> Step:
+    """Take ``step`` between noise levels and ``last`` to sigma = 0."""
+
+    def whole(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+        return step(pop, t0, t1, rng) if t1 > 0 else last(pop, t0, t1, rng)
+
+    return whole
+
+
+def diagnostics() -> Trace:
+    """Return the recorder that `sample` keeps: noise level, effective sample size, log Z and distinct ancestors of every state."""
+    return Trace(
+        sigma=lambda state: math.sqrt(state.t),
+        ess=lambda state: state.pop.ess(),
+        log_z=lambda state: state.pop.log_normalizer(),
+        ancestors=lambda state: distinct(state.pop.aux["ancestor"]),
+    )
+
+
 def sample(
     sampler: Sampler,
     sigmas: Tensor,
@@ -79,6 +98,7 @@ def sample(
     particles: int,
     runs: int = 1,
     rng: Streams,
+    trace: Trace | None = None,
     record: Iterable[Recorder] = (),
     resume: State | None = None,
     around: Tensor | None = None,
@@ -93,6 +113,8 @@ def sample(
         particles: Particles of one run: they share weights and are resampled together.
         runs: Independent populations in one batch.
         rng: Random streams: ``start``, ``noise``, ``resample``, ``kernel``.
+        trace: What to record of every state, with at least ``ess``; None for `diagnostics`. Called before the other recorders, so that one of them
+            may write its rows.
         record: Further recorders, e.g. a checkpoint.
         resume: A state to go on from; the initial samples are then not drawn.
         around: Clean data that the initial samples are noised from, for editing: broadcast to ``[runs, particles, *event]``; None for zero.
@@ -135,12 +157,7 @@ def sample(
             PopflowWarning,
             stacklevel=2,
         )
-    trace = Trace(
-        sigma=lambda state: math.sqrt(state.t),
-        ess=lambda state: state.pop.ess(),
-        log_z=lambda state: state.pop.log_normalizer(),
-        ancestors=lambda state: distinct(state.pop.aux["ancestor"]),
-    )
+    trace = diagnostics() if trace is None else trace
     first = float(levels[0])
     if resume is None:
         total = sampler.precision(first)

@@ -16,9 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from popflow.compose.feynman_kac import over_rows
+from popflow.compose.rewards import Reward, sum_of_rewards
 from popflow.compose.sampler import Sampler
-from popflow.compose.target import Reward, at
 from popflow.core import Population, Streams, resample_if
 
 
@@ -54,7 +53,7 @@ def steer(sampler: Sampler, reward: Reward, *, every: int = 1, ess_below: float 
         if t1 > 0 and int(count.flatten()[0]) % every:
             return moved
         clean = sampler.step(moved, t1, 0.0, rng) if t1 > 0 else moved
-        now = _potential(reward, clean, math.sqrt(t1))
+        now = sum_of_rewards([reward], clean, math.sqrt(t1))
         return moved.reweight(now - moved.aux["potential"]).replace(aux={**moved.aux, "potential": now})
 
     def start(y: Tensor, sigma: float) -> Population:
@@ -63,8 +62,3 @@ def steer(sampler: Sampler, reward: Reward, *, every: int = 1, ess_below: float 
         return pop.replace(aux={**pop.aux, **aux})
 
     return replace(sampler, step=step, start=start, resamples=True)
-
-
-def _potential(reward: Reward, clean: Population, sigma: float) -> Tensor:
-    gamma = at(reward.gamma, sigma)
-    return gamma * over_rows(reward, clean) if gamma else torch.zeros_like(clean.log_w)

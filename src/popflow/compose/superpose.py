@@ -24,9 +24,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from popflow.compose.feynman_kac import initial_densities, length, stretched
-from popflow.compose.sampler import Sampler
-from popflow.compose.spaces.space import Euclidean, Space, at_zero, between, follow, noise_for
+from popflow.compose.densities import initial_densities
+from popflow.compose.sampler import Sampler, ending
+from popflow.compose.spaces.space import Euclidean, Space
+from popflow.compose.spaces.steps import at_zero, between, follow, noise_for, step_length, stretched
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Ito, Population, Rates, Step, Streams, advance
 from popflow.core.calculus import values_and_divergences
@@ -237,7 +238,7 @@ class _Mix:
         else:
             s, divergence = self._with_divergence(pop, sigma, stretch, rng)
             divergence = divergence[..., :m]
-        h, s_u = length(v, v1, self.deterministic, stretch), None if self.guidance is None else s[m]
+        h, s_u = step_length(v, v1, self.deterministic, stretch), None if self.guidance is None else s[m]
         return _Field(self.space, s[:m], s_u, divergence, w, self.deterministic, h, stretch)
 
     def _with_divergence(self, pop: Population, sigma: float, stretch: Tensor | None, rng: Streams) -> tuple[Tensor, Tensor]:
@@ -264,14 +265,11 @@ class _Mix:
             log_q = initial_densities(self.experts, pop, sigma)
             return pop.replace(aux={"log_q": log_q, "kappa": torch.full_like(log_q, 1 / m)})
 
-        def whole(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-            return step(pop, t0, t1, rng) if t1 > 0 else self._denoise(pop, t0, rng)
+        return Sampler(self.every, ending(step, self._denoise), start, evaluations=len(self.every))
 
-        return Sampler(self.every, whole, start, evaluations=len(self.every))
-
-    def _denoise(self, pop: Population, v: float, rng: Streams) -> Population:
+    def _denoise(self, pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         """Last step to sigma = 0 with the last shares: no noise, densities left as they are."""
-        field = replace(self, deterministic=False).evaluate(pop, v, 0.0, rng)
+        field = replace(self, deterministic=False).evaluate(pop, t0, t1, rng)
         return field.follow(pop, Rates(field.rates(pop.aux["kappa"]).drift), None)
 
 

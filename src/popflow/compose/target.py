@@ -9,7 +9,6 @@ whose exponents may depend on the noise level. Nothing is evaluated until a samp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +17,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from popflow.compose.exponents import Exponent, at, plus, times
+from popflow.compose.rewards import Reward
 from popflow.compose.spaces.space import Euclidean, Space
 from popflow.core.checks import is_put_off, refuse
 from popflow.core.errors import NonFiniteError
@@ -25,8 +26,6 @@ from popflow.core.errors import NonFiniteError
 Model = Callable[[Tensor, float, Tensor | None], Tensor]
 """``model(y [rows, *event], sigma, cond [rows, *c] or None) -> epsilon [rows, *tangent]`` in sigma coordinates; tangent vectors are shaped like
 points but for rotations."""
-Exponent = float | Callable[[float], float]
-"""A number, or a function of the noise level sigma."""
 
 
 class _Algebra:
@@ -38,8 +37,8 @@ class _Algebra:
 
     def __pow__(self, beta: Exponent) -> Target:
         a = Target.of(self)
-        rewards = tuple(replace(r, gamma=_times(r.gamma, beta)) for r in a.rewards)
-        return Target(tuple((expert, _times(old, beta)) for expert, old in a.factors), rewards)
+        rewards = tuple(replace(r, gamma=times(r.gamma, beta)) for r in a.rewards)
+        return Target(tuple((expert, times(old, beta)) for expert, old in a.factors), rewards)
 
     def __truediv__(self, other: Expert | Target) -> Target:
         return self * Target.of(other) ** -1.0
@@ -104,30 +103,6 @@ class Expert(_Algebra):
 
 
 @dataclass(frozen=True, eq=False)
-class Reward:
-    """A factor ``exp(gamma(sigma) r(y))``.
-
-    Attributes:
-        function: ``r(y [rows, *event]) -> [rows]``.
-        gamma: Its strength at each noise level.
-        gradient: Whether ``r`` is differentiable: then its gradient guides the move. If not, it only weighs.
-    """
-
-    function: Callable[[Tensor], Tensor]
-    gamma: Exponent
-    gradient: bool = True
-    name: str = "reward"
-
-    def __call__(self, y: Tensor) -> Tensor:
-        """Evaluate over all leading dimensions of ``y``; ``y`` is ``[*batch, n, *event]`` flattened to rows by the caller."""
-        value = self.function(y)
-        if not isinstance(value, Tensor) or value.shape != y.shape[:1]:
-            seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"reward {self.name!r} returned {seen} for {len(y)} samples, wanted one value per sample: shape ({len(y)},).")
-        return value
-
-
-@dataclass(frozen=True, eq=False)
 class Target(_Algebra):
     """A product of powers of experts, tilted by rewards. Built by the operators, not by hand.
 
@@ -143,7 +118,7 @@ class Target(_Algebra):
         merged: dict[int, tuple[Expert, Exponent]] = {}
         for expert, beta in self.factors:
             old = merged.get(id(expert))
-            merged[id(expert)] = (expert, beta if old is None else _plus(old[1], beta))
+            merged[id(expert)] = (expert, beta if old is None else plus(old[1], beta))
         object.__setattr__(self, "factors", tuple((expert, beta) for expert, beta in merged.values() if callable(beta) or beta != 0))
         check_same_space(self.experts)
 
@@ -164,6 +139,11 @@ class Target(_Algebra):
         return tuple(expert for expert, _ in self.factors)
 
     @property
+    def home(self) -> Space:
+        """The space that its samples live in."""
+        return self.experts[0].home
+
+    @property
     def varies(self) -> bool:
         """Whether an exponent depends on the noise level."""
         return any(callable(beta) for _, beta in self.factors)
@@ -180,7 +160,7 @@ class Target(_Algebra):
 
 def cfg(unconditional: Expert | Target, conditional: Expert | Target, w: Exponent) -> Target:
     """Classifier-free guidance as a density: ``u^{1-w} c^w``, guided score ``s_u + w (s_c - s_u)`` (Ho and Salimans 2022)."""
-    return Target.of(unconditional) ** _plus(1.0, _times(w, -1.0)) * Target.of(conditional) ** w
+    return Target.of(unconditional) ** plus(1.0, times(w, -1.0)) * Target.of(conditional) ** w
 
 
 def tilt(
@@ -211,14 +191,6 @@ def tilt(
     strength = gamma if callable(gamma) else (lambda sigma: gamma / (1 + sigma**2))
     base = Target.of(target)
     return Target(base.factors, (*base.rewards, Reward(reward, strength, gradient, name)))
-
-
-def at(value: Exponent, sigma: float) -> float:
-    """Value of an exponent at a noise level."""
-    number = float(value(sigma)) if callable(value) else float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"an exponent is {number} at sigma={sigma:g}, wanted a finite number.")
-    return number
 
 
 def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
@@ -320,15 +292,3 @@ def check_same_space(experts: Sequence[Expert]) -> None:
                 f"experts {first.name!r} and {other.name!r} live in the spaces {first.space!r} and {other.space!r}, wanted the same: "
                 "latents of different encoders, or particles and plain vectors, do not compose."
             )
-
-
-def _times(a: Exponent, b: Exponent) -> Exponent:
-    if callable(a) or callable(b):
-        return lambda sigma: at(a, sigma) * at(b, sigma)
-    return a * b
-
-
-def _plus(a: Exponent, b: Exponent) -> Exponent:
-    if callable(a) or callable(b):
-        return lambda sigma: at(a, sigma) + at(b, sigma)
-    return a + b

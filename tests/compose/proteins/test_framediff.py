@@ -20,7 +20,8 @@ from popflow.compose.proteins.framediff import (
     published_weights,
     time_of,
 )
-from popflow.compose.spaces.rotations import from_quaternion, igso3_kernels, igso3_score
+from popflow.compose.spaces.igso3 import igso3_kernels, igso3_score
+from popflow.compose.spaces.so3 import from_quaternion
 from popflow.core import CheckpointError, Streams
 
 F64 = torch.float64

@@ -28,7 +28,7 @@ from popflow.compose.proteins.frames import (
     residue_frames,
     torsions,
 )
-from popflow.compose.spaces.rotations import exp, from_quaternion
+from popflow.compose.spaces.so3 import exp, from_quaternion
 from popflow.core import Streams
 
 F64 = torch.float64

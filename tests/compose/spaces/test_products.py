@@ -27,7 +27,7 @@ from popflow.compose import (
     linear,
     sample,
 )
-from popflow.compose.spaces.space import between
+from popflow.compose.spaces.steps import between
 from popflow.core import Population, Streams
 
 F64 = torch.float64

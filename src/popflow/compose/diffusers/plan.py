@@ -16,8 +16,8 @@ from popflow.compose.diffusers.expert import PipelineExpert, distilled
 from popflow.compose.diffusers.latents import Latents
 from popflow.compose.diffusers.options import adapters_of, prompt_of, prompts_of
 from popflow.compose.inpainting import keep
+from popflow.compose.rewards import Reward
 from popflow.compose.sampler import Sampler
-from popflow.compose.target import Reward
 from popflow.core import PopflowWarning, Population
 
 

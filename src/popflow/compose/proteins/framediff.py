@@ -23,8 +23,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from popflow.compose.curved_experts import from_scores
 from popflow.compose.schedule import VP, levels_of
-from popflow.compose.spaces.products import ProductSpace, Proportional, from_scores
+from popflow.compose.spaces.products import ProductSpace, Proportional
 from popflow.compose.spaces.rotations import Rotations
 from popflow.compose.spaces.space import CentredParticles
 from popflow.compose.target import Expert

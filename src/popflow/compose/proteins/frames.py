@@ -25,8 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.compose.spaces.products import ProductSpace, Proportional, from_scores
-from popflow.compose.spaces.rotations import Rotations, igso3_draws, igso3_kernels, igso3_score, log_shares
+from popflow.compose.curved_experts import from_scores
+from popflow.compose.experts import log_shares
+from popflow.compose.spaces.igso3 import igso3_draws, igso3_kernels, igso3_score
+from popflow.compose.spaces.products import ProductSpace, Proportional
+from popflow.compose.spaces.rotations import Rotations
 from popflow.compose.spaces.space import Clock, Euclidean
 from popflow.compose.target import Expert
 from popflow.core import Streams

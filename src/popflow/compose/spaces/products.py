@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from popflow.compose.spaces.space import Clock, Space
-from popflow.compose.target import Expert
 from popflow.core import Streams
 
 
@@ -177,45 +176,3 @@ class ProductSpace:
         whole = size(Proportional())
         roots = [math.sqrt(size(clock) / whole) for clock in self.clocks]
         return torch.cat([like.new_full((math.prod(one.tangent),), root) for one, root in zip(self.factors, roots, strict=True)])
-
-
-Score = Callable[[Sequence[Tensor], Sequence[float]], Sequence[Tensor]]
-"""``score(parts, levels) -> parts``: scores of the factors at their own noise levels."""
-
-
-def from_scores(
-    score: Score,
-    space: ProductSpace,
-    *,
-    log_prob: Callable[[Sequence[Tensor], Sequence[float]], Tensor] | None = None,
-    name: str = "expert",
-    chunk: int | None = None,
-) -> Expert:
-    """Make an expert on a product of spaces from functions of its parts and of their own noise levels.
-
-    Args:
-        score: ``score(parts [rows, *factor.event], levels)`` gives the gradients ``[rows, *factor.tangent]`` of one log-density. It may couple the parts.
-        space: The product.
-        log_prob: ``log_prob(parts, levels) -> [rows]`` where it is known.
-        name: What errors and reports call it.
-        chunk: Rows per call.
-
-    Example:
-        >>> from popflow.compose import Euclidean, feynman_kac, igso3_mixture, linear, sample
-        >>> a, b = igso3_mixture(torch.eye(3).unsqueeze(0), 0.3), Euclidean((1,))
-        >>> space = ProductSpace((a.home, b), (Proportional(0.5), Proportional()))
-        >>> q = from_scores(lambda parts, levels: [a.score(parts[0], levels[0]), -parts[1] / (1 + levels[1] ** 2)], space)
-        >>> out = sample(feynman_kac(q), linear(200, 0.05, 5.0), particles=512, rng=Streams(0))
-        >>> rotations, positions = space.split(out.x)
-        >>> bool((rotations.mT @ rotations - torch.eye(3)).abs().max() < 1e-4), abs(float(positions.var()) - 1) < 0.2
-        (True, True)
-    """
-
-    def model(x: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
-        return space.join_tangent(score(space.split(x), space.levels(sigma))) * -sigma
-
-    def density(x: Tensor, sigma: float) -> Tensor:
-        assert log_prob is not None
-        return log_prob(space.split(x), space.levels(sigma))
-
-    return Expert(model, space.event, None, name, space, None if log_prob is None else density, chunk)
