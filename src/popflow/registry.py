@@ -109,7 +109,7 @@ TASKS = {
         summary="Sample from compositions of pretrained diffusion models.",
         config="popflow.compose.config:SampleConfig",
         run="popflow.compose.job:run",
-        cite=(citations.FEYNMAN_KAC_CORRECTORS,),
+        cite="popflow.compose.config:cite",
         examples=(
             "popflow sample --expert zoo:digits-even --expert zoo:digits-prime --op product",
             "popflow sample --expert zoo:lj13 --temperature 0.8",
