@@ -158,7 +158,7 @@ def check(config: Any) -> None:
         for one in (value if many else (value,)) if value is not None else ():
             if choices and one not in choices:
                 raise ValueError(unknown(name, str(one), choices))
-            if not flag.admits(one):
+            if flag.bounds and not flag.admits(one):
                 raise ValueError(f"{name}={value!r}, wanted {_say(kind)} {flag.range or 'that is finite'}.")
 
 
