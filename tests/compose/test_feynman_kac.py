@@ -31,11 +31,11 @@ from popflow.compose import (
     v_output,
     x0_output,
 )
-from popflow.compose.experts import Output
 from popflow.compose.densities import log_initial_normalizer
+from popflow.compose.experts import Output
 from popflow.compose.feynman_kac import weighted_rates
-from popflow.compose.weighing import excess
 from popflow.compose.schedule import Schedule
+from popflow.compose.weighing import excess
 from popflow.core import (
     NonFiniteError,
     PopflowWarning,

@@ -13,7 +13,6 @@ from .experts import from_network as from_network
 from .experts import gaussian_mixture as gaussian_mixture
 from .experts import kernel_mixture as kernel_mixture
 from .experts import score_output as score_output
-from .experts import stack as stack
 from .experts import v_output as v_output
 from .experts import x0_output as x0_output
 from .feynman_kac import feynman_kac as feynman_kac

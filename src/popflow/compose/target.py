@@ -196,7 +196,7 @@ def tilt(
 def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
     """Scores ``-epsilon_i / sigma`` of several experts at the same points ``[..., *event]``: ``[M, ..., *tangent]``, tangent to their space.
 
-    Experts that share a model are evaluated in one batched call, stacked networks in one vectorised call.
+    Experts that share a model are evaluated in one batched call.
 
     Raises:
         NonFiniteError: naming the expert and the noise level, when an output is not finite.
@@ -205,7 +205,7 @@ def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
     rows = y.reshape(-1, *event)
     groups: dict[int, list[int]] = {}
     for i, expert in enumerate(experts):
-        groups.setdefault(id(getattr(expert.model, "stack", expert.model)), []).append(i)
+        groups.setdefault(id(expert.model), []).append(i)
     out: list[Tensor | None] = [None] * len(experts)
     together = None
     for members in groups.values():
@@ -241,13 +241,11 @@ def _check_finite(name: str, epsilon: Tensor, rows: Tensor, sigma: float) -> Non
 
 
 def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
-    """Noise predictions ``[m, rows, *event]`` of experts that share weights or are stacked."""
+    """Noise predictions ``[m, rows, *event]`` of experts that share one model."""
     first, m, n, conds = experts[0], len(experts), len(rows), [e.cond for e in experts]
     given = [c for c in conds if c is not None]
     with torch.no_grad():
-        if hasattr(first.model, "stack"):
-            out = first.model.stack([e.model.index for e in experts], rows, sigma, conds)  # pyright: ignore[reportFunctionMemberAccess]
-        elif not given:
+        if not given:
             alone = _chunked(first, rows, sigma, None)
             out = alone.expand(m, *alone.shape)
         elif len(given) < m:
