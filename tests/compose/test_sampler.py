@@ -124,7 +124,7 @@ def test_an_expert_that_fails_midway_is_named_with_its_noise_level():
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_target_is_no_sampler_and_a_seed_is_no_stream():
-    with pytest.raises(TypeError, match=r"sampler is a Target, wanted a way to sample: for example feynman_kac\(target\)"):
+    with pytest.raises(TypeError, match=r"sampler is a Target, wanted a Sampler: for example feynman_kac\(target\)"):
         sample(A * B, GRID, particles=8, rng=Streams(0))
     with pytest.raises(TypeError, match=r"rng is a int, wanted popflow.core.Streams"):
         sample(feynman_kac(A), GRID, particles=8, rng=0)

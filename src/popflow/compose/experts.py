@@ -65,15 +65,15 @@ def from_network(
     space: str = "data",
     chunk: int | None = None,
 ) -> Expert:
-    """Wrap ``network(x [rows, *event], time [rows], cond)`` trained under a schedule. A module is evaluated in its own precision.
+    """Wrap ``network(x [rows, *event], time [rows], cond)`` trained under a schedule; a module is evaluated in its own precision.
 
     Args:
-        network: A module or function; a module is switched to evaluation.
+        network: A module, which is put into evaluation mode, or any function.
         schedule: Its noising process, for the scale of ``x`` and the value of time.
         event: Shape of one sample.
-        output: How its output becomes epsilon: one of the functions of this file, or your own.
+        output: How its output becomes epsilon: one of the functions of this module, or your own.
         cond: Condition handed to the network; None calls ``network(x, time)``.
-        name: What errors and reports call it.
+        name: Name in errors and reports.
         space: Label of the latent space.
         chunk: Rows per call.
 
@@ -127,7 +127,7 @@ def _call(network: Callable[..., Tensor], x: Tensor, time: Tensor, cond: Tensor 
     own = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
     out = network(x.to(own), time.to(own)) if cond is None else network(x.to(own), time.to(own), cond)
     if not isinstance(out, Tensor):
-        raise TypeError(f"the network returned a {type(out).__name__}, wanted a tensor: pass a function that takes it out of there.")
+        raise TypeError(f"the network returned a {type(out).__name__}, wanted a tensor: pass a function that extracts it.")
     return out.to(x.dtype)
 
 
@@ -158,13 +158,13 @@ def gaussian_mixture(
     Args:
         means: ``[K, *event]``.
         std: ``c_k``, one number or ``[K]``.
-        weights: ``[K]``, positive, normalised here; None for equal ones.
-        name: What errors and reports call it.
+        weights: ``[K]``, non-negative, normalised here; None for equal ones.
+        name: Name in errors and reports.
         space: Label of the latent space.
         chunk: Rows per call: memory is rows x K.
 
     Raises:
-        ValueError: for no component, negative weights or standard deviations, or not one of each per component.
+        ValueError: for no components, negative weights or standard deviations, or a number of either that differs from that of the means.
 
     Example:
         >>> q = gaussian_mixture(torch.zeros(1, 2), std=1.0)

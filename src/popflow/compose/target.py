@@ -25,7 +25,7 @@ from popflow.core.errors import NonFiniteError
 
 Model = Callable[[Tensor, float, Tensor | None], Tensor]
 """``model(y [rows, *event], sigma, cond [rows, *c] or None) -> epsilon [rows, *tangent]`` in sigma coordinates; tangent vectors are shaped like
-points but for rotations."""
+points, except for rotations."""
 
 
 class _Algebra:
@@ -52,7 +52,7 @@ class Expert(_Algebra):
         model: The noise prediction in sigma coordinates. Experts with the same ``model`` object are evaluated in one batched call.
         event: Shape of one sample.
         cond: One condition (label, embedding), expanded over the rows; None for unconditional models.
-        name: What errors, tables and reports call it.
+        name: Name in errors, tables and reports.
         space: Where samples live: a `popflow.compose.spaces.Space`, or the label of a Euclidean latent space. Experts of different spaces do
             not compose.
         log_prob: ``log_prob(y [rows, *event], sigma) -> [rows]`` where the density is known exactly.
@@ -84,7 +84,7 @@ class Expert(_Algebra):
 
     @cached_property
     def home(self) -> Space:
-        """The space itself, also where ``space`` is but a label."""
+        """The space itself, also where ``space`` is only a label."""
         return Euclidean(self.event, self.space) if isinstance(self.space, str) else self.space
 
     def given(self, cond: Tensor, name: str | None = None) -> Expert:
@@ -95,7 +95,7 @@ class Expert(_Algebra):
         """Gradient of the log-density at ``y [..., *event]``, ``[..., *tangent]``.
 
         Raises:
-            ValueError: for another shape, or what are no points of the space (uncentred particles are centred, with a warning).
+            ValueError: for the wrong shape, or values that are not points of the space (uncentred particles are centred, with a warning).
         """
         if tuple(y.shape[y.ndim - len(self.event) :]) != tuple(self.event):
             raise ValueError(f"expert {self.name!r}: y has shape {tuple(y.shape)}, wanted [..., {', '.join(map(str, self.event))}].")
@@ -176,11 +176,11 @@ def tilt(
     A number ``gamma`` is reached gradually, ``gamma / (1 + sigma^2)``: at large noise a reward of ``y`` says little about the data.
 
     Args:
-        target: What is tilted.
+        target: The target to tilt.
         reward: ``r(y [rows, *event]) -> [rows]``.
         gamma: Strength at sigma = 0, or a function of sigma.
         gradient: False for a reward that cannot be differentiated: it then weighs the particles without guiding them.
-        name: What errors call it.
+        name: Name in errors.
 
     Example:
         >>> from popflow.compose import gaussian_mixture, tilt
@@ -278,7 +278,7 @@ def _chunked(expert: Expert, rows: Tensor, sigma: float, cond: Tensor | None) ->
 
 
 def check_same_space(experts: Sequence[Expert]) -> None:
-    """Refuse to compose experts whose samples differ in shape or in latent space."""
+    """Raise a ValueError if the samples of two experts differ in shape or space."""
     for first, other in pairwise(experts):
         if other.event != first.event:
             raise ValueError(
