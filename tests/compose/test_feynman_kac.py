@@ -36,15 +36,7 @@ from popflow.compose.experts import Output
 from popflow.compose.feynman_kac import weighted_rates
 from popflow.compose.schedule import Schedule
 from popflow.compose.weighing import excess
-from popflow.core import (
-    NonFiniteError,
-    PopflowWarning,
-    Population,
-    StaleTrackingError,
-    State,
-    Streams,
-    Trace,
-)
+from popflow.core import NonFiniteError, PopflowWarning, Population, StaleTrackingError, State, Streams, Trace
 
 F64 = torch.float64
 

@@ -9,20 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from popflow.compose import (
-    Expert,
-    Rotations,
-    Target,
-    average,
-    both,
-    either,
-    feynman_kac,
-    flow_below,
-    igso3_mixture,
-    linear,
-    sample,
-    tilt,
-)
+from popflow.compose import Expert, Rotations, Target, average, both, either, feynman_kac, flow_below, igso3_mixture, linear, sample, tilt
 from popflow.compose.feynman_kac import weighted_rates
 from popflow.compose.rewards import reward_gradient
 from popflow.compose.spaces.igso3 import igso3, igso3_draws
