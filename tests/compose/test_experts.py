@@ -1,4 +1,4 @@
-"""Experts: every output convention of one analytic mixture is the same expert; batching, stacking and chunks change nothing."""
+"""Experts: every output convention of one analytic mixture is the same expert; batching and chunks change nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from popflow.compose import (
     linear_betas,
     score_output,
     scores,
-    stack,
     v_output,
     x0_output,
 )
@@ -249,35 +248,6 @@ def test_chunk_size_changes_nothing(chunk: int):
     assert torch.allclose(mixture.score(y, 0.8), TRUTH.score(y, 0.8), atol=1e-12)
 
 
-@pytest.mark.parametrize("conds", [None, [A, B, C]])
-def test_stacked_networks_equal_looped_ones(conds: list[Tensor] | None):
-    networks = [Net(seed) for seed in range(3)]
-    together = stack(networks, VP(), (3,), conds=conds, names=["a", "b", "c"])
-    apart = [from_network(net, VP(), (3,), cond=None if conds is None else conds[i]) for i, net in enumerate(networks)]
-    y = points(9)
-    assert [e.name for e in together] == ["a", "b", "c"]
-    assert torch.allclose(scores(together, y, 0.8), scores(apart, y, 0.8), atol=1e-12)
-    assert torch.allclose(scores(together[::-1], y, 0.8), scores(apart[::-1], y, 0.8), atol=1e-12)
-    assert torch.allclose(scores(together[1:2], y, 0.8), scores(apart[1:2], y, 0.8), atol=1e-12)
-    mixed = [together[2], TRUTH, together[0]]
-    assert torch.allclose(scores(mixed, y, 0.8), scores([apart[2], TRUTH, apart[0]], y, 0.8), atol=1e-12)
-
-
-def test_stacking_refuses_unlike_networks_and_conditions():
-    class Relu(Net):
-        pass
-
-    with pytest.raises(ValueError, match="only networks of one architecture"):
-        stack([Net(0), Relu(1)], VP(), (3,))
-    with torch.random.fork_rng(devices=[]):
-        tanh, relu = (nn.Sequential(nn.Linear(3, 3), last) for last in (nn.Tanh(), nn.ReLU()))
-    with pytest.raises(ValueError, match="only networks of one architecture"):
-        stack([tanh, relu], VP(), (3,))
-    some = stack([Net(0), Net(1)], VP(), (3,), conds=[A, None])
-    with pytest.raises(ValueError, match="give all or none of them a cond"):
-        scores(some, points(5), 0.8)
-
-
 class Timed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -300,15 +270,14 @@ def test_networks_are_put_into_evaluation():
 def test_a_network_is_evaluated_in_its_own_precision(own: torch.dtype):
     """Samples in float64 and a network in single or half precision: the score is in float64 and close to the network's."""
     with Streams(0).layers():
-        networks = [Timed(), Timed()]
+        network = Timed()
     y = points(5)
     for wrapped in (
-        lambda nets: from_network(nets[0], VP(), (3,)),
-        lambda nets: from_edm(nets[0], (3,)),
-        lambda nets: stack(nets, VP(), (3,))[0],
+        lambda net: from_network(net, VP(), (3,)),
+        lambda net: from_edm(net, (3,)),
     ):
-        exact = wrapped([net.double() for net in networks]).score(y, 0.7)
-        seen = wrapped([copy.deepcopy(net).to(own) for net in networks]).score(y, 0.7)
+        exact = wrapped(network.double()).score(y, 0.7)
+        seen = wrapped(copy.deepcopy(network).to(own)).score(y, 0.7)
         assert seen.dtype == torch.float64
         assert torch.allclose(seen, exact, atol=1e-5 if own == torch.float32 else 2e-2)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from popflow.compose import Expert, average, either, feynman_kac, gaussian_mixture, karras, sample, tilt
+from popflow.compose import Expert, average, diagnostics, either, feynman_kac, gaussian_mixture, karras, sample, tilt
 from popflow.core import CheckpointError, NonFiniteError, PopflowWarning, Population, State, Streams, ZeroWeightsError
 
 A = gaussian_mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.5, name="a")
@@ -27,6 +27,13 @@ def test_shapes_precision_and_the_trace():
     assert (out.trace["ancestors"][0] == 16).all()
     for run in range(3):
         assert len(out.population.aux["ancestor"][run].unique()) == out.trace["ancestors"][-1, run]
+
+
+def test_a_given_trace_is_kept_and_written_before_other_recorders_look():
+    trace, rows = diagnostics(), []
+    out = sample(feynman_kac(A * B), GRID, particles=16, rng=Streams(0), trace=trace, record=[lambda state: rows.append(len(trace.rows))])
+    assert out.trace is trace
+    assert rows == list(range(1, 22))
 
 
 def test_the_initial_law_has_variance_sigma_squared_over_the_sum_of_exponents():
@@ -124,7 +131,7 @@ def test_an_expert_that_fails_midway_is_named_with_its_noise_level():
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_target_is_no_sampler_and_a_seed_is_no_stream():
-    with pytest.raises(TypeError, match=r"sampler is a Target, wanted a way to sample: for example feynman_kac\(target\)"):
+    with pytest.raises(TypeError, match=r"sampler is a Target, wanted a Sampler: for example feynman_kac\(target\)"):
         sample(A * B, GRID, particles=8, rng=Streams(0))
     with pytest.raises(TypeError, match=r"rng is a int, wanted popflow.core.Streams"):
         sample(feynman_kac(A), GRID, particles=8, rng=0)

@@ -27,7 +27,7 @@ from popflow.compose import (
 from popflow.core import Population, State, Streams, Trace
 
 F64 = torch.float64
-GRID = karras(60, 0.05, 10.0)
+GRID = karras(30, 0.05, 10.0)
 
 
 def mixture(seed: int, dim: int = 8, name: str = "q") -> Expert:
@@ -84,12 +84,12 @@ def test_tracked_densities_approach_the_exact_ones(make: Callable[..., Sampler])
         exact = torch.stack([e.log_prob(out.x.flatten(0, 1), 0.1).reshape(2, -1) for e in flat if e.log_prob is not None], -1)
         return out.aux["log_q"] - exact
 
-    coarse, fine = error(50), error(800)
-    assert abs(float(fine.mean())) < 0.08
-    assert 2.5 < float(coarse.std() / fine.std()) < 6
-    ode, finer = (error(steps, deterministic=True, probes=None) for steps in (20, 80))
-    assert finer.std() < 0.05
-    assert 3 < ode.abs().mean() / finer.abs().mean() < 6
+    coarse, fine = error(50), error(450)
+    assert abs(float(fine.mean())) < 0.1
+    assert 2 < float(coarse.std() / fine.std()) < 4.5  # root of 9: 3
+    ode, finer = (error(steps, deterministic=True, probes=None) for steps in (15, 45))
+    assert finer.std() < 0.1
+    assert 2.3 < ode.abs().mean() / finer.abs().mean() < 4.5
 
 
 def test_probes_estimate_the_exact_divergence():
@@ -131,7 +131,7 @@ def test_densities_start_from_what_is_known():
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("guidance", [None, Guidance(NULL, 3.0)])
-@pytest.mark.parametrize("m", [2, 3, 4])
+@pytest.mark.parametrize("m", [2, 4])
 def test_and_changes_all_densities_alike(m: int, guidance: Guidance | None, deterministic: bool):
     before, after = increments(both(EXPERTS[:m], ridge=0.0, guidance=guidance, deterministic=deterministic), m)
     gain = after.aux["log_q"] - before.aux["log_q"]
@@ -144,7 +144,7 @@ def test_and_changes_all_densities_alike(m: int, guidance: Guidance | None, dete
     assert after.aux["kappa"].std() > 0.1
 
 
-@pytest.mark.parametrize("m", [2, 3, 4])
+@pytest.mark.parametrize("m", [2, 4])
 def test_and_keeps_densities_equal_along_the_whole_path(m: int):
     out = run(both(BLIND[:m], ridge=0.0, feedback=0.0))
     spread = out.aux["log_q"].amax(-1) - out.aux["log_q"].amin(-1)
@@ -171,7 +171,7 @@ def test_and_of_two_has_the_published_shares(w: float):
     assert torch.allclose(after.x, before.x + alone - (w * S2 / sigma * kappa)[..., None] * (o - b), atol=1e-9)
 
 
-@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (2, 0, 1)])
+@pytest.mark.parametrize("order", [(2, 0, 1)])
 @pytest.mark.parametrize("make", [both, either, average])
 def test_the_order_of_experts_only_permutes_the_shares(make: Callable[..., Sampler], order: tuple[int, ...]):
     reference = run(make(EXPERTS[:3]))
@@ -182,7 +182,7 @@ def test_the_order_of_experts_only_permutes_the_shares(make: Callable[..., Sampl
 
 
 @pytest.mark.parametrize("make", [both, either, average])
-@pytest.mark.parametrize("m", [2, 3, 4])
+@pytest.mark.parametrize("m", [2, 3])
 def test_identical_experts_share_equally_and_are_the_single_model(make: Callable[..., Sampler], m: int):
     out, single = run(make(EXPERTS[:1] * m)), run(feynman_kac(EXPERTS[0]))
     assert torch.allclose(out.aux["kappa"], torch.full_like(out.aux["kappa"], 1 / m), atol=1e-12)
@@ -239,7 +239,7 @@ PAIR = [gaussian_mixture(m, 0.4, name=n) for m, n in zip(MODES, "ab", strict=Tru
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 100.0}, {"deterministic": True, "probes": None}], ids=["T=1", "T=100", "ode"])
 def test_or_covers_every_mode_of_both_in_equal_shares(options: dict):
-    steps = 60 if options.get("deterministic") else 300
+    steps = 60 if options.get("deterministic") else 200
     out = run(either(PAIR, **options), karras(steps, 0.01, 10.0), particles=4096, runs=1).x[0]
     gap = torch.cdist(out, MODES.reshape(4, 2).to(out))
     near, owner = gap.min(1)
@@ -250,7 +250,7 @@ def test_or_covers_every_mode_of_both_in_equal_shares(options: dict):
 
 
 def test_or_with_a_bias_has_the_shares_of_its_mixture():
-    out = run(either(PAIR, bias=[math.log(0.8), math.log(0.2)]), karras(300, 0.01, 10.0), particles=4096, runs=1).x[0]
+    out = run(either(PAIR, bias=[math.log(0.8), math.log(0.2)]), karras(150, 0.01, 10.0), particles=4096, runs=1).x[0]
     assert abs(float((out[:, 1] > 0).double().mean()) - 0.8) < 0.03
 
 
@@ -320,7 +320,7 @@ def test_resuming_midway_gives_identical_bytes(make: Callable[..., Sampler]):
 
     whole = run(sampler, record=[keep])
     rng = Streams(0)
-    rest = sample(sampler, GRID, particles=32, runs=2, rng=rng, resume=State.of(saved[31], rng), dtype=F64).population
+    rest = sample(sampler, GRID, particles=32, runs=2, rng=rng, resume=State.of(saved[16], rng), dtype=F64).population
     assert torch.equal(rest.x, whole.x)
     assert torch.equal(rest.aux["log_q"], whole.aux["log_q"])
 

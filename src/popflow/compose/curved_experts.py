@@ -26,7 +26,7 @@ def igso3_mixture(
         centres: ``[K, 3, 3]``, or ``[K, count, 3, 3]`` for points of several rotations.
         std: Width of the kernels in radians, above 0.
         weights: ``[K]``, non-negative, normalised here; None for equal ones.
-        name: What errors and reports call it.
+        name: Name in errors and reports.
         chunk: Rows per call: memory is rows x K.
         uniform: How samples start, see `Rotations`.
 
@@ -77,7 +77,7 @@ def from_scores(
         score: ``score(parts [rows, *factor.event], levels)`` gives the gradients ``[rows, *factor.tangent]`` of one log-density. It may couple the parts.
         space: The product.
         log_prob: ``log_prob(parts, levels) -> [rows]`` where it is known.
-        name: What errors and reports call it.
+        name: Name in errors and reports.
         chunk: Rows per call.
 
     Example:

@@ -16,7 +16,6 @@ score    ``grad_x log q``                         ``-s score``
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -66,15 +65,15 @@ def from_network(
     space: str = "data",
     chunk: int | None = None,
 ) -> Expert:
-    """Wrap ``network(x [rows, *event], time [rows], cond)`` trained under a schedule. A module is evaluated in its own precision.
+    """Wrap ``network(x [rows, *event], time [rows], cond)`` trained under a schedule; a module is evaluated in its own precision.
 
     Args:
-        network: A module or function; a module is switched to evaluation.
+        network: A module, which is put into evaluation mode, or any function.
         schedule: Its noising process, for the scale of ``x`` and the value of time.
         event: Shape of one sample.
-        output: How its output becomes epsilon: one of the functions of this file, or your own.
+        output: How its output becomes epsilon: one of the functions of this module, or your own.
         cond: Condition handed to the network; None calls ``network(x, time)``.
-        name: What errors and reports call it.
+        name: Name in errors and reports.
         space: Label of the latent space.
         chunk: Rows per call.
 
@@ -128,7 +127,7 @@ def _call(network: Callable[..., Tensor], x: Tensor, time: Tensor, cond: Tensor 
     own = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
     out = network(x.to(own), time.to(own)) if cond is None else network(x.to(own), time.to(own), cond)
     if not isinstance(out, Tensor):
-        raise TypeError(f"the network returned a {type(out).__name__}, wanted a tensor: pass a function that takes it out of there.")
+        raise TypeError(f"the network returned a {type(out).__name__}, wanted a tensor: pass a function that extracts it.")
     return out.to(x.dtype)
 
 
@@ -159,13 +158,13 @@ def gaussian_mixture(
     Args:
         means: ``[K, *event]``.
         std: ``c_k``, one number or ``[K]``.
-        weights: ``[K]``, positive, normalised here; None for equal ones.
-        name: What errors and reports call it.
+        weights: ``[K]``, non-negative, normalised here; None for equal ones.
+        name: Name in errors and reports.
         space: Label of the latent space.
         chunk: Rows per call: memory is rows x K.
 
     Raises:
-        ValueError: for no component, negative weights or standard deviations, or not one of each per component.
+        ValueError: for no components, negative weights or standard deviations, or a number of either that differs from that of the means.
 
     Example:
         >>> q = gaussian_mixture(torch.zeros(1, 2), std=1.0)
@@ -217,74 +216,3 @@ def kernel_mixture(data: Tensor, bandwidth: float, *, name: str = "data", space:
     if bandwidth <= 0:
         raise ValueError(f"bandwidth={bandwidth}, wanted a positive kernel width in the units of the data.")
     return gaussian_mixture(data, bandwidth, name=name, space=space, chunk=chunk)
-
-
-class Stack:
-    """Networks of one architecture evaluated together: parameters stacked, one vectorised call (`torch.func.vmap`).
-
-    Pays where single calls are short (small dense networks); for large networks plain calls one after another are as fast.
-    """
-
-    def __init__(self, networks: Sequence[nn.Module], schedule: Schedule, output: Output = epsilon_output):
-        signature = [({n: tuple(p.shape) for n, p in net.named_parameters()}, type(net), repr(net)) for net in networks]
-        if any(s != signature[0] for s in signature[1:]):
-            raise ValueError(
-                "networks differ in their class, modules or parameters' shapes: only networks of one architecture can be stacked."
-            )
-        for network in networks:
-            network.eval()
-        self.parameters, self.buffers = torch.func.stack_module_state(list(networks))
-        self.skeleton = copy.deepcopy(networks[0]).to("meta")
-        self.schedule, self.output = schedule, output
-
-    def __call__(self, members: Sequence[int], y: Tensor, sigma: float, conds: Sequence[Tensor | None]) -> Tensor:
-        """Noise predictions ``[m, rows, *event]`` of some members at the same points."""
-        alpha = self.schedule.alpha(sigma)
-        x = alpha * y
-        time = torch.full((len(y),), self.schedule.time(sigma), dtype=y.dtype, device=y.device)
-        given = [c for c in conds if c is not None]
-        if len(given) not in (0, len(conds)):
-            raise ValueError("some stacked experts have a condition and some have none: give all or none of them a cond.")
-        chosen = list(members)
-        every = chosen == list(range(len(next(iter(self.parameters.values())))))
-        params, buffers = ({k: v if every else v[chosen] for k, v in d.items()} for d in (self.parameters, self.buffers))
-        extra = (torch.stack(given).unsqueeze(1).expand(len(given), len(y), *given[0].shape),) if given else ()
-
-        own = next((p.dtype for p in params.values() if p.is_floating_point()), x.dtype)
-
-        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], *cond: Tensor) -> Tensor:
-            return torch.func.functional_call(self.skeleton, (params, buffers), (x.to(own), time.to(own), *cond))
-
-        out = torch.func.vmap(one)(params, buffers, *extra).to(x.dtype)
-        return self.output(out, x, alpha, alpha * sigma)
-
-
-class _Member:
-    """The model of one stacked expert; evaluated alone it is a stack of one."""
-
-    def __init__(self, stack: Stack, index: int):
-        self.stack, self.index = stack, index
-
-    def __call__(self, y: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
-        return self.stack([self.index], y, sigma, [None if cond is None else cond[0]])[0]
-
-
-def stack(
-    networks: Sequence[nn.Module],
-    schedule: Schedule,
-    event: Sequence[int],
-    *,
-    output: Output = epsilon_output,
-    conds: Sequence[Tensor | None] | None = None,
-    names: Sequence[str] | None = None,
-    space: str = "data",
-) -> list[Expert]:
-    """Make experts of several networks of one architecture, evaluated together from stacked parameters.
-
-    Returns:
-        One expert per network, in order.
-    """
-    together = Stack(networks, schedule, output)
-    conds = conds or [None] * len(networks)
-    names = names or [f"network-{i}" for i in range(len(networks))]
-    return [Expert(_Member(together, i), tuple(event), c, n, space) for i, (c, n) in enumerate(zip(conds, names, strict=True))]

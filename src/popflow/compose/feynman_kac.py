@@ -29,8 +29,7 @@ from popflow.compose.sampler import Sampler, ending
 from popflow.compose.spaces.steps import between, follow, kernel, noise_for, step_length, stretched
 from popflow.compose.target import Expert, Target, scores
 from popflow.compose.weighing import Window, changing, clipped, excess, rewarded, weighted_start, weighted_sum, within
-from popflow.core import Ito, PopflowWarning, Population, Rates, Step, Streams, chain, resample_if, systematic
-from popflow.core.steps import Scheme
+from popflow.core import Ito, PopflowWarning, Population, Rates, Step, Streams, chain, resample_if
 
 _ALWAYS, _NEVER = (0.0, math.inf), (math.inf, -math.inf)
 
@@ -41,7 +40,6 @@ def feynman_kac(
     zeta: float = 1.0,
     correct: bool = True,
     ess_below: float = 0.5,
-    scheme: Scheme = systematic,
     window: Window = _ALWAYS,
     kernel_steps: int = 0,
     step_size: Callable[[float], float] = lambda sigma: 0.1 * min(sigma**2, 1.0),
@@ -58,7 +56,6 @@ def feynman_kac(
         zeta: Noise scale. 1 for sums of exponents up to one; 1.4 for annealing (exponents above one); must be 1 when densities are tracked.
         correct: False switches weights and resampling off and leaves the noise as it was: the naive sampler.
         ess_below: Resample a run when its effective sample size falls below this share; 1 resamples at every level.
-        scheme: Resampling scheme of `popflow.core`.
         window: ``(low, high)`` noise levels within which particles are weighted and resampled.
         kernel_steps: Langevin steps at each new level, aimed at the target there.
         step_size: Their ``eta`` as a function of sigma; about a tenth of the smallest variance of the target at that level.
@@ -87,7 +84,7 @@ def feynman_kac(
     move = weighted_move(target, zeta, window if correct else _NEVER)
     mix = mixing(target, kernel_steps, step_size)
     if correct:
-        resample = within(window, resample_if(ess_below, scheme))
+        resample = within(window, resample_if(ess_below))
         step = chain(resample, clipped(move, clip), within(window, changing(target)), mix)
     else:
         step = chain(move, mix)

@@ -1,8 +1,8 @@
 """Inpainting: part of a sample is known and kept, the rest is sampled around it.
 
 After each step the known part is replaced by the known data noised to the new level (replacement, Song et al. 2021). This is an approximation: the
-free part is drawn given a noised picture of the known part, not given the known part itself, so borders may not match at few steps. Weights and
-tracked densities are those of the moves that the models made; the replacement is not weighed.
+free part is drawn given a noised version of the known part, not given the known part itself, so borders may not match with few steps. Weights and
+tracked densities are those of the models' own moves; the replacement is not weighted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def keep(sampler: Sampler, known: Tensor, free: Tensor) -> Sampler:
 
     Args:
         sampler: From `feynman_kac`, `either`, `both`, `average`, `flow_below`.
-        known: Clean data ``[*event]``, or what broadcasts to ``[runs, particles, *event]``.
+        known: Clean data ``[*event]``, or anything that broadcasts to ``[runs, particles, *event]``.
         free: 1 where samples are free, 0 where ``known`` is kept; broadcasts likewise.
 
     Raises:

@@ -6,7 +6,7 @@ A sampler's step to ``sigma = 0`` gives its clean prediction ``x_0(y)``. Then ``
 
 is the deterministic step of DDIM and of the Euler schedulers of diffusers (Song et al. 2021; Karras et al. 2022, equation 1). It is exact for
 data that are one point, at any step length, where Euler-Maruyama steps of S^2 leave noise of relative size ``r^2 + 1/r^2 - 1``, ``r =
-sigma'/sigma``, too much: with tens of steps that is seen at small sigma, so image pipelines end without noise.
+sigma'/sigma``, too much: with tens of steps that shows at small sigma, so image pipelines end without noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def flow_below(sampler: Sampler, sigma: float = math.inf) -> Sampler:
 
     Args:
         sampler: From `feynman_kac`, `either`, `both`, `average`.
-        sigma: The level; infinite for no noise at all. Then AND and OR have densities that never change: their shares stay equal.
+        sigma: The level; infinite for no noise at all. AND and OR then keep the densities of the first level, and equal shares.
 
     Raises:
         ValueError: for a level that is negative or not a number, or a space that is not flat.
@@ -43,7 +43,7 @@ def flow_below(sampler: Sampler, sigma: float = math.inf) -> Sampler:
     space = sampler.experts[0].home
     if not space.flat:
         raise ValueError(
-            f"sampler: its samples live in {space}, wanted a flat space: the clean prediction is not reached in a straight line there."
+            f"sampler: its samples live in {space}, wanted a flat space: elsewhere no straight line leads to the clean prediction."
         )
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:

@@ -23,7 +23,7 @@ class Reward:
         function: ``r(y [rows, *event]) -> [rows]``.
         gamma: Its strength at each noise level.
         gradient: Whether ``r`` is differentiable: then its gradient guides the move. If not, it only weighs.
-        name: What errors call it.
+        name: Name in errors.
     """
 
     function: Callable[[Tensor], Tensor]

@@ -18,7 +18,7 @@ from popflow.core.checks import put_off
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """What `sample` needs to know of a way to sample: `popflow.compose.feynman_kac` and `superpose` make them.
+    """A way to sample, as `sample` runs it; made by `popflow.compose.feynman_kac`, `either`, `both` and `average`.
 
     Time is the clock ``v = sigma^2``, running down: then the step of the method is plain `euler` and ``|h|`` is exactly ``S^2``.
 
@@ -116,9 +116,9 @@ def sample(
         trace: What to record of every state, with at least ``ess``; None for `diagnostics`. Called before the other recorders, so that one of them
             may write its rows.
         record: Further recorders, e.g. a checkpoint.
-        resume: A state to go on from; the initial samples are then not drawn.
-        around: Clean data that the initial samples are noised from, for editing: broadcast to ``[runs, particles, *event]``; None for zero.
-            Densities that are tracked start equal for all experts. Particles without centre of mass are centred.
+        resume: A state to resume from; initial samples are then not drawn.
+        around: Clean data to noise as initial samples, for editing: broadcast to ``[runs, particles, *event]``; None for zero.
+            Tracked densities start equal for all experts. Particles without centre of mass are centred.
         dtype: Of the particles and their weights.
 
     On an accelerator nothing in the loop waits for it: values that are not finite are found at the end, with the level they appeared at. With
@@ -129,7 +129,7 @@ def sample(
             particles, or ``around`` in a space that is not flat.
         NonFiniteError: when an expert fails, naming it and the noise level.
         ZeroWeightsError: when a run has no weight left.
-        CheckpointError: when ``resume`` is of other levels, particles or runs.
+        CheckpointError: when ``resume`` belongs to other levels, particles or runs.
 
     Example:
         >>> from popflow.compose import feynman_kac, gaussian_mixture, karras
@@ -139,16 +139,14 @@ def sample(
         True
     """
     if not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler is a {type(sampler).__name__}, wanted a way to sample: for example feynman_kac(target).")
+        raise TypeError(f"sampler is a {type(sampler).__name__}, wanted a Sampler: for example feynman_kac(target).")
     if not isinstance(rng, Streams):
         raise TypeError(f"rng is a {type(rng).__name__}, wanted popflow.core.Streams: for example Streams(seed=0).")
     levels, space = check_levels(sigmas), sampler.experts[0].home
     space.check_levels(levels)
     check_mass(sampler, levels)
     if around is not None and not space.flat:
-        raise ValueError(
-            f"around is given, wanted None: samples of {space} are weighed at the start, and only by what they start from there."
-        )
+        raise ValueError(f"around is given, wanted None: samples of {space} are weighted by the density of their own start.")
     if particles < 1 or runs < 1:
         raise ValueError(f"particles={particles}, runs={runs}, wanted at least one of each.")
     if sampler.resamples and particles == 1:
@@ -177,11 +175,7 @@ def sample(
 
 
 def check_mass(sampler: Sampler, levels: Tensor) -> None:
-    """Refuse exponents that do not sum to a positive number at every noise level.
-
-    Raises:
-        ValueError: naming the level.
-    """
+    """Raise a ValueError naming the first noise level at which the exponents do not sum to a positive number."""
     for level in levels[levels > 0].tolist():
         total = sampler.precision(level)
         if not total > 0:
@@ -198,14 +192,14 @@ def distinct(ancestor: Tensor) -> Tensor:
 
 
 def _fitting(resume: State, levels: Tensor, shape: tuple[int, ...]) -> Population:
-    """Return the population of a state to go on from, or say why it is of another job."""
+    """Return the population of a state to resume from, or raise an error if it belongs to another job."""
     if "ancestor" not in resume.pop.aux or tuple(resume.pop.x.shape) != shape:
         raise CheckpointError(
-            f"resume holds x of shape {tuple(resume.pop.x.shape)}, wanted {shape} of `sample`: give the state of this very job."
+            f"resume holds x of shape {tuple(resume.pop.x.shape)}, wanted {shape} of `sample`: resume from a state of the same job."
         )
     if not 0 <= resume.k < len(levels) or not math.isclose(resume.t, float(levels[resume.k]) ** 2):
         raise CheckpointError(
-            f"resume stands at step {resume.k} and sigma={math.sqrt(resume.t):g}, wanted a step of these {len(levels)} levels: give those it began with."
+            f"resume stands at step {resume.k} and sigma={math.sqrt(resume.t):g}, wanted a step of these {len(levels)} levels: pass those it began with."
         )
     return resume.pop
 

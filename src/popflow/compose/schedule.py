@@ -23,7 +23,7 @@ Level = Any
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What a network needs to know of its noising process."""
+    """The noising process that a network was trained under."""
 
     def alpha(self, sigma: Level) -> Level:
         """Return the signal scale: ``x = alpha y``, and ``s = alpha sigma``."""
@@ -213,12 +213,12 @@ def geometric(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 
 
 def levels_of(schedule: Schedule, steps: int, first: float, last: float) -> Tensor:
-    """Levels equally spaced in a schedule's own time, from time ``first`` (noise) to ``last`` (data): the grid its users know."""
+    """Levels equally spaced in a schedule's own time, from time ``first`` (noise) to ``last`` (data): the grid that its own samplers use."""
     return schedule.sigma(torch.linspace(first, last, steps + 1, dtype=torch.float64))
 
 
 def check_levels(sigmas: Tensor) -> Tensor:
-    """Return noise levels as a float64 tensor, or say what is wrong with them.
+    """Return noise levels as a float64 tensor on the CPU.
 
     Raises:
         ValueError: unless the levels are finite, positive (the last may be zero) and strictly decreasing.

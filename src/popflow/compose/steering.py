@@ -2,7 +2,7 @@
 
 Particles are weighed by ``exp(G_k - G_{k-1})`` with ``G_k = gamma(sigma_k) r(x_0(y_k))``, where ``x_0(y)`` is the sampler's own clean prediction. The
 increments telescope, and the last one is taken at the finished sample: whatever the potentials on the way, the law that is weighed is that of the
-sampler times ``exp(gamma r(x))``. So the reward may be any function, and it need not be asked at every level.
+sampler times ``exp(gamma r(x))``. So the reward may be any function, and it need not be evaluated at every level.
 
 Source: Singhal et al., *A general framework for inference-time scaling and steering of diffusion models*, ICML 2025, arXiv:2501.06848 (potential
 "difference"); resampling here is systematic, by the effective sample size, and keeps its weights.
@@ -27,7 +27,7 @@ def steer(sampler: Sampler, reward: Reward, *, every: int = 1, ess_below: float 
     Args:
         sampler: From `feynman_kac`, `either`, `both`, `average`, `flow_below`.
         reward: Its ``function`` sees clean samples ``[rows, *event]``, its ``gamma`` the noise level; the gradient is not used.
-        every: Steps between two askings; each costs one evaluation of the experts (the finished samples none).
+        every: Steps between two evaluations of the reward; each also evaluates the experts once (except at the finished samples).
         ess_below: Resample a run below this share of effective particles.
 
     Raises:

@@ -65,7 +65,7 @@ def either(
         probes: Rademacher probes of that divergence (one Jacobian-vector product each); None for the exact one, d products.
 
     Raises:
-        ValueError: for fewer than two experts, of unlike spaces, or an argument outside of its range.
+        ValueError: for fewer than two experts, experts of different spaces, or an argument out of range.
         TypeError: for a product or power among the experts.
 
     Example:
@@ -113,16 +113,16 @@ def both(
         experts: Two or more; with M > d + 1 the system has no solution and the ridge decides.
         guidance: Classifier-free guidance of the mixed score.
         ridge: Relative ridge; 0 for the exact solution. kappa is unbounded where models nearly agree, a ridge of 1e-4 tames it.
-        feedback: Share of the present gap in log-densities that each step closes, in [0, 1]: removes differences at the start (where the exact
-            densities are known) and what rounding and the ridge leave; 0 is the published form.
+        feedback: Share of the present gap in log-densities that each step closes, in [0, 1]: removes differences at the start (where exact
+            densities are known) and what rounding and the ridge leave over; 0 is the published form.
         bias: Wanted differences of the log-densities, reached through ``feedback``; None for equal ones.
-        deterministic: The ODE variant.
+        deterministic: As in `either`.
         probes: As in `either`.
 
     There is no stationary target density: this is a process on an iso-surface, not the product and not the minimum.
 
     Raises:
-        ValueError: for fewer than two experts, of unlike spaces, or an argument outside of its range.
+        ValueError: for fewer than two experts, experts of different spaces, or an argument out of range.
         TypeError: for a product or power among the experts.
 
     Example:
@@ -163,7 +163,7 @@ def both(
 
 @dataclass(frozen=True, eq=False)
 class _Field:
-    """Scores of the experts at the particles over one step, from which the rates for any shares follow."""
+    """Scores of the experts at the particles of one step: they give the rates for any shares."""
 
     space: Space
     s: Tensor  # [M, *batch, n, *tangent], stretched
@@ -176,7 +176,7 @@ class _Field:
 
     @property
     def strength(self) -> float:
-        """How much a unit of kappa moves a particle per unit of v and of score."""
+        """Displacement per unit of kappa, v and score."""
         return self.w * (0.5 if self.deterministic else 1.0)
 
     def rates(self, kappa: Tensor) -> Rates:
@@ -200,7 +200,7 @@ class _Field:
 
 @dataclass(frozen=True, eq=False)
 class _Mix:
-    """The experts of a superposition and how their scores are found."""
+    """The experts of a superposition and how their scores are evaluated."""
 
     experts: tuple[Expert, ...]
     guidance: Guidance | None
@@ -226,7 +226,7 @@ class _Mix:
 
     @property
     def space(self) -> Space:
-        """Where all of them live."""
+        """The space of all experts."""
         return self.experts[0].home
 
     def evaluate(self, pop: Population, v: float, v1: float, rng: Streams) -> _Field:
@@ -308,7 +308,7 @@ def _solve(s: Tensor, wanted: Tensor, gain: float, ridge: float, event: int) -> 
 
 
 def _plus(log_q: Tensor, offset: Tensor | None) -> Tensor:
-    """Add offsets where there are any: to bring them to an accelerator is to wait for it."""
+    """Add offsets if there are any; moving them to an accelerator would make the loop wait."""
     return log_q if offset is None else log_q + offset.to(log_q)
 
 

@@ -25,7 +25,7 @@ from popflow.core.errors import NonFiniteError
 
 Model = Callable[[Tensor, float, Tensor | None], Tensor]
 """``model(y [rows, *event], sigma, cond [rows, *c] or None) -> epsilon [rows, *tangent]`` in sigma coordinates; tangent vectors are shaped like
-points but for rotations."""
+points, except for rotations."""
 
 
 class _Algebra:
@@ -52,7 +52,7 @@ class Expert(_Algebra):
         model: The noise prediction in sigma coordinates. Experts with the same ``model`` object are evaluated in one batched call.
         event: Shape of one sample.
         cond: One condition (label, embedding), expanded over the rows; None for unconditional models.
-        name: What errors, tables and reports call it.
+        name: Name in errors, tables and reports.
         space: Where samples live: a `popflow.compose.spaces.Space`, or the label of a Euclidean latent space. Experts of different spaces do
             not compose.
         log_prob: ``log_prob(y [rows, *event], sigma) -> [rows]`` where the density is known exactly.
@@ -84,7 +84,7 @@ class Expert(_Algebra):
 
     @cached_property
     def home(self) -> Space:
-        """The space itself, also where ``space`` is but a label."""
+        """The space itself, also where ``space`` is only a label."""
         return Euclidean(self.event, self.space) if isinstance(self.space, str) else self.space
 
     def given(self, cond: Tensor, name: str | None = None) -> Expert:
@@ -95,7 +95,7 @@ class Expert(_Algebra):
         """Gradient of the log-density at ``y [..., *event]``, ``[..., *tangent]``.
 
         Raises:
-            ValueError: for another shape, or what are no points of the space (uncentred particles are centred, with a warning).
+            ValueError: for the wrong shape, or values that are not points of the space (uncentred particles are centred, with a warning).
         """
         if tuple(y.shape[y.ndim - len(self.event) :]) != tuple(self.event):
             raise ValueError(f"expert {self.name!r}: y has shape {tuple(y.shape)}, wanted [..., {', '.join(map(str, self.event))}].")
@@ -176,11 +176,11 @@ def tilt(
     A number ``gamma`` is reached gradually, ``gamma / (1 + sigma^2)``: at large noise a reward of ``y`` says little about the data.
 
     Args:
-        target: What is tilted.
+        target: The target to tilt.
         reward: ``r(y [rows, *event]) -> [rows]``.
         gamma: Strength at sigma = 0, or a function of sigma.
         gradient: False for a reward that cannot be differentiated: it then weighs the particles without guiding them.
-        name: What errors call it.
+        name: Name in errors.
 
     Example:
         >>> from popflow.compose import gaussian_mixture, tilt
@@ -196,7 +196,7 @@ def tilt(
 def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
     """Scores ``-epsilon_i / sigma`` of several experts at the same points ``[..., *event]``: ``[M, ..., *tangent]``, tangent to their space.
 
-    Experts that share a model are evaluated in one batched call, stacked networks in one vectorised call.
+    Experts that share a model are evaluated in one batched call.
 
     Raises:
         NonFiniteError: naming the expert and the noise level, when an output is not finite.
@@ -205,7 +205,7 @@ def scores(experts: Sequence[Expert], y: Tensor, sigma: float) -> Tensor:
     rows = y.reshape(-1, *event)
     groups: dict[int, list[int]] = {}
     for i, expert in enumerate(experts):
-        groups.setdefault(id(getattr(expert.model, "stack", expert.model)), []).append(i)
+        groups.setdefault(id(expert.model), []).append(i)
     out: list[Tensor | None] = [None] * len(experts)
     together = None
     for members in groups.values():
@@ -241,13 +241,11 @@ def _check_finite(name: str, epsilon: Tensor, rows: Tensor, sigma: float) -> Non
 
 
 def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
-    """Noise predictions ``[m, rows, *event]`` of experts that share weights or are stacked."""
+    """Noise predictions ``[m, rows, *event]`` of experts that share one model."""
     first, m, n, conds = experts[0], len(experts), len(rows), [e.cond for e in experts]
     given = [c for c in conds if c is not None]
     with torch.no_grad():
-        if hasattr(first.model, "stack"):
-            out = first.model.stack([e.model.index for e in experts], rows, sigma, conds)  # pyright: ignore[reportFunctionMemberAccess]
-        elif not given:
+        if not given:
             alone = _chunked(first, rows, sigma, None)
             out = alone.expand(m, *alone.shape)
         elif len(given) < m:
@@ -280,7 +278,7 @@ def _chunked(expert: Expert, rows: Tensor, sigma: float, cond: Tensor | None) ->
 
 
 def check_same_space(experts: Sequence[Expert]) -> None:
-    """Refuse to compose experts whose samples differ in shape or in latent space."""
+    """Raise a ValueError if the samples of two experts differ in shape or space."""
     for first, other in pairwise(experts):
         if other.event != first.event:
             raise ValueError(

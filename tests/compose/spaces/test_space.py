@@ -33,7 +33,7 @@ from popflow.core import PopflowWarning, Population, Rates, Streams
 
 F64 = torch.float64
 PARTICLES = CentredParticles(3, 2)
-GRID = karras(60, 0.05, 10.0)
+GRID = karras(20, 0.05, 10.0)
 
 
 def basis(space: CentredParticles) -> Tensor:
@@ -122,7 +122,7 @@ def test_particles_without_centre_are_the_euclidean_space_of_their_relative_coor
     assert flat.log_w.std() > 0.1 or flat.aux["log_q"].std() > 0.1
 
 
-@pytest.mark.parametrize("kernel_steps", [0, 2])
+@pytest.mark.parametrize("kernel_steps", [0, 1])
 def test_annealed_particles_have_the_temperature_and_log_z_of_theory(kernel_steps: int):
     """Harmonic particles: ``q^beta`` has variance ``c^2 / beta`` and ``log Z = -d/2 log beta + d/2 (1 - beta) log 2 pi c^2`` with d = 4, not 6."""
     c2, beta, d = 0.5, 0.7, PARTICLES.dim
@@ -138,12 +138,12 @@ def test_annealed_particles_have_the_temperature_and_log_z_of_theory(kernel_step
 def test_the_ito_density_of_particles_is_the_exact_one():
     sampler = average(EXPERTS)
     error = []
-    for steps in (50, 800):
-        out = sample(sampler, karras(steps, 0.2, 10.0), particles=256, rng=Streams(0), dtype=F64).population
+    for steps in (50, 450):
+        out = sample(sampler, karras(steps, 0.2, 10.0), particles=128, rng=Streams(0), dtype=F64).population
         exact = torch.stack([e.log_prob(out.x[0], 0.2) for e in EXPERTS if e.log_prob is not None], -1)
         error.append(float((out.aux["log_q"][0] - exact).square().mean().sqrt()))
-    assert error[1] < 0.3
-    assert 2.5 < error[0] / error[1] < 6  # falls as the root of the number of steps: 4
+    assert error[1] < 0.4
+    assert 2 < error[0] / error[1] < 4.5  # falls as the root of the number of steps: 3
 
 
 def test_a_network_that_is_not_centred_changes_nothing():

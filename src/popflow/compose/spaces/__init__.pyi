@@ -1,6 +1,3 @@
-from .products import ProductSpace as ProductSpace
-from .products import Proportional as Proportional
+from .products import ProductSpace as ProductSpace, Proportional as Proportional
 from .rotations import Rotations as Rotations
-from .space import CentredParticles as CentredParticles
-from .space import Euclidean as Euclidean
-from .space import Space as Space
+from .space import CentredParticles as CentredParticles, Euclidean as Euclidean, Space as Space

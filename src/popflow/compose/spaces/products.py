@@ -81,7 +81,7 @@ class ProductSpace:
 
     @property
     def dim(self) -> int:
-        """The sum of those of the factors."""
+        """The sum over the factors."""
         return sum(one.dim for one in self.factors)
 
     def split(self, x: Tensor) -> list[Tensor]:
@@ -117,13 +117,13 @@ class ProductSpace:
         return torch.cat(flat, -1)
 
     def check(self, x: Tensor) -> Tensor:
-        """Return points whose parts are those of the factors, or say why they are not."""
+        """Return points whose parts are points of the factors, or raise an error."""
         if tuple(x.shape[-1:]) != self.event:
             raise ValueError(f"x has shape {tuple(x.shape)}, wanted [..., {self.event[0]}]: make points with join(parts).")
         return self.join([one.check(part) for one, part in zip(self.factors, self.split(x), strict=True)])
 
     def check_levels(self, levels: Tensor) -> None:
-        """Refuse clocks that do not run down with the common level, and what a factor refuses.
+        """Raise an error for clocks that do not fall with the common level, and for steps that a factor refuses.
 
         Raises:
             ValueError: naming the factor.
@@ -146,7 +146,7 @@ class ProductSpace:
         return self.join([one.move(part, shift) for one, part, shift in parts])
 
     def gradient(self, x: Tensor, slope: Tensor) -> Tensor:
-        """Turn the parts."""
+        """Convert the parts."""
         parts = zip(self.factors, self.split(x), self.split(slope), strict=True)
         return self.join_tangent([one.gradient(part, change) for one, part, change in parts])
 

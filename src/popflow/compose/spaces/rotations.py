@@ -62,7 +62,7 @@ class Rotations:
         """Return rotations as they are.
 
         Raises:
-            ValueError: for another shape, or matrices that are not orthonormal to 1e-3, or mirror.
+            ValueError: for the wrong shape, matrices that are not orthonormal to 1e-3, and reflections.
         """
         if tuple(x.shape[x.ndim - len(self.event) :]) != self.event:
             raise ValueError(f"x has shape {tuple(x.shape)}, wanted [..., {', '.join(map(str, self.event))}]: rotation matrices.")
@@ -79,7 +79,7 @@ class Rotations:
         return x
 
     def check_levels(self, levels: Tensor) -> None:
-        """Refuse steps with ``S = sqrt(sigma^2 - sigma'^2)`` above 0.5: a Gaussian in the tangent space is not Brownian motion there.
+        """Raise an error for steps with ``S = sqrt(sigma^2 - sigma'^2)`` above 0.5: a Gaussian in the tangent space is not Brownian motion there.
 
         Raises:
             ValueError: naming the step.
@@ -112,7 +112,7 @@ class Rotations:
         return igso3_draws(torch.eye(3, dtype=like.dtype, device=like.device).expand(like.shape), sigma, rng)
 
     def log_start(self, x: Tensor, sigma: float, total: float) -> Tensor:
-        """Zero, or ``log f(omega; sigma^2)``; there is no start of its own for each sum of exponents."""
+        """Zero, or ``log f(omega; sigma^2)``; the same for every sum of exponents."""
         return self.log_reference(x, sigma)
 
     def log_reference(self, x: Tensor, sigma: float) -> Tensor:

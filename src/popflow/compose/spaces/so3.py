@@ -40,7 +40,7 @@ def exp(v: Tensor) -> Tensor:
 
 
 def from_quaternion(q: Tensor) -> Tensor:
-    """Rotations of quaternions ``(w, x, y, z)`` of any length above zero; those of normal values are uniform."""
+    """Rotations of quaternions ``(w, x, y, z)`` of any length above zero; normal values give uniform rotations."""
     q = q / q.norm(dim=-1, keepdim=True)
     w, v = q[..., 0], q[..., 1:]
     eye = torch.eye(3, dtype=q.dtype, device=q.device)

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -85,10 +85,18 @@ class Space(Protocol):
 class FlatSpace:
     """What flat spaces share: points and tangent vectors have one shape, there is one clock, and samples start from a Gaussian."""
 
+    if TYPE_CHECKING:
+
+        @property
+        def event(self) -> tuple[int, ...]: ...  # noqa: D102
+
+        @property
+        def dim(self) -> int: ...  # noqa: D102
+
     flat = True
 
     @property
-    def tangent(self: Space) -> tuple[int, ...]:
+    def tangent(self) -> tuple[int, ...]:
         """The shape of a point."""
         return self.event
 
@@ -103,15 +111,15 @@ class FlatSpace:
         """Return the vector."""
         return vector
 
-    def start(self: Space, like: Tensor, sigma: float, total: float, rng: Streams) -> Tensor:
+    def start(self, like: Tensor, sigma: float, total: float, rng: Streams) -> Tensor:
         """Draw from ``N(0, sigma^2 / total)``."""
         return self.project(rng.normal("start", like)) * (sigma / math.sqrt(total))
 
-    def log_start(self: Space, x: Tensor, sigma: float, total: float) -> Tensor:
+    def log_start(self, x: Tensor, sigma: float, total: float) -> Tensor:
         """``log N(x; 0, sigma^2 / total)``."""
         return self.log_reference(x, sigma / math.sqrt(total))
 
-    def log_reference(self: Space, x: Tensor, sigma: float) -> Tensor:
+    def log_reference(self, x: Tensor, sigma: float) -> Tensor:
         """``log N(x; 0, sigma^2)``, in as many dimensions as there are degrees of freedom."""
         event = len(self.event)
         square = x.flatten(x.ndim - event).square().sum(-1) if event else x.square()
@@ -129,7 +137,7 @@ class Euclidean(FlatSpace):
     6
     """
 
-    event: tuple[int, ...]
+    event: tuple[int, ...]  # pyright: ignore[reportIncompatibleMethodOverride]
     label: str = "data"
 
     @property
