@@ -10,7 +10,7 @@ from PIL import Image
 
 pytest.importorskip("diffusers")
 
-from popflow.compose.diffusers.job import DiffusersConfig, planned, run
+from popflow.compose.diffusers.job import planned, run
 
 from popflow.cli.app import main
 from popflow.compose.diffusers import ComposedPipeline, tiny
@@ -56,7 +56,7 @@ def test_one_command_makes_images_weights_and_a_report(folder, tmp_path, capsys)
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(folder, tmp_path, monkeypatch):
-    config = DiffusersConfig((folder,), ("a cat", "a dog"), "product", guidance=2.0, steps=6, checkpoint_every=2)
+    config = SampleConfig(diffusers=(folder,), prompts=("a cat", "a dog"), guidance=2.0, steps=6, checkpoint_every=2)
     with Run.open(tmp_path / "whole", config, job="sample") as opened:
         opened.finish(run(config, opened))
 
@@ -103,25 +103,24 @@ def test_editing_from_files_and_class_numbers(folder, tmp_path):
     latents = ComposedPipeline.from_pretrained(folder).experts()[0].latents
     assert torch.allclose(kept, latents.encode(Image.open(picture)), atol=1e-5)
     classes = ComposedPipeline((tiny.unconditional(classes=4),))
-    config = DiffusersConfig(("x",), ("1", "3"), negative_prompt="0", guidance=2.0)
-    assert [expert.name for expert in planned(config, classes).experts] == ["1", "3"]
+    config = SampleConfig(diffusers=("x",), prompts=("1", "3"), negative_prompt="0", guidance=2.0)
+    assert [expert.name for expert in planned(config, classes, 1).experts] == ["1", "3"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "says"),
     [
-        (["--diffusers", "FOLDER", "--prompt", "a cat", "--sigma-min", "0.1"], 2, "unknown key of DiffusersConfig 'sigma_min'"),
-        (["--diffusers", "FOLDER", "--prompt", "a cat", "--op", "nand"], 2, "did you mean 'and'"),
-        (["--diffusers", "FOLDER", "--prompt", "a cat", "--image", "absent.png"], 2, "image='absent.png': no such file"),
-        (["--diffusers", "FOLDER", "--prompt", "a cat", "--strength", "0.5"], 2, "strength=0.5 without an image, wanted one to edit"),
-        (["--diffusers", "FOLDER", "--prompt", "a cat", "--strength", "0"], 2, "strength=0.0, wanted a share of the steps in (0, 1]"),
-        (["--diffusers", "/absent/folder", "--prompt", "a cat"], 1, "no such folder"),
-        (["--diffusers", "FOLDER", "--prompt", "a cat", "--op", "and"], 1, "wanted at least two"),
-        (["--expert", "zoo:digits-all", "--prompt", "a cat"], 2, "unknown key of SampleConfig 'prompts'"),
+        (["--diffusers", "FOLDER", "--sigma-min", "0.1"], "sigma_min=0.1 means nothing to diffusers: it belongs to experts"),
+        (["--diffusers", "FOLDER", "--op", "nand"], "did you mean 'and'"),
+        (["--diffusers", "FOLDER", "--image", "absent.png"], "image='absent.png': no such file"),
+        (["--diffusers", "/absent/folder"], "no such folder"),
+        (["--diffusers", "FOLDER", "--height", "33"], "wanted multiples of 2"),
+        (["--expert", "zoo:digits-all"], "prompts=('a cat',) means nothing to experts: it belongs to diffusers"),
     ],
 )
-def test_bad_usage(folder, tmp_path, monkeypatch, capsys, arguments, code, says):
+def test_bad_usage(folder, tmp_path, monkeypatch, capsys, arguments, says):
     monkeypatch.chdir(tmp_path)
     line = [folder if one == "FOLDER" else one for one in arguments]
-    assert main(["sample", *line, "--out", "here"]) == code
+    assert main(["sample", *line, "--prompt", "a cat", "--out", "here"]) == 2
     assert says in capsys.readouterr().err
+    assert not (tmp_path / "here").exists()

@@ -42,20 +42,20 @@ def test_loading_twice_gives_the_same_expert_whatever_the_chunk():
 def test_tables_hold_the_published_energies():
     """Mean energies of LJ-13 in the convention of ordered pairs: published reference samples and independent runs."""
     for temperature, mean in ((0.8, -52.4), (1.5, -14.7), (2.0, 12.35)):
-        table = models.tables("lj13", temperature, zoo.DATA)
+        table = models.tables("lj13", temperature)
         assert table is not None
         assert float(table["energy"].mean()) == pytest.approx(mean, abs=0.5)
         assert all(bool((values.diff() >= 0).all()) and len(values) == models.QUANTILES for values in table.values())
-    assert models.tables("lj13", 1.1, zoo.DATA) is None
+    assert models.tables("lj13", 1.1) is None
     with pytest.raises(ValueError, match="did you mean 'lj13'"):
-        models.tables("lj14", 1.0, zoo.DATA)
+        models.tables("lj14", 1.0)
 
 
 @pytest.mark.slow
 def test_dw4_sampled_at_its_own_temperature_has_its_energies():
     model = models.find("dw4")
     out = sample(feynman_kac(zoo.load("dw4"), correct=False), geometric(300, *model.sampled), particles=1000, rng=Streams(0))
-    table = models.tables("dw4", model.temperature, zoo.DATA)
+    table = models.tables("dw4", model.temperature)
     assert table is not None
     found = compare(model.system, out.x[0], None, table["energy"], table["distance"])
     assert found.distance_w2 < 0.1

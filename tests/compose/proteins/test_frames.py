@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from popflow.compose import either, feynman_kac, linear, sample
-from popflow.compose.proteins.frames import (
+from popflow.compose.proteins import (
     atoms,
     backbones,
     dihedral,

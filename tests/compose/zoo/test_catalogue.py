@@ -5,7 +5,7 @@ import torch
 
 from popflow.compose import kernel_mixture, zoo
 from popflow.compose.particles import models
-from popflow.compose.zoo import digits, train
+from popflow.compose.zoo import digits, networks, train
 from popflow.core import Streams
 from popflow.core.checkpoint import load_tensors
 
@@ -23,14 +23,16 @@ def error(expert, data: digits.Digits, sigma: float) -> float:
 
 
 def test_everything_shipped_loads_and_is_below_two_megabytes():
-    files = list(zoo.DATA.iterdir())
+    files = [*zoo.DATA.iterdir(), *models.DATA.iterdir()]
     tables = [f"{name}-reference" for name in models.MODELS]
-    assert {file.name for file in files} == {f"{name}.safetensors" for name in (*zoo.names(), "digits-classifier", *tables)}
+    assert {file.name for file in files} == {f"{name}.safetensors" for name in (*zoo.ENTRIES, "digits-classifier", *tables)}
     assert sum(file.stat().st_size for file in files) < 2_000_000
-    for name in zoo.names():
+    for name, entry in zoo.ENTRIES.items():
         expert = zoo.load(name)
         assert expert.event == (models.MODELS[name].system.event if name in models.MODELS else (1, 8, 8))
         assert expert.name == name
+        assert (entry.recipe.judge is not None) == (name in models.MODELS)
+        assert (expert.cond is not None) == (entry.labels == 11)
 
 
 def test_an_unknown_name_is_answered_with_the_closest():
@@ -87,11 +89,11 @@ def test_the_conditional_expert_follows_its_label():
 
 def test_preconditioning_is_exact_for_a_gaussian():
     """A network that returns zero is the model of N(0, sigma_data^2) data, blurred: its score is that of the total variance."""
-    schedule, sigma = zoo.Blurred(), 0.7
+    schedule, sigma = networks.Blurred(), 0.7
     y = torch.linspace(-2, 2, 9, dtype=torch.float64)
     alpha = schedule.alpha(sigma)
-    eps = zoo.blurred_output(torch.zeros_like(y), alpha * y, alpha, alpha * sigma)
-    assert torch.allclose(-eps / sigma, -y / (sigma**2 + digits.BANDWIDTH**2 + zoo.SIGMA_DATA**2))
+    eps = networks.blurred_output(torch.zeros_like(y), alpha * y, alpha, alpha * sigma)
+    assert torch.allclose(-eps / sigma, -y / (sigma**2 + digits.BANDWIDTH**2 + networks.SIGMA_DATA**2))
     levels = torch.tensor([0.1, 1.0, 9.0], dtype=torch.float64)
     assert torch.allclose(schedule.sigma(schedule.time(levels)), levels)
 
@@ -106,10 +108,10 @@ def test_blur_is_the_kernel_of_the_exact_experts():
 
 
 def test_the_script_trains_goes_on_where_it_stopped_and_refuses_unknown_names(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_zoo, "DATA", tmp_path)
-    monkeypatch.setattr(train_zoo, "BATCH", 16)
+    monkeypatch.setattr(train, "DATA", tmp_path)
+    monkeypatch.setattr(train, "BATCH", 16)
     for steps in (101, 102):
-        monkeypatch.setattr(train_zoo, "STEPS", steps)
+        monkeypatch.setattr(train, "STEPS", steps)
         train.main(["digits-class", "--work", str(tmp_path / "work")])
         tensors, about = load_tensors(tmp_path / "digits-class.safetensors")
         assert about["steps"] == steps

@@ -2,13 +2,13 @@
 
 import math
 
-import pytest
 import torch
 
 from popflow.compose import kernel_mixture
+from popflow.compose.config import DemoConfig
 from popflow.compose.zoo import digits
-from popflow.compose.zoo.demo import BEST, EXACT, NAIVE, TRAINED, DemoConfig, demo, superdiff
-from popflow.compose.zoo.even_prime import exact_experts, gap, judge, log_normalizer, truth
+from popflow.compose.zoo.demo import demo, superdiff
+from popflow.compose.zoo.even_prime import BEST, EXACT, NAIVE, TRAINED, exact_experts, gap, judge, log_normalizer, truth
 from popflow.core import Streams
 from popflow.runs import Run, Table
 
@@ -40,7 +40,7 @@ def test_the_product_is_met_and_shown(tmp_path):
 
 
 def test_superposition_keeps_densities_equal_and_mixes_classes(tmp_path):
-    config = DemoConfig(quick=True)
+    config = DemoConfig(quick=True, particles=128, steps=40)
     with Run.open(tmp_path / "run", config, job="demo superdiff") as run:
         report = superdiff(config, run)
         run.finish(report)
@@ -76,10 +76,3 @@ def test_gap_is_that_of_the_exact_experts():
     x = digits.training().images[:6].reshape(2, 3, 1, 8, 8)
     by_hand = (even.log_prob(x[1].double(), 0.2) - prime.log_prob(x[1].double(), 0.2)).abs().median()
     assert torch.allclose(gap(x, 0.2)[1], by_hand)
-
-
-def test_settings_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="runs=1"):
-        DemoConfig(runs=1)
-    with pytest.raises(ValueError, match="sigma_min"):
-        DemoConfig(sigma_min=20.0)

@@ -1,38 +1,38 @@
-"""Networks of the kind of FrameDiff as experts: scores of rotations and translations of a whole backbone, on its own schedules, with a residue mask.
+"""Make an expert of a network of the kind of FrameDiff: scores of rotations and translations of a whole protein backbone, on its own schedules.
+
+    python examples/framediff_adapter.py [--weights paper_weights.pth] [--residues 8] [--steps 40]
 
 Conventions of the published model: lengths are scaled by 0.1; translations are noised by the variance-preserving process (beta 0.1 to 20), rotations by
 Brownian motion of standard deviation ``sigma_r(t) = log(t e^{1.5} + (1 - t) e^{0.1})``, t from 0.01 to 1; translations have no centre of mass; rotations
 start at Brownian motion from the identity. On the common level ``sigma = s/alpha`` in angstroms both are clocks of a `ProductSpace`.
 
-Only the adapter is here: neither the network (invariant point attention) nor its weights are shipped, and designability was not measured. A network with
-self-conditioning must take its first prediction inside the call: then its score is a function of the point, which tracked densities and weights need
-(a prediction carried along from the step before is not).
+This is the adapter alone: neither the network (invariant point attention) nor its weights are included, and designability was not measured. Without
+a network of yours, the script samples the exact scores of one backbone. A network with self-conditioning must take its first prediction inside the
+call, so that its score is a function of the point, as weights and tracked densities need.
 
 Source: Yim et al., *SE(3) diffusion model with application to protein backbone generation*, ICML 2023, arXiv:2302.02277.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from popflow.compose.curved_experts import from_scores
-from popflow.compose.schedule import VP, levels_of
-from popflow.compose.spaces.products import ProductSpace, Proportional
-from popflow.compose.spaces.rotations import Rotations
-from popflow.compose.spaces.space import CentredParticles
-from popflow.compose.target import Expert
-from popflow.core.errors import CheckpointError
+from popflow.compose import VP, CentredParticles, Expert, ProductSpace, Proportional, Rotations, feynman_kac, from_scores, levels_of, sample
+from popflow.compose.spaces.igso3 import igso3_kernels, igso3_score
+from popflow.compose.spaces.so3 import from_quaternion
+from popflow.core import CheckpointError, Streams
 
 SCALE = 0.1
-"""Units of length of the networks in angstroms."""
+"""Network units of length per angstrom."""
 _SCHEDULE = VP(0.1, 20.0)
 _CONFIGURATION = (
     ("omegaconf.dictconfig", "DictConfig"),
@@ -48,7 +48,6 @@ _CONFIGURATION = (
 )  # what the configuration beside the published weights is made of; all of it data
 
 
-@runtime_checkable
 class FrameNetwork(Protocol):
     """``network(rotations [rows, L, 3, 3], x [rows, L, 3], t [rows], mask [rows, L]) -> (rotation scores, translation scores)``, each ``[rows, L, 3]``.
 
@@ -67,12 +66,7 @@ def time_of(sigma: float) -> float:
 
 @dataclass(frozen=True)
 class RotationClock:
-    """Noise level of the rotations, ``log(t e^high + (1 - t) e^low)``, at the time of a common level.
-
-    >>> clock, levels = RotationClock(), framediff_levels(10)
-    >>> round(clock(float(levels[0])), 3), round(clock(float(levels[-1])), 3)
-    (1.5, 0.13)
-    """
+    """Noise level of the rotations, ``log(t e^high + (1 - t) e^low)``, at the time of a common level."""
 
     low: float = 0.1
     high: float = 1.5
@@ -114,14 +108,6 @@ def framediff_expert(
 
     Raises:
         ValueError: for a mask of another shape, or scores that are not ``[rows, L, 3]``.
-
-    Example:
-        >>> from popflow.compose import average, sample
-        >>> from popflow.core import Streams
-        >>> still = framediff_expert(lambda r, x, t, mask: (torch.zeros_like(x), -x), 5)
-        >>> out = sample(average([still, framediff_expert(lambda r, x, t, mask: (0 * x, -x), 5)]), framediff_levels(30), particles=2, rng=Streams(0))
-        >>> [tuple(part.shape) for part in still.home.split(out.x)]
-        [(1, 2, 5, 3, 3), (1, 2, 5, 3)]
     """
     present = torch.ones(residues) if mask is None else mask
     if tuple(present.shape) != (residues,):
@@ -177,3 +163,42 @@ def _allowed() -> list[Any]:
         except ImportError:  # omegaconf is not installed: its classes stay refused
             continue
     return found
+
+
+def one_backbone(residues: int, rng: Streams) -> tuple[FrameNetwork, Tensor, Tensor]:
+    """Return the exact scores of data that are one random backbone, in the conventions of the network; its rotations; its places in angstroms."""
+    f64 = torch.empty(1, residues, 4, dtype=torch.float64)
+    turns, places = from_quaternion(rng.normal("turns", f64)), 5 * rng.normal("places", f64[..., :3])
+    places = places - places.mean(1, keepdim=True)
+
+    def network(rotations: Tensor, x: Tensor, t: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        time = float(t[0])
+        sigma = math.log(time * math.exp(1.5) + (1 - time) * math.exp(0.1))
+        alpha2 = math.exp(-(time**2) * 19.9 / 2 - time * 0.1)
+        _, slope = igso3_kernels(rotations, turns, sigma**2)
+        return igso3_score(rotations, turns, slope), -(x - math.sqrt(alpha2) * SCALE * places.to(x)) / (1 - alpha2)
+
+    return network, turns, places
+
+
+def main() -> None:
+    """Sample one backbone through the adapter."""
+    parser = argparse.ArgumentParser(description="Sample a FrameDiff-like network as an expert.")
+    parser.add_argument("--weights", help="a published checkpoint, to list its tensors")
+    parser.add_argument("--residues", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args()
+    if options.weights:
+        print(f"{len(published_weights(options.weights))} tensors in {options.weights}")
+    network, _, places = one_backbone(options.residues, Streams(1))
+    expert = framediff_expert(network, options.residues)
+    grid = torch.cat([framediff_levels(options.steps), torch.zeros(1, dtype=torch.float64)])
+    out = sample(feynman_kac(expert), grid, particles=8, rng=Streams(0), dtype=torch.float64)
+    _, sampled = expert.home.split(out.x[0])
+    print(
+        f"{options.residues} residues, {options.steps} steps: {float((sampled - places).abs().max()):.3f} angstroms from the data at most"
+    )
+
+
+if __name__ == "__main__":
+    main()

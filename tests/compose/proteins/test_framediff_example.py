@@ -2,72 +2,58 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from popflow.compose import feynman_kac, sample
-from popflow.compose.proteins.framediff import (
-    SCALE,
-    RotationClock,
-    framediff_expert,
-    framediff_levels,
-    framediff_space,
-    published_weights,
-    time_of,
-)
 from popflow.compose.spaces.igso3 import igso3_kernels, igso3_score
-from popflow.compose.spaces.so3 import from_quaternion
 from popflow.core import CheckpointError, Streams
+
+_spec = importlib.util.spec_from_file_location("framediff_adapter", Path(__file__).parents[3] / "examples" / "framediff_adapter.py")
+assert _spec is not None
+assert _spec.loader is not None
+adapter = importlib.util.module_from_spec(_spec)
+sys.modules["framediff_adapter"] = adapter
+_spec.loader.exec_module(adapter)
 
 F64 = torch.float64
 L = 4
-RNG = torch.Generator().manual_seed(0)
-TURNS = from_quaternion(torch.randn(1, L, 4, generator=RNG, dtype=F64))
-PLACES = torch.randn(1, L, 3, generator=RNG, dtype=F64)
-PLACES = 5 * (PLACES - PLACES.mean(1, keepdim=True))  # angstroms
-
-
-def perfect(rotations: Tensor, x: Tensor, t: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The exact scores of data that are one backbone, in the conventions of the network."""
-    time = float(t[0])
-    sigma = math.log(time * math.exp(1.5) + (1 - time) * math.exp(0.1))
-    alpha2 = math.exp(-(time**2) * 19.9 / 2 - time * 0.1)
-    _, slope = igso3_kernels(rotations, TURNS, sigma**2)
-    return igso3_score(rotations, TURNS, slope), -(x - math.sqrt(alpha2) * SCALE * PLACES.to(x)) / (1 - alpha2)
+perfect, TURNS, PLACES = adapter.one_backbone(L, Streams(5))
 
 
 def test_scores_come_out_in_angstroms_at_both_clocks():
-    expert = framediff_expert(perfect, L)
+    expert = adapter.framediff_expert(perfect, L)
     sigma = 12.0
     x = expert.home.start(torch.empty(6, *expert.event, dtype=F64), sigma, 1.0, Streams(0))
     turn, push = expert.home.split_tangent(expert.score(x, sigma))
     rotations, places = expert.home.split(x)
     assert torch.allclose(push, (PLACES - places) / sigma**2, atol=1e-9)
-    _, slope = igso3_kernels(rotations, TURNS, RotationClock()(sigma) ** 2)
+    _, slope = igso3_kernels(rotations, TURNS, adapter.RotationClock()(sigma) ** 2)
     assert torch.allclose(turn, igso3_score(rotations, TURNS, slope), atol=1e-9)
 
 
 def test_levels_and_clock_are_the_published_schedules():
-    levels = framediff_levels(100)
-    assert time_of(float(levels[0])) == pytest.approx(1.0)
-    assert time_of(float(levels[-1])) == pytest.approx(0.01)
-    clock = RotationClock()
+    levels = adapter.framediff_levels(100)
+    assert adapter.time_of(float(levels[0])) == pytest.approx(1.0)
+    assert adapter.time_of(float(levels[-1])) == pytest.approx(0.01)
+    clock = adapter.RotationClock()
     t, h = 0.3, 1e-5
-    sigma, at = framediff_levels(1, t), [float(framediff_levels(1, s)[-1]) for s in (t - h, t + h)]
+    sigma, at = adapter.framediff_levels(1, t), [float(adapter.framediff_levels(1, s)[-1]) for s in (t - h, t + h)]
     level = clock(float(sigma[-1]))
     g2 = 2 * (math.exp(1.5) - math.exp(0.1)) * level * math.exp(-level)  # the diffusion coefficient of the paper: d sigma^2 / dt
     assert (clock(at[1]) ** 2 - clock(at[0]) ** 2) / (2 * h) == pytest.approx(g2, rel=1e-6)
 
 
 def test_sampling_a_perfect_network_ends_at_its_data():
-    expert = framediff_expert(perfect, L)
-    grid = torch.cat([framediff_levels(60), torch.zeros(1, dtype=F64)])
-    out = sample(feynman_kac(expert), grid, particles=8, rng=Streams(0), dtype=F64)
+    expert = adapter.framediff_expert(perfect, L)
+    grid = torch.cat([adapter.framediff_levels(40), torch.zeros(1, dtype=F64)])
+    out = sample(feynman_kac(expert), grid, particles=4, rng=Streams(0), dtype=F64)
     rotations, places = expert.home.split(out.x[0])
     assert (places - PLACES).abs().max() < 0.05
     assert (rotations - TURNS).abs().max() < 0.1
@@ -76,22 +62,22 @@ def test_sampling_a_perfect_network_ends_at_its_data():
 
 def test_residues_that_are_not_there_have_no_score():
     mask = torch.tensor([1.0, 1.0, 0.0, 1.0])
-    expert = framediff_expert(perfect, L, mask)
+    expert = adapter.framediff_expert(perfect, L, mask)
     x = expert.home.start(torch.empty(2, *expert.event, dtype=F64), 5.0, 1.0, Streams(0))
     turn, _ = expert.home.split_tangent(expert.score(x, 5.0))
     assert turn[:, 2].abs().max() == 0
     assert turn[:, 1].abs().min() > 0
     with pytest.raises(ValueError, match=r"mask has shape \(3,\), wanted \(4,\)"):
-        framediff_expert(perfect, L, mask[:3])
+        adapter.framediff_expert(perfect, L, mask[:3])
 
 
 def test_scores_of_the_wrong_shape_and_other_clocks_are_refused():
-    wrong = framediff_expert(lambda r, x, t, mask: (x[:, :1], x), L)
+    wrong = adapter.framediff_expert(lambda r, x, t, mask: (x[:, :1], x), L)
     with pytest.raises(ValueError, match=r"the network returned shapes \(2, 1, 3\) and \(2, 4, 3\), wanted \(2, 4, 3\) twice"):
         wrong.score(wrong.home.start(torch.empty(2, *wrong.event), 5.0, 1.0, Streams(0)), 5.0)
     with pytest.raises(ValueError, match="live in the spaces"):
-        framediff_expert(perfect, L) * framediff_expert(perfect, L, clock=RotationClock(0.2))
-    assert framediff_space(L) == framediff_space(L)
+        adapter.framediff_expert(perfect, L) * adapter.framediff_expert(perfect, L, clock=adapter.RotationClock(0.2))
+    assert adapter.framediff_space(L) == adapter.framediff_space(L)
 
 
 # checkpoints
@@ -99,7 +85,7 @@ def test_scores_of_the_wrong_shape_and_other_clocks_are_refused():
 
 def test_tensors_are_read_and_prefixes_dropped(tmp_path: Path):
     torch.save({"model": {"module.a": torch.ones(2)}, "conf": {"width": 256}}, tmp_path / "w.pth")
-    assert torch.equal(published_weights(tmp_path / "w.pth")["a"], torch.ones(2))
+    assert torch.equal(adapter.published_weights(tmp_path / "w.pth")["a"], torch.ones(2))
 
 
 class Bomb:
@@ -112,17 +98,17 @@ def test_nothing_in_a_file_is_run(tmp_path: Path):
     bomb.path = str(tmp_path / "ran")  # pyright: ignore[reportAttributeAccessIssue]
     torch.save({"model": {"a": torch.ones(1)}, "conf": bomb}, tmp_path / "bad.pth", pickle_module=pickle)
     with pytest.raises(CheckpointError, match=r"not a checkpoint of plain tensors: .* Nothing in it was run"):
-        published_weights(tmp_path / "bad.pth")
+        adapter.published_weights(tmp_path / "bad.pth")
     assert not (tmp_path / "ran").exists()
 
 
 def test_absent_and_empty_checkpoints_are_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"no file .*: weights of FrameDiff are not part of this library. Fix: download"):
-        published_weights(tmp_path / "none.pth")
+        adapter.published_weights(tmp_path / "none.pth")
     torch.save({"weights": 1}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="holds no tensors under 'model'"):
-        published_weights(tmp_path / "other.pth")
+        adapter.published_weights(tmp_path / "other.pth")
     for content in (b"", b"junk", b"PK\x03\x04 half an archive"):
         (tmp_path / "broken.pth").write_bytes(content)
         with pytest.raises(CheckpointError, match="is not a checkpoint of plain tensors"):
-            published_weights(tmp_path / "broken.pth")
+            adapter.published_weights(tmp_path / "broken.pth")
