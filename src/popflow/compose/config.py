@@ -21,21 +21,12 @@ _OPERATIONS = {
     "deterministic": _SUPERPOSED,
 }
 """Settings that only some operations read."""
-_EXPERTS = (
-    "temperature",
-    "unconditional",
-    "sigma_min",
-    "sigma_max",
-    "grid",
-    "correct",
-    "kernel_width",
-    "clip",
-    "sharpness",
-    "bias",
-    "ridge",
-)
-_PIPELINES = ("prompts", "negative_prompt", "height", "width", "image", "strength", "mask_image", "noise_above", "precision", "chunk")
-_SOURCES = dict.fromkeys((*_EXPERTS, "feedback", "deterministic"), "experts") | dict.fromkeys(_PIPELINES, "diffusers")
+_SOURCES: dict[str, str] = {
+    **dict.fromkeys(("temperature", "unconditional", "sigma_min", "sigma_max", "grid", "correct", "kernel_width", "clip"), "experts"),
+    **dict.fromkeys(("sharpness", "bias", "ridge", "feedback", "deterministic"), "experts"),
+    **dict.fromkeys(("prompts", "negative_prompt", "height", "width", "image", "strength", "mask_image"), "diffusers"),
+    **dict.fromkeys(("noise_above", "precision", "chunk"), "diffusers"),
+}
 """Settings that only one source of models reads."""
 
 

@@ -46,8 +46,9 @@ def run(config: SampleConfig, run: Run) -> Report:
         raise ConfigError(str(error)) from error
     rng, trace = Streams(config.seed, run.device), diagnostics()
     stage = simulation(run, "sample", rng, last=len(setup.levels) - 1, every=config.checkpoint_every, trace=trace)
-    size = {"particles": setup.particles, "runs": setup.runs}
-    out = sample(setup.sampler, setup.levels, **size, rng=rng, around=setup.around, trace=trace, **stage)
+    out = sample(
+        setup.sampler, setup.levels, particles=setup.particles, runs=setup.runs, rng=rng, around=setup.around, trace=trace, **stage
+    )
     picked = out.pick(rng)
     run.save("picked", {"x": picked}, {"what": "one sample of each run, drawn by weight"})
     return setup.report(run, out, picked)

@@ -1,4 +1,4 @@
-"""``popflow sample --diffusers``: images, grid, weights and report of one command; the same command goes on to the same bytes."""
+"""``popflow sample --diffusers``: images, grid, weights and report of one command; an interrupted run ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from PIL import Image
 
 pytest.importorskip("diffusers")
 
-from popflow.compose.diffusers.job import planned, run
-
 from popflow.cli.app import main
+from popflow.compose.config import SampleConfig
 from popflow.compose.diffusers import ComposedPipeline, tiny
+from popflow.compose.diffusers.configured import planned
+from popflow.compose.job import run
 from popflow.core.checkpoint import load_tensors
 from popflow.runs import Run
 
