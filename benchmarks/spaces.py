@@ -41,7 +41,7 @@ from popflow.compose import (
     sample,
 )
 from popflow.compose.feynman_kac import weighted_rates
-from popflow.compose.proteins.frames import (
+from popflow.compose.proteins import (
     atoms,
     backbones,
     extended,

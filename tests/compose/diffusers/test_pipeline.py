@@ -393,7 +393,7 @@ def test_a_distilled_model_alone_is_sampled_and_told_its_guidance(pipes):
         warnings.simplefilter("error", PopflowWarning)
         draw(pipe, "a cat", guidance_scale=2.5)
     assert all(torch.equal(one, torch.tensor([2.5])) for one in told)
-    with pytest.warns(PopflowWarning, match=r"distilled models are composed.*guidance_embeds.*no score"):
+    with pytest.warns(PopflowWarning, match=r"distilled models are composed.*guidance_embeds.*not scores"):
         draw(pipe, ["a cat", "a dog"], op="and")
 
 
@@ -413,7 +413,7 @@ def cut(pipeline, step, timestep, tensors):
     ("prompts", "options", "says"),
     [
         (["a cat", "a dog"], {"op": "nand"}, "unknown op 'nand': did you mean 'and'"),
-        (["a cat"], {"op": "and"}, "op='and' of one prompt, wanted at least two to superpose"),
+        (["a cat"], {"op": "and"}, "wanted at least two to superpose"),
         (["a cat"], {"particles": 0}, "particles=0, wanted a whole number of at least 1"),
         (["a cat"], {"num_images_per_prompt": 0}, "num_images_per_prompt=0, wanted"),
         (["a cat"], {"num_inference_steps": 0}, "num_inference_steps=0, wanted"),
@@ -430,14 +430,14 @@ def cut(pipeline, step, timestep, tensors):
         (["a cat"], {"noise_above": -1.0}, "noise_above=-1.0, wanted a noise level >= 0"),
         (["a cat"], {"guidance_scale": math.nan}, "guidance_scale=nan, wanted a finite number"),
         ([], {}, "prompts is empty"),
-        (["a cat", "a dog"], {"exponents": [1.0]}, "exponents holds 1 numbers for 2 prompts"),
-        (["a cat", "a dog"], {"op": "or", "kernel_steps": 2}, "belong to op='product'"),
+        (["a cat", "a dog"], {"exponents": [1.0] * 3}, "exponents holds 3 numbers for 2 experts"),
+        (["a cat", "a dog"], {"op": "or", "kernel_steps": 2}, "kernel_steps=2 means nothing to op='or': it belongs to 'product'"),
         (["a cat"], {"image": picture(side=30)}, "height=30, width=30, wanted multiples of 2|wanted 32 x 32"),
         (["a cat"], {"image": picture(side=64)}, r"image is 64 x 64 \(height x width\), wanted 32 x 32. Fix: image.resize"),
         (["a cat"], {"image": picture(), "mask_image": Image.new("L", (8, 8))}, "mask_image is 8 x 8"),
         (["a cat"], {"image": picture(), "mask_image": "mask.png"}, "mask_image is a str"),
         (["a cat"], {"image": picture(), "mask_image": [Image.new("L", (32, 32))] * 2}, "mask_image holds 2 masks, wanted one"),
-        (["a cat"], {"mask_image": Image.new("L", (32, 32))}, "mask_image is a Image without an image, wanted one to edit"),
+        (["a cat"], {"mask_image": Image.new("L", (32, 32))}, "mask_image is a Image without an image to edit"),
         (["a cat"], {"image": [picture(), picture(side=64)]}, "list of images of 32 x 32, 64 x 64, wanted at least one, all of one size"),
         (["a cat"], {"image": [], "strength": 0.5}, "list of none, wanted at least one"),
         (["a cat"], {"image": torch.rand(4, 32, 32)}, r"image has 4 channels, wanted 3: .* not of latents"),
@@ -447,11 +447,11 @@ def cut(pipeline, step, timestep, tensors):
         (["a cat"], {"image": "picture.png"}, "image is a str"),
         (["a cat"], {"strength": 0.5}, "without an image"),
         (["a cat"], {"image": picture(), "strength": 0.0}, "strength=0.0 takes none of 4 steps"),
-        (["a cat"], {"image": picture(), "strength": 1.5}, r"wanted a share in \(0, 1\]"),
+        (["a cat"], {"image": picture(), "strength": 1.5}, r"wanted a fraction in \(0, 1\]"),
         (["a cat"], {"height": 33}, "height=33, width=32, wanted multiples of 2: 32 x 32 is nearest|34 x 32"),
         (["a cat"], {"reward": brightness, "reward_on": "pixels"}, "wanted 'images' or 'latents'"),
         (["a cat"], {"reward": lambda images: images, "particles": 2}, "wanted one value per sample"),
-        ([3], {}, "prompt 3 is no text"),
+        ([3], {}, "prompt 3 is not a text"),
     ],
 )
 def test_bad_input_is_named(pipes, prompts, options, says):
@@ -580,9 +580,9 @@ def test_labels_and_unconditional_networks(pipes):
 
 
 def test_folders_that_cannot_be_loaded_say_what_to_do(tmp_path, folders, monkeypatch):
-    with pytest.raises(ValueError, match=r"no such folder, and no name on the hub \(owner/name\)"):
+    with pytest.raises(ValueError, match=r"no such folder, nor a name on the hub \(owner/name\)"):
         from_pretrained(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"holds no model_index.json, wanted a folder that pipe.save_pretrained"):
+    with pytest.raises(ValueError, match=r"holds no model_index.json, wanted a folder written by pipe.save_pretrained"):
         from_pretrained(tmp_path)
     pipe = tiny.stable_diffusion()
     pipe.save_pretrained(tmp_path / "broken")

@@ -108,7 +108,6 @@ def test_uncentred_particles_are_centred_with_a_warning():
         (lambda: lennard_jones(3, depth=0.0), "depth=0.0, wanted a finite number above 0"),
         (lambda: double_well(0), "particles=0"),
         (lambda: lennard_jones(13).energy(torch.zeros(4, 39)), r"wanted \[..., 13, 3\], a configuration of LJ-13"),
-        (lambda: lennard_jones(13).log_density(icosahedron(), -1.0), "temperature=-1.0"),
     ],
 )
 def test_bad_input(call, message):

@@ -1,7 +1,7 @@
 """A pretrained pipeline of diffusers as an expert: read from the object or the folder, given prompts, composed like any other.
 
-The pipeline is not forked and not changed: its network, its text encoders and its autoencoder are called, its scheduler is read. Networks may run
-in half precision; what they predict is turned into epsilon, and weighed, in the precision of the particles.
+The pipeline is neither forked nor modified: its network, text encoders and autoencoder are called, its scheduler is read. Networks may run in half
+precision; their predictions are turned into epsilon, and weighted, in the precision of the particles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from popflow.core.errors import unknown
 
 _BY_NAME = ("turbo", "lightning", "lcm", "hyper-sd", "schnell")
 AS_IT_STANDS = None
-"""No choice of adapters: the network as the pipeline has it."""
+"""No choice of adapters: whatever the pipeline has active."""
 
 
 @dataclass(eq=False)
@@ -34,12 +34,12 @@ class Source:
     Attributes:
         pipe: The pipeline of diffusers.
         network: Its U-Net or transformer.
-        reading: Its scheduler as read.
+        reading: What was read from its scheduler.
         latents: The space it samples in.
         call: How its network is called.
         conditions: Prompts encoded so far, by choice of adapters; None for a network without conditions.
-        distilled: Why its predictions are no scores of a noised density; empty when they are.
-        adapters: Adapters that are switched on now, with their strengths.
+        distilled: Why its predictions are not scores of a noised density; empty when they are.
+        adapters: Adapters that are active now, with their strengths.
     """
 
     pipe: Any
@@ -52,7 +52,7 @@ class Source:
     adapters: tuple[tuple[str, float], ...] | None = AS_IT_STANDS
 
     def select(self, adapters: tuple[tuple[str, float], ...] | None) -> None:
-        """Switch the adapters (LoRA) of the pipeline; nothing is done when they are on already."""
+        """Activate adapters (LoRA) of the pipeline, unless they are active already."""
         if adapters == self.adapters:
             return
         if adapters is AS_IT_STANDS:
@@ -97,7 +97,7 @@ class PipelineExpert(Expert):
     """An expert that knows the pipeline it was read from.
 
     Attributes:
-        source: The pipeline and what was read of it.
+        source: The pipeline and what was read from it.
     """
 
     source: Source | None = None
@@ -116,7 +116,7 @@ class PipelineExpert(Expert):
     def lora(self, *adapters: str | tuple[str, float], name: str | None = None) -> PipelineExpert:
         """Return the pipeline with some of its loaded adapters, by name or ``(name, strength)``; none for the bare network.
 
-        Several such experts of one network compose; each is a call of its own, and prompts are encoded anew for each.
+        Several such experts of one network compose; each costs a network call of its own and encodes its prompts again.
 
         Raises:
             ValueError: for an adapter that has not been loaded (``pipe.load_lora_weights(..., adapter_name=...)``).
@@ -128,20 +128,20 @@ class PipelineExpert(Expert):
         there = {one for names in source.pipe.get_list_adapters().values() for one in names}
         for one, _ in chosen:
             if one not in there:
-                raise ValueError(unknown("adapter", one, there) + f" Fix: pipe.load_lora_weights(FOLDER, adapter_name={one!r}) before.")
+                raise ValueError(unknown("adapter", one, there) + f" Fix: pipe.load_lora_weights(FOLDER, adapter_name={one!r}) first.")
         label = name or " + ".join(f"{one} {strength:g}" for one, strength in chosen) or "no adapter"
         bare = replace(self, model=Denoiser(source, chosen), name=label)
         return bare if source.conditions is None else bare.prompt(_nothing(source.network), label)
 
     def sigmas(self, steps: int) -> Tensor:
-        """Noise levels of the pipeline's own scheduler for that many steps, ending in 0."""
+        """Return the noise levels of the pipeline's own scheduler for a number of steps, ending in 0."""
         latents = self._source().latents
         length = latents.event[1] * latents.event[2] // family_of(self._source().network).patch ** 2
         return self._source().reading.levels(steps, length)
 
     @property
     def adapters(self) -> tuple[tuple[str, float], ...] | None:
-        """Adapters that were chosen by `lora`, with their strengths; None for the network as it stands."""
+        """Adapters chosen by `lora`, with their strengths; None for whatever the pipeline has active."""
         return self._denoiser().adapters
 
     @property
@@ -172,10 +172,10 @@ def from_pipe(
     Args:
         pipe: Any pipeline whose network is a ``UNet2DModel``, ``UNet2DConditionModel`` (Stable Diffusion 1, 2, XL), ``SD3Transformer2DModel``
             or ``FluxTransformer2DModel``.
-        height: Of the images, in pixels; the network's own size when None.
-        width: Of the images.
-        chunk: Rows in one call of the network.
-        name: What errors and reports call it.
+        height: Image height in pixels; None takes the network's own size.
+        width: Image width in pixels.
+        chunk: Maximum rows in one network call.
+        name: Name in errors and reports.
 
     Raises:
         ValueError: for a network or scheduler that cannot be read, a missing component, or an autoencoder that does not fit.
@@ -231,14 +231,14 @@ def from_pretrained(
     """Load a pipeline from a folder, or by its name on the hub, and read it as an expert.
 
     Args:
-        folder: A folder that ``pipe.save_pretrained`` has written, or the name of a repository on the hub. Only safetensors are read.
-        dtype: Of the networks, ``torch.float16`` or ``torch.bfloat16`` on a GPU.
-        device: Where they compute.
+        folder: A folder written by ``pipe.save_pretrained``, or the name of a repository on the hub. Only safetensors are read.
+        dtype: Precision of the networks; ``torch.float16`` or ``torch.bfloat16`` on a GPU.
+        device: Device of the networks.
         **size: ``height``, ``width``, ``chunk``, ``name`` of `from_pipe`.
 
     Raises:
         MissingExtraError: without diffusers.
-        ValueError: for a folder that is no pipeline, and when the hub cannot be reached.
+        ValueError: for a folder that is not a pipeline, and when the hub cannot be reached.
     """
     return from_pipe(load_pipe(folder, dtype=dtype, device=device), **size)
 
@@ -249,7 +249,7 @@ def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: t
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype={dtype!r}, wanted a torch.dtype such as torch.float16, or None for that of the folder.")
     if not isinstance(folder, str | Path):
-        raise TypeError(f"folder={folder!r}, wanted a path, or the name of a repository on the hub; several are given one after the other.")
+        raise TypeError(f"folder={folder!r}, wanted a path, or the name of a repository on the hub; pass several as separate arguments.")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -258,13 +258,11 @@ def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: t
         ) from error
     there = Path(folder).is_dir()
     if there and not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(
-            f"folder={str(folder)!r} holds no model_index.json, wanted a folder that pipe.save_pretrained(folder) has written."
-        )
+        raise ValueError(f"folder={str(folder)!r} holds no model_index.json, wanted a folder written by pipe.save_pretrained(folder).")
     if not there and (Path(folder).is_absolute() or str(folder).count("/") != 1 or str(folder).startswith(".")):
         raise ValueError(
-            f"folder={str(folder)!r}: no such folder, and no name on the hub (owner/name). Fix: give the path of a folder that "
-            "pipe.save_pretrained(folder) has written."
+            f"folder={str(folder)!r}: no such folder, nor a name on the hub (owner/name). Fix: give the path of a folder written by "
+            "pipe.save_pretrained(folder)."
         )
     try:
         options = {} if dtype is None else {"dtype": dtype}
@@ -274,29 +272,29 @@ def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: t
         said = "; first cause: ".join(dict.fromkeys(f"{type(one).__name__}: {str(one).strip()}" for one in (error, chain[-1])))
         if any(isinstance(one, ImportError) for one in chain):
             raise ValueError(
-                f"{folder} cannot be loaded, a library that it needs cannot be imported: {said} Fix: install that library anew, "
-                "pip install --force-reinstall NAME, or remove it where nothing needs it; the folder may be sound."
+                f"{folder} cannot be loaded, a library that it needs cannot be imported: {said} Fix: reinstall that library, "
+                "pip install --force-reinstall NAME, or remove it if nothing needs it; the folder itself may be fine."
             ) from error
         if there:
             raise ValueError(
-                f"{folder} cannot be loaded, a component is missing or damaged: {said} Fix: save it anew with pipe.save_pretrained(folder); weights "
+                f"{folder} cannot be loaded, a component is missing or damaged: {said} Fix: save it again with pipe.save_pretrained(folder); weights "
                 "must be safetensors."
             ) from error
         raise ValueError(
-            f"{folder} is no folder here, and the hub cannot be reached or does not have it ({type(chain[-1]).__name__}: {chain[-1]}). Fix: where there is a "
-            f"network, `hf download {folder} --local-dir FOLDER`, copy FOLDER here and give its path."
+            f"{folder} is not a folder here, and the hub cannot be reached or does not have it ({type(chain[-1]).__name__}: {chain[-1]}). Fix: on a machine "
+            f"with network access, `hf download {folder} --local-dir FOLDER`, copy FOLDER here and give its path."
         ) from error
     return pipe.to(device)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An exception, and those that it came from, the first one last."""
+    """An exception and its chain of causes, the first cause last."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return [error] if before is None else [error, *_chain(before)]
 
 
 def _nothing(network: Any) -> Any:
-    """The prompt that says nothing: the empty text, or the last class number, which models with label dropout use for "any"."""
+    """The unconditional prompt: the empty text, or the last class number, which models with label dropout use for "any"."""
     return network.config.num_class_embeds - 1 if type(network).__name__ == "UNet2DModel" else ""
 
 
@@ -316,5 +314,5 @@ def _parameter(network: Any) -> Tensor:
 
 
 def distilled(experts: Sequence[Expert]) -> dict[str, str]:
-    """Names of the experts whose predictions are no scores, and why."""
+    """Names of the experts whose predictions are not scores, and why."""
     return {e.name: e.source.distilled for e in experts if isinstance(e, PipelineExpert) and e.source is not None and e.source.distilled}

@@ -1,8 +1,8 @@
 """The space a pipeline samples in: pixels in [-1, 1], or the latents of its autoencoder; images in and out of it.
 
-Latents are ``(z - shift) * scale`` of the encoder's mean z, as the network has learned them. Two pipelines have compatible latents when their
-encoders are the same: class, channels, scale, shift, and the weights. Weights are told apart by norms of their tensors to two digits, which half
-precision does not move.
+Latents are ``(z - shift) * scale`` of the encoder's mean z, as the network was trained on them. Two pipelines have compatible latents when their
+encoders are the same: class, channels, scale, shift, and weights. Weights are compared by the norms of their tensors to two digits, which half
+precision does not change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Latents:
     Attributes:
         event: Shape of one latent (or pixel image) ``[C, H, W]``.
         factor: Image pixels along the side of one latent pixel.
-        space: What tells the space from others; experts of different ones are not composed.
+        space: Label of the space; experts of different spaces do not compose.
         vae: The autoencoder, None for pipelines in pixel space.
         processor: The image processor of diffusers.
     """
@@ -54,7 +54,7 @@ class Latents:
         Raises:
             NonFiniteError: when latents or images are not finite.
         """
-        _refuse_non_finite(z, "latents to decode", "the sampling went wrong before: take more steps or less guidance")
+        _refuse_non_finite(z, "latents to decode", "sampling diverged earlier: take more steps or less guidance")
         if self.vae is None:
             return z
         images = self.vae.decode(self._unscaled(z).to(_dtype(self.vae)), return_dict=False)[0].to(z.dtype)
@@ -109,7 +109,7 @@ class Latents:
             return self.processor.postprocess(self.decode(z), output_type=output_type)
 
     def mask(self, mask: Any) -> Tensor:
-        """Mask of an image, white where it is to be painted anew, as ``[1, h, w]`` of zeros and ones in latent pixels."""
+        """Mask of an image, white where it is repainted, as ``[1, h, w]`` of zeros and ones in latent pixels."""
         import numpy
 
         mask = _coloured(mask, "L")

@@ -37,7 +37,7 @@ class Family:
 
 
 class Conditions:
-    """Conditions of the prompts asked for so far, each encoded once.
+    """Conditions of the prompts used so far, each encoded once.
 
     >>> table = Conditions(lambda text: {"length": torch.tensor(float(len(text)))})
     >>> table.number("cat"), table.number("horse"), table.number("cat")
@@ -52,7 +52,7 @@ class Conditions:
         self.tables: dict[str, Tensor] = {}
 
     def number(self, prompt: Any) -> int:
-        """Return the number of a prompt, encoding it when it is new."""
+        """Return the number of a prompt, encoding it if it is new."""
         if prompt not in self.numbers:
             with torch.no_grad():
                 row = self.encode(prompt)
@@ -71,7 +71,7 @@ def family_of(network: Any) -> Family:
     """Return the family of a network.
 
     Raises:
-        ValueError: for a class that is not known here.
+        ValueError: for an unknown class of network.
     """
     name = type(network).__name__
     if name == "UNet2DModel":
@@ -100,14 +100,14 @@ def _conditional_unet(network: Any, x: Tensor, time: Tensor, given: Mapping[str,
 
 
 def _stable_diffusion(pipe: Any, text: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Stable Diffusion 1 and 2: one text encoder; SDXL, told by its second one, adds a pooled embedding and the size of the image."""
+    """Stable Diffusion 1 and 2: one text encoder; SDXL, recognised by its second one, adds a pooled embedding and the image size."""
     if not hasattr(pipe, "text_encoder_2"):
         prompt, *_ = pipe.encode_prompt(_text(text), _device(pipe), 1, False)
         return {"prompt": prompt[0]}
     if "negative_original_size" in inspect.signature(pipe._get_add_time_ids).parameters:
         raise ValueError(
             f"pipeline {type(pipe).__name__}, wanted StableDiffusionXLPipeline, the one from text to image: image= and mask_image= do the rest. Fix: "
-            "diffusers.StableDiffusionXLPipeline.from_pipe(pipe). (Refiners are asked for other conditions and are not read.)"
+            "diffusers.StableDiffusionXLPipeline.from_pipe(pipe). (Refiners take other conditions and are not supported.)"
         )
     prompt, _, pooled, _ = pipe.encode_prompt(_text(text), device=_device(pipe), do_classifier_free_guidance=False)
     if text == "" and pipe.config.get("force_zeros_for_empty_prompt"):
@@ -129,7 +129,7 @@ def _sd3_prompt(pipe: Any, text: Any, size: tuple[int, int]) -> dict[str, Tensor
 
 
 def _flux(network: Any, x: Tensor, time: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-    """Latents in tokens of 2 x 2 pixels, time in [0, 1]; for distilled ones the guidance scale is one more condition."""
+    """Latents in tokens of 2 x 2 pixels, time in [0, 1]; guidance-distilled networks take the guidance scale as one more condition."""
     rows, channels, tall, wide = x.shape
     tokens = x.reshape(rows, channels, tall // 2, 2, wide // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(rows, -1, channels * 4)
     place = torch.zeros(tall // 2, wide // 2, 3, dtype=x.dtype, device=x.device)
@@ -161,7 +161,7 @@ def _flux_prompt(pipe: Any, text: Any, size: tuple[int, int]) -> dict[str, Tenso
 
 def _text(text: Any) -> str:
     if not isinstance(text, str):
-        raise ValueError(f"prompt {text!r} is no text: this pipeline takes text prompts.")
+        raise ValueError(f"prompt {text!r} is not a text: this pipeline takes text prompts.")
     return text
 
 

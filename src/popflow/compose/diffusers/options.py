@@ -1,4 +1,4 @@
-"""Options of `ComposedPipeline`, looked at before anything is sampled: what they may be, and what is said when they are not."""
+"""Checks of the options of `ComposedPipeline`, before anything is sampled."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from popflow.core.errors import unknown
 
 _OTHER_NAMES = {"prompt": "prompts", "prompt_embeds": "prompts", "num_images": "num_images_per_prompt", "steps": "num_inference_steps"}
-"""What users of diffusers and of the command line may try first."""
+"""Names that users of diffusers or of the command line may try first."""
 
 
 def whole(least: int = 1, **numbers: Any) -> None:
-    """Refuse what is no whole number, or below the least.
+    """Refuse anything but a whole number of at least ``least``.
 
     >>> whole(particles=0)
     Traceback (most recent call last):
@@ -27,7 +27,7 @@ def whole(least: int = 1, **numbers: Any) -> None:
 
 
 def finite(fixes: Mapping[str, str], **numbers: Any) -> None:
-    """Refuse what is no finite number.
+    """Refuse anything but a finite number.
 
     >>> finite({"strength": "0.6 is usual"}, strength="0.6")
     Traceback (most recent call last):
@@ -41,7 +41,7 @@ def finite(fixes: Mapping[str, str], **numbers: Any) -> None:
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> None:
-    """Refuse a name that is not known.
+    """Refuse an unknown name.
 
     >>> one_of("op", None, ("and", "or"))
     Traceback (most recent call last):
@@ -52,7 +52,7 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
 
 
 def known_options(options: Mapping[str, Any], *functions: Callable) -> None:
-    """Refuse options that none of the functions takes, with the closest one.
+    """Refuse options that none of the functions takes, suggesting the closest one.
 
     >>> known_options({"step": 3}, lambda steps: None)
     Traceback (most recent call last):
@@ -67,7 +67,7 @@ def known_options(options: Mapping[str, Any], *functions: Callable) -> None:
 
 
 def prompts_of(prompts: Any) -> list[Any] | None:
-    """Return prompts as a list, None where there are none.
+    """Return prompts as a list, or None.
 
     >>> prompts_of("a cat")
     ['a cat']
@@ -83,7 +83,7 @@ def prompts_of(prompts: Any) -> list[Any] | None:
 
 
 def prompt_of(name: str, value: Any) -> None:
-    """Refuse what is no text and no class number."""
+    """Refuse anything but a text or a class number."""
     if not isinstance(value, str | int):
         raise TypeError(
             f"{name} holds {value!r}, a {type(value).__name__}, wanted a text, or a class number of a class-conditional network"
@@ -92,7 +92,7 @@ def prompt_of(name: str, value: Any) -> None:
 
 
 def adapters_of(adapters: Any, count: int) -> None:
-    """Refuse what is not one list of adapters for each prompt."""
+    """Refuse anything but one list of adapters for each prompt."""
     if adapters is None:
         return
     example = "adapters=[['pixel'], [('water', 0.8)], []]"
@@ -103,8 +103,10 @@ def adapters_of(adapters: Any, count: int) -> None:
 
 
 def exponents_of(exponents: Any) -> None:
-    """Refuse what is no list of finite numbers."""
+    """Refuse anything but a list of finite numbers."""
     if exponents is None:
         return
     if not isinstance(exponents, list | tuple) or any(isinstance(one, bool) or not isinstance(one, Real) for one in exponents):
         raise TypeError(f"exponents={exponents!r}, wanted a list of numbers, one for each prompt: exponents=[1.0, -0.5].")
+    if not all(map(math.isfinite, exponents)):
+        raise ValueError(f"exponents={exponents}, wanted finite numbers, one for each prompt.")

@@ -1,6 +1,6 @@
-"""`ComposedPipeline`: compositions of prompts and of pipelines, called the way pipelines of diffusers are called.
+"""`ComposedPipeline`: compositions of prompts and pipelines, called the way diffusers pipelines are called.
 
-Strings such as ``op="and"`` live here because this is the boundary where users of diffusers come in.
+Strings such as ``op="and"`` live here because this is where users of diffusers come in.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class ComposedOutput:
     """What a `ComposedPipeline` returns.
 
     Attributes:
-        images: One image of each run, drawn by the weights: independent, so no near-duplicates.
+        images: One image of each run, drawn by weight: independent, so no near-duplicates.
         latents: The same before decoding, ``[runs, *event]``.
         weights: Normalised weights of all particles ``[runs, particles]``.
         ess: Effective sample size at every noise level ``[levels, runs]``.
         log_densities: Tracked log-density of each particle under each prompt ``[runs, particles, prompts]``, up to a constant they share; None
             where it cannot be tracked (a noise scale other than 1, Langevin steps).
-        kappa: Last shares of the prompts ``[runs, particles, prompts]``; None for a product.
+        kappa: Final shares of the prompts ``[runs, particles, prompts]``; None for a product.
         particles: All particles of each run ``[runs, particles, *event]``, as latents.
     """
 
@@ -62,11 +62,11 @@ class ComposedOutput:
 
 @dataclass(frozen=True, eq=False)
 class ComposedPipeline:
-    """One or several pipelines of diffusers whose prompts are composed at sampling time.
+    """One or several diffusers pipelines whose prompts are composed at sampling time.
 
     Attributes:
-        pipes: The pipelines; several must share one latent space.
-        chunk: Rows in one call of a network; None for all.
+        pipes: The pipelines; all must share one latent space.
+        chunk: Maximum rows in one network call; None for no limit.
 
     Example:
         >>> _ = __import__("pytest").importorskip("diffusers")
@@ -114,16 +114,16 @@ class ComposedPipeline:
         Args:
             prompts: Texts, or class numbers of a class-conditional network; with several pipelines one for each, or one for all. None for
                 unconditional networks.
-            particles: Particles of one run, which compete; 1 switches correction off.
-            num_images_per_prompt: Independent runs; each gives one image.
-            generator: Where all randomness comes from; a list gives each image one of its own.
+            particles: Particles in one run, which compete; 1 switches correction off.
+            num_images_per_prompt: Independent runs; each yields one image.
+            generator: Source of all randomness; a list gives each image its own.
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
-            callback_on_step_end: Called after each step, see `Callback`.
-            **options: ``op``, ``num_inference_steps``, ``guidance_scale``, ``image``, ``strength``, ``mask_image``, ``reward`` and the others of
+            callback_on_step_end: Called after each step; see `Callback`.
+            **options: ``op``, ``num_inference_steps``, ``guidance_scale``, ``image``, ``strength``, ``mask_image``, ``reward`` and the other arguments of
                 `plan`.
 
         Warns:
-            PopflowWarning: when a guidance-distilled or few-step model is composed or guided: its predictions are no scores.
+            PopflowWarning: when a guidance-distilled or few-step model is composed or guided: its predictions are not scores.
 
         Raises:
             ValueError: for options that do not fit together, an image of the wrong size, incompatible latent spaces.
@@ -258,7 +258,7 @@ class ComposedPipeline:
         return Plan(sampler, levels, around, bases[0].latents, tuple(experts), given)
 
     def experts(self, height: int | None = None, width: int | None = None) -> list[PipelineExpert]:
-        """Return each pipeline as an expert at an image size; read once, so that prompts are encoded once, and anew when a part is replaced.
+        """Return each pipeline as an expert at an image size; read once, so that prompts are encoded once, and again when a part is replaced.
 
         Raises:
             ValueError: when their latent spaces differ, saying how.
@@ -276,7 +276,7 @@ class ComposedPipeline:
         return self._read[height, width]
 
     def images(self, z: Tensor, latents: Latents, output_type: str = "pil") -> Any:
-        """Decode latents as diffusers does, with the pipeline's own safety checker where it has one."""
+        """Decode latents as diffusers does, with the pipeline's own safety checker if it has one."""
         check = getattr(self.pipes[0], "run_safety_checker", None)
         if output_type == "latent" or check is None or getattr(self.pipes[0], "safety_checker", None) is None:
             return latents.images(z, output_type)

@@ -1,8 +1,8 @@
-"""What a scheduler of diffusers says about a model: its noise schedule, what the network predicts, and the levels its users know.
+"""What a diffusers scheduler says about a model: its noise schedule, what the network predicts, and the noise levels.
 
-A scheduler mixes three things: the table of noise levels a network was trained with, the meaning of its output, and a stepper. The first two
+A scheduler combines three things: the table of noise levels that a network was trained with, the meaning of its output, and a stepper. The first two
 belong to the model and are read here. The stepper is never used: particles are moved by `popflow.compose.sample`, which keeps no history of
-predictions that resampling would mix up.
+predictions, since resampling would mix it up.
 
 =============================  ==========================================  ==========================================
 schedulers                     schedule                                    levels of N steps
@@ -67,14 +67,14 @@ def preconditioned_output(out: Tensor, x: Tensor, alpha: float, s: float, sigma_
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A scheduler as read.
+    """What was read from a scheduler.
 
     Attributes:
-        schedule: Scale and clock of what the network saw.
-        output: How its output becomes epsilon.
+        schedule: Scale and clock of the network's input.
+        output: Turns its output into epsilon.
         levels: ``levels(steps, length)``: noise levels of that many steps, ending in 0; ``length`` is the number of tokens of one image, by
             which some flow models shift their levels.
-        distilled: Whether the scheduler belongs to models distilled to few steps, which are no scores.
+        distilled: Whether the scheduler belongs to models distilled to few steps, whose predictions are not scores.
     """
 
     schedule: Schedule
@@ -87,7 +87,7 @@ def read(scheduler: Any) -> Reading:
     """Read a scheduler of diffusers.
 
     Warns:
-        PopflowWarning: when it clips or thresholds predictions, or keeps a history of them: neither is done here.
+        PopflowWarning: when it clips or thresholds predictions, or keeps a history of them; neither is done here.
 
     Raises:
         ValueError: for a kind that has no noise schedule of the above, or an unknown prediction type.
@@ -123,7 +123,7 @@ def read(scheduler: Any) -> Reading:
 
 
 def _fresh(scheduler: Any, steps: int, **shift: float) -> Any:
-    """Return a copy of a scheduler set to a number of steps; the user's own is left as it is."""
+    """Return a copy of a scheduler set to a number of steps; the user's own is left alone."""
     copy = type(scheduler).from_config(scheduler.config)
     copy.set_timesteps(steps, **shift)
     return copy
@@ -155,7 +155,7 @@ def _flow_levels(scheduler: Any, steps: int, length: int) -> Tensor:
 
 
 def _ending_in_zero(sigmas: Tensor) -> Tensor:
-    """Sorted, each once, down to 0."""
+    """Sorted, without duplicates, down to 0."""
     return check_levels(torch.cat([sigmas[sigmas > 0].unique().flip(0), sigmas.new_zeros(1)]))
 
 
@@ -163,8 +163,8 @@ def _tell_what_is_left_out(scheduler: Any, name: str) -> None:
     clips = [key for key in ("clip_sample", "thresholding") if scheduler.config.get(key)]
     if clips:
         warnings.warn(
-            f"scheduler {name} has {' and '.join(f'{key}=True' for key in clips)}: a clipped prediction is no score, so the predictions of the "
-            f"network are used as they are. Samples can differ from the pipeline's own. To silence this: {name}.from_config(pipe.scheduler.config, "
+            f"scheduler {name} has {' and '.join(f'{key}=True' for key in clips)}: a clipped prediction is not a score, so predictions are used "
+            f"unclipped. Samples may differ from the pipeline's own. To silence this: {name}.from_config(pipe.scheduler.config, "
             f"{', '.join(f'{key}=False' for key in clips)}).",
             PopflowWarning,
             stacklevel=4,

@@ -1,6 +1,6 @@
 """Tiny pipelines of every kind with random weights: real classes, real folders, kilobytes in size.
 
-They draw noise, not pictures. They are for trying out a command, a script or an integration without a download or a GPU.
+They draw noise, not pictures: use them to try out a command, a script or an integration without a download or a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UP = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
 def save(make: Callable[[], Any], folder: str | Path) -> str:
-    """Write what one of the functions below makes as a folder, and return its path.
+    """Save what one of the functions below makes to a folder, and return its path.
 
     >>> import tempfile
     >>> _ = __import__("pytest").importorskip("diffusers")
@@ -182,7 +182,7 @@ def _clip(projected: bool = False) -> Any:
 
 
 def _clip_tokenizer() -> Any:
-    """Byte-pair tokenizer whose words are `WORDS`, built up letter by letter."""
+    """Byte-pair tokenizer of the words `WORDS`, built up letter by letter."""
     transformers = extra("transformers")
 
     tokens, merges = ["<|startoftext|>", "<|endoftext|>"], []
@@ -212,7 +212,7 @@ def _t5_tokenizer() -> Any:
 
 
 class _seeded:
-    """Layers draw their first parameters from the global generator: it is put back afterwards."""
+    """Seed the global generator, from which layers draw their parameters, and restore it afterwards."""
 
     def __init__(self, seed: int):
         self.fork, self.seed = torch.random.fork_rng(devices=[]), seed

@@ -16,22 +16,22 @@ from popflow.compose.particles.energies import Cluster
 from popflow.core.metrics import wasserstein_1d
 
 CLIPPED = 1000.0
-"""Energies above this count as this in ``energy_w1`` and ``energy_w2``: a single overlap would be the whole distance."""
+"""Energies are clipped here in ``energy_w1`` and ``energy_w2``: otherwise a single overlap would dominate the distance."""
 MARGIN = 20.0
-"""Configurations above the highest energy of the truth by more than this count as overlaps, and are left out of the trimmed distance."""
+"""Configurations this far above the highest true energy count as overlaps, and are left out of the trimmed distance."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """Distances found by `compare`.
 
     Attributes:
-        distance_w2: Wasserstein-2 distance of all distances of pairs, pooled.
-        energy_w1: Wasserstein-1 distance of energies, clipped at `CLIPPED`.
+        distance_w2: Wasserstein-2 distance between pooled pair distances.
+        energy_w1: Wasserstein-1 distance between energies, clipped at `CLIPPED`.
         energy_w2: Wasserstein-2, clipped as well.
-        raw_w1: Wasserstein-1 distance of energies as they are; infinite where particles lie on one another.
-        trimmed_w1: Without the overlaps.
-        overlaps: Their share of the weight.
+        raw_w1: Wasserstein-1 distance between unclipped energies; infinite when particles coincide.
+        trimmed_w1: Wasserstein-1 distance without overlaps.
+        overlaps: Weight fraction of overlaps.
         median: Median energy minus the true one.
     """
 
@@ -48,11 +48,11 @@ def compare(system: Cluster, x: Tensor, weights: Tensor | None, energies: Tensor
     """Compare weighted configurations with ground truth.
 
     Args:
-        system: Whose energy.
+        system: Supplies the energy.
         x: Configurations ``[n, particles, d]``.
         weights: ``[n]`` or None.
-        energies: Of the truth, ``[m]``: samples or quantiles.
-        distances: Of pairs in the truth, any shape.
+        energies: True energies ``[m]``: samples or quantiles.
+        distances: True pair distances, any shape.
 
     Raises:
         ValueError: for configurations of another system, or weights that do not fit.

@@ -28,12 +28,12 @@ class Cluster:
     The sum runs over **unordered** pairs; what a published convention counts twice stands in ``u`` (see `lennard_jones`).
 
     Attributes:
-        name: What reports call it.
+        name: Name in reports.
         particles: ``n``.
         dimensions: ``d``.
         pairs: ``u`` as a function of the squared distance, with its derivative.
         trap: Stiffness ``k`` towards the centre of mass.
-        distance: A typical distance of neighbours; starts samplers and scales what they need.
+        distance: Typical distance between neighbours, the length scale of samplers and checks.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Cluster:
         return CentredParticles(self.particles, self.dimensions)
 
     def energy(self, x: Tensor) -> Tensor:
-        """Energy of configurations ``[..., n, d]``, ``[...]``; +inf where particles lie on one another."""
+        """Energy of configurations ``[..., n, d]``, ``[...]``; +inf where particles coincide."""
         return self.energy_and_force(x)[0]
 
     def energy_and_force(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,10 +82,6 @@ class Cluster:
         self._check(x)
         return (_incidence(self.particles).to(x) @ x).norm(dim=-1)
 
-    def log_density(self, x: Tensor, temperature: float) -> Tensor:
-        """Unnormalised ``-E(x) / T``."""
-        return -self.energy(x) / positive("temperature", temperature)
-
     def _check(self, x: Tensor) -> None:
         if tuple(x.shape[-2:]) != self.event:
             raise ValueError(
@@ -98,14 +94,14 @@ def lennard_jones(particles: int = 13, *, depth: float = 1.0, minimum: float = 1
 
     ``E(x) = sum_{i != j} depth [(r_m/r_ij)^12 - 2 (r_m/r_ij)^6] + trap/2 sum_i |x_i - xbar|^2``
 
-    over **ordered** pairs: every pair counts twice, the well is ``2 depth`` deep. Half of it (each pair once, an energy factor of 1/2) is the
-    convention of other papers and another physical system: at T = 1 its mean energy is 0.5 instead of -43. Check value: the relaxed
+    over **ordered** pairs: every pair counts twice, and the well is ``2 depth`` deep. Other papers count each pair once (an energy factor of 1/2), which
+    is a different physical system: at T = 1 its mean energy is 0.5 instead of -43. Check value: the relaxed
     icosahedron of 13 particles has ``E = -83.09``; each pair once gives -38.77 there (`icosahedron` makes one).
 
     Args:
-        particles: How many.
+        particles: Number of particles.
         depth: ``eps``, in units of energy.
-        minimum: ``r_m``, distance of the minimum of a pair.
+        minimum: ``r_m``, the pair distance of minimal energy.
         trap: Stiffness of the harmonic trap; 0 lets clusters evaporate.
 
     Example:
@@ -124,10 +120,10 @@ def lennard_jones(particles: int = 13, *, depth: float = 1.0, minimum: float = 1
 
 
 def double_well(particles: int = 4, *, a: float = 0.9, b: float = -4.0, offset: float = 4.0) -> Cluster:
-    """Cluster in the plane whose pairs have two favoured distances (DW-4 for four particles).
+    """Planar cluster whose pairs have two preferred distances (DW-4 for four particles).
 
-    ``E(x) = sum_{i<j} [a (r_ij - offset)^4 + b (r_ij - offset)^2]``, each pair **once**. With the default parameters a pair has its minima,
-    of -40/9, at ``offset -+ sqrt(20)/3``.
+    ``E(x) = sum_{i<j} [a (r_ij - offset)^4 + b (r_ij - offset)^2]``, each pair **once**. With the default parameters the minima of a pair,
+    -40/9, lie at ``offset -+ sqrt(20)/3``.
 
     Example:
         >>> x = torch.tensor([[0.0, 0.0], [4 + 20**0.5 / 3, 0.0]], dtype=torch.float64)
@@ -157,7 +153,7 @@ def icosahedron(steps: int = 500) -> Tensor:
 
 
 def apart(system: Cluster, x: Tensor, *, what: str = "x") -> Tensor:
-    """Return ``x`` when no two particles of a configuration lie on one another.
+    """Return ``x`` if no two particles of a configuration coincide.
 
     Raises:
         ValueError: naming a configuration and a pair whose distance is below a millionth of the typical one: its energy is infinite.
@@ -176,11 +172,7 @@ def apart(system: Cluster, x: Tensor, *, what: str = "x") -> Tensor:
 
 
 def positive(name: str, value: float) -> float:
-    """Return a number that is finite and above 0.
-
-    Raises:
-        ValueError: when it is not.
-    """
+    """Return a number, checked to be finite and above 0."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name}={value!r}, wanted a finite number above 0.")
     return value

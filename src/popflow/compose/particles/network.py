@@ -1,4 +1,4 @@
-"""A small network for particles that respects their symmetries: pair forces that depend on how crowded both ends of the pair are.
+"""A small equivariant network for particles: pair forces that depend on how crowded both ends of the pair are.
 
 With ``d_ij = x_i - x_j``, ``r_ij = |d_ij|`` and radial features ``phi_k(r)``, a configuration ``x [n, d]`` is mapped to
 
@@ -7,11 +7,11 @@ With ``d_ij = x_i - x_j``, ``r_ij = |d_ij|`` and radial features ``phi_k(r)``, a
     w_ij  = sum_k phi_k(r_ij) (u_ik + u_jk),  u = U MLP(a)    strength of the force between i and j, symmetric
     v_i   = sum_j w_ij d_ij / (r_ij + 0.3)
 
-so ``v`` turns with rotations, follows permutations, does not see translations, and sums to zero. All that is learned acts on particles: a pair costs
-its radial features and a few products.
+so ``v`` is equivariant under rotations and permutations, invariant under translations, and sums to zero. All learned maps act on particles: a pair
+costs its radial features and a few products.
 
-In memory features come first and rows last. Pairs stand in circles: circle ``s`` holds the pairs of i and ``i + s (mod n)``, so that a sum over
-neighbours is a sum of shifted slices. For even n the last circle holds each of its pairs twice, and counts half.
+In memory features come first and rows last. Pairs are arranged in circles: circle ``s`` holds the pairs of i and ``i + s (mod n)``, so that a sum
+over neighbours is a sum of shifted slices. For even n the last circle holds each of its pairs twice and is halved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from popflow.learn.networks import TimeEmbedding
 
 SOFTENING = 0.3
-"""Forces vanish linearly where particles come nearer than this, in units of the scaled coordinates."""
+"""Forces vanish linearly below this distance, in scaled coordinates."""
 
 
 class PairNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""Learn the score of a Boltzmann distribution at every noise level, from samples and the forces on them.
+"""Learn the score of a Boltzmann distribution at every noise level, from samples and their forces.
 
 Noised samples ``y = x_0 + sigma z`` (``z`` centred, in ``(n - 1) d`` dimensions) give two unbiased targets for ``grad log q(y, sigma)``: denoising,
 ``-z/sigma``, and the score of the clean sample, ``f = -grad E(x_0)/T``, which any translation carries along. Their conditional means are equal and
@@ -6,7 +6,7 @@ they are uncorrelated, so the combination of least variance is
 
     s* = w f - (1 - w) z / sigma,   w = 1 / (1 + J sigma^2),   J = E|f|^2 / ((n - 1) d)   (Fisher information of a coordinate)
 
-whose mean square is ``J / (1 + J sigma^2)`` a coordinate. At small noise, where the stiff repulsion has to be learned, it is quieter than denoising
+whose mean square is ``J / (1 + J sigma^2)`` a coordinate. At small noise, where the stiff repulsion has to be learned, its variance is below that of denoising
 by orders of magnitude. The loss is the error of the preconditioned network in units of that size.
 
 Source: Vincent (2011); De Bortoli et al., *Target score matching*, arXiv:2402.08667 (2024); Karras et al. (2022) for the preconditioning.
@@ -57,7 +57,7 @@ def samples_of(system: Cluster, temperature: float, x: Tensor) -> Samples:
 
 
 def noised(samples: Samples, rows: int, levels: Callable[[Tensor], Tensor]) -> Callable[[Streams], Batch]:
-    """Return the drawer of batches: ``levels`` turns uniform numbers in [0, 1) into noise levels."""
+    """Return a function that draws batches; ``levels`` maps uniform numbers in [0, 1) to noise levels."""
 
     def draw(rng: Streams) -> Batch:
         index = torch.randint(len(samples.x), (rows,), generator=rng("rows"))
@@ -91,7 +91,7 @@ def score_matching(network: PairNetwork, spread: float) -> Loss:
 
 
 def mostly_below(knee: float, lowest: float, highest: float, share: float = 0.75) -> Callable[[Tensor], Tensor]:
-    """Noise levels log-uniform between ``lowest`` and ``knee`` with probability ``share``, and between ``knee`` and ``highest`` else.
+    """Noise levels log-uniform between ``lowest`` and ``knee`` with probability ``share``, otherwise between ``knee`` and ``highest``.
 
     >>> mostly_below(1.0, 0.01, 100.0, 0.5)(torch.tensor([0.0, 0.25, 0.5, 0.75])).log10().tolist()
     [-2.0, -1.0, 0.0, 1.0]

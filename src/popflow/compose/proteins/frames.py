@@ -1,12 +1,12 @@
 """Protein backbones as frames: cut fragments, make experts of real fragments, and turn samples back into atoms.
 
 A residue is the frame ``(R, x)`` of its atoms N, CA and C: x is CA, the columns of R are the direction of C, that of N made orthogonal to it, and their
-cross product (Gram-Schmidt). A fragment of L residues is its L - 1 *relative* frames ``R_i^T R_{i+1}`` and ``R_i^T (x_{i+1} - x_i)``: where the whole
-fragment lies and how it is turned is gone, exactly. So fragments live in ``SO(3)^{L-1} x R^{3(L-1)}``, and the kernel density of M of them is an expert
+cross product (Gram-Schmidt). A fragment of L residues is its L - 1 *relative* frames ``R_i^T R_{i+1}`` and ``R_i^T (x_{i+1} - x_i)``: the
+position and orientation of the whole fragment drop out exactly. So fragments live in ``SO(3)^{L-1} x R^{3(L-1)}``, and the kernel density of M of them is an expert
 with exact score and density at every noise level.
 
-Lengths are in angstroms, angles in radians. Experts made here are densities of fragments that exist: nothing is said about whether a sequence folds
-into a sample (designability), which was not measured.
+Lengths are in angstroms, angles in radians. These experts are densities of known fragments. Whether a sequence folds into a sample (designability)
+was not measured.
 
 Source of the frames: Jumper et al., *Highly accurate protein structure prediction with AlphaFold*, Nature 596 (2021), supplement 1.8.1.
 """
@@ -30,18 +30,18 @@ from popflow.compose.target import Expert
 from popflow.core import Streams
 
 RADIANS = Proportional(0.25)
-"""The default clock of rotations: a quarter of a radian for an angstrom."""
+"""The default clock of rotations: a quarter of a radian per angstrom."""
 _IDEAL = ((-0.525, 1.363, 0.0), (0.0, 0.0, 0.0), (1.526, 0.0, 0.0))  # N, CA, C in the frame of their residue
 _BONDS = ((1.329, 2.028), (1.458, 2.124), (1.526, 1.941))  # C-N, N-CA, CA-C: length, and the angle at the atom it starts from
 
 
 def fragments(chains: Iterable[Tensor], length: int) -> Tensor:
-    """Cut chains ``[residues, 3, 3]`` into all overlapping fragments ``[M, length, 3, 3]``; equal ones (to 0.001 angstrom) are kept once.
+    """Cut chains ``[residues, 3, 3]`` into all overlapping fragments ``[M, length, 3, 3]``; duplicates (to 0.001 angstrom) are dropped.
 
     >>> fragments([ideal_backbone(torch.full((5,), -1.1), torch.full((5,), -0.8))], 3).shape
     torch.Size([1, 3, 3, 3])
 
-    Of an ideal helix all fragments are one.
+    All fragments of an ideal helix are equal.
     """
     if length < 2:
         raise ValueError(f"length={length}, wanted at least 2 residues: a fragment is described by relative frames.")
@@ -66,9 +66,7 @@ def residue_frames(backbone: Tensor) -> tuple[Tensor, Tensor]:
     size = second.norm(dim=-1, keepdim=True)
     bad = int((~(size > 1e-6)).sum())
     if bad:
-        raise ValueError(
-            f"{bad} residues have N, CA and C in one line, in one place or nowhere (NaN): they have no frame. Fix: leave them out."
-        )
+        raise ValueError(f"{bad} residues have N, CA and C collinear, coincident or undefined (NaN), hence no frame. Fix: leave them out.")
     second = second / size
     return torch.stack([first, second, torch.linalg.cross(first, second)], -1), ca
 
@@ -115,13 +113,13 @@ def dihedral(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 
 def helical(backbone: Tensor) -> Tensor:
-    """Fragments all of whose peptide bonds lie in the alpha-helical region: psi in (-80, 0) and phi in (-100, -30) degrees."""
+    """Which fragments are alpha-helical at every peptide bond: psi in (-80, 0) and phi in (-100, -30) degrees."""
     psi, phi = (angle.rad2deg() for angle in torsions(backbone))
     return ((psi > -80) & (psi < 0) & (phi > -100) & (phi < -30)).all(-1)
 
 
 def extended(backbone: Tensor) -> Tensor:
-    """Fragments all of whose peptide bonds lie in the region of strands: psi in (90, 180) and phi in (-180, -45) degrees."""
+    """Which fragments are extended, as in strands, at every peptide bond: psi in (90, 180) and phi in (-180, -45) degrees."""
     psi, phi = (angle.rad2deg() for angle in torsions(backbone))
     return ((psi > 90) & (phi < -45)).all(-1)
 
@@ -173,7 +171,7 @@ def frame_mixture(
         translation_std: Kernel width ``b`` of the translations.
         weights: ``[M]``, non-negative, normalised here; None for equal ones.
         clock: Noise level of the rotations as a function of that of the translations.
-        name: What errors and reports call it.
+        name: Name in errors and reports.
         chunk: Rows per call: memory is rows x M x count.
 
     Raises:

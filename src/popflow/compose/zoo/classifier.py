@@ -21,7 +21,7 @@ class Classifier(nn.Module):
     Example:
         >>> from popflow.compose.zoo import classifier, digits
         >>> images = digits.training().of((2,)).images
-        >>> round(float(classifier.load().probabilities(images)[:, 2].mean()), 1)
+        >>> round(float(classifier.load()(images).softmax(1)[:, 2].mean()), 1)
         1.0
     """
 
@@ -42,10 +42,6 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
         return self.last(self.features(x))
-
-    def probabilities(self, x: Tensor) -> Tensor:
-        """Return class probabilities ``[rows, 10]``."""
-        return self(x).softmax(1)
 
 
 @cache

@@ -77,21 +77,16 @@ def train_expert(name: str, work: Path) -> Path:
     """Train one expert of the zoo and write its averaged parameters."""
     conditional, data = name in CONDITIONAL, TRAINING[name]()
     network = _fresh(partial(Denoiser, conditional))
-    result = fit(
+    averaged = _fitted(
+        name,
         denoising(network),
-        dict(network.named_parameters()),
+        network,
         lambda rng: noised(data, conditional, rng),
-        steps=STEPS,
-        rng=Streams(0),
+        STEPS,
+        work,
         optimizer=partial(torch.optim.Adam, lr=2e-3),
-        schedule=cosine(STEPS, 100),
-        ema=0.999,
-        record=[lambda progress: print(name, progress.step, progress.metrics, flush=True)],
-        log_every=1000,
-        checkpoint=work / f"{name}.safetensors",
-        compile=False,
     )
-    return _store(name, result.ema, {"steps": STEPS, "batch": BATCH, "images": len(data), "bandwidth": digits.BANDWIDTH})
+    return _store(name, averaged, {"steps": STEPS, "batch": BATCH, "images": len(data), "bandwidth": digits.BANDWIDTH})
 
 
 def train_classifier(work: Path) -> Path:
@@ -111,21 +106,17 @@ def train_classifier(work: Path) -> Path:
     def loss(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return F.cross_entropy(functional_call(network, params, (batch[0],)), batch[1], label_smoothing=0.02), {}
 
-    result = fit(
+    averaged = _fitted(
+        "classifier",
         loss,
-        dict(network.named_parameters()),
+        network,
         batches,
-        steps=CLASSIFIER_STEPS,
-        rng=Streams(0),
+        CLASSIFIER_STEPS,
+        work,
         optimizer=partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.05),
-        schedule=cosine(CLASSIFIER_STEPS, 100),
-        ema=0.999,
-        record=[lambda progress: print("classifier", progress.step, progress.metrics, flush=True)],
         log_every=500,
-        checkpoint=work / "classifier.safetensors",
-        compile=False,
     )
-    return _store("digits-classifier", result.ema, {"steps": CLASSIFIER_STEPS, "images": len(data)})
+    return _store("digits-classifier", averaged, {"steps": CLASSIFIER_STEPS, "images": len(data)})
 
 
 def train_particles(name: str, work: Path) -> Path:
@@ -137,24 +128,21 @@ def train_particles(name: str, work: Path) -> Path:
     samples = samples_of(model.system, model.temperature, data["x"])
     network = _fresh(model.network)
     lowest, knee, highest = model.levels
-    result = fit(
+    averaged = _fitted(
+        name,
         score_matching(network, model.spread),
-        dict(network.named_parameters()),
+        network,
         noised_particles(samples, PARTICLES_BATCH, mostly_below(knee, lowest, highest)),
-        steps=model.steps,
-        rng=Streams(0),
+        model.steps,
+        work,
+        warmup=200,
         optimizer=partial(torch.optim.Adam, lr=3e-3),
-        schedule=cosine(model.steps, 200),
         clip_norm=1.0,
-        ema=0.999,
-        record=[lambda progress: print(name, progress.step, progress.metrics, flush=True)],
         log_every=500,
-        checkpoint=work / f"{name}.safetensors",
         checkpoint_every=500,
-        compile=False,
     )
     about = {"temperature": model.temperature, "steps": model.steps, "batch": PARTICLES_BATCH, "samples": len(samples.x)}
-    return save_tensors(models.DATA / f"{name}.safetensors", result.ema, about)
+    return save_tensors(models.DATA / f"{name}.safetensors", averaged, about)
 
 
 def tabulate(name: str, work: Path) -> Path:
@@ -181,20 +169,30 @@ def truth(name: str, seed: int, sweeps: int = TABLE_SWEEPS, burn: int = TABLE_BU
     return {f"x.{t}": found.at(t).float() for t in at} | {f"energy.{t}": found.energies[:, i].float() for t, i in at.items()}
 
 
+def _fitted(
+    name: str,
+    loss: Loss,
+    network: nn.Module,
+    batches: Callable[[Streams], Any],
+    steps: int,
+    work: Path,
+    *,
+    warmup: int = 100,
+    log_every: int = 1000,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Fit a network with a cosine schedule, and return its averaged parameters."""
+    options |= {"schedule": cosine(steps, warmup), "ema": 0.999, "log_every": log_every, "compile": False}
+    options |= {"checkpoint": work / f"{name}.safetensors"}
+    told = [lambda progress: print(name, progress.step, progress.metrics, flush=True)]
+    return fit(loss, dict(network.named_parameters()), batches, steps=steps, rng=Streams(0), record=told, **options).ema
+
+
 def _monte_carlo(
     model: models.Model, ladder: tuple[float, ...], sweeps: int, burn: int, chains: int, keep_every: int, seed: int
 ) -> Tempered:
-    return tempered(
-        model.system,
-        ladder,
-        model.start(),
-        sweeps=sweeps,
-        burn=burn,
-        rng=Streams(seed),
-        chains=chains,
-        keep_every=keep_every,
-        step_size=model.step_size,
-    )
+    settings = {"sweeps": sweeps, "burn": burn, "chains": chains, "keep_every": keep_every, "step_size": model.step_size}
+    return tempered(model.system, ladder, model.start(), rng=Streams(seed), **settings)
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
