@@ -38,7 +38,6 @@ KINDS = {
 }
 PROMPTS = {"classes": [0, 2], "unconditional": None, "EDM": None}
 SIZE = {"unconditional": 8, "classes": 8, "EDM": 8}
-TEXT = [kind for kind in KINDS if kind not in ("unconditional", "EDM")]
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +65,7 @@ def draw(pipe: ComposedPipeline, prompts, **options):
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_come_out_of_every_kind_of_folder(pipes, kind):
     prompts = PROMPTS.get(kind, ["a cat", "a dog"])
-    ops = ("product",) if prompts is None else ("product", "and", "or", "average")
+    ops = ("product",) if prompts is None else ("product", "and", "or", "average") if kind == "SD" else ("product", "and")
     for op in ops:
         out = draw(pipes[kind], prompts, op=op, particles=4, num_images_per_prompt=2, output_type="pil")
         side = SIZE.get(kind, 32)
@@ -84,7 +83,7 @@ def test_images_come_out_of_every_kind_of_folder(pipes, kind):
             assert torch.allclose(out.kappa.sum(-1), torch.ones(2, 4), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", TEXT)
+@pytest.mark.parametrize("kind", ["classes", "SD v", "Flux"])
 def test_two_equal_prompts_give_equal_results_whatever_the_operation(pipes, kind):
     prompt = 1 if kind == "classes" else "a cat"
     results = {op: draw(pipes[kind], [prompt, prompt], op=op, noise_above=0).latents for op in ("and", "or", "average")}
@@ -102,7 +101,7 @@ def test_the_order_of_prompts_does_not_matter(pipes, op):
     assert torch.allclose(one.weights, other.weights, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["classes", "SD", "SDXL", "SD3", "Flux"])
+@pytest.mark.parametrize("kind", ["classes", "SDXL"])
 def test_the_same_generator_gives_the_same_bytes(pipes, kind):
     prompts = PROMPTS.get(kind, ["a cat", "a dog"])
     first, again, other = (draw(pipes[kind], prompts, op="and", particles=2, generator=seeded(seed)) for seed in (5, 5, 6))
@@ -151,7 +150,7 @@ def picture(seed: int = 0, side: int = 32) -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
-@pytest.mark.parametrize("kind", ["SD", "SDXL", "SD3", "Flux"])
+@pytest.mark.parametrize("kind", ["SD", "SD3", "Flux"])
 def test_editing_at_strength_one_is_text_to_image(pipes, kind):
     prompts = ["a cat", "a dog"]
     fresh = draw(pipes[kind], prompts, op="and", particles=2)
@@ -179,7 +178,7 @@ def test_editing_starts_from_the_image_noised_to_the_entry_level_with_equal_dens
 def test_less_strength_stays_nearer_to_the_image(pipes):
     z = pipes["SD"].experts()[0].latents.encode(picture())
     far = [
-        float((draw(pipes["SD"], "a cat", image=picture(), strength=s, num_inference_steps=20).latents - z).norm()) for s in (0.1, 0.4, 0.9)
+        float((draw(pipes["SD"], "a cat", image=picture(), strength=s, num_inference_steps=10).latents - z).norm()) for s in (0.1, 0.4, 0.9)
     ]
     assert far[0] < far[1] < far[2]
 
@@ -199,7 +198,7 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
     return images.mean((1, 2, 3))
 
 
-@pytest.mark.parametrize("op", ["product", "and", "or"])
+@pytest.mark.parametrize("op", ["product", "and"])
 def test_a_reward_without_gradient_steers_every_operation(pipes, op):
     options = {"op": op, "particles": 16, "num_images_per_prompt": 4, "output_type": "pt", "num_inference_steps": 6}
     plain = draw(pipes["SD"], ["a cat", "a dog"], **options, ess_below=1e-6).images
@@ -301,7 +300,7 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("kind", "op"), [("SD", "product"), ("SD", "and"), ("SD", "or"), ("SD", "average"), ("SDXL", "and"), ("Flux", "or"), ("SD", "tilted")]
+    ("kind", "op"), [("SD", "product"), ("SDXL", "and"), ("Flux", "or"), ("SD", "tilted")]
 )
 def test_nothing_in_the_loop_waits_for_an_accelerator(pipes, kind, op, monkeypatch):
     """Twice the steps read no more values, with checks put off as they are on an accelerator; the bytes are the same as on a CPU."""
@@ -318,10 +317,10 @@ def test_nothing_in_the_loop_waits_for_an_accelerator(pipes, kind, op, monkeypat
     look_up = DDPM.time
     monkeypatch.setattr(DDPM, "time", lambda self, sigma: times[sigma] if sigma in times else times.setdefault(sigma, look_up(self, sigma)))
     draw(pipes[kind], ["a cat", "a dog"], num_inference_steps=1, **options)  # prompts are encoded once, before the loop
-    at_once = [counted(steps) for steps in (3, 6)]
+    at_once = [counted(steps) for steps in (2, 4)]
     assert at_once[0][0] < at_once[1][0]  # a CPU is asked at every step
     monkeypatch.setattr(SAMPLING, "put_off", lambda on: put_off())
-    reads = [counted(steps) for steps in (3, 6)]
+    reads = [counted(steps) for steps in (2, 4)]
     assert reads[0][0] == reads[1][0]
     for (_, later), (_, now) in zip(reads, at_once, strict=True):
         assert torch.equal(later.latents, now.latents)
