@@ -9,8 +9,8 @@ import torch
 
 from popflow.circuits.cost import Cost, check_table, cross_entropy, idle_bits, squared_error, truth
 from popflow.circuits.data import digits, gaussians
-from popflow.circuits.space import BinaryMLP, Choice, Gate, bits_of
-from popflow.circuits.walsh import weights
+from popflow.circuits.space import BinaryMLP, Choice, Switch, bits_of
+from popflow.circuits.walsh import walsh_weights
 
 ACTIVATION = Choice("activation", (torch.relu, torch.sigmoid))
 ALPHABET = Choice("alphabet", ((0.0, 1.0), (-1.0, 1.0)))
@@ -49,7 +49,7 @@ def test_exact_optima_of_the_gaussian_task(hidden):
     assert float(table[0]) == pytest.approx({2: 0.27934, 3: 0.28372, 4: 0.28935}[hidden], abs=1e-5)  # every weight -1
     if hidden == 4:
         assert float((table <= 1.01 * optimum).double().mean()) == pytest.approx(9.2e-5, abs=1e-6)
-        assert weights(table)[1:5].tolist() == pytest.approx([0.059, 0.514, 0.185, 0.149], abs=6e-4)
+        assert walsh_weights(table)[1:5].tolist() == pytest.approx([0.059, 0.514, 0.185, 0.149], abs=6e-4)
     _equal_to_modules(cost, table, data)
 
 
@@ -115,7 +115,7 @@ def test_a_bit_that_does_nothing_is_found_and_doubles_the_optima():
     assert len(truth(table).codes) == 2
 
 
-@pytest.mark.parametrize("space", [BinaryMLP(4), BinaryMLP(3, (2,), skip=Gate("skip"))])
+@pytest.mark.parametrize("space", [BinaryMLP(4), BinaryMLP(3, (2,), skip=Switch("skip"))])
 def test_a_table_by_turns_is_the_table(space, monkeypatch):
     """Where the parts of a table would not fit, rows of the data are taken a few at a time."""
     rng = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from popflow.circuits.cost import Cost, cross_entropy
-from popflow.circuits.space import BinaryMLP, Choice, Gate, bits_of, check_bits, codes_of
+from popflow.circuits.space import BinaryMLP, Choice, Switch, bits_of, check_bits, codes_of
 
 ACTIVATION = Choice("activation", (torch.relu, torch.sigmoid))
 ALPHABET = Choice("alphabet", ((0.0, 1.0), (-1.0, 1.0), (-2.0, 1.0), (-3.0, 1.0)))
@@ -17,7 +17,7 @@ SPACES = {
     "encoding": BinaryMLP(3, alphabet=ALPHABET),
     "hidden": BinaryMLP(2, (2,), activation=ACTIVATION),
     "width": BinaryMLP(1, (Choice("width", (1, 2, 3)),), bias=False, activation=ACTIVATION),
-    "skip": BinaryMLP(2, (1,), skip=Gate("skip"), gates=(Gate("first", (0,)), Gate("second", (1,)))),
+    "skip": BinaryMLP(2, (1,), skip=Switch("skip"), switches=(Switch("first", (0,)), Switch("second", (1,)))),
     "deep": BinaryMLP(1, (2, Choice("width", (1, 2))), activation=ACTIVATION),
     "classes": BinaryMLP(2, outputs=3),
 }
@@ -107,15 +107,15 @@ def test_bad_input():
     with pytest.raises(ValueError, match="lists an option twice"):
         Choice("width", (2, 2))
     with pytest.raises(ValueError, match="'twin' is used by 2"):
-        BinaryMLP(2, gates=(Gate("twin", (0,)), Gate("twin", (1,))))
+        BinaryMLP(2, switches=(Switch("twin", (0,)), Switch("twin", (1,))))
     with pytest.raises(ValueError, match="'b1' is that of a weight"):
-        BinaryMLP(2, gates=(Gate("b1", (0,)),)).n
+        BinaryMLP(2, switches=(Switch("b1", (0,)),)).n
     with pytest.raises(ValueError, match="inputs=0"):
         BinaryMLP(0)
     with pytest.raises(ValueError, match=r"'far' is on the inputs \(2,\)"):
-        BinaryMLP(2, gates=(Gate("far", (2,)),))
+        BinaryMLP(2, switches=(Switch("far", (2,)),))
     with pytest.raises(ValueError, match="nothing to skip"):
-        BinaryMLP(2, skip=Gate("skip"))
+        BinaryMLP(2, skip=Switch("skip"))
     with pytest.raises(ValueError, match="two different values, both"):
         BinaryMLP(2, alphabet=(1.0, 1.0))
     with pytest.raises(ValueError, match=r"alphabet \(nan, 1\.0\): wanted two different values, both finite"):

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from popflow.circuits import BinaryMLP, Choice, Cost, bits_of, digits, gaussians, quadratic, squared_error, walsh, weights
+from popflow.circuits import BinaryMLP, Choice, Cost, bits_of, digits, gaussians, quadratic, squared_error, walsh, walsh_weights
 
 
 def test_transform_by_its_definition():
@@ -22,7 +22,7 @@ def test_transform_by_its_definition():
 def test_odd_orders_of_a_logistic_cost_vanish():
     """softplus(z) - z/2 is even and z is linear in the signs of weights in {-1, 1}: orders 3, 5, ... are zero, order 1 is not."""
     data = digits(3, 7, 4)
-    share = weights(Cost(BinaryMLP(16), data.x, data.y).table())
+    share = walsh_weights(Cost(BinaryMLP(16), data.x, data.y).table())
     assert share[3::2].abs().max() < 1e-25
     assert share[[1, 2, 4]].tolist() == pytest.approx([0.219, 0.768, 0.0125], abs=5e-4)
 
@@ -30,7 +30,7 @@ def test_odd_orders_of_a_logistic_cost_vanish():
 def test_published_orders_of_the_gaussian_task():
     data = gaussians(2000)
     space = BinaryMLP(2, (2,), activation=Choice("activation", (torch.relu, torch.sigmoid)))
-    share = weights(Cost(space, data.x, data.y, squared_error).table())
+    share = walsh_weights(Cost(space, data.x, data.y, squared_error).table())
     assert share[1:5].tolist() == pytest.approx([0.060, 0.563, 0.210, 0.136], abs=6e-4)
 
 
@@ -45,11 +45,11 @@ def test_quadratic_truncation():
     q, offset = found.qubo()
     assert torch.equal(q, q.triu())
     torch.testing.assert_close(offset + torch.einsum("sp,pq,sq->s", bits, q, bits), found.table, atol=1e-14, rtol=0)
-    assert found.residual == pytest.approx(float(weights(table)[3:].sum()), abs=1e-14)
+    assert found.residual == pytest.approx(float(walsh_weights(table)[3:].sum()), abs=1e-14)
     assert found.residual == pytest.approx(float((table - found.table).square().mean() / table.var(correction=0)), abs=1e-14)
 
 
 def test_equal_costs_have_no_variance():
     table = torch.ones(8, dtype=torch.float64)
-    assert weights(table).tolist() == [0.0] * 4
+    assert walsh_weights(table).tolist() == [0.0] * 4
     assert quadratic(table).residual == 0.0

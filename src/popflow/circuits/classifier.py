@@ -1,4 +1,4 @@
-"""Quantum hypernetworks in the manners of scikit-learn: ``fit(X, y).predict(X)``, one network or an ensemble of the Born distribution."""
+"""Quantum hypernetworks as a scikit-learn classifier: ``fit(X, y).predict(X)``, one network or an ensemble of the most probable ones."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from popflow.core import Streams
 
 
 class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
-    """Binary network found by a quantum hypernetwork, simulated exactly.
+    """A binary network found by a quantum hypernetwork, simulated exactly.
 
-    Features are standardised with the mean and standard deviation of the training set. At these sizes the optimum is known by
-    enumeration, as ``truth_cost_``; this is a method to study, not the fastest way to a binary network.
+    Features are standardised with the mean and standard deviation of the training set. At these sizes enumeration gives the optimum, which
+    is kept as ``truth_cost_``; the hypernetwork is a method to study, not the fastest way to a binary network.
 
     Args:
-        hidden: Widths of hidden layers, numbers or `Choice`.
-        activation: A function or a `Choice`.
-        alphabet: ``(low, high)`` or a `Choice`.
+        hidden: Widths of the hidden layers, each a number or a `Choice`.
+        activation: Activation of the hidden layers, a function or a `Choice`.
+        alphabet: The two values ``(low, high)`` of weights and biases, or a `Choice`.
         depth: Layers of the circuit.
         restarts: Trainings from random angles; the one whose most probable network costs least is kept.
         steps: Adam steps.
         lr: Learning rate.
-        objective: `energy`, or what `free_energy` or `tail_mean` return.
-        members: Networks of the ensemble: the most probable ones, weighted by probability. 1 is a single network.
-        phases: Whether the circuit has ``R_z``; without, it is faster.
-        seed: Of the starting angles.
+        objective: `energy`, or what `free_energy` or `tail_mean` returns.
+        members: Size of the ensemble: the most probable networks, weighted by probability. 1 is a single network.
+        phases: Whether the circuit has ``R_z``; it is faster without.
+        seed: Random seed of the starting angles.
 
     Attributes:
         space_: The search space.
         bits_: The most probable network.
         cost_: Its training cost.
         truth_cost_: The exact optimum.
-        members_: ``[k, n]`` networks of the ensemble.
-        weights_: Their weights.
-        result_: What training returned.
+        members_: Networks ``[k, n]`` of the ensemble.
+        weights_: Weights ``[k]`` of the networks.
+        result_: The trained restarts.
 
     Raises:
-        ValueError: in ``fit``, when the network has more bits than can be simulated, or y a single class.
+        ValueError: from ``fit``, when the network has more bits than can be simulated, or y holds a single class.
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -123,7 +123,7 @@ class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(1)]
 
     def __sklearn_tags__(self) -> Any:
-        """Say that two-valued weights cannot separate everything."""
+        """Declare that two-valued weights cannot fit every data set."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.poor_score = True
         return tags

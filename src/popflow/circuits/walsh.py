@@ -1,9 +1,8 @@
-r"""Walsh analysis: a cost of bits as a sum over products of spins, and its truncation to pairs.
+r"""Walsh analysis: the cost as a sum over products of spins, and its truncation to pairs.
 
     C(sigma) = sum_S c_S prod_{p in S} Z_p,   Z_p = (-1)^sigma_p,   c_S = 2^-n sum_sigma (-1)^{sum_{p in S} sigma_p} C(sigma)
 
-The weight of order m is ``W_m = sum_{|S|=m} c_S^2``. A cost of low order needs few measurements, and its pairs are what annealers and
-QAOA take.
+The weight of order m is ``W_m = sum_{|S|=m} c_S^2``. Terms of order one and two are what quantum annealers and QAOA accept.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ def walsh(table: Tensor) -> Tensor:
 
 
 def orders(n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the number of members ``[2^n]`` of every coded set."""
+    """Return the number of members of every coded set, ``[2^n]``."""
     codes = torch.arange(2**n, device=device)
     return sum((codes >> k) & 1 for k in range(n))  # type: ignore[return-value]
 
 
-def weights(table: Tensor) -> Tensor:
-    """Return the share ``[n + 1]`` of the variance at each order; that of order 0, the mean, is 0; all are 0 where every cost is the same.
+def walsh_weights(table: Tensor) -> Tensor:
+    """Return the share of the variance at each order, ``[n + 1]``; 0 for order 0, the mean, and for every order of a constant cost.
 
-    >>> weights(torch.tensor([0.0, 1.0, 1.0, 2.0])).tolist()
+    >>> walsh_weights(torch.tensor([0.0, 1.0, 1.0, 2.0])).tolist()
     [0.0, 1.0, 0.0]
     """
     n, squares = check_table(table), walsh(table).square()
@@ -56,7 +55,7 @@ class Quadratic:
         constant: Mean cost.
         field: ``[n]``, parameter 0 first.
         coupling: ``[n, n]``, upper triangle.
-        residual: Share of the variance that is left out.
+        residual: Share of the variance left out.
         table: ``[2^n]`` the truncated cost.
     """
 
@@ -74,7 +73,7 @@ class Quadratic:
 
 
 def quadratic(table: Tensor) -> Quadratic:
-    """Truncate a cost to pairs: the best quadratic in the mean square over all networks.
+    """Truncate a cost to pairs: the quadratic with the least mean squared error over all networks.
 
     >>> found = quadratic(torch.tensor([0.0, 1.0, 1.0, 4.0], dtype=torch.float64))
     >>> found.constant, found.field.tolist(), found.coupling.tolist(), found.residual

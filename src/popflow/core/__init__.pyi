@@ -32,6 +32,8 @@ from .simulate import Recorder as Recorder
 from .simulate import State as State
 from .simulate import Trace as Trace
 from .simulate import simulate as simulate
+from .statistics import Proportion as Proportion
+from .statistics import wilson as wilson
 from .steps import (
     Step as Step,
 )

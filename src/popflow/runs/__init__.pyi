@@ -3,6 +3,7 @@ from .config import config_of as config_of
 from .config import plain as plain
 from .config import read_values as read_values
 from .metrics import Metrics as Metrics
+from .oracle import Oracle as Oracle
 from .recorders import checkpoint as checkpoint
 from .recorders import checkpointed as checkpointed
 from .recorders import last_checkpoint as last_checkpoint
