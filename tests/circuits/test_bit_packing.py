@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from popflow.circuits import BinaryMLP, Choice, Switch, PackedNetwork, onnx_file, pack
+from popflow.circuits import BinaryMLP, Choice, PackedNetwork, Switch, onnx_file, pack
 from popflow.core.checkpoint import save_tensors
 from popflow.core.errors import CheckpointError
 

@@ -7,7 +7,7 @@ import torch
 
 from popflow.circuits.ansatz import Ansatz, brick, cx, cz, linear, rotations
 from popflow.circuits.circuit_cutting import KEPT, best_cut, born_by_cutting, cut_groups
-from popflow.circuits.statevector import _cost, _layouts, _matrices, _cut_layouts, amplitudes, born
+from popflow.circuits.statevector import _cost, _cut_layouts, _layouts, _matrices, amplitudes, born
 from popflow.core import Streams
 
 

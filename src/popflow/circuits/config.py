@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from popflow import citations
+from popflow.core.errors import unknown
 from popflow.runs.config import Flag, check
 
 _DATA = {
@@ -20,9 +21,7 @@ _DATA = {
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Find binary networks with a quantum hypernetwork, and compare with the exact optimum and with classical search.
-
-    `popflow search --data digits:3,7 --net mlp:2 --depth 6 --restarts 64`
+    """Find binary networks with a quantum hypernetwork; compare with the exact optimum and with classical search.
 
     Attributes:
         data: Data set: digits:A,B, digits:A,B:SIDE, gaussians:POINTS or mnist:A,B:FOLDER. The digits are scikit-learn's 8 x 8 images, averaged
@@ -47,10 +46,10 @@ class SearchConfig:
         seed: Random seed.
     """
 
-    data: str = "digits:3,7"
-    net: str = "logistic"
+    data: Annotated[str, Flag(metavar="DATA")] = "digits:3,7"
+    net: Annotated[str, Flag(metavar="NET")] = "logistic"
     activation: tuple[Literal["relu", "sigmoid", "tanh"], ...] = ("relu", "sigmoid")
-    alphabet: tuple[str, ...] = ("-1,1",)
+    alphabet: Annotated[tuple[str, ...], Flag(metavar="LOW,HIGH")] = ("-1,1",)
     loss: Literal["cross-entropy", "squared"] = "cross-entropy"
     depth: Annotated[int, Flag(ge=1)] = 6
     restarts: Annotated[int, Flag(ge=1)] = 64
@@ -61,7 +60,7 @@ class SearchConfig:
     entangler: Literal["brick", "linear", "ring", "all"] = "brick"
     gate: Literal["cx", "cz"] = "cx"
     phases: Annotated[bool, Flag("--phases/--real")] = True
-    curve: Annotated[tuple[int, ...], Flag(ge=1)] = (1, 2, 4)
+    curve: Annotated[tuple[int, ...], Flag(ge=1, metavar="DEPTH")] = (1, 2, 4)
     calls: Annotated[int, Flag(ge=1)] = 1024
     runs: Annotated[int, Flag(ge=1)] = 100
     seed: int = 0
@@ -69,15 +68,17 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check(self)
         if self.optimiser == "lbfgs" and self.objective == "free-energy":
-            raise ValueError("objective='free-energy' is annealed over the steps of Adam; L-BFGS has no such schedule. Fix: optimiser adam.")
+            raise ValueError(
+                "objective='free-energy' is annealed over the steps of Adam; L-BFGS has no such schedule. Fix: optimiser adam."
+            )
         if not self.activation:
             raise ValueError("activation is empty, wanted at least one of relu, sigmoid, tanh.")
         self.alphabets()
         self.widths()
         self.data_set()
 
-    def data_set(self) -> tuple[str, dict[str, str]]:
-        """Return the kind of data and its arguments."""
+    def data_set(self) -> tuple[str, dict[str, Any]]:
+        """Return the kind of data and the arguments of the function that makes it."""
         kind = self.data.split(":", maxsplit=1)[0]
         if kind not in _DATA:
             raise ValueError(unknown("data", kind, _DATA))
@@ -85,7 +86,8 @@ class SearchConfig:
         found = re.fullmatch(pattern, self.data)
         if not found:
             raise ValueError(f"data={self.data!r}, wanted {form}.")
-        return kind, {name: value for name, value in found.groupdict().items() if value is not None}
+        given = {name: value for name, value in found.groupdict().items() if value is not None}
+        return kind, {name: Path(value) if name == "folder" else int(value) for name, value in given.items()}
 
     def alphabets(self) -> tuple[tuple[float, float], ...]:
         """Return the pairs of values to choose from."""
@@ -111,9 +113,8 @@ class SearchConfig:
         return tuple(range(low, high + 1))
 
     def inputs(self) -> Iterable[Path]:
-        """Return the folder of the user's files."""
-        folder = self.data_set()[1].get("folder")
-        return [Path(folder)] if folder else []
+        """Return the folder of MNIST, if that is the data."""
+        return (value for value in self.data_set()[1].values() if isinstance(value, Path))
 
 
 @dataclass(frozen=True)

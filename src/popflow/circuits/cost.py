@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from popflow.circuits.space import BinaryMLP, Choice, bits_of, check_bits, size_of
+from popflow.circuits.space import BinaryMLP, bits_of, check_bits, size_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(z [..., N, outputs], y [N]) -> [..., N]``, one value per sample."""

@@ -44,9 +44,7 @@ class Oracle(Generic[Items]):
         (3, 2, {'CCO': 3.0, 'C': 1.0})
     """
 
-    def __init__(
-        self, function: Callable[[Items], Tensor | Sequence[float]], keys: Callable[[Items], Iterable[Hashable]] = list[Hashable]
-    ):
+    def __init__(self, function: Callable[[Items], Tensor | Sequence[float]], keys: Callable[[Items], Iterable[Hashable]] = list[Hashable]):
         self.function, self.keys = function, keys
         self.calls = 0
         self.known: MutableMapping[Any, float] = {}
@@ -75,7 +73,9 @@ class Oracle(Generic[Items]):
     def _ask(self, items: Items) -> list[float]:
         values = torch.as_tensor(self.function(items), dtype=torch.float64, device="cpu").detach()
         if tuple(values.shape) != (len(items),):
-            raise ValueError(f"the oracle returned shape {tuple(values.shape)} for {len(items)} inputs, wanted [{len(items)}]: one value each.")
+            raise ValueError(
+                f"the oracle returned shape {tuple(values.shape)} for {len(items)} inputs, wanted [{len(items)}]: one value each."
+            )
         bad = int((~values.isfinite()).sum())
         if bad:
             raise ValueError(f"the oracle returned {bad} values that are NaN or infinite for {len(items)} inputs, wanted finite ones.")
@@ -88,7 +88,9 @@ class Oracle(Generic[Items]):
         for place, value in zip(again, self._ask(_take(items, again)) if again else (), strict=True):
             known = self.known[keys[place]]
             if abs(value - known) > 1e-9 * max(1.0, abs(known)):
-                raise ValueError(f"the oracle is not deterministic: {_show(items[place])} gave {known:g} first and {value:g} again. Fix: seed it.")
+                raise ValueError(
+                    f"the oracle is not deterministic: {_show(items[place])} gave {known:g} first and {value:g} again. Fix: seed it."
+                )
 
 
 def _take(items: Any, places: list[int]) -> Any:
