@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
-from popflow.circuits import BinaryMLP, Choice, Cost, bits_of, digits, gaussians, quadratic, squared_error, walsh, walsh_weights
+from popflow.circuits import BinaryMLP, Choice, Cost, digits, gaussians, squared_error, walsh, walsh_weights
 
 
 def test_transform_by_its_definition():
@@ -34,22 +32,6 @@ def test_published_orders_of_the_gaussian_task():
     assert share[1:5].tolist() == pytest.approx([0.060, 0.563, 0.210, 0.136], abs=6e-4)
 
 
-def test_quadratic_truncation():
-    """It equals its own terms for every network, in spins and as a QUBO; the residual is what the orders above 2 weigh."""
-    table = torch.arange(64, dtype=torch.float64).cos()
-    found = quadratic(table)
-    bits = bits_of(torch.arange(64), 6).double()
-    spins = 1 - 2 * bits
-    pairs = sum(found.coupling[p, q] * spins[:, p] * spins[:, q] for p, q in itertools.combinations(range(6), 2))
-    torch.testing.assert_close(found.constant + spins @ found.field + pairs, found.table, atol=1e-14, rtol=0)
-    q, offset = found.qubo()
-    assert torch.equal(q, q.triu())
-    torch.testing.assert_close(offset + torch.einsum("sp,pq,sq->s", bits, q, bits), found.table, atol=1e-14, rtol=0)
-    assert found.residual == pytest.approx(float(walsh_weights(table)[3:].sum()), abs=1e-14)
-    assert found.residual == pytest.approx(float((table - found.table).square().mean() / table.var(correction=0)), abs=1e-14)
-
-
 def test_equal_costs_have_no_variance():
     table = torch.ones(8, dtype=torch.float64)
     assert walsh_weights(table).tolist() == [0.0] * 4
-    assert quadratic(table).residual == 0.0

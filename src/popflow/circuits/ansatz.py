@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from popflow.circuits.space import at_least_one
 from popflow.core import Streams
 
 Pairs = Sequence[tuple[int, int]]
@@ -155,12 +156,11 @@ class Ansatz:
 
         The angles of a restart depend on neither the dtype nor the number of restarts that follow.
         """
-        if restarts < 1:
-            raise ValueError(f"restarts={restarts}: wanted at least 1.")
+        at_least_one(restarts=restarts)
         return (2 * math.pi * rng.uniform("angles", (restarts, *self.shape))).to(dtype)
 
-    def check(self, angles: Tensor) -> None:
-        """Check the shape and type of angles.
+    def check(self, angles: Tensor, *, one: bool = False) -> None:
+        """Check the shape and type of angles, of one circuit or of any number.
 
         Raises:
             ValueError: on another shape.
@@ -172,6 +172,8 @@ class Ansatz:
             raise ValueError(
                 f"angles have shape {tuple(angles.shape)}, wanted [*batch, {', '.join(map(str, self.shape))}] (depth, qubit, angle)."
             )
+        if one and angles.ndim != 3:
+            raise ValueError(f"angles have shape {tuple(angles.shape)}, wanted one circuit {self.shape}. Fix: pick a restart.")
 
 
 def rotations(angles: Tensor) -> Tensor:

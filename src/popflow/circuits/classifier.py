@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from popflow.circuits.ansatz import Ansatz
 from popflow.circuits.cost import Cost, cross_entropy
 from popflow.circuits.hypernetwork import energy, train_adam
-from popflow.circuits.space import BinaryMLP, Choice, bits_of, size_of
+from popflow.circuits.space import BinaryMLP, Choice, at_least_one, bits_of, size_of
 from popflow.circuits.statevector import MAX_QUBITS, born
 from popflow.core import Streams
 
@@ -85,8 +85,7 @@ class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y holds one class, {self.classes_[0]!r}: this classifier needs at least 2 classes.")
         if isinstance(self.hidden, int | Choice):
             raise TypeError(f"hidden={self.hidden!r}: wanted the widths of the hidden layers. Fix: hidden=({self.hidden!r},).")
-        if self.members < 1:
-            raise ValueError(f"members={self.members}: wanted at least 1 network.")
+        at_least_one(members=self.members)
         self.mean_, self.scale_ = X.mean(0), np.where(X.std(0) > 0, X.std(0), 1.0)
         outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
         self.space_ = BinaryMLP(X.shape[1], tuple(self.hidden), outputs, activation=self.activation, alphabet=self.alphabet)
@@ -105,7 +104,7 @@ class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
         p = born(ansatz, self.result_.angles[best].double())
         likely, networks = p.topk(min(self.members, len(p)))
         self.members_, self.weights_ = bits_of(networks, n), likely / likely.sum()
-        self.bits_ = "".join(map(str, self.members_[0].tolist()))
+        self.bits_ = f"{int(networks[0]):0{n}b}"
         self.cost_, self.truth_cost_ = float(table[networks[0]]), float(table.min())
         return self
 

@@ -34,9 +34,7 @@ def qasm3(ansatz: Ansatz, angles: Tensor, *, measure: bool = True) -> str:
         ry(0.1) q[1];
         c = measure q;
     """
-    ansatz.check(angles)
-    if angles.ndim != 3:
-        raise ValueError(f"angles have shape {tuple(angles.shape)}, wanted one circuit {ansatz.shape}. Fix: pick a restart.")
+    ansatz.check(angles, one=True)
     if not bool(angles.isfinite().all()):
         raise ValueError(f"angles hold {int((~angles.isfinite()).sum())} values that are NaN or infinite, wanted finite ones.")
     lines = ["OPENQASM 3.0;", 'include "stdgates.inc";', f"qubit[{ansatz.n}] q;"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz, rotations
 from popflow.circuits.oracle import Oracle
-from popflow.circuits.space import bits_of
+from popflow.circuits.space import at_least_one, bits_of
 from popflow.circuits.statevector import born, born_of_gates, sample
 
 
@@ -62,8 +62,7 @@ def train_shots(
     Returns:
         The final angles.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: wanted at least 1.")
+    at_least_one(steps=steps)
     theta = angles.detach().clone().requires_grad_()
     optimiser = torch.optim.Adam([theta], lr=lr)
     for _ in range(steps):
@@ -101,9 +100,8 @@ def noisy_born(ansatz: Ansatz, angles: Tensor, noise: Depolarising, trajectories
 
     Their mean estimates the diagonal of the noisy density matrix. Without noise every row is that of `born`.
     """
-    if trajectories < 1:
-        raise ValueError(f"trajectories={trajectories}: wanted at least 1.")
-    ansatz.check(angles)
+    at_least_one(trajectories=trajectories)
+    ansatz.check(angles, one=True)
     shape, device = (trajectories, ansatz.depth, ansatz.n), angles.device
     x, z = torch.zeros(2, *shape, dtype=torch.long, device=device)
 

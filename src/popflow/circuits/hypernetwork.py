@@ -19,6 +19,7 @@ from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz
 from popflow.circuits.cost import check_table, resolution
+from popflow.circuits.space import at_least_one
 from popflow.circuits.statevector import born
 from popflow.core import NonFiniteError, Proportion, wilson
 
@@ -220,8 +221,7 @@ class Success:
 
 def success(trained: Trained, table: Tensor, *, tolerance: float = 0.01, shots: int = 100) -> Success:
     """Return the success of restarts on a table, with 95 % Wilson intervals."""
-    if shots < 1:
-        raise ValueError(f"shots={shots}: wanted at least 1.")
+    at_least_one(shots=shots)
     best, restarts = float(table.min()), len(trained.energy)
     reached = int((trained.energy <= best + tolerance * abs(best)).sum())
     top = int((trained.cost <= best + resolution(table)).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -21,8 +22,7 @@ from popflow.core import Streams
 from popflow.core.checkpoint import write_atomic
 from popflow.runs import Report, Run, once
 
-COMFORTABLE = 18
-"""Bits of a network up to which digits keep their resolution."""
+COMFORTABLE = 18  # bits of a network up to which digits keep their resolution
 DATA_SETS = {"digits": digits, "gaussians": gaussians, "mnist": mnist}
 LOSSES = {"cross-entropy": cross_entropy, "squared": squared_error}
 ENTANGLERS = {"brick": brick, "linear": linear, "ring": ring, "all": all_to_all}
@@ -44,7 +44,7 @@ def run(config: SearchConfig, run: Run) -> Report:
     table = once(run, "table", lambda: {"cost": cost.table(run.device).cpu()})["cost"]
     trained = {depth: train(config, run, table, depth) for depth in sorted({*config.curve, config.depth})}
     result = SearchResult(config, cost, data, table, truth(table), trained, classical(config, cost, table))
-    network = {"bits": result.text, "names": cost.space.names, **result.network}
+    network = {"bits": f"{result.code:0{cost.space.n}b}", "names": cost.space.names, **cost.space.describe(result.code)}
     write_atomic(run.path / "network.json", json.dumps(network, indent=1) + "\n")
     write_atomic(run.path / "circuit.qasm", qasm3(result.found.ansatz, result.angles) + "\n")
     return report(result, run)
@@ -61,11 +61,11 @@ def task(config: SearchConfig) -> tuple[Cost, Dataset]:
 
 def networks(config: SearchConfig, inputs: int) -> BinaryMLP:
     """Return the space of networks on a number of inputs."""
+    widths, activations = config.widths(), tuple(ACTIVATIONS[name] for name in config.activation)
     alphabet = _choice("alphabet", config.alphabets())
-    if not config.widths():
+    if not widths:
         return BinaryMLP(inputs, alphabet=alphabet)
-    activation = _choice("activation", tuple(ACTIVATIONS[name] for name in config.activation))
-    return BinaryMLP(inputs, (_choice("width", config.widths()),), activation=activation, alphabet=alphabet)
+    return BinaryMLP(inputs, (_choice("width", widths),), activation=_choice("activation", activations), alphabet=alphabet)
 
 
 def _choice(name: str, options: tuple[Any, ...]) -> Any:
@@ -77,12 +77,9 @@ def train(config: SearchConfig, run: Run, table: Tensor, depth: int) -> Trained:
     ansatz = Ansatz(len(table).bit_length() - 1, depth, ENTANGLERS[config.entangler], GATES[config.gate], config.phases)
 
     def restarts() -> dict[str, Tensor]:
-        start, costs = ansatz.random(config.restarts, Streams(config.seed)).to(run.device), table.to(run.device)
-        objective = OBJECTIVES[config.objective]
-        if config.optimiser == "adam":
-            found = train_adam(ansatz, costs, start, steps=config.steps, lr=config.lr, objective=objective)
-        else:
-            found = train_lbfgs(ansatz, costs, start, steps=config.steps, objective=objective)
+        start = ansatz.random(config.restarts, Streams(config.seed)).to(run.device)
+        train = partial(train_adam, lr=config.lr) if config.optimiser == "adam" else train_lbfgs
+        found = train(ansatz, table.to(run.device), start, steps=config.steps, objective=OBJECTIVES[config.objective])
         return {"angles": found.angles.cpu(), "evaluations": found.evaluations}
 
     saved = once(run, f"depth_{depth}", restarts)
@@ -98,6 +95,6 @@ def classical(config: SearchConfig, cost: Cost, table: Tensor) -> dict[str, sear
     budget = {"calls": config.calls, "runs": config.runs}
     found = {name: method(Oracle.of_table(table), **budget, generator=Streams(config.seed)(name)) for name, method in SEARCHES.items()}
     budget["runs"] = min(config.runs, 20)
-    generator = Streams(config.seed)("straight-through")
-    found["straight-through training"] = search.straight_through(cost, **budget, generator=generator)
-    return found
+    return found | {
+        "straight-through training": search.straight_through(cost, **budget, generator=Streams(config.seed)("straight-through"))
+    }

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz, rotations
 from popflow.circuits.oracle import Oracle
+from popflow.circuits.space import at_least_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,7 @@ class MatrixProduct:
 
     def sample(self, shots: int, generator: torch.Generator) -> Tensor:
         """Draw independent networks ``[shots, n]`` (uint8, parameter 0 first), one qubit after another from its exact conditional."""
-        if shots < 1:
-            raise ValueError(f"shots={shots}: wanted at least 1.")
+        at_least_one(shots=shots)
         with torch.no_grad():
             environments, drawn, vector = self.right_environments(), [], None
             rows = torch.arange(shots, device=environments[0].device)
@@ -106,9 +106,7 @@ def matrix_product(ansatz: Ansatz, angles: Tensor) -> MatrixProduct:
         >>> state.bonds[:5], state.sample(3, torch.Generator().manual_seed(0)).shape
         ((2, 2, 4, 2, 4), torch.Size([3, 100]))
     """
-    ansatz.check(angles)
-    if angles.ndim != 3:
-        raise ValueError(f"angles have shape {tuple(angles.shape)}, wanted one circuit {ansatz.shape}.")
+    ansatz.check(angles, one=True)
     gates = rotations(angles)
     zero = torch.tensor([1.0, 0.0], dtype=gates.dtype, device=gates.device)
     tensors = [zero.reshape(1, 2, 1)] * ansatz.n
@@ -178,8 +176,7 @@ def train_score(
     Raises:
         ValueError: on fewer than 2 shots (the baseline is the mean of the other samples), or fewer than 1 step.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: wanted at least 1.")
+    at_least_one(steps=steps)
     if shots < 2:
         raise ValueError(f"shots={shots}: wanted at least 2, the baseline is the mean of the other samples.")
     theta = angles.detach().clone().requires_grad_()

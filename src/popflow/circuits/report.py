@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import html
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from popflow.circuits.hypernetwork import Trained, success
 from popflow.circuits.search import Found
 from popflow.circuits.space import bits_of
 from popflow.circuits.statevector import born
-from popflow.circuits.walsh import quadratic
+from popflow.circuits.walsh import walsh_weights
 from popflow.core import wilson
 from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, figures
 
@@ -53,24 +51,14 @@ class SearchResult:
         return self.trained[self.config.depth]
 
     @property
+    def code(self) -> int:
+        """The network found: the most probable one of the best restart."""
+        return int(self.found.code[self.found.best()])
+
+    @property
     def angles(self) -> Tensor:
         """Angles ``[depth, n, r]`` of the best restart."""
         return self.found.angles[self.found.best()]
-
-    @cached_property
-    def bits(self) -> Tensor:
-        """The network found, ``[n]``."""
-        return bits_of(self.found.code[self.found.best()], self.cost.space.n)
-
-    @property
-    def text(self) -> str:
-        """The network found, as a bit string."""
-        return "".join(map(str, self.bits.tolist()))
-
-    @property
-    def network(self) -> dict[str, Any]:
-        """The network found, as named choices, weights and biases."""
-        return self.cost.space.describe(self.bits)
 
 
 def report(result: SearchResult, run: Run) -> Report:
@@ -113,7 +101,7 @@ def _verdict(result: SearchResult) -> Verdict:
 
 def _results(result: SearchResult) -> dict[str, float]:
     cost, data, found = result.cost, result.data, result.found
-    optimum, network = bits_of(result.exact.codes[:1], cost.space.n), result.bits.unsqueeze(0)
+    network, optimum = bits_of(torch.tensor([[result.code], [int(result.exact.codes[0])]]), cost.space.n)
     results = {
         "cost of the network": float(found.cost.min()),
         "exact optimum": result.exact.optimum,
@@ -177,7 +165,7 @@ def _depth_figure(result: SearchResult) -> Figure:
 
 
 def _network(result: SearchResult) -> Table:
-    rows = tuple((name, str(value)) for name, value in result.network.items())
+    rows = tuple((name, str(value)) for name, value in result.cost.space.describe(result.code).items())
     return Table("The network", ("part", "value"), rows, "A row of weights belongs to one input.")
 
 
@@ -186,8 +174,8 @@ def _born_distribution(result: SearchResult, run: Run) -> Table:
     p = born(result.found.ansatz, result.angles.double().to(run.device)).cpu()
     likely, codes = p.topk(min(8, len(p)))
     rows = [
-        ("".join(map(str, bits_of(code, n).tolist())), float(q), float(table[code]), int((table < table[code] - resolution(table)).sum()))
-        for q, code in zip(likely, codes, strict=True)
+        (f"{code:0{n}b}", float(q), float(table[code]), int((table < table[code] - resolution(table)).sum()))
+        for q, code in zip(likely, codes.tolist(), strict=True)
     ]
     return Table(
         "Born distribution of the best restart",
@@ -206,7 +194,7 @@ def _landscape(result: SearchResult) -> Table:
         ("mean and standard deviation", f"{exact.mean:.4f}, {exact.std:.4f}"),
         ("minima under one flip, under two", f"{exact.minima[0]}, {exact.minima[1]}"),
         ("share of networks from which descent finds the optimum", exact.basin),
-        ("variance that pairs of bits do not explain", quadratic(result.table).residual),
+        ("variance that pairs of bits do not explain", float(walsh_weights(result.table)[3:].sum())),
         ("bits that never change the cost", len(idle_bits(result.table, resolution(result.table)))),
     )
     return Table("The landscape, exactly", ("", "value"), rows, "From the cost of every network.")

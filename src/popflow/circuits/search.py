@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from popflow.circuits.cost import Cost
 from popflow.circuits.oracle import Oracle
-from popflow.circuits.space import bits_of
+from popflow.circuits.space import at_least_one, bits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,7 @@ class _Ledger:
     """Keeps each run within its budget, and its best network."""
 
     def __init__(self, oracle: Oracle | Cost, calls: int, runs: int):
-        for name, value in (("calls", calls), ("runs", runs)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: wanted at least 1.")
+        at_least_one(calls=calls, runs=runs)
         self.oracle, self.budget = oracle, calls
         self.used = torch.zeros(runs, dtype=torch.long)
         n = oracle.n if isinstance(oracle, Oracle) else oracle.space.n

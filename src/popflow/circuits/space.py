@@ -106,9 +106,7 @@ class BinaryMLP:
     switches: tuple[Switch, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in (("inputs", self.inputs), ("outputs", self.outputs), *(("hidden", width) for width in self.widths)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: wanted at least 1.")
+        at_least_one(inputs=self.inputs, outputs=self.outputs, hidden=min(self.widths, default=1))
         named = [choice.name for choice in self.choices]
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
@@ -131,11 +129,6 @@ class BinaryMLP:
     def alphabets(self) -> tuple[tuple[float, float], ...]:
         """Alphabets, in the order of their codes."""
         return self.alphabet.options if isinstance(self.alphabet, Choice) else (self.alphabet,)
-
-    @property
-    def activations(self) -> tuple[Activation, ...]:
-        """Activations, in the order of their codes."""
-        return self.activation.options if isinstance(self.activation, Choice) else (self.activation,)
 
     @cached_property
     def choices(self) -> tuple[Choice | Switch, ...]:
@@ -193,7 +186,7 @@ class BinaryMLP:
             if not 0 <= code < 2**self.n:
                 raise ValueError(f"network {code}: wanted the code of one of 2^{self.n} networks, 0..2^{self.n} - 1.")
             return torch.tensor([(code >> (self.n - 1 - p)) & 1 for p in range(self.n)], dtype=torch.uint8)
-        known = {"0": 0, "1": 1} if isinstance(network, str) else {0: 0, 1: 1}
+        known: dict[Any, int] = {"0": 0, "1": 1} if isinstance(network, str) else {0: 0, 1: 1}
         values = [known.get(v, 2) for v in (network.tolist() if isinstance(network, Tensor) else network)]
         if len(values) != self.n or 2 in values:
             raise ValueError(f"{network!r} has {len(values)} characters, wanted {self.n} of 0 and 1, parameter 0 first.")
@@ -286,8 +279,8 @@ class BinaryMLP:
         if not isinstance(self.activation, Choice):
             return self.activation(a)
         code = self.code_of(self.activation.name, bits).reshape(-1, 1, 1)
-        out = self.activations[0](a)
-        for k, activation in enumerate(self.activations[1:], 1):
+        out = self.activation.options[0](a)
+        for k, activation in enumerate(self.activation.options[1:], 1):
             out = torch.where(code == k, activation(a), out)
         return out
 
@@ -343,6 +336,18 @@ def check_bits(bits: Tensor, n: int, *, relaxed: bool = False) -> None:
     if len(beyond) and not (relaxed and bits.is_floating_point()):
         shown = ", ".join(f"{v:g}" for v in beyond.unique()[:6].tolist())
         raise ValueError(f"bits hold {shown}, wanted only 0 and 1. Fix: (spins + 1) // 2 makes bits of spins -1 and 1.")
+
+
+def at_least_one(**counts: int) -> None:
+    """Check that counts are 1 or more.
+
+    >>> at_least_one(shots=0)
+    Traceback (most recent call last):
+    ValueError: shots=0: wanted at least 1.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: wanted at least 1.")
 
 
 def size_of(item: int, n: int) -> str:

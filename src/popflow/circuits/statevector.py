@@ -28,7 +28,7 @@ from torch import Tensor
 from popflow.circuits.ansatz import Ansatz, TwoQubitGate, rotations
 from popflow.circuits.circuit_cutting import best_cut, born_by_cutting, cut_groups, refuse_double_backward
 from popflow.circuits.signed_permutation import SignedPermutation
-from popflow.circuits.space import size_of
+from popflow.circuits.space import at_least_one, size_of
 
 MAX_QUBITS = 26
 
@@ -98,8 +98,7 @@ def sample(probabilities: Tensor, shots: int, generator: torch.Generator) -> Ten
     >>> sample(torch.tensor([0.0, 0.0, 1.0, 0.0]), 3, torch.Generator().manual_seed(0)).tolist()
     [2, 2, 2]
     """
-    if shots < 1:
-        raise ValueError(f"shots={shots}: wanted at least 1.")
+    at_least_one(shots=shots)
     cdf = probabilities.detach().double().cumsum(-1)
     u = torch.rand(*cdf.shape[:-1], shots, generator=generator, dtype=torch.float64, device=cdf.device) * cdf[..., -1:]
     return torch.searchsorted(cdf, u, right=True).clamp_(max=cdf.shape[-1] - 1)
