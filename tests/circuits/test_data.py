@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from popflow.circuits.config import SearchConfig
 from popflow.circuits.data import mnist, read_idx
-from popflow.circuits.job import task
+from popflow.circuits.task import task
 from popflow.runs.run import identity
 
 

@@ -10,8 +10,9 @@ import torch
 from popflow.circuits import job
 from popflow.circuits.config import DemoConfig, SearchConfig
 from popflow.circuits.demo import demo
-from popflow.circuits.job import run, task
+from popflow.circuits.job import run
 from popflow.circuits.space import ACTIVATIONS
+from popflow.circuits.task import LOSSES, task
 from popflow.cli.app import main
 from popflow.runs import ConfigError, Run, config_of, options
 
@@ -52,7 +53,7 @@ def test_a_run_goes_on_and_gives_the_same(tmp_path):
 
 
 def test_every_choice_of_an_option_has_an_object():
-    known = {"activation": ACTIVATIONS, "loss": job.LOSSES, "entangler": job.ENTANGLERS, "gate": job.GATES, "objective": job.OBJECTIVES}
+    known = {"activation": ACTIVATIONS, "loss": LOSSES, "entangler": job.ENTANGLERS, "gate": job.GATES, "objective": job.OBJECTIVES}
     assert {option.name: option.choices for option in options(SearchConfig) if option.name in known} == {
         name: tuple(objects) for name, objects in known.items()
     }

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from popflow.circuits import search
 from popflow.circuits.ansatz import Ansatz, all_to_all, brick, cx, cz, linear, ring
 from popflow.circuits.config import SearchConfig
-from popflow.circuits.cost import Cost, cross_entropy, squared_error, truth
-from popflow.circuits.data import Dataset, digits, gaussians, mnist
+from popflow.circuits.cost import Cost, truth
 from popflow.circuits.export import qasm3
 from popflow.circuits.hypernetwork import Trained, energy, evaluate, free_energy, success, tail_mean, train_adam, train_lbfgs
 from popflow.circuits.oracle import Oracle
 from popflow.circuits.report import SearchResult, report
-from popflow.circuits.space import ACTIVATIONS, BinaryMLP, Choice
+from popflow.circuits.task import task
 from popflow.core import Streams
 from popflow.core.checkpoint import write_atomic
 from popflow.runs import Report, Run, once
 
-COMFORTABLE = 18  # bits of a network up to which digits keep their resolution
-DATA_SETS = {"digits": digits, "gaussians": gaussians, "mnist": mnist}
-LOSSES = {"cross-entropy": cross_entropy, "squared": squared_error}
 ENTANGLERS = {"brick": brick, "linear": linear, "ring": ring, "all": all_to_all}
 GATES = {"cx": cx, "cz": cz}
 OBJECTIVES = {"energy": energy, "tail": tail_mean(0.1), "free-energy": free_energy(lambda progress: 0.1 * (1 - progress))}
@@ -50,28 +46,6 @@ def run(config: SearchConfig, run: Run) -> Report:
     return report(result, run)
 
 
-def task(config: SearchConfig) -> tuple[Cost, Dataset]:
-    """Return the cost and the data that a configuration names; digits without a side are as fine as `COMFORTABLE` allows."""
-    kind, arguments = config.data_set()
-    if kind == "digits" and "side" not in arguments:
-        arguments["side"] = next((side for side in (8, 4, 3) if networks(config, side * side).n <= COMFORTABLE), 2)
-    data = DATA_SETS[kind](**arguments)
-    return Cost(networks(config, data.x.shape[1]), data.x, data.y, LOSSES[config.loss]), data
-
-
-def networks(config: SearchConfig, inputs: int) -> BinaryMLP:
-    """Return the space of networks on a number of inputs."""
-    widths, activations = config.widths(), tuple(ACTIVATIONS[name] for name in config.activation)
-    alphabet = _choice("alphabet", config.alphabets())
-    if not widths:
-        return BinaryMLP(inputs, alphabet=alphabet)
-    return BinaryMLP(inputs, (_choice("width", widths),), activation=_choice("activation", activations), alphabet=alphabet)
-
-
-def _choice(name: str, options: tuple[Any, ...]) -> Any:
-    return options[0] if len(options) == 1 else Choice(name, options)
-
-
 def train(config: SearchConfig, run: Run, table: Tensor, depth: int) -> Trained:
     """Train all restarts of one depth, once in the life of a run."""
     ansatz = Ansatz(len(table).bit_length() - 1, depth, ENTANGLERS[config.entangler], GATES[config.gate], config.phases)
@@ -82,19 +56,21 @@ def train(config: SearchConfig, run: Run, table: Tensor, depth: int) -> Trained:
         found = train(ansatz, table.to(run.device), start, steps=config.steps, objective=OBJECTIVES[config.objective])
         return {"angles": found.angles.cpu(), "evaluations": found.evaluations}
 
+    run.progress(f"depth {depth}", 0, config.restarts)
     saved = once(run, f"depth_{depth}", restarts)
+    run.progress(f"depth {depth}", config.restarts, config.restarts)
     found = evaluate(ansatz, saved["angles"], table, saved["evaluations"])
-    s = success(found, table)
+    s, energies = success(found, table), {"least_energy": float(found.energy.min()), "median_energy": float(found.energy.median())}
     shares = {"within_1_percent": s.energy.value, "top_is_optimal": s.top.value, "optimal_in_100_shots": s.sampled.value}
-    run.metrics.add("depth", depth, {"least_energy": float(found.energy.min()), "median_energy": float(found.energy.median()), **shares})
+    run.metrics.add("depth", depth, energies | shares)
     return found
 
 
 def classical(config: SearchConfig, cost: Cost, table: Tensor) -> dict[str, search.Found]:
     """Run every classical search, each from a random stream of its own name."""
-    budget = {"calls": config.calls, "runs": config.runs}
-    found = {name: method(Oracle.of_table(table), **budget, generator=Streams(config.seed)(name)) for name, method in SEARCHES.items()}
-    budget["runs"] = min(config.runs, 20)
-    return found | {
-        "straight-through training": search.straight_through(cost, **budget, generator=Streams(config.seed)("straight-through"))
-    }
+
+    def found(name: str, method: Callable[..., search.Found], asked: Oracle | Cost, runs: int) -> search.Found:
+        return method(asked, calls=config.calls, runs=runs, generator=Streams(config.seed)(name))
+
+    few = {"straight-through training": found("straight-through", search.straight_through, cost, min(config.runs, 20))}
+    return {name: found(name, method, Oracle.of_table(table), config.runs) for name, method in SEARCHES.items()} | few
