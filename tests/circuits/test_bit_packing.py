@@ -46,7 +46,7 @@ def test_equals_the_module(space, kind, tmp_path):
     assert torch.equal(again(x), packed(x))
 
 
-def test_closed_inputs_empty_data_and_rows_that_are_not_finite():
+def test_inputs_switched_off_empty_data_and_rows_that_are_not_finite():
     space = BinaryMLP(3, (2,), skip=Switch("skip"), switches=(Switch("all", (0, 1, 2)),), bias=False)
     network = space.decode("1" * (space.n - 1) + "0")
     x = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]], dtype=torch.float64)

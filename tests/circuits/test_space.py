@@ -81,14 +81,14 @@ def test_codes_beyond_a_choice_wrap():
     assert space.decode(network).widths == [1]
 
 
-def test_gates_close_inputs_and_skips():
+def test_switches_turn_off_inputs_and_skips():
     space = SPACES["skip"]
-    closed, opened = space.decode("1" * (space.n - 3) + "000"), space.decode("1" * (space.n - 3) + "111")
+    off, on = space.decode("1" * (space.n - 3) + "000"), space.decode("1" * (space.n - 3) + "111")
     x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
-    assert closed(x).unique().numel() == 1
-    assert space.describe("1" * space.n)["skip"] == "open"
+    assert off(x).unique().numel() == 1
+    assert space.describe("1" * space.n)["skip"] == "on"
     hidden = torch.relu(x.sum(1, keepdim=True) + 1)
-    torch.testing.assert_close(opened(x), hidden + 1 + x.sum(1, keepdim=True))
+    torch.testing.assert_close(on(x), hidden + 1 + x.sum(1, keepdim=True))
 
 
 def test_changed_weights_are_read_and_foreign_ones_refused():
