@@ -26,7 +26,7 @@ SPACES = {
 @pytest.mark.parametrize("name", SPACES)
 def test_every_network_round_trips(name):
     space = SPACES[name]
-    codes = torch.arange(2**space.n) if space.n <= 12 else torch.arange(0, 2**space.n, 61)
+    codes = torch.arange(2**space.n) if space.n <= 8 else torch.randint(2**space.n, (256,), generator=torch.Generator().manual_seed(0))
     for bits in bits_of(codes, space.n):
         assert space.encode(space.decode(bits)) == bits.tolist()
     assert codes_of(bits_of(codes, space.n)).tolist() == codes.tolist()
