@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from popflow.circuits import job
-from popflow.circuits.config import DemoConfig, SearchConfig
+from popflow.circuits.config import DemoConfig, SearchConfig, cite
 from popflow.circuits.demo import demo
 from popflow.circuits.job import run
 from popflow.circuits.space import ACTIVATIONS
@@ -57,6 +57,10 @@ def test_every_choice_of_an_option_has_an_object():
     assert {option.name: option.choices for option in options(SearchConfig) if option.name in known} == {
         name: tuple(objects) for name, objects in known.items()
     }
+
+
+def test_citations_follow_the_objective():
+    assert [len(cite(SearchConfig(objective=objective))) for objective in ("energy", "free-energy")] == [1, 2]
 
 
 def test_digits_are_as_fine_as_eighteen_bits_allow():

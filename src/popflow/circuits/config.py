@@ -137,6 +137,7 @@ class DemoConfig:
         check(self)
 
 
-def cite(config: SearchConfig | DemoConfig) -> tuple[str, ...]:
-    """Return what a run builds on."""
-    return (citations.QUANTUM_HYPERNETWORKS,)
+def cite(config: SearchConfig) -> tuple[str, ...]:
+    """Return the BibTeX entries of what a search builds on; the free energy has a paper of its own."""
+    free_energy = (citations.QUANTUM_HYPERNETWORKS_VARIATIONAL,) if config.objective == "free-energy" else ()
+    return (citations.QUANTUM_HYPERNETWORKS, *free_energy)

@@ -32,9 +32,9 @@ class SearchResult:
         cost: Cost of a network.
         data: What the networks classify.
         table: ``[2^n]`` cost of every network.
-        exact: What is exactly true of the table.
-        trained: Depth -> restarts.
-        classical: Name -> runs of a classical search.
+        exact: Exact properties of the table.
+        trained: Restarts by depth.
+        classical: Runs of each classical search by name.
     """
 
     config: SearchConfig
@@ -47,12 +47,12 @@ class SearchResult:
 
     @property
     def found(self) -> Trained:
-        """The restarts of the depth that was asked for."""
+        """The restarts at the depth of the search."""
         return self.trained[self.config.depth]
 
     @property
     def code(self) -> int:
-        """The network found: the most probable one of the best restart."""
+        """The network found, the most probable one of the best restart."""
         return int(self.found.code[self.found.best()])
 
     @property
