@@ -91,9 +91,9 @@ class BinaryMLP:
         >>> space = BinaryMLP(inputs=2, hidden=(4,), activation=Choice("activation", (torch.relu, torch.sigmoid)))
         >>> space.n, space.names[:2], space.names[-2:]
         (18, ('W1[0,0]', 'W1[0,1]'), ('b1[3]', 'activation'))
-        >>> network = space.decode("001101010111111010")
-        >>> space.describe("001101010111111010")["activation"], space.encode(network) == space.bits("001101010111111010").tolist()
-        ('relu', True)
+        >>> found = space.describe("001101010111111010")
+        >>> found["activation"], found["W2"], found["b2"]
+        ('relu', [[-1.0], [1.0], [1.0], [1.0]], [1.0])
     """
 
     inputs: int
@@ -225,23 +225,6 @@ class BinaryMLP:
         """Return a network as a module."""
         return BinaryNetwork(self, self.bits(network))
 
-    def encode(self, network: BinaryNetwork) -> list[int]:
-        """Return the bits of a module, read from its weights.
-
-        Raises:
-            ValueError: when a weight is not of the alphabet.
-        """
-        low, high = network.alphabet
-        out = [0] * self.parameters + network.code.tolist()
-        for name, (where, _) in self.fields.items():
-            if where.stop > self.parameters:
-                continue
-            value = network.get_buffer(name).flatten()
-            if not bool(((value == low) | (value == high)).all()):
-                raise ValueError(f"{name} holds {value.unique().tolist()}, wanted only {low} and {high}, the alphabet of this network.")
-            out[where] = (value == high).long().tolist()
-        return out
-
     def logits(self, bits: Tensor, x: Tensor) -> Tensor:
         """Return the logits ``[S, N, outputs]`` of ``S`` networks ``[S, n]`` at once on inputs ``[N, inputs]``.
 
@@ -293,7 +276,7 @@ class BinaryNetwork(nn.Module):
 
     def __init__(self, space: BinaryMLP, bits: Tensor):
         super().__init__()
-        self.space, self.code = space, bits[space.parameters :].clone()
+        self.space = space
         self.alphabet = low, high = space.chosen(space.alphabet, bits)
         self.activation = space.chosen(space.activation, bits)
         self.widths = [space.chosen(width, bits) for width in space.hidden]

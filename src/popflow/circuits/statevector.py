@@ -17,6 +17,7 @@ Shallow circuits between neighbours are handed to `popflow.circuits.circuit_cutt
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,18 +154,12 @@ class _Born(torch.autograd.Function):
 
 def _forward(layouts: list[Layout], psi: Tensor, matrices: list[Tensor], buffers: Sequence[Tensor]) -> Tensor:
     """Run the layers after the first. With two buffers, the second holding ``psi``, nothing is allocated and autograd does not apply."""
-    k = passes = 0
-
-    def buffer() -> Tensor | None:
-        nonlocal passes
-        passes += 1
-        return buffers[(passes - 1) % 2] if buffers else None
-
+    k, targets = 0, itertools.cycle(buffers or [None])
     for layout in layouts:
         if layout.across is not None:
-            psi = layout.across(psi, buffer())
+            psi = layout.across(psi, next(targets))
         for _, width in layout.groups:
-            out = buffer()
+            out = next(targets)
             into = None if out is None else out.view(len(psi), 2**width, -1)
             moved = torch.bmm(matrices[k], psi.view(len(psi), -1, 2**width).mT, out=into)
             psi = moved.view(len(psi), -1)
