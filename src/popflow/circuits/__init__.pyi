@@ -61,4 +61,4 @@ from .space import (
     codes_of as codes_of,
 )
 from .statevector import amplitudes as amplitudes, born as born, sample as sample
-from .walsh import walsh as walsh, walsh_weights as walsh_weights
+from .walsh import qubo as qubo, walsh as walsh, walsh_weights as walsh_weights

@@ -39,3 +39,22 @@ def walsh_weights(table: Tensor) -> Tensor:
     by_order[0] = 0
     total = by_order.sum()
     return by_order / total if float(total) > 0 else by_order
+
+
+def qubo(table: Tensor) -> tuple[Tensor, float, float]:
+    """Truncate a cost to pairs of bits, for annealers and QAOA: the best quadratic in the mean square over all networks.
+
+    Returns:
+        ``(Q, offset, residual)`` with ``cost ~ offset + sum_{p<=q} Q_pq sigma_p sigma_q`` for bits ``sigma`` in {0, 1}, parameter 0 first; Q is
+        ``[n, n]``, upper triangular. ``residual`` is the share of the variance that pairs leave out.
+
+    >>> matrix, offset, residual = qubo(torch.tensor([0.0, 1.0, 1.0, 4.0], dtype=torch.float64))
+    >>> matrix.tolist(), offset, residual
+    ([[1.0, 2.0], [0.0, 1.0]], 0.0, 0.0)
+    """
+    n, c = check_table(table), walsh(table)
+    place = 2 ** torch.arange(n - 1, -1, -1, device=table.device)
+    field, coupling = c[place], c[place[:, None] | place].triu(1)
+    matrix = 4 * coupling - 2 * torch.diag(field + (coupling + coupling.T).sum(1))
+    offset = float(c[0] + field.sum() + coupling.sum())
+    return matrix, offset, float(walsh_weights(table)[3:].sum())
