@@ -214,7 +214,7 @@ def test_a_ridge_pulls_the_shares_to_equal_ones():
 
 def test_wanted_differences_are_reached_through_feedback():
     wanted = torch.tensor([2.0, -1.0, 0.5], dtype=F64)
-    out = run(both(BLIND[:3], ridge=0.0, feedback=0.2, bias=wanted.tolist()))
+    out = run(both(BLIND[:3], ridge=0.0, feedback=0.5, bias=wanted.tolist()))
     centred = out.aux["log_q"] - out.aux["log_q"].mean(-1, keepdim=True)
     assert torch.allclose(centred, (wanted - wanted.mean()).expand_as(centred), atol=1e-4)
     without = run(both(BLIND[:3], ridge=0.0, feedback=0.0)).aux["log_q"]
