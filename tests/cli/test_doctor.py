@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from popflow.cli.app import main
 from popflow.cli import installation
+from popflow.cli.app import main
 from popflow.cli.installation import EXTRAS, REQUIRED
 
 
