@@ -302,7 +302,7 @@ def test_guidance_of_weight_one_is_none():
 
 
 def test_the_ode_draws_no_noise_and_the_last_step_takes_the_last_shares():
-    rng, grid = Streams(0), torch.cat([karras(10, 0.2, 5.0), torch.zeros(1)])
+    rng, grid = Streams(0), torch.cat([karras(3, 0.2, 5.0), torch.zeros(1)])
     out = sample(either(EXPERTS[:2], deterministic=True, probes=None), grid, particles=8, rng=rng, dtype=F64)
     assert set(rng.state()) == {"start"}
     before = sample(either(EXPERTS[:2], deterministic=True, probes=None), grid[:-1], particles=8, rng=Streams(0), dtype=F64).population
