@@ -74,7 +74,7 @@ def run(case: str, sigma: float, *, correct: bool = True) -> tuple[Target, tuple
     target, zeta, kernel_steps, _ = CASES[case]
     mean, variance, _ = truth(Target.of(target), sigma)
     sampler = feynman_kac(target, zeta=zeta, correct=correct, kernel_steps=kernel_steps)
-    out = sample(sampler, karras(250, sigma, 10.0), particles=256, runs=16, rng=Streams(2), dtype=torch.float64).population
+    out = sample(sampler, karras(400, sigma, 10.0), particles=256, runs=16, rng=Streams(2), dtype=torch.float64).population
     second = out.mean(lambda x: (x - mean).square())[:, 0]
     return Target.of(target), standard_errors(out.mean()[:, 0], mean), standard_errors(second, variance), out.log_normalizer()
 

@@ -214,7 +214,7 @@ def test_a_ridge_pulls_the_shares_to_equal_ones():
 
 def test_wanted_differences_are_reached_through_feedback():
     wanted = torch.tensor([2.0, -1.0, 0.5], dtype=F64)
-    out = run(both(BLIND[:3], ridge=0.0, feedback=0.2, bias=wanted.tolist()))
+    out = run(both(BLIND[:3], ridge=0.0, feedback=0.5, bias=wanted.tolist()))
     centred = out.aux["log_q"] - out.aux["log_q"].mean(-1, keepdim=True)
     assert torch.allclose(centred, (wanted - wanted.mean()).expand_as(centred), atol=1e-4)
     without = run(both(BLIND[:3], ridge=0.0, feedback=0.0)).aux["log_q"]
@@ -302,7 +302,7 @@ def test_guidance_of_weight_one_is_none():
 
 
 def test_the_ode_draws_no_noise_and_the_last_step_takes_the_last_shares():
-    rng, grid = Streams(0), torch.cat([karras(10, 0.2, 5.0), torch.zeros(1)])
+    rng, grid = Streams(0), torch.cat([karras(3, 0.2, 5.0), torch.zeros(1)])
     out = sample(either(EXPERTS[:2], deterministic=True, probes=None), grid, particles=8, rng=rng, dtype=F64)
     assert set(rng.state()) == {"start"}
     before = sample(either(EXPERTS[:2], deterministic=True, probes=None), grid[:-1], particles=8, rng=Streams(0), dtype=F64).population

@@ -34,6 +34,7 @@ def igso3_mixture(
         ValueError: for centres that are not rotations, a width that is not positive, or weights that do not fit.
 
     Example:
+        >>> import torch
         >>> q = igso3_mixture(torch.eye(3).unsqueeze(0), std=0.3)
         >>> from popflow.compose.spaces.so3 import exp
         >>> r = exp(torch.tensor([[0.1, 0.0, 0.0]]))
@@ -81,6 +82,7 @@ def from_scores(
         chunk: Rows per call.
 
     Example:
+        >>> import torch
         >>> from popflow.compose import Euclidean, Proportional, feynman_kac, linear, sample
         >>> from popflow.core import Streams
         >>> a, b = igso3_mixture(torch.eye(3).unsqueeze(0), 0.3), Euclidean((1,))

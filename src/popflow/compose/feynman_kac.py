@@ -153,7 +153,7 @@ def weighted_move(target: Target, zeta: float, window: Window) -> Step:
         sigma = math.sqrt(t0)
         stretch = between(target.home, sigma, math.sqrt(t1), pop.x)
         rates = weighted_rates(target, pop, sigma, zeta, window, stretch)
-        h, noise = step_length(t0, t1, zeta == 0, stretch), noise_for(target.home, pop, rates, rng)
+        h, noise = step_length(t0, t1, zeta == 0, stretch), noise_for(target.home, pop, rng) if zeta else None
         return follow(target.home, pop, rates, h, noise, stretch)
 
     return move

@@ -27,9 +27,9 @@ from torch import Tensor
 from popflow.compose.densities import initial_densities
 from popflow.compose.sampler import Sampler, ending
 from popflow.compose.spaces.space import Euclidean, Space
-from popflow.compose.spaces.steps import at_zero, between, follow, noise_for, step_length, stretched
+from popflow.compose.spaces.steps import between, follow, noise_for, step_length, stretched
 from popflow.compose.target import Expert, check_same_space, scores
-from popflow.core import Ito, Population, Rates, Step, Streams, advance
+from popflow.core import Ito, Population, Rates, Streams, advance
 from popflow.core.calculus import values_and_divergences
 
 
@@ -79,15 +79,14 @@ def either(
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature}, wanted a positive number: 1 is the exact mixture, 1e6 the likeliest model alone.")
     offset = _bias(bias, experts)
-
     mix = _Mix(tuple(experts), guidance, deterministic, probes)
-    return _superposition(mix, lambda log_q: _plus(temperature * log_q, offset).softmax(-1))
+    return mix.sampler(lambda log_q, field, noise: _plus(temperature * log_q, offset).softmax(-1))
 
 
 def average(experts: Sequence[Expert], *, guidance: Guidance | None = None, deterministic: bool = False, probes: int | None = 1) -> Sampler:
     """Equal shares of every score (the baseline known as composable diffusion), with densities tracked."""
     mix = _Mix(tuple(experts), guidance, deterministic, probes)
-    return _superposition(mix, lambda log_q: torch.full_like(log_q, 1 / len(experts)))
+    return mix.sampler(lambda log_q, field, noise: torch.full_like(log_q, 1 / len(experts)))
 
 
 def both(
@@ -143,22 +142,12 @@ def both(
         raise ValueError("guidance.w=0 in AND: the shares have no effect and no solution; pass a positive weight.")
     offset = _bias(bias, experts)
 
-    mix = _Mix(tuple(experts), guidance, deterministic, probes)
+    def shares(log_q: Tensor, field: _Field, noise: Tensor | None) -> Tensor:
+        equal = torch.full_like(log_q, 1 / len(experts))
+        wanted = -field.gains(equal, noise) - feedback * _plus(log_q, None if offset is None else -offset)
+        return equal + _solve(field.s, wanted, field.strength * -field.h, ridge, len(field.space.tangent))
 
-    def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-        log_q = pop.aux["log_q"]
-        field = mix.evaluate(pop, t0, t1, rng)
-        share = torch.full_like(log_q, 1 / len(experts))
-        equal = field.rates(share)
-        noise = noise_for(mix.space, pop, equal, rng)
-        still = at_zero(mix.space, pop.replace(aux={"log_q": torch.zeros_like(log_q)}))
-        gain = advance(still, equal, field.h, noise).aux["log_q"]
-        wanted = -gain - feedback * _plus(log_q, None if offset is None else -offset)
-        kappa = share + _solve(field.s, wanted, field.strength * -field.h, ridge, len(mix.space.tangent))
-        after = field.follow(pop, field.rates(kappa), noise)
-        return after.replace(aux={**after.aux, "kappa": kappa})
-
-    return mix.sampler(step)
+    return _Mix(tuple(experts), guidance, deterministic, probes).sampler(shares)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,9 +182,19 @@ class _Field:
         drift, diffusion = (-mixed / 2, None) if self.deterministic else (-mixed, 1.0)
         return Rates(drift, diffusion, None, {"log_q": Ito(dt, each)})
 
+    def gains(self, kappa: Tensor, noise: Tensor | None) -> Tensor:
+        """Changes of the log-densities over the step with these shares, ``[*batch, n, M]``."""
+        rates = self.rates(kappa)
+        still = Population.of(torch.zeros_like(rates.drift), batch=kappa.ndim - 2, log_q=torch.zeros_like(kappa))
+        return advance(still, rates, self.h, noise).aux["log_q"]
+
     def follow(self, pop: Population, rates: Rates, noise: Tensor | None) -> Population:
         """Take the step."""
         return follow(self.space, pop, rates, self.h, noise, self.stretch)
+
+
+Shares = Callable[[Tensor, _Field, Tensor | None], Tensor]
+"""``shares(log_q [*batch, n, M], field, noise) -> kappa [*batch, n, M]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,8 +256,16 @@ class _Mix:
         s, divergence = values_and_divergences(lambda y: stretched(scores(self.every, move(y), sigma), stretch), point, probes)
         return s.reshape(len(s), *pop.log_w.shape, *self.space.tangent), divergence.movedim(0, -1).reshape(*pop.log_w.shape, len(s))
 
-    def sampler(self, step: Step) -> Sampler:
+    def sampler(self, shares: Shares) -> Sampler:
+        """Sampler whose shares are a function of the densities before the step, of the scores and of the noise of the step."""
         m = len(self.experts)
+
+        def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
+            field = self.evaluate(pop, t0, t1, rng)
+            noise = None if self.deterministic else noise_for(self.space, pop, rng)
+            kappa = shares(pop.aux["log_q"], field, noise)
+            after = field.follow(pop, field.rates(kappa), noise)
+            return after.replace(aux={**after.aux, "kappa": kappa})
 
         def start(y: Tensor, sigma: float) -> Population:
             pop = Population.of(y, batch=1)
@@ -271,19 +278,6 @@ class _Mix:
         """Last step to sigma = 0 with the last shares: no noise, densities left as they are."""
         field = replace(self, deterministic=False).evaluate(pop, t0, t1, rng)
         return field.follow(pop, Rates(field.rates(pop.aux["kappa"]).drift), None)
-
-
-def _superposition(mix: _Mix, kappa: Callable[[Tensor], Tensor]) -> Sampler:
-    """Sampler whose shares are a function of the tracked densities before the step."""
-
-    def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-        shares = kappa(pop.aux["log_q"])
-        field = mix.evaluate(pop, t0, t1, rng)
-        rates = field.rates(shares)
-        after = field.follow(pop, rates, noise_for(mix.space, pop, rates, rng))
-        return after.replace(aux={**after.aux, "kappa": shares})
-
-    return mix.sampler(step)
 
 
 def _solve(s: Tensor, wanted: Tensor, gain: float, ridge: float, event: int) -> Tensor:

@@ -29,7 +29,7 @@ from popflow.compose import (
 )
 from popflow.compose.spaces.space import Space
 from popflow.compose.spaces.steps import noise_for
-from popflow.core import PopflowWarning, Population, Rates, Streams
+from popflow.core import PopflowWarning, Population, Streams
 
 F64 = torch.float64
 PARTICLES = CentredParticles(3, 2)
@@ -79,12 +79,10 @@ def walk(sampler: Sampler, y: Tensor, grid: Tensor = GRID) -> Population:
 
 def test_centred_noise_has_unit_variance_in_the_subspace_and_none_outside():
     pop = Population.of(torch.zeros(1, 200_000, *PARTICLES.event, dtype=F64), batch=1)
-    z = noise_for(PARTICLES, pop, Rates(drift=pop.x, diffusion=1.0), Streams(0))
-    assert z is not None
+    z = noise_for(PARTICLES, pop, Streams(0))
     assert z.mean(-2).abs().max() < 1e-12
     inside = torch.einsum("bpna,kna->pk", z, BASIS)
     assert torch.allclose(torch.cov(inside.T), torch.eye(PARTICLES.dim, dtype=F64), atol=0.01)
-    assert noise_for(PARTICLES, pop, Rates(drift=pop.x), Streams(0)) is None
 
 
 def test_a_start_has_the_density_that_it_says():
@@ -103,15 +101,14 @@ def test_a_start_has_the_density_that_it_says():
         lambda a, b: feynman_kac(a ** (lambda sigma: 1 + 1 / (1 + sigma)) * b, zeta=0.0),
         lambda a, b: either([a, b], deterministic=True, probes=None),
         lambda a, b: both([a, b], deterministic=True, probes=None, guidance=Guidance(a, 2.0)),
-        lambda a, b: average([a, b], deterministic=True, probes=None),
     ],
-    ids=["product", "ramp", "either", "both", "average"],
+    ids=["product", "ramp", "either", "both"],
 )
 @pytest.mark.filterwarnings("ignore:zeta=0 with resampling")
 def test_particles_without_centre_are_the_euclidean_space_of_their_relative_coordinates(make: Callable[[Expert, Expert], Sampler]):
     """Moves, weights, log Z and tracked densities of 3 particles in the plane are those of the 4 coordinates, step by step."""
     u = 10 * torch.randn(2, 16, PARTICLES.dim, generator=torch.Generator().manual_seed(0), dtype=F64)
-    grid = torch.cat([karras(12, 0.05, 10.0), torch.zeros(1, dtype=F64)])
+    grid = torch.cat([karras(8, 0.05, 10.0), torch.zeros(1, dtype=F64)])
     flat, particles = walk(make(*FLAT), u, grid), walk(make(*EXPERTS), torch.einsum("bpk,kna->bpna", u, BASIS), grid)
     assert torch.allclose(torch.einsum("bpna,kna->bpk", particles.x, BASIS), flat.x, atol=1e-8)
     assert particles.x.mean(-2).abs().max() < 1e-12

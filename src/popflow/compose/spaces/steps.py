@@ -69,10 +69,8 @@ def follow(space: Space, pop: Population, rates: Rates, h: float, noise: Tensor 
     return moved.replace(x=space.move(pop.x, stretched(moved.x, stretch)))
 
 
-def noise_for(space: Space, pop: Population, rates: Rates, rng: Streams) -> Tensor | None:
-    """Draw the noise of a step from the stream ``noise``, ``[*batch, n, *tangent]``; None where the rates have no diffusion."""
-    if rates.diffusion is None:
-        return None
+def noise_for(space: Space, pop: Population, rng: Streams) -> Tensor:
+    """Draw the noise of a step from the stream ``noise``, ``[*batch, n, *tangent]``."""
     if isinstance(space, Euclidean):
         return rng.normal("noise", pop.x)
     return space.project(rng.normal("noise", pop.x.new_empty(*pop.log_w.shape, *space.tangent)))
