@@ -299,9 +299,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    ("kind", "op"), [("SD", "product"), ("SDXL", "and"), ("Flux", "or"), ("SD", "tilted")]
-)
+@pytest.mark.parametrize(("kind", "op"), [("SD", "product"), ("SDXL", "and"), ("Flux", "or"), ("SD", "tilted")])
 def test_nothing_in_the_loop_waits_for_an_accelerator(pipes, kind, op, monkeypatch):
     """Twice the steps read no more values, with checks put off as they are on an accelerator; the bytes are the same as on a CPU."""
     options = {"op": op, "particles": 4, "num_images_per_prompt": 2, "guidance_scale": 1.0 if kind == "Flux" else 2.0, "ess_below": 0.9}
