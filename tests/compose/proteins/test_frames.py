@@ -168,9 +168,9 @@ def test_fragments_are_cut_and_equal_ones_kept_once():
 
 
 def test_residues_in_one_line_have_no_frame():
-    with pytest.raises(ValueError, match="1 residues have N, CA and C in one line"):
+    with pytest.raises(ValueError, match="1 residues have N, CA and C collinear"):
         residue_frames(torch.tensor([[[0.0, 0, 0], [1.0, 0, 0], [2.0, 0, 0]]]))
-    with pytest.raises(ValueError, match="2 residues have N, CA and C in one line, in one place or nowhere"):
+    with pytest.raises(ValueError, match="2 residues have N, CA and C collinear, coincident or undefined"):
         residue_frames(torch.stack([HELIX[0], torch.zeros(3, 3, dtype=F64), HELIX[1] * math.nan]))
 
 

@@ -40,7 +40,7 @@ def test_the_product_is_met_and_shown(tmp_path):
 
 
 def test_superposition_keeps_densities_equal_and_mixes_classes(tmp_path):
-    config = DemoConfig(quick=True, particles=128, steps=40)
+    config = DemoConfig(quick=True)
     with Run.open(tmp_path / "run", config, job="demo superdiff") as run:
         report = superdiff(config, run)
         run.finish(report)
