@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from popflow.cli.options import AsJson
 from popflow.cli.output import aligned, print_json
+from popflow.cli.verbs import AsJson
 
-REQUIRED = ("torch", "numpy", "scikit-learn", "POT", "typer", "rich", "safetensors", "jinja2", "matplotlib", "jaxtyping")
+REQUIRED = ("torch", "numpy", "scikit-learn", "POT", "typer", "rich", "safetensors", "jinja2", "matplotlib", "jaxtyping", "lazy-loader")
 EXTRAS = {
     "diffusers": ("diffusers", "transformers", "peft"),
     "cells": ("anndata",),
