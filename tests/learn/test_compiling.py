@@ -1,8 +1,5 @@
 """The rewrites of compiled graphs: the same numbers come out, and the rewrite did happen."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -25,15 +22,6 @@ def rewritten(f, *inputs, onednn=True):
 
 
 PRODUCT = "popflow.product.default"
-
-
-def test_the_operator_is_registered_by_the_first_compilation_alone():
-    code = (
-        "import torch, popflow.learn.learner, popflow.learn.compiling as compiling; print(hasattr(torch.ops.popflow, 'product')); "
-        "compiling.Rewrite(onednn=True); print(hasattr(torch.ops.popflow, 'product'))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False)])

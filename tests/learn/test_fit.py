@@ -18,6 +18,7 @@ from popflow.core.checkpoint import load_tensors
 from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
 from popflow.learn import MLP, cosine, fit
+from popflow.learn.compiling import onednn_is_faster
 from popflow.learn.learner import Learner
 
 ADAM = partial(torch.optim.Adam, lr=0.05)
@@ -309,6 +310,7 @@ def test_no_global_randomness_is_used():
 
 def compiled_equals_eager():
     """One graph for gradients, clipping, AdamW and the average; the rates change, the guard goes back, a second learner comes along."""
+    assert not hasattr(torch.ops.popflow, "product")  # the operator of compiled steps is registered by the first of them
     loss, params, batches = problem()
     draws = []
 
@@ -337,6 +339,7 @@ def compiled_equals_eager():
     for eager, compiled in zip(records[False], records[True], strict=True):
         assert compiled.metrics == pytest.approx(eager.metrics, rel=1e-3)
         assert compiled.lr == pytest.approx(eager.lr, rel=1e-6)
+    assert hasattr(torch.ops.popflow, "product") == onednn_is_faster()
     # The same loss and shapes with another optimiser must not meet the graph of the first.
     run = partial(fit, loss, params, batches, steps=9, optimizer=partial(torch.optim.SGD, lr=0.05, weight_decay=10.0))
     torch.testing.assert_close(run(rng=Streams(0), compile=True).params, run(rng=Streams(0), compile=False).params, rtol=1e-3, atol=1e-4)

@@ -50,9 +50,10 @@ class Side:
         value = structure.from_diagonal(like.new_ones(batch, n))
         return Side(structure, n, value, tuple(torch.zeros_like(part) for part in value) if momentum else None)
 
-    def tensors(self) -> list[Tensor]:
-        """Everything stored."""
-        return [*self.value, *(self.momentum or ())]
+    def stored(self, name: str) -> list[tuple[str, Tensor]]:
+        """Everything stored, as ``NAME.0, ..., NAME_momentum.0, ...``."""
+        factors = ((name, self.value), (f"{name}_momentum", self.momentum or ()))
+        return [(f"{of}.{i}", part) for of, factor in factors for i, part in enumerate(factor)]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move and cast in place."""

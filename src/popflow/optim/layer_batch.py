@@ -272,9 +272,7 @@ class LayerBatch:
 
     def stored(self) -> list[tuple[str, Tensor]]:
         """The tensors of the state, by name."""
-        named = [(f"{side}.{i}", part) for side, of in (("K", self.k), ("C", self.c)) for i, part in enumerate(of.value)]
-        for side, of in (("K", self.k), ("C", self.c)):
-            named += [(f"{side}_momentum.{i}", part) for i, part in enumerate(of.momentum or ())]
+        named = [*self.k.stored("K"), *self.c.stored("C")]
         return named if self.momentum is None else [*named, ("momentum", self.momentum)]
 
     def size(self) -> int:

@@ -77,7 +77,7 @@ class SINGD(torch.optim.Optimizer):
         seed: Random seed of stochastic rounding.
 
     Raises:
-        TypeError: no module, `nn.DataParallel`, complex or sparse parameters, an object that is not a structure.
+        TypeError: an object that is not a module, `nn.DataParallel`, complex or sparse parameters, an object that is not a structure.
         ValueError: a number out of its range, parameters or names that are not the model's, one layer split over groups, nothing to precondition.
         RuntimeError: at a step whose refresh is due when no layer recorded curvature.
 

@@ -167,7 +167,7 @@ def _few_at_a_time(rows: Tensor, few: int) -> Sequence[Tensor]:
 
 
 def _lag_sums(rows: Tensor) -> Tensor:
-    """`autocorrelation` by the Gram matrix of the rows, whose diagonals are rows of the same memory read with another stride."""
+    """``sum_r sum_i x_ri x_r(i+l)`` for every lag ``l`` by the Gram matrix of the rows, whose diagonals are rows of the same memory read with another stride."""
     batch, _, n = rows.shape
     wide = rows.new_zeros(batch, n, 2 * n)
     torch.bmm(rows.mT, rows, out=wide[..., :n])
@@ -282,18 +282,9 @@ def _power(spectrum: Tensor) -> Tensor:
 
 
 def _lags(power: Tensor, n: int) -> Tensor:
-    """Sums over each lag ``l < n`` from the power spectrum of ``n`` numbers, padded as in `_spectrum`."""
+    """``sum_r sum_i x_ri x_r(i+l)`` for every lag ``l < n`` from the power spectrum of ``n`` numbers, padded as in `_spectrum`."""
     length = fast_length(2 * n - 2)
     out = torch.fft.irfft(power, n=length)[..., :n]
     if length == 2 * n - 2:
         out[..., n - 1].div_(2)
     return out
-
-
-def autocorrelation(rows: Tensor) -> Tensor:
-    """``sum_r sum_i x_ri x_r(i+l)`` for every lag ``l < n``; rows ``[..., m, n]`` to ``[..., n]``.
-
-    >>> autocorrelation(torch.tensor([[1.0, 2.0, 4.0]])).round().tolist()
-    [21.0, 10.0, 4.0]
-    """
-    return _lags(_power(_spectrum(rows)), rows.shape[-1]).to(rows.dtype)
