@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from popflow.core.errors import CheckpointError
-from popflow.learn.compiling import compile_graph
 from popflow.learn.ema import ema_update
 
 Params = dict[str, Tensor]
@@ -125,7 +124,7 @@ class Learner:
 
     def _gradient_graph(self) -> Callable[[Any], Tensor]:
         self._back_to_numbers()
-        gradient = compile_graph(_gradient(self.loss), self.device)
+        gradient = _compiled(_gradient(self.loss), self.device)
         return lambda batch: self._update(*gradient(self.params, batch))
 
     def _whole_graph(self) -> Callable[[Any], Tensor]:
@@ -150,7 +149,7 @@ class Learner:
                     ema_update(ema, params, weight)
             return values
 
-        return compile_graph(step, self.device)
+        return _compiled(step, self.device)
 
     def _back_to_numbers(self) -> None:
         for group in self.optimizer.param_groups:
@@ -207,6 +206,12 @@ def _gradient(loss: Loss) -> FunctionType:
         return values, tuple(grads.values())
 
     return gradient
+
+
+def _compiled(f: FunctionType, device: torch.device) -> Callable:
+    from popflow.learn.compiling import compile_graph  # torch's compiler takes as long to import as torch itself
+
+    return compile_graph(f, device)
 
 
 def _clip(values: Tensor, grads: tuple[Tensor, ...], clip_norm: float) -> tuple[Tensor, tuple[Tensor, ...]]:
