@@ -17,7 +17,7 @@ from popflow.optim.structures.structure import Structure
 
 
 def listed(params: Iterable[Any]) -> list[Any]:
-    """Parameters, or groups of them, with every iterator made a list: they are read more than once.
+    """Return parameters, or groups of them, with every iterator made a list, since they are read more than once.
 
     >>> listed([{"params": iter((1, 2)), "lr": 0.1}])
     [{'params': [1, 2], 'lr': 0.1}]

@@ -45,7 +45,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Curvature:
-    """What the layers of a batch recorded, joined: sums, the factors that make means of them, how many rows were used (one number for each member),
+    """What the layers of a batch recorded, joined: sums, the numbers that turn them into means, how many rows were used (one number for each member),
     and which layers recorded anything.
     """
 

@@ -51,7 +51,7 @@ def unpack(of: Preconditioner, fallback: Fallback, groups: Groups, state_dict: M
     """
     if not {"state", "param_groups"} <= set(state_dict) or "counters" not in state_dict["state"].get("", {}):
         raise ValueError(
-            f"state_dict: {sorted(state_dict)} with no counters, wanted 'state' and 'param_groups'. Fix: give all that SINGD.state_dict() returned."
+            f"state_dict: {sorted(state_dict)} with no counters, wanted 'state' and 'param_groups'. Fix: give everything that SINGD.state_dict() returned."
         )
     state, saved_groups = state_dict["state"], state_dict["param_groups"]
     names = [[of.names[p] for p in group["params"]] for group in groups]
@@ -60,7 +60,7 @@ def unpack(of: Preconditioner, fallback: Fallback, groups: Groups, state_dict: M
             "state_dict: the parameter groups hold other parameters than this optimiser's. Fix: build it for the same model and groups."
         )
     found = [_found(batch, {layer.weight: of.names[layer.weight] for layer in batch.layers}, state) for batch in of.batches]
-    for batch, (momentum, tensors, started, sizes) in zip(of.batches, found, strict=True):  # all fits: nothing is loaded by half
+    for batch, (momentum, tensors, started, sizes) in zip(of.batches, found, strict=True):  # everything fits: nothing is left half loaded
         batch.momentum, batch.started, batch.metrics = momentum, started, [None, None]
         batch.weight, batch.sizes = (sizes[0][0], [size for _, size in sizes]) if sizes else (0.0, [])
         for tensor, value in tensors:
@@ -77,7 +77,7 @@ def unpack(of: Preconditioner, fallback: Fallback, groups: Groups, state_dict: M
     of.next_refresh = math.inf if next_refresh < 0 else next_refresh
     rounding = state[""].get("rounding")
     if of.rounding is not None and rounding is not None and rounding.numel() == of.rounding.get_state().numel():
-        of.rounding.set_state(rounding.cpu())  # a generator of another kind of device has another state: it cannot go on
+        of.rounding.set_state(rounding.cpu())  # a generator of another kind of device has another state and cannot be continued
     of.forget()
     if of.tap is not None:
         of.tap.armed = of.due
@@ -103,7 +103,7 @@ def _found(
                 seen = "nothing" if value is None else f"shape {tuple(value.shape)}"
                 raise ValueError(
                     f"state_dict: {seen} for {_key(layer, key)!r} of {name!r}, wanted shape {tuple(here.shape)}. "
-                    "Fix: use the structures, alpha1 and momentum that it was saved with."
+                    "Fix: use the structures, alpha1 and momentum of the optimiser that was saved."
                 )
             pairs.append((here, value))
         started[members] = state[name][_key(layer, "started")].tolist()
