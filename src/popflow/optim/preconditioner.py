@@ -63,6 +63,7 @@ class Preconditioner:
         self.sharing, self.averaging, self.max_rows = sharing, averaging, max_rows
         self.factor_dtype, self.process_group, self.rounding = factor_dtype, process_group, rounding
         self.batches: list[LayerBatch] = []
+        self.places: dict[Layer, tuple[LayerBatch, int]] = {}
         self.tap: Tap | None = None
         self.steps = self.refreshes = self.skipped = self.observations = 0
         self.next_refresh: float = 0
@@ -202,7 +203,7 @@ class Preconditioner:
     def __getstate__(self) -> dict[str, Any]:
         rounding = None if self.rounding is None else (self.rounding.device, self.rounding.get_state())
         listen = None if self.tap is None else self.tap.sink is not None
-        return {key: value for key, value in self.__dict__.items() if key != "places"} | {"tap": listen, "rounding": rounding}
+        return self.__dict__ | {"places": {}, "tap": listen, "rounding": rounding}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
