@@ -65,23 +65,24 @@ def test_learns_the_mean_and_leaves_its_input_alone():
 
 
 def test_one_step_of_sgd_is_the_formula():
-    """mean' = mean - lr grad, clipped; the norm before clipping is recorded, the average moved by ema_weight(1) = 0.9."""
-    seen = []
-    result = fit(
-        lambda params, batch: ((params["a"] * batch).sum(), {}),
-        {"a": torch.zeros(2)},
-        lambda rng: torch.tensor([3.0, 4.0]),
-        steps=1,
-        rng=Streams(0),
-        optimizer=partial(torch.optim.SGD, lr=0.5),
-        clip_norm=1.0,
-        ema=0.99,
-        record=[seen.append],
-    )
-    torch.testing.assert_close(result.params["a"], torch.tensor([-0.3, -0.4]))
-    torch.testing.assert_close(result.ema["a"], torch.tensor([-0.27, -0.36]))
-    assert seen[0].metrics["grad_norm"] == pytest.approx(5.0)
-    assert seen[0].lr == 0.5
+    """mean' = mean - lr grad, clipped where it is longer; the norm before clipping is recorded, the average moved by ema_weight(1) = 0.9."""
+    for clip_norm, factor in ((1.0, 0.2), (10.0, 1.0)):
+        seen = []
+        result = fit(
+            lambda params, batch: ((params["a"] * batch).sum(), {}),
+            {"a": torch.zeros(2)},
+            lambda rng: torch.tensor([3.0, 4.0]),
+            steps=1,
+            rng=Streams(0),
+            optimizer=partial(torch.optim.SGD, lr=0.5),
+            clip_norm=clip_norm,
+            ema=0.99,
+            record=[seen.append],
+        )
+        torch.testing.assert_close(result.params["a"], factor * torch.tensor([-1.5, -2.0]))
+        torch.testing.assert_close(result.ema["a"], factor * torch.tensor([-1.35, -1.8]))
+        assert seen[0].metrics["grad_norm"] == pytest.approx(5.0)
+        assert seen[0].lr == 0.5
 
 
 def test_matches_a_plain_loop():
