@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.core.errors import ZeroWeightsError, refuse
+from popflow.core.checks import refuse
+from popflow.core.errors import ZeroWeightsError
 
 
 @dataclass(frozen=True, slots=True)
