@@ -5,9 +5,9 @@ import tomllib
 from pathlib import Path
 
 import torch
+from popflow.cli.doctor import EXTRAS, REQUIRED
 
 from popflow.cli.app import main
-from popflow.cli.doctor import EXTRAS, REQUIRED
 
 
 def names(requirements):

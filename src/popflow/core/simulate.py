@@ -136,9 +136,19 @@ class Trace:
         self.rows.append({name: _cpu(f(state)) for name, f in self.functions.items()})
 
     def __getitem__(self, name: str) -> Tensor:
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()  # copies may still be on their way
+        _wait()
         return torch.stack([row[name] for row in self.rows])
+
+    def last(self) -> dict[str, Tensor]:
+        """Return the values of the last recorded state."""
+        _wait()
+        return self.rows[-1]
+
+
+def _wait() -> None:
+    """Wait for copies that are still on their way from an accelerator."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def _cpu(value: Tensor | float) -> Tensor:
