@@ -163,11 +163,11 @@ print(read("VmHWM") - before)
 
 def speed_rows(options: argparse.Namespace) -> list[Row]:
     rows, ratios = [], []
-    for n in (10, 12) if options.quick else (10, 12, 14, 16, 18, 20):
+    for n in (6, 8) if options.quick else (10, 12, 14, 16, 18, 20):
         begin = time.perf_counter()
         theirs, missing = peers(n, options.quick)
         mine = {"complex64": ours(n), "complex128": ours(n, dtype=torch.float64), "real": ours(n, phases=False)}
-        times = least(mine | theirs, 0.3 if options.quick else 3.0)
+        times = least(mine | theirs, 0.02 if options.quick else 3.0)
         own = times["complex64"]
         shown = {name: value for name, value in times.items() if name != "complex64"} | missing
         rows.append(Row(f"n={n}: value and gradient, depth {DEPTH}", own, None, "ms", None, "<=", shown, time.perf_counter() - begin))
@@ -207,8 +207,8 @@ def speed_rows(options: argparse.Namespace) -> list[Row]:
 
 def batch_rows(options: argparse.Namespace) -> list[Row]:
     rows = []
-    for n in (10,) if options.quick else (10, 12, 14, 16):
-        times = least({str(b): ours(n, b) for b in (1, 8, 32)}, 0.3 if options.quick else 2.0)
+    for n in (8,) if options.quick else (10, 12, 14, 16):
+        times = least({str(b): ours(n, b) for b in (1, 8, 32)}, 0.02 if options.quick else 2.0)
         peers = {f"{b} restarts, ms each": times[str(b)] / b for b in (1, 8, 32)}
         rows.append(Row(f"n={n}: gain per restart of 32 in a batch", 32 * times["1"] / times["32"], None, "x", None, ">=", peers))
     return rows
@@ -216,10 +216,10 @@ def batch_rows(options: argparse.Namespace) -> list[Row]:
 
 def deep_rows(options: argparse.Namespace) -> list[Row]:
     rows = []
-    for n in (10,) if options.quick else (12, 16, 18):
+    for n in (8,) if options.quick else (12, 16, 18):
         begin = time.perf_counter()
         theirs, missing = peers(n, options.quick, DEEP)
-        times = least({"this": ours(n, depth=DEEP)} | theirs, 0.3 if options.quick else 3.0)
+        times = least({"this": ours(n, depth=DEEP)} | theirs, 0.02 if options.quick else 3.0)
         own = times.pop("this")
         rows.append(
             Row(f"n={n}: value and gradient, depth {DEEP}", own, None, "ms", None, "<=", times | missing, time.perf_counter() - begin)
@@ -239,9 +239,9 @@ def deep_rows(options: argparse.Namespace) -> list[Row]:
 
 
 def memory_rows(options: argparse.Namespace) -> list[Row]:
-    n = 18 if options.quick else 20
+    n, depths = (14, (DEPTH,)) if options.quick else (20, (DEPTH, DEEP))
     state, rows = 8 * 2**n, []
-    for depth in (DEPTH, DEEP):
+    for depth in depths:
         target = None if options.quick or depth > DEPTH else 6.0
         claim = f"n={n}, depth {depth}: peak memory beyond the interpreter, in states of {state >> 20} MiB"
         rows.append(Row(claim, peak(n, depth) / state, None, "states", target))

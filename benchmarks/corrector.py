@@ -90,7 +90,7 @@ def ks_to(x: Tensor, weights: Tensor, grid: Tensor, cdf: Tensor) -> float:
 
 
 def one_dimension(options: argparse.Namespace) -> list[Row]:
-    particles, steps, seeds = (512, 50, 1) if options.quick else (4096, 400, options.seeds)
+    particles, steps, seeds = (128, 12, 1) if options.quick else (4096, 400, options.seeds)
     rows = []
     for name, (target, reward, zeta, half, log_z_bar, bar) in TARGETS.items():
         begin, sigmas = time.perf_counter(), karras(steps, 0.01, 20.0)
@@ -183,7 +183,7 @@ def importance(case: Composition, n: int, rng: Streams) -> tuple[Tensor, Tensor]
 
 
 def sixty_four_dimensions(options: argparse.Namespace) -> list[Row]:
-    particles, steps, seeds, draws = (256, 40, 1, 1024) if options.quick else (2048, 300, options.seeds, 16384)
+    particles, steps, seeds, draws = (64, 6, 1, 128) if options.quick else (2048, 300, options.seeds, 16384)
     fixed = directions(16, 64, torch.Generator().manual_seed(0))
     images = digits.training().images.flatten(1).double()
     samplers = {"weights and kernel": {"kernel_steps": 5}, "weights alone": {}, "kernel alone": {"correct": False, "kernel_steps": 5}}

@@ -69,7 +69,7 @@ def run(name: str, main: Callable[[argparse.Namespace], list[Row]], seeds: int =
     Exits with 1 when a full run misses a target.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, under a minute: shows that it runs, proves nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, a few seconds: shows that it runs, proves nothing")
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--json", type=Path, default=None)
     if parts:

@@ -50,7 +50,7 @@ def launch(script: Path, *arguments: str | Path, processes: int = 1) -> None:
     """Run a script with this Python, by ``torchrun`` where there are several processes, one thread each; its failure is the test's."""
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     command = [sys.executable, *several, str(script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
 
 
