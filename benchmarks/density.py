@@ -259,8 +259,8 @@ def cost(options: argparse.Namespace) -> list[Row]:
             notes,
         )
     ]
-    peak = {kind: peak_megabytes("density", "step_of", kind, width, rows) for kind in calls}
-    if all(peak.values()):
+    peak = {} if options.quick else {kind: peak_megabytes("density", "step_of", kind, width, rows) for kind in calls}
+    if peak and all(peak.values()):
         out.append(
             Row("peak memory of the same", peak["ode"] / peak["ito"], None, "", None, ">=", {f"{k}, MB": v for k, v in peak.items()})
         )

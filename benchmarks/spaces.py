@@ -119,7 +119,7 @@ def shares(x: Tensor, anchors: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def on_rotations(options: argparse.Namespace) -> list[Row]:
-    points, particles, steps = (4000, 100, 12) if options.quick else (500_000, 3000, 500)
+    points, particles, steps = (4000, 50, 60) if options.quick else (500_000, 3000, 500)
     last, rows, anchors, seeds = 0.01, [], uniform(48, 2), range(options.seeds)
     r = uniform(points, 3)
     densities = [torch.cat([log_p(Target.of(e), part, last) for part in r.split(50_000)]) for e in (Q1, Q2)]
@@ -141,7 +141,7 @@ def on_rotations(options: argparse.Namespace) -> list[Row]:
         draws = [r[torch.multinomial(weights, particles, replacement=True, generator=Streams(s)("exact"))] for s in seeds]
         floor = statistics.mean(tv(shares(d, anchors), truth) for d in draws)
         coarse = [
-            sample(feynman_kac(target), linear(steps // 3, last, 2.5), particles=particles, rng=Streams(s), dtype=F64).population
+            sample(feynman_kac(target), linear(max(steps // 3, 60), last, 2.5), particles=particles, rng=Streams(s), dtype=F64).population
             for s in seeds
         ]
         of_coarse = abs(statistics.mean(float(p.log_normalizer()[0]) for p in coarse) - log_z)
@@ -195,7 +195,7 @@ def spread(values: list[float]) -> float | None:
 
 
 def ito(options: argparse.Namespace) -> list[Row]:
-    counts, particles = ((6, 18), 50) if options.quick else ((50, 150, 500, 1500), 400)
+    counts, particles = ((50, 60), 20) if options.quick else ((50, 150, 500, 1500), 400)
     begin, rms, mean = time.perf_counter(), {}, {}
     for steps in counts:
         sampler = feynman_kac(Q1**0.5 * Q2**0.5, correct=False, track=True)
@@ -222,7 +222,7 @@ def exact_product(a: Expert, b: Expert, draws: Tensor, sigma: float) -> tuple[Te
 
 
 def positions(options: argparse.Namespace) -> list[Row]:
-    n, particles, steps, last = *((500, 100, 8) if options.quick else (300_000, 32_000, 300)), 0.02
+    n, particles, steps, last = *((500, 50, 60) if options.quick else (300_000, 32_000, 300)), 0.02
     begin, places = time.perf_counter(), torch.randn(6, 1, 3, generator=torch.Generator().manual_seed(5), dtype=F64)
     first, second = (CENTRES[:3].unsqueeze(1), places[:3]), (CENTRES[3:].unsqueeze(1), places[3:])
     a, b = (frame_mixture(*c, 0.5, 0.8, name=name) for c, name in ((first, "a"), (second, "b")))
@@ -341,7 +341,7 @@ def plot_cells(expert: Expert, x: Tensor, weights: Tensor | None = None, k: int 
 
 def backbone_fragments(length: int, options: argparse.Namespace) -> list[Row]:
     chains, what = backbone_chains()
-    count, n, particles, steps = (10, 200, 20, 8) if options.quick else (60, 20_000, 600, 250)
+    count, n, particles, steps = (10, 200, 10, 60) if options.quick else (60, 20_000, 600, 250)
     widths, last, seeds = (0.25, 0.4), 0.05, range(options.seeds)
     begin, (helix, strand) = time.perf_counter(), experts_of(fragments(chains, length), count)
     a, b = (fragment_mixture(f, *widths, name=name) for f, name in ((helix, "helix-rich"), (strand, "strand-rich")))

@@ -55,42 +55,17 @@ def value_and_grad(f: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, t
     return value, back(torch.ones_like(value))
 
 
-def value_and_divergence(f: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Value and divergence of a vector field: ``f(x)`` and ``sum_k df_k/dx_k``, one per row.
-
-    Without ``probe`` it is exact and takes one reverse pass per dimension. With ``probe`` it is Hutchinson's estimate ``<e, J e>`` in one pass,
-    unbiased if ``E[e e^T] = 1``; Rademacher probes have less variance than Gaussian ones, and none where the Jacobian is diagonal.
-
-    Args:
-        f: Vector field ``[rows, *event] -> [rows, *event]`` of independent rows.
-        x: ``[rows, *event]``.
-        probe: Random directions shaped like ``x``, drawn by the caller.
-
-    Raises:
-        ValueError: when the value or the probe is not shaped like ``x``.
-
-    Example:
-        >>> x = torch.tensor([[1.0, 2.0]])
-        >>> _, exact = value_and_divergence(lambda x: x**2, x)
-        >>> _, estimate = value_and_divergence(lambda x: x**2, x, torch.tensor([[1.0, -1.0]]))
-        >>> exact.item(), estimate.item()
-        (6.0, 6.0)
-
-    Source: Hutchinson, Commun. Stat. Simul. 18 (1989); Grathwohl et al., FFJORD (2019), eq. 7.
-    """
-    value, back, _ = _vjp(lambda x: (f(x), ()), x)
-    return value, _trace(value, back, x, probe)
-
-
 def values_and_divergences(f: Callable[[Tensor], Tensor], x: Tensor, probes: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Values and divergences of several vector fields at the same points, by one forward-mode Jacobian-vector product per probe.
 
-    One product serves all fields, gives their values too, and keeps no graph in memory. Results are detached.
+    One product serves all fields, gives their values too, and keeps no graph in memory. Results are detached. Without ``probes`` the
+    divergence is exact and takes one product per dimension. With probes it is the mean of Hutchinson's estimates ``<e, J e>``, unbiased if
+    ``E[e e^T] = 1``; Rademacher probes have less variance than Gaussian ones, and none where the Jacobian is diagonal.
 
     Args:
         f: Vector fields ``[rows, *event] -> [M, rows, *event]`` of independent rows.
         x: ``[rows, *event]``.
-        probes: Rademacher directions shaped like ``x``, averaged over; None for the exact divergence, one product per dimension.
+        probes: Random directions shaped like ``x``, drawn by the caller; None for the exact divergence.
 
     Raises:
         ValueError: when ``probes`` is empty, or a shape does not fit.
@@ -103,6 +78,8 @@ def values_and_divergences(f: Callable[[Tensor], Tensor], x: Tensor, probes: Seq
         >>> values, divergences = values_and_divergences(lambda x: torch.stack([x**2, -x]), x)
         >>> values.tolist(), divergences.tolist()
         ([[[1.0, 4.0]], [[-1.0, -2.0]]], [[6.0], [-2.0]])
+
+    Source: Hutchinson, Commun. Stat. Simul. 18 (1989); Grathwohl et al., FFJORD (2019), eq. 7.
     """
     directions = [one.contiguous() for one in _basis(x)] if probes is None else list(probes)
     if not directions:
@@ -129,7 +106,7 @@ def value_grad_and_laplacian(f: Callable[[Tensor], Tensor], x: Tensor, probe: Te
     Args:
         f: ``[rows, *event] -> [rows]``, twice differentiable (SiLU or tanh, not ReLU, whose second derivative is zero).
         x: ``[rows, *event]``.
-        probe: As in `value_and_divergence`.
+        probe: Random directions shaped like ``x`` for Hutchinson's estimate, as in `values_and_divergences`; None for the exact Laplacian.
 
     Example:
         >>> value, gradient, laplacian = value_grad_and_laplacian(lambda x: (x**3).sum(-1), torch.tensor([[1.0, 2.0]]))
@@ -142,19 +119,13 @@ def value_grad_and_laplacian(f: Callable[[Tensor], Tensor], x: Tensor, probe: Te
         return gradient, value
 
     gradient, back, value = _vjp(slope, x)
-    return value, gradient, _trace(gradient, back, x, probe)
-
-
-def _trace(value: Tensor, back: Pullback, x: Tensor, probe: Tensor | None) -> Tensor:
-    """Trace of the Jacobian behind ``back``, per row: exact, or estimated with one probe."""
-    _like("f(x)", value, x)
     if probe is not None:
         _like("probe", probe, x)
-        return (back(probe)[0] * probe).reshape(len(x), -1).sum(1)
-    total = x.new_zeros(len(x))
+        return value, gradient, (back(probe)[0] * probe).reshape(len(x), -1).sum(1)
+    laplacian = x.new_zeros(len(x))
     for direction in _basis(x):
-        total = total + (back(direction)[0] * direction).reshape(len(x), -1).sum(1)
-    return total
+        laplacian = laplacian + (back(direction)[0] * direction).reshape(len(x), -1).sum(1)
+    return value, gradient, laplacian
 
 
 def _basis(x: Tensor) -> list[Tensor]:
