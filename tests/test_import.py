@@ -37,7 +37,7 @@ def test_import_is_quick_and_brings_no_extra() -> None:
     assert run["seconds"] < 0.3, f"import popflow took {run['seconds']:.2f} s of one processor beyond torch, wanted under 0.3"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name for extra in project["optional-dependencies"].values() for name in map(_distribution, extra)}
-    core = {name for name in map(_distribution, project["dependencies"])} - {"torch", "numpy", "jaxtyping"}
+    core = {name for name in map(_distribution, project["dependencies"])} - {"torch", "numpy", "jaxtyping", "lazy-loader"}
     heavy = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in (extras | core) - {"popflow"}}
     brought = heavy & set(run["brought"])
     assert not brought, f"import popflow brings {sorted(brought)}: import them inside the function that needs them"
