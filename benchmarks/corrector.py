@@ -26,7 +26,7 @@ from popflow.compose.target import at
 from popflow.compose.zoo import classifier, digits
 from popflow.compose.zoo.exact import guided_draws, product_draws
 from popflow.core import Streams
-from popflow.core.metrics import directions, largest_kolmogorov_smirnov, total_variation
+from popflow.core.metrics import directions, kolmogorov_smirnov_to_cdf, largest_kolmogorov_smirnov, total_variation
 
 
 def mixture(weights: list[float], means: list[float], stds: list[float], name: str):
@@ -80,15 +80,6 @@ def exact_law(target: Target, reward: Callable[[Tensor], Tensor] | None, sigma: 
     return x[:, 0], torch.cat([cdf.new_zeros(1), cdf]) / cdf[-1], log_z
 
 
-def ks_to(x: Tensor, weights: Tensor, grid: Tensor, cdf: Tensor) -> float:
-    order = x.argsort()
-    x, cumulative = x[order], weights[order].cumsum(0)
-    low = torch.searchsorted(grid, x).clamp(1, len(grid) - 1)
-    share = ((x - grid[low - 1]) / (grid[low] - grid[low - 1])).clamp(0, 1)
-    truth = torch.lerp(cdf[low - 1], cdf[low], share)
-    return float(torch.maximum((cumulative - truth).abs(), (cumulative - weights[order] - truth).abs()).max())
-
-
 def one_dimension(options: argparse.Namespace) -> list[Row]:
     particles, steps, seeds = (128, 12, 1) if options.quick else (4096, 400, options.seeds)
     rows = []
@@ -100,7 +91,7 @@ def one_dimension(options: argparse.Namespace) -> list[Row]:
             for correct, out in ((True, ks), (False, plain)):
                 sampler = feynman_kac(target, zeta=zeta, correct=correct)
                 result = sample(sampler, sigmas, particles=particles, rng=Streams(seed), dtype=torch.float64)
-                out.append(ks_to(result.x[0, :, 0], result.population.weights()[0], grid, cdf))
+                out.append(float(kolmogorov_smirnov_to_cdf(result.x[0, :, 0], grid, cdf, result.population.weights()[0])))
                 if correct:
                     errors.append(float(result.population.log_normalizer()) - log_z)
                     ess.append(float(result.trace["ess"].min()))

@@ -174,17 +174,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _no_weight(log_w: Tensor) -> ZeroWeightsError:
     rows = log_w.reshape(-1, log_w.shape[-1])
     bad = int(rows.softmax(-1).isnan().any(-1).nonzero()[0])
-    row = rows[bad]
     where = f"population {bad} of {len(rows)}" if len(rows) > 1 else "the population"
-    if bool((row == -math.inf).all()):
-        seen, fix = (
-            "all log weights are -inf",
-            "the growth or reward rules out every particle: start closer to the target, soften it, or use more particles",
-        )
+    count = int((~rows[bad].isfinite() & (rows[bad] != -math.inf)).sum())
+    if count:
+        seen = f"{count} of {log_w.shape[-1]} log weights are NaN or +inf"
+        fix = "a growth term is not finite: check the expert or reward that computed it"
     else:
-        count = int((~row.isfinite() & (row != -math.inf)).sum())
-        seen, fix = (
-            f"{count} of {len(row)} log weights are NaN or +inf",
-            "a growth term is not finite: check the expert or reward that computed it",
-        )
+        seen = "all log weights are -inf"
+        fix = "the growth or reward rules out every particle: start closer to the target, soften it, or use more particles"
     return ZeroWeightsError(f"log_w: in {where} {seen}, wanted at least one finite log weight and none NaN. Fix: {fix}.")

@@ -92,14 +92,12 @@ def lines(
             axes.plot(along, _flat(values), color=colour, linestyle=dash, label=label)
             if bands and label in bands:
                 axes.fill_between(along, _flat(bands[label][0]), _flat(bands[label][1]), color=colour, alpha=0.16, linewidth=0)
-        _references(axes, reference)
+        for (label, height), dash in zip((reference or {}).items(), cycle((DASHES[2], DASHES[1]))):
+            axes.axhline(height, color=INK, linewidth=1.0, linestyle=dash, label=label)
         if _drawable(along, series, log_x, log_y):  # matplotlib rejects logarithmic axes without a point
-            if log_x:
-                axes.set_xscale("log")
-                _plain_ticks(axes.xaxis)
-            if log_y:
-                axes.set_yscale("log")
-                _plain_ticks(axes.yaxis)
+            for axis, scale in [(axes.xaxis, axes.set_xscale)] * log_x + [(axes.yaxis, axes.set_yscale)] * log_y:
+                scale("log")
+                _plain_ticks(axis)
         if downwards:
             axes.invert_xaxis()
         _legend(axes, len(series) + len(reference or {}))
@@ -247,11 +245,6 @@ def _drawable(along: Any, series: Mapping[str, Tensor | Sequence[float]], log_x:
         return (abs(values) < math.inf) & (values > (0 if log else -math.inf))
 
     return any((shown(along, log_x) & shown(_flat(values), log_y)).any() for values in series.values())
-
-
-def _references(axes: Axes, reference: Mapping[str, float] | None) -> None:
-    for (label, height), dash in zip((reference or {}).items(), cycle((DASHES[2], DASHES[1]))):
-        axes.axhline(height, color=INK, linewidth=1.0, linestyle=dash, label=label)
 
 
 def _plain_ticks(axis: Axis) -> None:
