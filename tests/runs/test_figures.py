@@ -37,7 +37,7 @@ def every():
             bands={"c": (rand(30), 1 + rand(30))},
         ),
         "scatter": scatter({"a": rand(20, 2)}, x_label="x", y_label="y"),
-        "histogram": histogram({"a": rand(50)}, x_label="x", weights={"a": rand(50)}),
+        "histogram": histogram({"a": rand(50)}, x_label="x", weights={"a": rand(50)}, density={"truth": (x, x)}),
         "clusters": clusters({"space": rand(3, 5, 3), "plane": rand(2, 4, 2)}, reach=0.5),
     }
 

@@ -126,14 +126,16 @@ def histogram(
     x_label: str,
     bins: int = 40,
     weights: Mapping[str, Tensor] | None = None,
+    density: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> str:
-    """Labelled, normalised histograms of values ``[n]``, as an SVG.
+    """Labelled, normalised histograms of values ``[n]`` with curves of known densities, as an SVG.
 
     Args:
         series: Label -> values ``[n]``.
         x_label: Label of the abscissa, with unit.
         bins: Number of bins of equal width, common to all series.
         weights: Label of a series -> weights ``[n]``; series without an entry are unweighted.
+        density: Label -> abscissae and values ``[m]`` of a density.
 
     Raises:
         ValueError: when no value is finite.
@@ -152,7 +154,9 @@ def histogram(
             shape: dict[str, Any] = {"bins": edges, "weights": weight, "density": True, "color": colour}
             axes.hist(values[keep].numpy(), histtype="stepfilled", alpha=0.18, **shape)
             axes.hist(values[keep].numpy(), histtype="step", linestyle=dash, linewidth=1.3, label=label, **shape)
-        _legend(axes, len(series))
+        for (label, (x, y)), dash in zip((density or {}).items(), cycle(("-", *DASHES[1:]))):
+            axes.plot(_flat(x), _flat(y), color=INK, linestyle=dash, linewidth=1.3, label=label)
+        _legend(axes, len(series) + len(density or {}))
         return data_uri(figure, "svg")
 
 
