@@ -110,7 +110,6 @@ DISTANCES: dict[str, Callable[..., Tensor]] = {
     "wasserstein_1d": lambda x, y, v, w: metrics.wasserstein_1d(x[:, 0], y[:, 0], v, w),
     "kolmogorov_smirnov": lambda x, y, v, w: metrics.kolmogorov_smirnov(x[:, 0], y[:, 0], v, w),
     "kolmogorov_smirnov_to_cdf": lambda x, y, v, w: metrics.kolmogorov_smirnov_to_cdf(x[:, 0], *gaussian_cdf(), v),
-    "largest_kolmogorov_smirnov": lambda x, y, v, w: metrics.largest_kolmogorov_smirnov(x, y, torch.eye(2), v, w),
     "mmd2": lambda x, y, v, w: metrics.mmd2(x, y, [0.5, 2.0], v, w),
     "wasserstein": lambda x, y, v, w: metrics.wasserstein(x, y, v, w, order=2),
 }
@@ -160,8 +159,6 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     for distance in (metrics.mmd2, metrics.wasserstein):
         with pytest.raises(ValueError, match="y has 3 numbers per sample and x 2"):
             distance(normal(9, 2), normal(4, 3))
-    with pytest.raises(ValueError, match=r"directions has shape \(3, 3\), wanted \[k, 2\]"):
-        metrics.largest_kolmogorov_smirnov(normal(9, 2), normal(4, 2), torch.eye(3))
     with pytest.raises(ValueError, match="order=3, wanted 1 or 2"):
         metrics.wasserstein(normal(3, 2), normal(3, 2), order=3)
 
@@ -197,15 +194,6 @@ def test_w2_of_gaussian_samples_tends_to_the_closed_form() -> None:
     shared = (mean + scale * x - x).square().sum(-1).mean().sqrt().item()
     assert exact == pytest.approx(shared, rel=1e-9)
     assert exact == pytest.approx(math.sqrt(1.25 + 0.25 + 0.25), rel=0.05)
-
-
-def test_the_largest_ks_is_found_along_the_axis_of_a_shift() -> None:
-    x = torch.stack([torch.arange(128) / 128, torch.zeros(128)], 1).double()
-    towards = torch.cat([metrics.directions(64, 2, seeded(3)), torch.eye(2, dtype=torch.float64)])
-    assert torch.allclose(towards.norm(dim=-1), torch.ones(66, dtype=torch.float64))
-    assert metrics.largest_kolmogorov_smirnov(x, x + torch.tensor([0.25, 0.0]), towards[-2:]).item() == pytest.approx(0.25)
-    assert metrics.largest_kolmogorov_smirnov(x, x + torch.tensor([0.25, 0.0]), towards[-1:]).item() == 0.0
-    assert metrics.largest_kolmogorov_smirnov(x, x + torch.tensor([0.0, 0.25]), towards).item() == 1.0
 
 
 def test_events_are_flattened() -> None:

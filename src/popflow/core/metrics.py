@@ -71,30 +71,6 @@ def kolmogorov_smirnov_to_cdf(x: Tensor, grid: Tensor, cdf: Tensor, weights: Ten
     return torch.maximum((below - truth).abs(), (upto - truth).abs()).max()
 
 
-def directions(count: int, dimension: int, generator: torch.Generator) -> Tensor:
-    """Draw unit vectors ``[count, dimension]``, uniform on the sphere."""
-    drawn = torch.randn(count, dimension, generator=generator, dtype=torch.float64, device=generator.device)
-    return drawn / drawn.norm(dim=-1, keepdim=True)
-
-
-def largest_kolmogorov_smirnov(
-    x: Tensor, y: Tensor, directions: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None
-) -> Tensor:
-    """Largest Kolmogorov-Smirnov distance between projections on the given directions ``[k, d]``.
-
-    >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    >>> largest_kolmogorov_smirnov(x, x + torch.tensor([0.0, 1.0]), torch.eye(2)).item()
-    1.0
-    """
-    (x, x_weights), (y, y_weights) = _rows("x", x, x_weights), _rows("y", y, y_weights)
-    _same_dimension(x, y)
-    if directions.ndim != 2 or directions.shape[1] != x.shape[1]:
-        raise ValueError(f"directions has shape {tuple(directions.shape)}, wanted [k, {x.shape[1]}].")
-    toward = directions.to(x).T
-    projected = zip((x @ toward).T, (y @ toward).T, strict=True)
-    return torch.stack([kolmogorov_smirnov(a, b, x_weights, y_weights) for a, b in projected]).max()
-
-
 def mmd2(
     x: Tensor,
     y: Tensor,
