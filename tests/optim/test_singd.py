@@ -569,7 +569,7 @@ def test_two_processes_are_one(tmp_path, monkeypatch):
     with torch.random.fork_rng():
         exec(PROCESSES, {})
     for process in pair:
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors.decode()[-2000:]
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-9)

@@ -40,7 +40,8 @@ from popflow.core import (
     temper,
 )
 from popflow.core.checks import refuse
-from popflow.core.steps import Refresh, Scheme
+from popflow.core.kernels import Refresh
+from popflow.core.steps import Scheme
 
 
 def excess(s: Tensor, beta: Sequence[float], event: int) -> Tensor:

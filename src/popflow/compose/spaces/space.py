@@ -20,7 +20,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from popflow.core import PopflowWarning, Population, Rates, Step, Streams, advance, langevin
-from popflow.core.steps import Refresh
+from popflow.core.kernels import Refresh
 
 Clock = Callable[[float], float]
 """The noise level of one factor of a product as a function of the common one."""
