@@ -9,19 +9,19 @@ from pathlib import Path
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = """# Results
 
-Every table is what one script of `benchmarks/` wrote; nothing here is typed by hand. *Wanted* is the bar that was set before, empty for rows that
-only inform. Ratios of times, medians and peers come from one process on one machine, described below each table.
+Each table was written by one script in `benchmarks/`; nothing here is typed by hand. *Wanted* is the target set beforehand, empty for rows that
+are only informative. Ratios of times, medians and peers come from a single process on one machine, described below each table.
 """
 
 
 def cell(value: object) -> str:
-    """One number or text of a table."""
+    """Return a number or text as a table cell."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
 def section(document: dict) -> str:
-    """One benchmark as a heading, a table and the machine."""
+    """Return one benchmark as a heading, a table and a description of the machine."""
     lines = [f"\n## {document['benchmark']}\n", "| claim | value | wanted | held | beside it |", "|---|---|---|---|---|"]
     for row in document["rows"]:
         error = "" if row["error"] is None else f" ± {row['error']:.2g}"
@@ -39,7 +39,7 @@ def section(document: dict) -> str:
 
 
 def main(files: list[str]) -> None:
-    """Collect the named files into the page."""
+    """Write the page from the named files."""
     documents = [json.loads(Path(file).read_text()) for file in sorted(files)]
     PAGE.write_text(HEAD + "".join(section(document) for document in documents))
     print(f"{len(documents)} benchmarks -> {PAGE}")

@@ -73,7 +73,7 @@ def ratios(seconds: dict[str, list[float]], name: str, over: str) -> list[float]
 
 
 def steps(options: argparse.Namespace, threads: list[int]) -> list[Row]:
-    particles, width, repeats = (4, 16, 3) if options.quick else (64, 48, 9)
+    particles, width, repeats = (4, 16, 2) if options.quick else (64, 48, 9)
     calls = {
         kind: call_of(kind, particles, width)
         for kind in ("bare-two", "product-two", "both-two", "bare-stacked", "product-shared", "both-shared")
@@ -106,7 +106,7 @@ def steps(options: argparse.Namespace, threads: list[int]) -> list[Row]:
 
 def memory(options: argparse.Namespace) -> list[Row]:
     particles, width = (4, 16) if options.quick else (64, 48)
-    kinds = ("bare-stacked", "product-shared", "both-shared", "product-two", "both-two")
+    kinds = ("bare-stacked", "product-shared", "both-shared", "product-two", "both-two")[: 2 if options.quick else None]
     peak = {kind: peak_megabytes("compose_cost", "call_of", kind, particles, width) for kind in kinds}
     bare = peak["bare-stacked"]
     if bare is None:

@@ -45,7 +45,7 @@ from popflow.core import PopflowWarning, Streams
 from popflow.core.metrics import vendi_score
 from popflow.runs import Measured
 
-LEVELS, LAST, FIRST = 32, 0.1, 15.0
+LAST, FIRST = 0.1, 15.0
 WIDE = 1.0
 """Width of kernels at which classes overlap."""
 PLAIN, LANGEVIN, FKC, KERNEL = "plain", "with Langevin", "FKC", "FKC with Langevin"
@@ -143,15 +143,15 @@ class Setting:
         return self.levels * self.particles * (1 + self.kernel_steps)
 
 
-def at_calls(calls: int) -> dict[str, Setting]:
+def at_calls(calls: int, levels: int) -> dict[str, Setting]:
     """Every method at this many calls of the pair per image; weights need two particles."""
-    out, many = {PLAIN: Setting(calls), GROWN: Setting(calls, ramp=True)}, calls // LEVELS
+    out, many = {PLAIN: Setting(calls), GROWN: Setting(calls, ramp=True)}, calls // levels
     if many > 1:
-        out[LANGEVIN] = Setting(LEVELS, 1, many - 1)
-        out[FKC] = Setting(LEVELS, many, correct=True)
-        out[GROWN_FKC] = Setting(LEVELS, many, correct=True, ramp=True)
+        out[LANGEVIN] = Setting(levels, 1, many - 1)
+        out[FKC] = Setting(levels, many, correct=True)
+        out[GROWN_FKC] = Setting(levels, many, correct=True, ramp=True)
     if many > 2:
-        out[KERNEL] = Setting(LEVELS, many // 2, 1, correct=True)
+        out[KERNEL] = Setting(levels, many // 2, 1, correct=True)
     assert all(one.calls == calls for one in out.values())
     return out
 
@@ -228,6 +228,7 @@ class Sizes:
     seeds: int
     reference: int
     particles: tuple[int, ...]
+    levels: int = 32
 
 
 def curve(kind: str, pair: tuple[Expert, Expert], width: float, w: float, sizes: Sizes) -> list[Row]:
@@ -235,10 +236,10 @@ def curve(kind: str, pair: tuple[Expert, Expert], width: float, w: float, sizes:
     begin, known = time.perf_counter(), truth(width, w, sizes.reference)
     floor = exact_seen(known, width, w, sizes.images, sizes.seeds)
     seen: dict[str, dict[int, Seen]] = {}
-    for calls in (k * LEVELS for k in sizes.particles):
-        for name, setting in at_calls(calls).items():
+    for calls in (k * sizes.levels for k in sizes.particles):
+        for name, setting in at_calls(calls, sizes.levels).items():
             seen.setdefault(name, {})[calls] = measure(pair, w, setting, known, sizes.images, sizes.seeds, width)
-    where, most, rows = f"{kind}, w = {w:g}", LEVELS * max(sizes.particles), []
+    where, most, rows = f"{kind}, w = {w:g}", sizes.levels * max(sizes.particles), []
     for name in (FKC, KERNEL, GROWN_FKC) if w >= 3 else ():
         gaps = {peer: torch.stack([one.mmd2 - seen[peer][c].mmd2 for c, one in seen[name].items()]) for peer in (PLAIN, LANGEVIN)}
         worst = max(gaps, key=lambda peer: float(gaps[peer].mean()))
@@ -247,7 +248,7 @@ def curve(kind: str, pair: tuple[Expert, Expert], width: float, w: float, sizes:
         beside |= {f"{worst}, {c} calls": str(measured(one, 1e3)) for c, one in zip(seen[name], gaps[worst], strict=True)}
         claim = f"{where}: MMD² of {name} less that of guidance {worst} (the better peer), mean over equal calls"
         rows.append(Row(claim, value.value, value.error, "1e-3", 0.0, "<=", beside))
-    some = LEVELS * sizes.particles[len(sizes.particles) // 2]
+    some = sizes.levels * sizes.particles[len(sizes.particles) // 2]
     shown = [("mmd2", "MMD²", 1e3, "1e-3", at) for at in sorted({some, most})]
     shown += [("agreement", "class agreement", 1.0, "", most), ("variety", "variety", 1.0, "unlike images", most)]
     for key, claim, scale, unit, at in shown:
@@ -290,7 +291,7 @@ def growth(sizes: Sizes) -> list[Row]:
     w, images = SCALES[-1], 2 * sizes.images
     clean = exact(digits.BANDWIDTH, w, images, 99).reshape(-1, *digits.EVENT)
     gained: dict[str, Tensor] = {}
-    levels = karras(LEVELS, LAST, FIRST)
+    levels = karras(sizes.levels, LAST, FIRST)
     for kind, pair in (("exact experts", exact_pair(digits.BANDWIDTH)), ("networks", networks(digits.BANDWIDTH))):
         rng, steps = Streams(5), []
         for sigma, lower in pairwise(levels.tolist()):
@@ -307,8 +308,8 @@ def growth(sizes: Sizes) -> list[Row]:
 
 def remedies(sizes: Sizes) -> list[Row]:
     """What else can be done with the most calls at the largest scale, by exact experts and by networks."""
-    w, width, calls = SCALES[-1], digits.BANDWIDTH, LEVELS * max(sizes.particles)
-    known, base, few = truth(width, w, sizes.reference), at_calls(calls), calls // LEVELS // 2
+    w, width, calls = SCALES[-1], digits.BANDWIDTH, sizes.levels * max(sizes.particles)
+    known, base, few = truth(width, w, sizes.reference), at_calls(calls, sizes.levels), calls // sizes.levels // 2
     tried = {
         **base,
         "weights above sigma = 1, with Langevin": replace(base[KERNEL], window=(1.0, math.inf)),
@@ -316,8 +317,8 @@ def remedies(sizes: Sizes) -> list[Row]:
         "clipped to 0.3 nats a step, with Langevin": replace(base[KERNEL], clip=0.3),
         "resampled at every level, with Langevin": replace(base[KERNEL], ess_below=1.0),
         "zeta = 2": replace(base[FKC], zeta=2.0),
-        "half of the particles and three Langevin steps": Setting(LEVELS, few // 2, 3, correct=True),
-        "twice the levels, with Langevin": Setting(2 * LEVELS, few // 2, 1, correct=True),
+        "half of the particles and three Langevin steps": Setting(sizes.levels, few // 2, 3, correct=True),
+        "twice the levels, with Langevin": Setting(2 * sizes.levels, few // 2, 1, correct=True),
     }
     rows = []
     for kind, pair in (("exact experts", exact_pair(width)), ("networks", networks(width))):
@@ -336,7 +337,7 @@ PARTS = {f"{kind}, w={w:g}": (kind, w) for kind in KINDS for w in SCALES}
 
 def main(options: argparse.Namespace) -> list[Row]:
     """Guidance by weighted particles against plain guidance and Langevin steps, at equal network calls."""
-    sizes = Sizes(2, 1, 50, (4,)) if options.quick else Sizes(16, options.seeds, 2000, PARTICLES)
+    sizes = Sizes(1, 1, 20, (4,), levels=4) if options.quick else Sizes(16, options.seeds, 2000, PARTICLES)
     rows = []
     for part in options.only:
         if options.quick and part in PARTS and PARTS[part][1] != 3:

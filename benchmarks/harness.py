@@ -1,4 +1,4 @@
-"""What every benchmark shares: the command line, the machine, the rows, the table and the JSON file.
+"""What all benchmarks share: command line, description of the machine, rows, table and JSON file.
 
 A benchmark is a function ``main(options) -> list[Row]`` handed to `run`. Keys of the JSON file::
 
@@ -24,7 +24,7 @@ import torch
 
 @dataclass
 class Row:
-    """One claim: what was measured, what was asked for, and what peers gave in the same run."""
+    """One claim: the value measured, the target, and the values of peers in the same run."""
 
     claim: str
     value: float
@@ -38,14 +38,14 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the value meets the target; None for rows that only inform."""
+        """Whether the value meets the target; None for rows without one."""
         if self.target is None:
             return None
         return self.value <= self.target if self.direction == "<=" else self.value >= self.target
 
 
 def machine() -> dict:
-    """Describe the machine: processor, cores, threads, versions."""
+    """Describe the machine: processor, cores, threads and versions."""
     model = ""
     if Path("/proc/cpuinfo").exists():
         names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -69,7 +69,7 @@ def run(name: str, main: Callable[[argparse.Namespace], list[Row]], seeds: int =
     Exits with 1 when a full run misses a target.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, under a minute: shows that it runs, proves nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, a few seconds: shows that it runs, proves nothing")
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--json", type=Path, default=None)
     if parts:

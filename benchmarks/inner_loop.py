@@ -146,7 +146,7 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
         runners["jax"][0]()
     losses = {kind: wait() for kind, (_, wait) in runners.items()}
     spread = max(abs(value - losses["eager"]) for value in losses.values())
-    steps, windows = ((5, 3) if options.quick else (5, 41)) if name == "large" else ((50, 3) if options.quick else (40, 101))
+    steps, windows = ((5, 3) if options.quick else (5, 41)) if name == "large" else ((10, 3) if options.quick else (40, 101))
     times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in runners}
     for _ in range(windows):
         for kind, (step, wait) in runners.items():
@@ -203,7 +203,7 @@ def overhead(options: argparse.Namespace) -> Row:
     """Processor time that `fit` adds to its own eager step: schedules, averages of metrics, guard, records."""
     start = time.perf_counter()
     loss, params, data = torch_problem(*SIZES["small"][:3])
-    steps = 100 if options.quick else 1000
+    steps = 20 if options.quick else 1000
     extra = []
     for _ in range(3 if options.quick else 5):
         bare = window(*torch_step(loss, params, data, False), steps)[1]

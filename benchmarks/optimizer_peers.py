@@ -54,7 +54,7 @@ class KFAC(torch.optim.Optimizer):
         rest = [parameter for parameter in model.parameters() if parameter not in taken]
         self.adamw = torch.optim.AdamW(rest, lr=fallback_lr, fused=True) if rest else None
         self.tap, self.grams, self.inverses, self.buffers, self.averaging = (
-            Tap(self.layers, self.hear if listen else None),
+            Tap(self.layers, self.record if listen else None),
             {},
             {},
             {},
@@ -67,10 +67,10 @@ class KFAC(torch.optim.Optimizer):
     def observe(self, outputs: Tensor, cotangents: Tensor) -> None:
         """Average the Gram matrices of given cotangents."""
         for found in self.tap.pull(outputs, cotangents):
-            self.hear(found.layer, found.a, found.g, per_datum)
+            self.record(found.layer, found.a, found.g, per_datum)
 
     @torch.no_grad()
-    def hear(self, layer, a: Tensor, g: Tensor, averaging: Averaging | None = None) -> None:
+    def record(self, layer, a: Tensor, g: Tensor, averaging: Averaging | None = None) -> None:
         """Average the Gram matrices of a layer."""
         data = a.shape[1]
         a, g = expand(a, g)

@@ -30,7 +30,7 @@ class Task:
     """A problem: a model, a batch for each step, a loss, the loss that counts as reached and the fixed batch on which it is looked at.
 
     ``sample`` draws cotangents of one datum's own loss by the model's outputs, whose Gram matrix is the Fisher matrix, for optimisers that ask
-    for them, made from a ``share`` of each batch; ``averaging`` is what the loss averages over, for those that listen to it. ``coupled`` data
+    for them, made from a ``share`` of each batch; ``averaging`` is what the loss averages over, for those that record it. ``coupled`` data
     cannot be taken apart.
     """
 
@@ -265,14 +265,14 @@ def poisson() -> Task:
 
 
 def backward(task: Task, net: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple, rng: torch.Generator) -> Tensor:
-    """Gradients of the loss; an optimiser whose tap takes no curvature from the loss itself observes sampled cotangents where a refresh is due.
+    """Gradients of the loss; an optimiser that records no curvature of the loss itself observes sampled cotangents where a refresh is due.
 
     Those of a share of the batch come from a pass of their own.
     """
     optimizer.zero_grad()
     if isinstance(optimizer, Spring):
         return optimizer.solve(batch)
-    tap: Any = getattr(optimizer, "tap", None)
+    tap: Any = getattr(getattr(optimizer, "preconditioner", optimizer), "tap", None)
     if tap is None or tap.sink is not None or not tap.armed:
         loss = task.loss(net, *batch)
         loss.backward()

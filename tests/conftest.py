@@ -1,4 +1,4 @@
-"""What every test shares: checked shapes and types, one torch thread, the data folder, and no use of global random numbers."""
+"""What all tests share: checked shapes and types, one torch thread, the data folder, and no global random numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def data_folder() -> Path | None:
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Return the folder of published data sets; without it the test is skipped, and fails under CI, which has them."""
+    """Return the folder of published data sets. Without it the test is skipped, except in CI, where the data must be there and it fails."""
     folder = data_folder()
     if folder is None or not folder.is_dir():
         reason = f"no data: POPFLOW_DATA={os.environ.get('POPFLOW_DATA')!r} and no shared/data beside {ROOT}"
@@ -47,10 +47,10 @@ def data() -> Path:
 
 
 def launch(script: Path, *arguments: str | Path, processes: int = 1) -> None:
-    """Run a script with this Python, by ``torchrun`` where there are several processes, one thread each; its failure is the test's."""
+    """Run a script, with ``torchrun`` for several processes, one thread each; the test fails if it fails."""
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     command = [sys.executable, *several, str(script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
 
 
@@ -62,7 +62,7 @@ def torchrun() -> Callable[..., None]:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Switch the checks of annotations off: `torch.compile` cannot trace a graph through them."""
+    """Switch off the checks of annotations: `torch.compile` cannot trace through them."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
@@ -70,7 +70,7 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_global_random_numbers() -> Iterator[None]:
-    """Fail a test after which a global generator stands elsewhere than before it: randomness comes from `Streams` alone.
+    """Fail a test that uses a global random generator: randomness comes from `Streams` only.
 
     A test that builds plain torch layers does so under ``torch.random.fork_rng()``.
     """

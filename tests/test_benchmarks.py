@@ -1,4 +1,4 @@
-"""Every benchmark ends within a minute with --quick and writes the rows that the documentation is made of; absent peers are said to be."""
+"""Every benchmark runs with --quick and writes the rows that the documentation is made from, naming the peers that are missing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from popflow.optim import rows
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "\n    run(" in path.read_text(encoding="utf-8"))
+LIMIT = 40  # processor seconds; most need less than 10 on a quiet machine, and the same work takes more of them on a busy one
 ROW = {"claim", "value", "error", "unit", "target", "direction", "holds", "peers", "seconds", "notes"}
 
 
@@ -27,14 +28,16 @@ def test_quick_run_writes_the_documented_rows(script: Path, tmp_path: Path) -> N
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, str(script), "--quick", "--seeds", "1", "--json", str(tmp_path / "out.json")]
     before = _processor_seconds()
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "out.json").read_text())
     assert document.keys() == {"benchmark", "machine", "options", "rows"}
     assert document["benchmark"] == script.stem
     assert document["options"]["quick"] is True
     assert {"processor", "cores", "torch_threads", "torch", "python"} <= document["machine"].keys()
-    assert document["rows"], "no claim was measured"
+    claims = [row["claim"] for row in document["rows"]]
+    assert claims, "no claim was measured"
+    assert len(set(claims)) == len(claims), "a claim was measured twice"
     for row in document["rows"]:
         assert row.keys() == ROW
         assert isinstance(row["claim"], str)
@@ -49,7 +52,7 @@ def test_quick_run_writes_the_documented_rows(script: Path, tmp_path: Path) -> N
             )
     assert f"| {document['rows'][0]['claim']} |" in done.stdout
     spent = _processor_seconds() - before
-    assert spent < 60, f"--quick took {spent:.0f} s of one processor, wanted under a minute"
+    assert spent < LIMIT, f"--quick took {spent:.0f} s of one processor, wanted under {LIMIT}"
 
 
 def _processor_seconds() -> float:

@@ -49,6 +49,6 @@ def _run(source, blocks):
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.name)
 def test_example(script, tmp_path):
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -17,9 +17,9 @@ IMPORTED_AS = {"POT": "ot", "scikit-learn": "sklearn", "pytest-xdist": "xdist", 
 MEASURE = """
 import json, sys, time
 import torch, numpy
-before, start = set(sys.modules), time.perf_counter()
+before, start = set(sys.modules), time.process_time()
 import popflow
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(json.dumps({"seconds": seconds, "brought": sorted({name.split(".")[0] for name in set(sys.modules) - before})}))
 """
 
@@ -33,11 +33,11 @@ def measured(code: str = MEASURE) -> dict:
 
 
 def test_import_is_quick_and_brings_no_extra() -> None:
-    run = next((run for run in (measured() for _ in range(3)) if run["seconds"] < 0.3), None)  # the best of three: machines are busy
-    assert run is not None, "import popflow took more than 0.3 s beyond torch, three times"
+    run = measured()
+    assert run["seconds"] < 0.3, f"import popflow took {run['seconds']:.2f} s of one processor beyond torch, wanted under 0.3"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name for extra in project["optional-dependencies"].values() for name in map(_distribution, extra)}
-    core = {name for name in map(_distribution, project["dependencies"])} - {"torch", "numpy", "jaxtyping"}
+    core = {name for name in map(_distribution, project["dependencies"])} - {"torch", "numpy", "jaxtyping", "lazy-loader"}
     heavy = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in (extras | core) - {"popflow"}}
     brought = heavy & set(run["brought"])
     assert not brought, f"import popflow brings {sorted(brought)}: import them inside the function that needs them"

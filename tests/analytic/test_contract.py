@@ -11,7 +11,7 @@ from torch import Tensor
 
 from popflow.core import Ito, Population, Process, Rates, State, Streams, chain, euler, langevin, metropolis, resample_if, simulate, temper
 from popflow.core.checkpoint import load_tensors, save_tensors
-from popflow.core.metrics import kolmogorov_smirnov_to_cdf, wasserstein_to_cdf
+from popflow.core.metrics import kolmogorov_smirnov_to_cdf, wasserstein_1d
 
 POINTS = torch.linspace(-8, 8, 16001, dtype=torch.float64)
 
@@ -20,7 +20,8 @@ def gaussian_distances(x: Tensor, mean: float, std: float, weights: Tensor | Non
     """KS and W1 / std from N(mean, std^2)."""
     cdf = torch.special.ndtr(POINTS)
     grid = mean + std * POINTS
-    return kolmogorov_smirnov_to_cdf(x, grid, cdf, weights).item(), wasserstein_to_cdf(x, grid, cdf, weights).item() / std
+    middle = (grid[1:] + grid[:-1]) / 2
+    return kolmogorov_smirnov_to_cdf(x, grid, cdf, weights).item(), wasserstein_1d(x, middle, weights, cdf.diff()).item() / std
 
 
 def variance_clock(steps: int, largest: float = 400.0, least: float = 1e-4) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, grad_and_value
 
-from popflow.core.calculus import value_and_divergence, value_and_grad, value_grad_and_laplacian, values_and_divergences
+from popflow.core.calculus import value_and_grad, value_grad_and_laplacian, values_and_divergences
 from popflow.core.streams import Streams
 
 
@@ -49,14 +49,14 @@ def test_leading_batch_dimensions():
 
 def test_divergence_of_a_linear_field_is_its_trace(x):
     a = Streams(1).normal("a", torch.zeros(4, 4, dtype=torch.float64))
-    value, divergence = value_and_divergence(lambda x: x @ a.T, x)
+    (value,), (divergence,) = values_and_divergences(lambda x: (x @ a.T)[None], x)
     torch.testing.assert_close(value, x @ a.T)
     torch.testing.assert_close(divergence, a.trace().expand(7))
 
 
 def test_events_of_any_shape():
     x = Streams(0).normal("x", torch.zeros(3, 2, 2, 2))
-    _, divergence = value_and_divergence(lambda x: x**3, x)
+    _, (divergence,) = values_and_divergences(lambda x: (x**3)[None], x)
     torch.testing.assert_close(divergence, 3 * x.square().flatten(1).sum(1))
     _, _, laplacian = value_grad_and_laplacian(lambda x: (x**3).flatten(1).sum(1), x)
     torch.testing.assert_close(laplacian, 6 * x.flatten(1).sum(1))
@@ -69,7 +69,7 @@ def test_hutchinson_is_unbiased_and_has_the_known_variance():
     symmetric = (a + a.T) / 2
     rademacher = (rng.uniform("probe", (n, 3)) < 0.5).double() * 2 - 1
     for probe, diagonal in ((rademacher, 0.0), (rng.normal("probe", x), 2 * symmetric.diag().square().sum())):
-        _, estimate = value_and_divergence(lambda x: x @ a.T, x, probe)
+        _, (estimate,) = values_and_divergences(lambda x: (x @ a.T)[None], x, [probe])
         variance = 2 * (symmetric.square().sum() - symmetric.diag().square().sum()) + diagonal
         assert abs(float(estimate.mean() - a.trace())) < 4 * math.sqrt(float(variance) / n)
         assert float(estimate.var()) == pytest.approx(float(variance), rel=0.05)
@@ -89,8 +89,8 @@ def test_eager_and_func_forms_agree_with_their_parameter_gradients(net, x):
     def loss(params):
         value, (dx, dt) = value_and_grad(f(params), x, t)
         _, _, laplacian = value_grad_and_laplacian(lambda x: f(params)(x, t), x)
-        _, divergence = value_and_divergence(lambda x: x * f(params)(x, t)[:, None], x, torch.ones_like(x))
-        return (dt + 0.5 * dx.square().sum(1)).mean() + value.mean() + laplacian.square().mean() + divergence.mean()
+        _, _, estimate = value_grad_and_laplacian(lambda x: f(params)(x, t), x, torch.ones_like(x))
+        return (dt + 0.5 * dx.square().sum(1)).mean() + value.mean() + laplacian.square().mean() + estimate.mean()
 
     eager = loss(params)
     eager_grads = torch.autograd.grad(eager, list(params.values()))
@@ -156,9 +156,7 @@ def test_bad_shapes_are_named(x):
     with pytest.raises(ValueError, match="one value per row"):
         value_and_grad(lambda x: x[:, :1], x[:, :2].T)
     with pytest.raises(ValueError, match="probe has shape"):
-        value_and_divergence(lambda x: x, x, torch.ones(7))
-    with pytest.raises(ValueError, match=r"f\(x\) has shape"):
-        value_and_divergence(lambda x: x.sum(1), x)
+        value_grad_and_laplacian(lambda x: x.sum(1), x, torch.ones(7))
 
 
 def test_inference_mode_gives_the_same_derivatives():
@@ -167,13 +165,11 @@ def test_inference_mode_gives_the_same_derivatives():
         for point in (x, 2 * x):  # a plain tensor and one that was made in inference mode
             _, (gradient,) = value_and_grad(lambda x: (x**3).sum(-1), point)
             _, slope, laplacian = value_grad_and_laplacian(lambda x: (x**3).sum(-1), point)
-            _, divergence = value_and_divergence(lambda x: x**3, point)
             _, divergences = values_and_divergences(lambda x: (x**3)[None], point)
             for found, true in (
                 (gradient, 3 * point**2),
                 (slope, 3 * point**2),
                 (laplacian, 6 * point.sum(-1)),
-                (divergence, 3 * point.square().sum(-1)),
                 (divergences[0], 3 * point.square().sum(-1)),
             ):
                 torch.testing.assert_close(found, true)
@@ -181,9 +177,8 @@ def test_inference_mode_gives_the_same_derivatives():
 
 def test_an_event_may_be_empty():
     x = Streams(5).normal("x", torch.zeros(6, dtype=torch.float64))
-    torch.testing.assert_close(value_and_divergence(lambda x: x**3, x)[1], 3 * x**2)
-    torch.testing.assert_close(value_and_divergence(lambda x: x**3, x, torch.ones_like(x))[1], 3 * x**2)
     torch.testing.assert_close(value_grad_and_laplacian(lambda x: x**3, x)[2], 6 * x)
+    torch.testing.assert_close(value_grad_and_laplacian(lambda x: x**3, x, torch.ones_like(x))[2], 6 * x)
     torch.testing.assert_close(values_and_divergences(lambda x: torch.stack([x**3, x]), x)[1], torch.stack([3 * x**2, torch.ones_like(x)]))
 
 

@@ -88,7 +88,7 @@ def test_the_displacement_is_differentiable_in_the_rates() -> None:
     ("rates", "message"),
     [
         (lambda x: Rates(x, 1.0), "noise is None but rates.diffusion is given"),
-        (lambda x: Rates(x, track={"log_q": Ito(1.0)}), r"track names \['log_q'\] absent .* \['a'\]"),
+        (lambda x: Rates(x, track={"log_q": Ito(1.0)}), r"track names \['log_q'\] are absent .* \['a'\]"),
         (lambda x: Rates(torch.zeros(5, 4, 2)), r"drift has shape \(5, 4, 2\), wanted \(4, 2\)"),
         (lambda x: Rates(x, growth=Ito(torch.zeros(4, 1))), r"growth has shape \(4, 1\), wanted \(4,\)"),
         (lambda x: Rates(x, track={"a": Ito(torch.zeros(4, 1))}), r"track 'a' has shape \(4, 1\), wanted \(4,\)"),

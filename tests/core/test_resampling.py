@@ -11,11 +11,10 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import chi2
 from torch import Tensor
 
-from popflow.core import multinomial, residual, stratified, systematic
+from popflow.core import multinomial, systematic
 
 Scheme = Callable[[Tensor, torch.Generator], Tensor]
-SCHEMES = [systematic, stratified, multinomial, residual]
-LOW_VARIANCE = [systematic, stratified, residual]
+SCHEMES = [systematic, multinomial]
 WEIGHTS = torch.tensor([0.02, 0.31, 0.0, 0.11, 0.25, 0.005, 0.205, 0.1], dtype=torch.float64)
 
 
@@ -51,10 +50,8 @@ def test_multinomial_counts_pass_pearsons_chi_square() -> None:
 
 
 def test_variance_of_the_counts_is_ordered() -> None:
-    counts = [
-        counts_of(scheme(WEIGHTS.expand(4000, 8), seeded(3)), 8).double().var(0).sum() for scheme in (multinomial, residual, systematic)
-    ]
-    assert counts[0] > counts[1] > counts[2]
+    counts = [counts_of(scheme(WEIGHTS.expand(4000, 8), seeded(3)), 8).double().var(0).sum() for scheme in (multinomial, systematic)]
+    assert counts[0] > 2 * counts[1]
     assert counts[0].item() == pytest.approx((8 * WEIGHTS * (1 - WEIGHTS)).sum().item(), rel=0.05)
 
 
@@ -79,25 +76,22 @@ def test_indices_are_valid_and_never_point_at_a_particle_without_weight(
 
 @given(weight_lists, st.integers(0, 2**31))
 @settings(max_examples=100, deadline=None)
-def test_counts_stay_near_their_expectation(values: list[float], seed: int) -> None:
+def test_systematic_counts_are_the_floor_or_the_ceiling_of_their_expectation(values: list[float], seed: int) -> None:
     weights = torch.tensor(values, dtype=torch.float64)
     weights = weights / weights.sum()
     n = len(values)
     expected = n * weights
     floor, ceiling = torch.floor(expected - 1e-9), torch.ceil(expected + 1e-9)
-    by_systematic = counts_of(systematic(weights, seeded(seed)), n)
-    assert ((by_systematic >= floor) & (by_systematic <= ceiling)).all()
-    assert (counts_of(residual(weights, seeded(seed)), n) >= floor).all()
-    assert ((counts_of(stratified(weights, seeded(seed)), n) - expected).abs() < 2).all()
+    counts = counts_of(systematic(weights, seeded(seed)), n)
+    assert ((counts >= floor) & (counts <= ceiling)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [1, 10, 1000, 10**6])
-@pytest.mark.parametrize("scheme", LOW_VARIANCE)
-def test_uniform_weights_give_the_identity(scheme: Scheme, n: int, dtype: torch.dtype) -> None:
+def test_uniform_weights_give_the_identity(n: int, dtype: torch.dtype) -> None:
     weights = torch.zeros(n, dtype=dtype).softmax(-1)
     for seed in range(3):
-        assert torch.equal(scheme(weights, seeded(seed)), torch.arange(n))
+        assert torch.equal(systematic(weights, seeded(seed)), torch.arange(n))
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2.0**-53])

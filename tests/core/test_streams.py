@@ -46,7 +46,7 @@ def test_a_state_of_another_generator_is_named_and_changes_nothing(state: torch.
     rng = Streams(0)
     rng.normal("noise", torch.zeros(3))
     before = rng.state()
-    with pytest.raises(CheckpointError, match="the state of stream 'kernel' is not one of a generator on cpu"):
+    with pytest.raises(CheckpointError, match="the state of stream 'kernel' does not fit a generator on cpu"):
         rng.load({"noise": Streams(1)("noise").get_state(), "kernel": state})
     assert rng.state().keys() == before.keys()
     assert torch.equal(rng.state()["noise"], before["noise"])

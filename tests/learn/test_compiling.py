@@ -18,10 +18,10 @@ def rewritten(f, *inputs, onednn=True):
     rewrite = Rewrite(onednn)
     rewrite(module.graph)
     module.recompile()
-    return module, [node.target for node in module.graph.nodes if node.op == "call_function"]
+    return module, [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
 
 
-PRODUCT = torch.ops.popflow.product.default
+PRODUCT = "popflow.product.default"
 
 
 @pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False)])
@@ -56,7 +56,7 @@ def test_small_double_and_scaled_products_are_left_alone(f, inputs):
 
 def test_without_onednn_no_product_is_touched():
     _, names = rewritten(lambda a, b: a @ b, normal(160, 96), normal(96, 128), onednn=False)
-    assert names == [aten.mm.default]
+    assert names == [str(aten.mm.default)]
     assert isinstance(onednn_is_faster(), bool)
 
 
@@ -67,5 +67,5 @@ def test_numbers_that_arrays_use_are_stored_once():
 
     x, step = normal(5), torch.tensor(3.0)
     module, names = rewritten(corrected, x, step)
-    assert names.count(aten.as_strided.default) == 1
+    assert names.count(str(aten.as_strided.default)) == 1
     torch.testing.assert_close(module(x, step), corrected(x, step))

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from popflow.core.checkpoint import load_tensors
 from popflow.core.streams import Streams
 from popflow.learn import MLP, cosine, fit
-from popflow.learn.distributed import rows, workers
+from popflow.learn.distributed import processes, shard_rows
 
 STEPS = 40
 
@@ -30,7 +30,7 @@ def job(folder: Path, *, steps: int = STEPS, seed: int = 0) -> dict:
     def batches(rng):
         return rng.normal("x", torch.empty(16, 2, dtype=torch.float64)), rng.uniform("t", (16,))
 
-    told = []
+    records = []
     result = fit(
         loss,
         dict(network.named_parameters()),
@@ -41,19 +41,19 @@ def job(folder: Path, *, steps: int = STEPS, seed: int = 0) -> dict:
         schedule=cosine(STEPS, warmup=5),
         clip_norm=0.5,
         ema=0.9,
-        record=[lambda progress: told.append([progress.step, dict(progress.metrics)])],
+        record=[lambda progress: records.append([progress.step, dict(progress.metrics)])],
         log_every=15,
         checkpoint=folder / "fit.safetensors",
         checkpoint_every=10,
         compile=False,
     )
-    return {"told": told, "params": {name: p.tolist() for name, p in result.ema.items()}}
+    return {"records": records, "params": {name: p.tolist() for name, p in result.ema.items()}}
 
 
 SCRIPT = """
 import importlib.util, json, os, sys, pathlib, torch
 torch.set_num_threads(1)
-spec = importlib.util.spec_from_file_location("test_workers", sys.argv[1])
+spec = importlib.util.spec_from_file_location("test_distributed", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 folder, rank = pathlib.Path(sys.argv[2]), int(os.environ["RANK"])
@@ -80,9 +80,9 @@ def test_two_processes_are_one_with_the_same_batch_and_share_its_checkpoint(tmp_
     for stage, one in (("fresh", fresh), ("resumed", alone)):
         assert first[stage]["params"] == second[stage]["params"]
         assert furthest(first[stage]["params"], one["params"]) < 1e-6
-        assert second[stage]["told"] == []
-        assert [step for step, _ in first[stage]["told"]] == [step for step, _ in one["told"]]
-        for (_, metrics), (_, expected) in zip(first[stage]["told"], one["told"], strict=True):
+        assert second[stage]["records"] == []
+        assert [step for step, _ in first[stage]["records"]] == [step for step, _ in one["records"]]
+        for (_, metrics), (_, expected) in zip(first[stage]["records"], one["records"], strict=True):
             assert metrics == pytest.approx(expected, abs=1e-9)
         (mine, about), (theirs, _) = (load_tensors(tmp_path / f / "fit.safetensors") for f in (stage, "one"))
         assert about["step"] == STEPS
@@ -93,20 +93,20 @@ def test_two_processes_are_one_with_the_same_batch_and_share_its_checkpoint(tmp_
 
 def test_rows_are_shared_equally_or_not_at_all():
     batch = {"x": torch.arange(12).reshape(6, 2), "t": (torch.arange(6), torch.tensor(1.0)), "name": "kept"}
-    parts = [rows(batch, rank, 3) for rank in range(3)]
+    parts = [shard_rows(batch, rank, 3) for rank in range(3)]
     assert torch.equal(torch.cat([part["x"] for part in parts]), batch["x"])
     assert torch.equal(torch.cat([part["t"][0] for part in parts]), batch["t"][0])
     assert parts[2]["t"][1] == 1.0
     assert parts[0]["name"] == "kept"
-    assert rows(batch, 0, 1) is batch
+    assert shard_rows(batch, 0, 1) is batch
     with pytest.raises(ValueError, match=r"first dimensions \[6\], wanted one and the same, a multiple of the 4 processes"):
-        rows(batch, 0, 4)
+        shard_rows(batch, 0, 4)
     with pytest.raises(ValueError, match=r"first dimensions \[2, 6\]"):
-        rows((torch.zeros(6), torch.zeros(2)), 0, 2)
+        shard_rows((torch.zeros(6), torch.zeros(2)), 0, 2)
 
 
 def test_one_process_is_left_alone():
-    team = workers(torch.device("cpu"))
+    team = processes(torch.device("cpu"))
     x = torch.ones(2)
     assert (team.rank, team.size) == (0, 1)
     assert team.mean([x])[0] is x

@@ -18,6 +18,7 @@ from popflow.core.checkpoint import load_tensors
 from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
 from popflow.learn import MLP, cosine, fit
+from popflow.learn.compiling import onednn_is_faster
 from popflow.learn.learner import Learner
 
 ADAM = partial(torch.optim.Adam, lr=0.05)
@@ -64,23 +65,24 @@ def test_learns_the_mean_and_leaves_its_input_alone():
 
 
 def test_one_step_of_sgd_is_the_formula():
-    """mean' = mean - lr grad, clipped; the norm before clipping is recorded, the average moved by ema_weight(1) = 0.9."""
-    seen = []
-    result = fit(
-        lambda params, batch: ((params["a"] * batch).sum(), {}),
-        {"a": torch.zeros(2)},
-        lambda rng: torch.tensor([3.0, 4.0]),
-        steps=1,
-        rng=Streams(0),
-        optimizer=partial(torch.optim.SGD, lr=0.5),
-        clip_norm=1.0,
-        ema=0.99,
-        record=[seen.append],
-    )
-    torch.testing.assert_close(result.params["a"], torch.tensor([-0.3, -0.4]))
-    torch.testing.assert_close(result.ema["a"], torch.tensor([-0.27, -0.36]))
-    assert seen[0].metrics["grad_norm"] == pytest.approx(5.0)
-    assert seen[0].lr == 0.5
+    """mean' = mean - lr grad, clipped where it is longer; the norm before clipping is recorded, the average moved by ema_weight(1) = 0.9."""
+    for clip_norm, factor in ((1.0, 0.2), (10.0, 1.0)):
+        seen = []
+        result = fit(
+            lambda params, batch: ((params["a"] * batch).sum(), {}),
+            {"a": torch.zeros(2)},
+            lambda rng: torch.tensor([3.0, 4.0]),
+            steps=1,
+            rng=Streams(0),
+            optimizer=partial(torch.optim.SGD, lr=0.5),
+            clip_norm=clip_norm,
+            ema=0.99,
+            record=[seen.append],
+        )
+        torch.testing.assert_close(result.params["a"], factor * torch.tensor([-1.5, -2.0]))
+        torch.testing.assert_close(result.ema["a"], factor * torch.tensor([-1.35, -1.8]))
+        assert seen[0].metrics["grad_norm"] == pytest.approx(5.0)
+        assert seen[0].lr == 0.5
 
 
 def test_matches_a_plain_loop():
@@ -115,7 +117,7 @@ def test_records_are_averages_with_the_learning_rate_of_the_step():
 
 @pytest.mark.parametrize(
     "optimizer",
-    [ADAM, partial(torch.optim.SGD, lr=0.01, momentum=0.9), partial(torch.optim.NAdam, lr=0.01), partial(torch.optim.Muon, lr=0.01)],
+    [ADAM, partial(torch.optim.NAdam, lr=0.01), partial(torch.optim.Muon, lr=0.01)],
 )
 def test_stopped_and_resumed_is_the_same_to_the_last_byte(tmp_path, optimizer):
     loss, params, batches = problem()
@@ -160,8 +162,15 @@ def in_a_process_of_its_own(call):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fit") / "whole"
+    long_run(path)
+    return path.read_bytes()
+
+
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
-def test_killed_in_the_middle_gives_the_same_bytes(tmp_path, sign):
+def test_killed_in_the_middle_gives_the_same_bytes(tmp_path, sign, uninterrupted):
     process = in_a_process_of_its_own(f"long_run({str(tmp_path / 'stopped')!r}, pause=0.01)")
     assert process.stdout is not None
     for count, _ in enumerate(process.stdout):
@@ -177,8 +186,7 @@ def test_killed_in_the_middle_gives_the_same_bytes(tmp_path, sign):
         assert f"KeyboardInterrupt: stopped at step {at} of 120" in errors
         assert at > 66
     long_run(tmp_path / "stopped")
-    long_run(tmp_path / "whole")
-    assert (tmp_path / "stopped").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert (tmp_path / "stopped").read_bytes() == uninterrupted
 
 
 def test_interrupt_raises_after_writing(tmp_path):
@@ -303,6 +311,7 @@ def test_no_global_randomness_is_used():
 
 def compiled_equals_eager():
     """One graph for gradients, clipping, AdamW and the average; the rates change, the guard goes back, a second learner comes along."""
+    assert not hasattr(torch.ops.popflow, "product")  # the operator of compiled steps is registered by the first of them
     loss, params, batches = problem()
     draws = []
 
@@ -331,12 +340,10 @@ def compiled_equals_eager():
     for eager, compiled in zip(records[False], records[True], strict=True):
         assert compiled.metrics == pytest.approx(eager.metrics, rel=1e-3)
         assert compiled.lr == pytest.approx(eager.lr, rel=1e-6)
+    assert hasattr(torch.ops.popflow, "product") == onednn_is_faster()
     # The same loss and shapes with another optimiser must not meet the graph of the first.
-    for decay in (0.0, 10.0):
-        run = partial(
-            fit, mean_loss, {"mean": torch.ones(2)}, data, steps=9, optimizer=partial(torch.optim.SGD, lr=0.05, weight_decay=decay)
-        )
-        torch.testing.assert_close(run(rng=Streams(0), compile=True).params, run(rng=Streams(0)).params)
+    run = partial(fit, loss, params, batches, steps=9, optimizer=partial(torch.optim.SGD, lr=0.05, weight_decay=10.0))
+    torch.testing.assert_close(run(rng=Streams(0), compile=True).params, run(rng=Streams(0), compile=False).params, rtol=1e-3, atol=1e-4)
 
 
 def test_compiled_equals_eager():

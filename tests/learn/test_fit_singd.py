@@ -56,7 +56,7 @@ def test_matches_a_plain_loop(structure):
         optimizer.zero_grad()
         (mine(x).squeeze(-1) - x.sum(1)).square().mean().backward()
         optimizer.step()
-    assert optimizer.refreshes == 4
+    assert optimizer.preconditioner.refreshes == 4
     assert not torch.equal(mine.conv.weight, net.conv.weight)
     for name, parameter in mine.named_parameters():
         torch.testing.assert_close(result.params[name], parameter.detach(), rtol=1e-5, atol=1e-6)

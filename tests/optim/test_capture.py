@@ -124,12 +124,12 @@ def test_averaging_modes_agree_on_one_fisher_matrix():
     net, x = seeded(lambda: nn.Linear(3, 2)).double(), normal(4, 5, 3)
 
     def gram(loss, averaging):
-        heard = []
-        tap = Tap(find_layers(net), lambda layer, a, g: heard.append(expand(a, g)[1]))
+        recorded = []
+        tap = Tap(find_layers(net), lambda layer, a, g: recorded.append(expand(a, g)[1]))
         tap.armed = True
         loss(net(x).square()).backward()
         tap.detach()
-        return averaging(4, 20) * heard[0][0].T @ heard[0][0]
+        return averaging(4, 20) * recorded[0][0].T @ recorded[0][0]
 
     per_position = gram(lambda z: z.sum(), per_datum)
     torch.testing.assert_close(gram(lambda z: z.sum((1, 2)).mean(), over_data), per_position)
@@ -201,22 +201,22 @@ def test_in_place_activations_checkpoints_and_graph_layers():
             hidden = torch.utils.checkpoint.checkpoint(lambda y: self.act(self.one(self.mean @ y)), x, use_reentrant=False)
             return self.mean @ self.two(hidden)
 
-    net, x, heard = seeded(Graph).double(), normal(6, 3), []
-    tap = Tap(find_layers(net), lambda layer, a, g: heard.append(Rows(layer, a, g)))
+    net, x, recorded = seeded(Graph).double(), normal(6, 3), []
+    tap = Tap(find_layers(net), lambda layer, a, g: recorded.append(Rows(layer, a, g)))
     tap.armed = True
     net(x).square().sum().backward()
-    assert len({one.layer for one in heard}) == 2
+    assert len({one.layer for one in recorded}) == 2
     for layer in tap.layers:
-        total = captured_gradient(next(one for one in heard if one.layer is layer))
+        total = captured_gradient(next(one for one in recorded if one.layer is layer))
         torch.testing.assert_close(total, true_gradient(layer))
     tap.detach()
     net(x).sum().backward()
-    assert len(heard) == 2
+    assert len(recorded) == 2
 
 
 def test_hooks_rest_when_not_armed_in_evaluation_and_in_graphs_of_derivatives():
-    net, x, heard = seeded(lambda: nn.Linear(2, 1)), torch.ones(3, 2, requires_grad=True), []
-    tap = Tap(find_layers(net), lambda *told: heard.append(told))
+    net, x, recorded = seeded(lambda: nn.Linear(2, 1)), torch.ones(3, 2, requires_grad=True), []
+    tap = Tap(find_layers(net), lambda *told: recorded.append(told))
     net(x).sum().backward()
     tap.armed = True
     net.eval()
@@ -224,11 +224,11 @@ def test_hooks_rest_when_not_armed_in_evaluation_and_in_graphs_of_derivatives():
     net.train()
     with torch.no_grad():
         net(x)
-    assert heard == []
+    assert recorded == []
     slope = torch.autograd.grad(net(x).sum(), x, create_graph=True)[0]
-    assert heard == []
+    assert recorded == []
     (slope.square().sum() + net(x).sum()).backward()
-    assert len(heard) == 1
+    assert len(recorded) == 1
 
 
 def test_functional_rows_leave_gradients_alone_and_need_no_training_mode():

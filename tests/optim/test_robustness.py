@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from popflow.optim import SINGD, BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, UpperTriangular, growing
+from popflow.optim import SINGD, BlockDiagonal, Dense, Diagonal, Hierarchical, LowerToeplitz, growing
 
 F64 = torch.float64
-STRUCTURES = [Dense(), Diagonal(), BlockDiagonal(3), LowerToeplitz(), Hierarchical(2, 1), UpperTriangular(), (Dense(), Diagonal())]
+STRUCTURES = [Dense(), Diagonal(), BlockDiagonal(3), LowerToeplitz(), Hierarchical(2, 1)]
 
 
 def made(dtype: torch.dtype = torch.float32, norm: bool = False) -> nn.Module:
@@ -31,7 +31,7 @@ def train(net: nn.Module, optimizer: SINGD, steps: int, start: int = 0, size: fl
 
 
 def tensors(net: nn.Module, optimizer: SINGD) -> list[torch.Tensor]:
-    return [*net.parameters(), *(part for bucket in optimizer.buckets for _, part in bucket.stored())]
+    return [*net.parameters(), *(part for batch in optimizer.preconditioner.batches for _, part in batch.stored())]
 
 
 def length(net: nn.Module, before: list[torch.Tensor]) -> float:
@@ -39,8 +39,7 @@ def length(net: nn.Module, before: list[torch.Tensor]) -> float:
     return torch.cat([(a - b).flatten() for a, b in zip(net[0].parameters(), before, strict=True)]).square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("alpha1", [0.0, 0.5])
+@pytest.mark.parametrize(("alpha1", "adaptive"), [(0.5, True), (0.0, False)])
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_no_batch_however_large_breaks_a_factor(structure, alpha1, adaptive):
     """tr(H_K) tr(H_C) leaves float32 long before either trace does."""
@@ -48,7 +47,7 @@ def test_no_batch_however_large_breaks_a_factor(structure, alpha1, adaptive):
         net = made()
         optimizer = SINGD(net, structure=structure, interval=1, alpha1=alpha1, adaptive=adaptive)
         train(net, optimizer, 2)
-        optimizer.warned = True
+        optimizer.preconditioner.warned.add("not finite")
         train(net, optimizer, 1, start=2, size=size)
         skipped, before = optimizer.skipped, [part.clone() for part in net.parameters()]
         train(net, optimizer, 2, start=3)
@@ -77,7 +76,7 @@ def test_a_model_that_changes_its_dtype_takes_everything_along(first, then):
     train(net, optimizer, 3)
     net.to(then)
     train(net, optimizer, 3, start=3)
-    assert {bucket.momentum.dtype for bucket in optimizer.buckets if bucket.momentum is not None} == {then}
+    assert {batch.momentum.dtype for batch in optimizer.preconditioner.batches if batch.momentum is not None} == {then}
     assert optimizer.adamw[0] is not None
     assert {value.dtype for state in optimizer.adamw[0].state.values() for key, value in state.items() if key != "step"} == {then}
     if then == torch.float32:
@@ -96,7 +95,9 @@ def test_a_spike_of_the_gradient_fits_into_the_momentum_of_float16():
     assert all(part.isfinite().all() for part in tensors(net, optimizer))
     other = SINGD(made(torch.float16), interval=1)
     other.load_state_dict(optimizer.state_dict())
-    assert all(torch.equal(a.momentum, b.momentum) for a, b in zip(optimizer.buckets, other.buckets, strict=True))
+    assert all(
+        torch.equal(a.momentum, b.momentum) for a, b in zip(optimizer.preconditioner.batches, other.preconditioner.batches, strict=True)
+    )
 
 
 def test_steps_without_momentum_leave_none_behind():
@@ -106,7 +107,7 @@ def test_steps_without_momentum_leave_none_behind():
     train(net, optimizer, 3)
     group["momentum"] = 0.0
     train(net, optimizer, 2, start=3)
-    assert all(bucket.momentum is None for bucket in optimizer.buckets)
+    assert all(batch.momentum is None for batch in optimizer.preconditioner.batches)
     group["momentum"] = 0.9
     before = [parameter.detach().clone() for parameter in net[0].parameters()]
     train(net, optimizer, 1, start=5)
@@ -138,11 +139,14 @@ def test_one_pull_is_one_batch_however_often_a_weight_is_used(split):
     for calls in (1, 2):
         z = torch.cat([net(x[:, :2]), net(x[:, 2:])], 1) if split else net(x)
         optimizer.observe(z, torch.ones_like(z))
-        assert (optimizer.buckets[0].heard[0].data, optimizer.buckets[0].heard[0].rows) == (5 * calls, 20 * calls)
+        assert (optimizer.preconditioner.batches[0].recorded[0].data, optimizer.preconditioner.batches[0].recorded[0].rows) == (
+            5 * calls,
+            20 * calls,
+        )
 
 
-def test_attention_is_heard_where_all_parameters_share_one_storage():
-    heard = []
+def test_attention_is_recorded_where_all_parameters_share_one_storage():
+    recorded = []
     for flat in (False, True):
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -152,21 +156,15 @@ def test_attention_is_heard_where_all_parameters_share_one_storage():
         optimizer = SINGD(net, interval=1)
         query, key, value = (torch.randn(3, n, d, generator=torch.Generator().manual_seed(n)) for n, d in ((2, 4), (7, 9), (7, 5)))
         net(query, key, value)[0].square().mean().backward()
-        heard.append({layer.name: one.h_k for bucket in optimizer.buckets for layer, one in zip(bucket.layers, bucket.heard, strict=True)})
-    assert heard[0].keys() == heard[1].keys()
-    assert all(torch.equal(heard[0][name][0], heard[1][name][0]) for name in heard[0])
-
-
-def test_layers_that_come_and_go_keep_one_row_of_diagonals():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.ModuleList([nn.Linear(4, n) for n in (3, 5, 7)])
-    optimizer = SINGD(net, structure=Diagonal(), interval=1)
-    for off in (None, None, 0, 1, 2, 0, None):
-        optimizer.zero_grad()
-        torch.cat([layer(torch.ones(2, 4)) for i, layer in enumerate(net) if i != off], 1).square().sum().backward()
-        optimizer.step()
-    assert len(optimizer.diagonals) == 1
+        recorded.append(
+            {
+                layer.name: one.h_k
+                for batch in optimizer.preconditioner.batches
+                for layer, one in zip(batch.layers, batch.recorded, strict=True)
+            }
+        )
+    assert recorded[0].keys() == recorded[1].keys()
+    assert all(torch.equal(recorded[0][name][0], recorded[1][name][0]) for name in recorded[0])
 
 
 def test_an_optimiser_goes_through_pickle():
@@ -175,8 +173,10 @@ def test_an_optimiser_goes_through_pickle():
     train(net, optimizer, 2)
     optimizer.detach()
     again = pickle.loads(pickle.dumps(optimizer))
-    assert again.interval(50) == optimizer.interval(50) == 10
-    assert all(torch.equal(a.momentum, b.momentum) for a, b in zip(optimizer.buckets, again.buckets, strict=True))
+    assert again.preconditioner.interval(50) == optimizer.preconditioner.interval(50) == 10
+    assert all(
+        torch.equal(a.momentum, b.momentum) for a, b in zip(optimizer.preconditioner.batches, again.preconditioner.batches, strict=True)
+    )
 
 
 def test_intervals_that_cannot_grow():
@@ -226,7 +226,7 @@ def test_an_activation_in_place_hides_no_layer(layer, shape, rows, listen):
         optimizer = SINGD(net, interval=1, listen=listen)
         outputs = net(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
         optimizer.observe(outputs, outputs.detach()) if not listen else (outputs.square().sum() / 2).backward()
-        told.append(optimizer.buckets[0].heard[0])
+        told.append(optimizer.preconditioner.batches[0].recorded[0])
     assert told[0].rows == told[1].rows == rows
     assert all(torch.equal(a, b) for a, b in zip((*told[0].h_k, *told[0].h_c), (*told[1].h_k, *told[1].h_c), strict=True))
     assert told[0].h_c[0].abs().max() > 0
@@ -237,9 +237,9 @@ def test_gradients_of_inputs_alone_are_no_curvature():
     optimizer = SINGD(net, interval=1)
     x = torch.ones(5, 4, requires_grad=True)
     (towards,) = torch.autograd.grad(net(x).square().sum(), x)
-    assert [heard.rows for bucket in optimizer.buckets for heard in bucket.heard] == [0, 0, 0]
+    assert [record.rows for batch in optimizer.preconditioner.batches for record in batch.recorded] == [0, 0, 0]
     gradients = torch.autograd.grad(net(x.detach() + towards.sign()).square().mean(), [*net.parameters()])
-    assert [heard.rows for bucket in optimizer.buckets for heard in bucket.heard] == [5, 5, 5]
+    assert [record.rows for batch in optimizer.preconditioner.batches for record in batch.recorded] == [5, 5, 5]
     for parameter, gradient in zip(net.parameters(), gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()

@@ -75,7 +75,7 @@ def test_one_step_solves_least_squares():
     net = seeded(lambda: nn.Linear(5, 3, bias=False)).double()
     optimizer = SINGD(net, lr=1.0, momentum=0.0, interval=1, **NATURAL)
     values, vectors = torch.linalg.eigh(x.T @ x / 40 + 1e-12 * torch.eye(5, dtype=F64))
-    optimizer.buckets[0].k.value = ((vectors / values.sqrt())[None],)
+    optimizer.preconditioner.batches[0].k.value = ((vectors / values.sqrt())[None],)
     optimizer.detach()
     ((net(x) - y).square().sum(1) / 2).mean().backward()
     optimizer.step()
@@ -123,14 +123,15 @@ def test_rotation_of_the_inputs(structure, signed, same):
             optimizer.zero_grad()
             (4 * (net(x @ turn) - x[:, :2].sin())).square().sum(1).mean().backward()
             optimizer.step()
-            capped += sum(float(side.structure.bound(side.momentum)) > 1 for b in optimizer.buckets for side in (b.k, b.c))
+            capped += sum(
+                float(side.structure.bound(side.momentum, side.n)) > 1 for b in optimizer.preconditioner.batches for side in (b.k, b.c)
+            )
         assert capped > 5
     gap = (nets[1][0].weight - nets[0][0].weight @ q).norm().item()
     assert gap < 1e-9 if same else gap > 1e-5, gap
 
 
-@pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("structure", [Dense(), Diagonal(), Hierarchical(2, 1)])
+@pytest.mark.parametrize(("structure", "adaptive"), [(Dense(), True), (Diagonal(), False), (Hierarchical(2, 1), False)], ids=str)
 def test_accumulation_is_the_large_batch(adaptive, structure):
     results = []
     for parts in (1, 4):
@@ -142,7 +143,7 @@ def test_accumulation_is_the_large_batch(adaptive, structure):
             for piece in x.chunk(parts):
                 ((net(piece) - piece[:, :2]).square().sum(1).mean() / parts).backward()
             optimizer.step()
-        results.append(torch.cat([weights(net), *(t.flatten() for b in optimizer.buckets for t in (*b.k.tensors(), *b.c.tensors()))]))
+        results.append(torch.cat([weights(net), *(t.flatten() for b in optimizer.preconditioner.batches for _, t in b.stored())]))
     assert (results[0] - results[1]).abs().max() < 1e-10
 
 
@@ -162,15 +163,15 @@ def test_a_weight_used_twice_is_not_twice_the_data():
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("structure", [Dense(), Diagonal(), BlockDiagonal(4), LowerToeplitz(), UpperTriangular(), Hierarchical(2, 2)])
+@pytest.mark.parametrize("structure", [Dense(), BlockDiagonal(4), LowerToeplitz(), Hierarchical(2, 2)], ids=str)
 def test_equal_shapes_as_one_batch(structure):
-    """Layers of equal shape are one bucket; with one parameter group each they are not. Same numbers."""
+    """Layers of equal shape are one batch; with one parameter group each they are not. Same numbers."""
     results = []
     for apart in (False, True):
         net = seeded(lambda: nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))).double()
         params = [{"params": list(layer.parameters())} for layer in net] if apart else None
         optimizer = SINGD(net, params, lr=0.02, structure=structure, interval=2)
-        assert len(optimizer.buckets) == (3 if apart else 1)
+        assert len(optimizer.preconditioner.batches) == (3 if apart else 1)
         for i in range(6):
             x = normal(8, 4, seed=i)
             optimizer.zero_grad()
@@ -180,7 +181,7 @@ def test_equal_shapes_as_one_batch(structure):
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
 
 
-STRUCTURES = [Dense(), Diagonal(), BlockDiagonal(4), Hierarchical(2, 1), LowerToeplitz(), (Dense(), Diagonal()), Auto(3.0)]
+STRUCTURES = [Dense(), Diagonal(), BlockDiagonal(4), Hierarchical(2, 1), LowerToeplitz(), (UpperTriangular(), Diagonal())]
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
@@ -190,8 +191,7 @@ def test_it_learns(structure):
     assert sum(losses[-5:]) < 0.1 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("structure", [Dense(), Hierarchical(2, 1)], ids=str)
+@pytest.mark.parametrize(("structure", "dtype"), [(Dense(), torch.float32), (Hierarchical(2, 1), torch.bfloat16)], ids=str)
 def test_state_goes_through_a_file_and_continues_bit_for_bit(structure, dtype):
     def made():
         net = seeded(lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 2))).to(dtype)
@@ -253,7 +253,7 @@ def test_deep_copies_go_their_own_way():
     ahead = train(other, copied, 4, start=3)
     assert torch.equal(weights(net), before)
     average(normal(3, 4)).sum().backward()  # a copy of the model alone is a stranger
-    assert all(heard.h_k is None for bucket in optimizer.buckets for heard in bucket.heard)
+    assert all(record.h_k is None for batch in optimizer.preconditioner.batches for record in batch.recorded)
     assert train(net, optimizer, 4, start=3) == ahead
     assert torch.equal(weights(net), weights(other))
 
@@ -264,7 +264,7 @@ def test_the_optimiser_follows_its_model_to_another_dtype():
     train(net, optimizer, 3)
     net.double()
     train(net, optimizer, 3, start=3)
-    assert all(t.dtype == F64 for bucket in optimizer.buckets for t in (*bucket.k.tensors(), bucket.momentum))
+    assert all(t.dtype == F64 for batch in optimizer.preconditioner.batches for _, t in batch.stored())
 
 
 def test_groups_schedules_closures_clipping_and_decay():
@@ -335,13 +335,13 @@ def test_loss_scaling_changes_nothing_and_overflow_skips(clip):
             scaler.update()
         results.append(weights(net))
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
-    before, steps = weights(net), optimizer.steps
+    before, steps = weights(net), optimizer.preconditioner.steps
     net(torch.full((2, 4), math.inf)).sum().mul(scaler.get_scale()).backward()
     scaler.step(optimizer)
     scaler.update()
     assert torch.equal(before, weights(net))
-    assert optimizer.steps == steps
-    assert all(heard.h_k is None for bucket in optimizer.buckets for heard in bucket.heard)
+    assert optimizer.preconditioner.steps == steps
+    assert all(record.h_k is None for batch in optimizer.preconditioner.batches for record in batch.recorded)
 
 
 def test_unscaled_gradients_without_the_scaler_are_refused():
@@ -353,7 +353,7 @@ def test_unscaled_gradients_without_the_scaler_are_refused():
         scaler.step(optimizer)
 
 
-@pytest.mark.parametrize("structure", [Dense(), Hierarchical(2, 1), Diagonal()], ids=str)
+@pytest.mark.parametrize("structure", [Dense(), Diagonal()], ids=str)
 def test_bfloat16_stays_near_float32(structure):
     final = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -368,7 +368,7 @@ def test_factors_in_bfloat16_where_asked():
     net = mlp(torch.bfloat16)
     optimizer = SINGD(net, lr=0.05, interval=1, factor_dtype=torch.bfloat16)
     losses = train(net, optimizer, 60, batch=64)
-    assert optimizer.buckets[0].k.value[0].dtype == torch.bfloat16
+    assert optimizer.preconditioner.batches[0].k.value[0].dtype == torch.bfloat16
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
@@ -403,8 +403,7 @@ class Everything(nn.Module):
         return self.head(self.frozen(x) + self.frozen(self.frozen(x)))
 
 
-@pytest.mark.parametrize("share", [expand, reduce])
-@pytest.mark.parametrize("structure", ["auto", Dense(), Diagonal(), LowerToeplitz()], ids=str)
+@pytest.mark.parametrize(("structure", "share"), [("auto", expand), (Diagonal(), reduce), (LowerToeplitz(), expand)], ids=str)
 def test_every_module_trains(structure, share):
     net = seeded(Everything)
     optimizer = SINGD(net, lr=2e-2, structure=structure, interval=2, sharing=share, fallback_lr=5e-3)
@@ -443,15 +442,15 @@ def test_toggled_gradients_empty_batches_and_one_datum():
     assert torch.isfinite(weights(net)).all()
 
 
-def test_hooks_listen_on_interval_steps_only():
+def test_hooks_record_on_interval_steps_only():
     net = mlp()
     optimizer = SINGD(net, interval=lambda step: 1 if step < 3 else 4)
-    heard = []
+    due = []
     for i in range(12):
-        heard.append(optimizer.due)
+        due.append(optimizer.due)
         train(net, optimizer, 1, start=i)
-    assert heard == [True, True, True, False, False, False, True, False, False, False, True, False]
-    assert optimizer.refreshes == sum(heard)
+    assert due == [True, True, True, False, False, False, True, False, False, False, True, False]
+    assert optimizer.preconditioner.refreshes == sum(due)
     optimizer.detach()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     train(net, optimizer, 3)
@@ -468,7 +467,7 @@ def test_observed_cotangents_are_the_curvature():
         optimizer.observe(z, torch.ones_like(z))
         (1000 * z).square().mean().backward()
         optimizer.step()
-    k, c = optimizer.buckets[0].k.value[0][0], optimizer.buckets[0].c.value[0][0]
+    k, c = optimizer.preconditioner.batches[0].k.value[0][0], optimizer.preconditioner.batches[0].c.value[0][0]
     torch.testing.assert_close(k @ k.T, torch.linalg.inv(x.T @ x / 50), rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(c @ c.T, torch.ones(1, 1, dtype=F64), rtol=1e-8, atol=1e-8)
     with pytest.raises(RuntimeError, match="listen=False"):
@@ -485,7 +484,7 @@ def test_sampled_fisher_keeps_its_size_where_the_empirical_one_vanishes():
         optimizer.observe(z, gaussian_cotangent(z, rng))
         (z - z.detach()).square().mean().backward()
         optimizer.step()
-    c = optimizer.buckets[0].c.value[0][0]
+    c = optimizer.preconditioner.batches[0].c.value[0][0]
     assert (c @ c.T - torch.eye(2)).abs().max() < 0.2
 
 
@@ -493,11 +492,11 @@ def test_rows_can_be_thinned_without_bias():
     net = seeded(lambda: nn.Linear(3, 2)).double()
     optimizer = SINGD(net, interval=1, max_rows=16, averaging=over_data)
     net(normal(4, 16, 3)).square().sum((1, 2)).mean().backward()
-    thin = optimizer.buckets[0].heard[0]
+    thin = optimizer.preconditioner.batches[0].recorded[0]
     optimizer.detach()
     other = SINGD(net, interval=1)
     net(normal(4, 16, 3)).square().sum((1, 2)).mean().backward()
-    full = other.buckets[0].heard[0]
+    full = other.preconditioner.batches[0].recorded[0]
     assert thin.rows == full.rows == 64
     assert thin.data == full.data == 4
     assert thin.h_k[0][0].trace() == pytest.approx(full.h_k[0][0].trace().item(), rel=0.5)
@@ -510,10 +509,10 @@ def test_rows_of_an_image_are_taken_from_all_of_its_columns():
     optimizer = SINGD(net, structure=Diagonal(), interval=1, max_rows=16, damping=1e-12)
     net(x).square().sum((1, 2, 3)).mean().backward()
     optimizer.step()
-    torch.testing.assert_close(optimizer.buckets[0].k.value[0], torch.full((1, 8), 8**0.5), rtol=1e-3, atol=0.0)
+    torch.testing.assert_close(optimizer.preconditioner.batches[0].k.value[0], torch.full((1, 8), 8**0.5), rtol=1e-3, atol=0.0)
 
 
-def test_compiled_models_are_heard():
+def test_compiled_models_are_recorded():
     results = []
     for wrap in (lambda net: net, lambda net: torch.compile(net, backend="eager")):
         net = mlp()
@@ -556,19 +555,21 @@ if world > 1:
 """
 
 
-def test_two_processes_are_one(tmp_path):
+def test_two_processes_are_one(tmp_path, monkeypatch):
     environment = os.environ | {"PYTHONPATH": SOURCE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 2000)}
-    single = [subprocess.Popen([sys.executable, "-c", PROCESSES, str(tmp_path / "one.pt")], env=environment, stderr=subprocess.PIPE)]
     pair = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESSES, str(tmp_path / "two.pt")],
-            env=environment | {"RANK": str(rank), "WORLD_SIZE": "2"},
+            env=environment | {"RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
         )
         for rank in (0, 1)
     ]
-    for process in single + pair:
-        _, errors = process.communicate(timeout=120)
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "one.pt")])
+    with torch.random.fork_rng():
+        exec(PROCESSES, {})
+    for process in pair:
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors.decode()[-2000:]
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-9)
@@ -578,12 +579,12 @@ def test_curvature_that_is_not_finite_is_skipped_counted_and_said_once():
     net = mlp()
     optimizer = SINGD(net, lr=0.01, interval=1)
     train(net, optimizer, 2)
-    kept, before = optimizer.buckets[0].k.value[0].clone(), weights(net)
+    kept, before = optimizer.preconditioner.batches[0].k.value[0].clone(), weights(net)
     optimizer.zero_grad()
     net(torch.full((2, 4), math.nan, dtype=F64)).sum().backward()
     with pytest.warns(RuntimeWarning, match="layer '0'"):
         optimizer.step()
-    assert torch.equal(kept, optimizer.buckets[0].k.value[0])
+    assert torch.equal(kept, optimizer.preconditioner.batches[0].k.value[0])
     assert torch.equal(before, weights(net))
     skipped = optimizer.skipped
     assert skipped > 0
@@ -618,14 +619,11 @@ BAD_NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), BAD_NUMBERS)
-def test_numbers_out_of_range(name, value):
-    with pytest.raises(ValueError, match=rf"{name}=.*wanted"):
-        SINGD(mlp(), **{name: value})
-
-
-def test_numbers_of_groups_are_checked_too():
+def test_numbers_out_of_range_are_named_in_arguments_and_groups():
     net = mlp()
+    for name, value in BAD_NUMBERS:
+        with pytest.raises(ValueError, match=rf"{name}=.*wanted"):
+            SINGD(net, **{name: value})
     with pytest.raises(ValueError, match="lr='fast', wanted a finite number"):
         SINGD(net, [{"params": list(net.parameters()), "lr": "fast"}])
 
@@ -639,17 +637,14 @@ def test_functions_that_return_numbers_out_of_range(name, value):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("name", "value"), [("lr", None), ("lr", len), ("damping", None), ("interval", None), ("momentum", len)])
-def test_none_and_functions_only_where_they_mean_something(name, value):
-    with pytest.raises(ValueError, match=rf"{name}=.*wanted"):
-        SINGD(mlp(), **{name: value})
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("structure", [(), (Dense(),), (Dense(), "diagonal"), Dense], ids=str)
-def test_structures_that_are_none(structure):
-    with pytest.raises(TypeError, match="for layer '0' is unknown"):
-        SINGD(mlp(), structure=structure)
+def test_options_of_the_wrong_kind_are_named():
+    net = mlp()
+    for name, value in (("lr", None), ("lr", len), ("damping", None), ("interval", None), ("momentum", len)):
+        with pytest.raises(ValueError, match=rf"{name}=.*wanted"):
+            SINGD(net, **{name: value})
+    for structure in ((), (Dense(),), (Dense(), "diagonal"), Dense):
+        with pytest.raises(TypeError, match="for layer '0' is unknown"):
+            SINGD(net, structure=structure)
 
 
 def test_what_cannot_be_is_named():
@@ -673,11 +668,11 @@ def test_what_cannot_be_is_named():
         SINGD(seeded(lambda: nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))))
 
 
-def test_a_step_that_heard_nothing_is_an_error():
+def test_a_step_that_recorded_nothing_is_an_error():
     net = mlp().eval()
     optimizer = SINGD(net)
     net(normal(3, 4)).sum().backward()
-    with pytest.raises(RuntimeError, match=r"layer '0' has a gradient but no layer was heard.*model\.train\(\)"):
+    with pytest.raises(RuntimeError, match=r"layer '0' has a gradient but no layer recorded curvature.*model\.train\(\)"):
         optimizer.step()
     net[0].weight.grad = torch.sparse_coo_tensor(torch.zeros(2, 1).long(), torch.ones(1).double(), (6, 4))
     optimizer.detach()
@@ -707,18 +702,17 @@ def test_groups_may_be_iterators_of_named_parameters_of_parts():
     assert [line.name for line in inner.report()] == ["a.0", "a.2", "a.4"]
 
 
-def test_a_group_that_comes_late_is_heard():
+def test_a_group_that_comes_late_is_recorded():
     net = mlp()
     optimizer = SINGD(net, list(net[0].parameters()), interval=10)
     train(net, optimizer, 2)
     optimizer.add_param_group({"params": net[4].parameters()})
     train(net, optimizer, 1)
-    assert all(all(bucket.started) for bucket in optimizer.buckets)
+    assert all(all(batch.started) for batch in optimizer.preconditioner.batches)
     assert [len(module._forward_hooks) for module in (net[0], net[2], net[4])] == [1, 0, 1]
 
 
-@pytest.mark.parametrize("update_rms", [0.2, None])
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("update_rms", "apart"), [(0.2, True), (None, False)])
 def test_a_loss_that_is_not_finite_spoils_no_parameter(update_rms, apart):
     net = seeded(lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(3, 2))).double()
     groups = [{"params": net[:1].parameters()}, {"params": net[1:].parameters()}]
@@ -733,7 +727,7 @@ def test_a_loss_that_is_not_finite_spoils_no_parameter(update_rms, apart):
     assert all(map(math.isfinite, train(net, optimizer, 2)))
 
 
-def test_keyword_calls_are_heard():
+def test_keyword_calls_are_recorded():
     net, twin = mlp(), mlp()
     optimizers = [SINGD(one, interval=1) for one in (net, twin)]
     x = normal(8, 4)
@@ -744,11 +738,11 @@ def test_keyword_calls_are_heard():
     assert torch.equal(weights(net), weights(twin))
 
 
-def test_a_layer_that_is_never_heard_is_named_once():
+def test_a_layer_that_never_records_curvature_is_named_once():
     net = mlp()
     net[2].eval()
     optimizer = SINGD(net, lr=0.01, interval=1)
-    with pytest.warns(RuntimeWarning, match="layer '2' has a gradient but was never heard") as told:
+    with pytest.warns(RuntimeWarning, match="layer '2' has a gradient but never recorded curvature") as told:
         train(net, optimizer, 3)
     assert len(told) == 1
 
@@ -787,7 +781,7 @@ def test_the_fallback_follows_a_rate_that_starts_at_nothing():
     torch.testing.assert_close((net[0].weight - before).abs(), torch.full((4,), 1e-3, dtype=F64), rtol=1.0, atol=0)
 
 
-@pytest.mark.parametrize("ratio", [1.6, 2.2, 3.0])
+@pytest.mark.parametrize("ratio", [1.6, 3.0])
 def test_auto_keeps_to_its_budget_with_what_is_cached(ratio):
     net = seeded(lambda: nn.Sequential(nn.Linear(4, 24), nn.Tanh(), nn.Linear(24, 24), nn.LayerNorm(24), nn.Linear(24, 2))).double()
     optimizer = SINGD(net, structure=Auto(ratio), interval=10)

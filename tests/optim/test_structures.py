@@ -1,4 +1,4 @@
-"""Every structure against dense matrices, and a structure from outside of the library."""
+"""Every structure against dense matrices, one from outside of the library with the fewest methods among them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from popflow.optim import (
+    SINGD,
     Auto,
     BlockDiagonal,
     Dense,
@@ -22,54 +23,21 @@ from popflow.optim import (
     rank_triangular,
 )
 from popflow.optim.structures import toeplitz
-from popflow.optim.structures.structure import eye, trace
-from popflow.optim.structures.toeplitz import autocorrelation, convolve, correlate, outer_sums
+from popflow.optim.structures.toeplitz import convolve, correlate, outer_sums
 
 
 @dataclass(frozen=True)
-class ScaledIdentity:
-    """A custom structure: one number."""
+class ScaledIdentity(Structure):
+    """A structure from outside of the library: one number, and no more methods than a structure must have."""
 
-    def size(self, n):
-        return 1
-
-    def from_diagonal(self, diagonal):
-        return (diagonal.mean(-1, keepdim=True),)
-
-    def diagonal(self, factor, n):
-        return factor[0].expand(-1, n)
-
-    def shift_(self, factor, value):
-        factor[0].add_(value)
-
-    def multiply(self, left, right):
-        return (left[0] * right[0],)
-
-    def right(self, factor, rows):
-        return rows * factor[0].unsqueeze(-1)
-
-    right_t = right
-
-    def gram(self, factor, rows):
-        return (self.right(factor, rows).square().mean(-1).sum(-1, keepdim=True),)
-
-    def inner(self, factor):
-        return (factor[0].square(),)
-
-    def square(self, factor, n):
-        return n * factor[0].square().squeeze(-1)
-
-    def precondition(self, factor, x, dim):
-        return x * factor[0].square().unsqueeze(-1)
-
-    def project(self, matrix):
-        return (matrix.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True),)
+    def pack(self, matrix):
+        return (matrix[:, 0, :1],)
 
     def dense(self, factor, n):
         return factor[0].unsqueeze(-1) * torch.eye(n, dtype=factor[0].dtype)
 
-    def bound(self, factor):
-        return factor[0].abs().squeeze(-1)
+    def project(self, matrix):
+        return (matrix.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True),)
 
 
 STRUCTURES = [
@@ -86,12 +54,15 @@ STRUCTURES = [
     Hierarchical(0, 2),
     ScaledIdentity(),
 ]
-SIDES = [1, 2, 3, 8, 31, 130, 257]
+SIDES = [1, 3, 8, 31, 257]
+
+
+def eye(structure: Structure, batch: int, n: int):
+    return structure.from_diagonal(torch.ones(batch, n, dtype=torch.float64))
 
 
 def random_factor(structure: Structure, n: int, rng: torch.Generator, batch: int = 2):
-    like = eye(structure, batch, n, torch.zeros((), dtype=torch.float64))
-    return tuple(torch.randn(part.shape, generator=rng, dtype=torch.float64) / n**0.5 for part in like)
+    return tuple(torch.randn(part.shape, generator=rng, dtype=torch.float64) / n**0.5 for part in eye(structure, batch, n))
 
 
 def gap(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -106,20 +77,20 @@ def test_conformance_with_dense_matrices(structure, n):
     rows = torch.randn(2, 5, n, generator=rng, dtype=torch.float64)
     matrix, seen = structure.dense(k, n).clone(), rows @ structure.dense(k, n)
     symmetric = rows.mT @ rows
-    assert isinstance(structure, Structure)
     assert sum(part[0].numel() for part in k) == structure.size(n)
-    assert gap(structure.dense(eye(structure, 2, n, rows), n), torch.eye(n, dtype=torch.float64).expand(2, n, n)) == 0
-    assert gap(structure.dense(structure.multiply(k, other), n), matrix @ structure.dense(other, n)) < 1e-10
+    assert gap(structure.dense(eye(structure, 2, n), n), torch.eye(n, dtype=torch.float64).expand(2, n, n)) == 0
+    assert gap(structure.dense(structure.multiply(k, other, n), n), matrix @ structure.dense(other, n)) < 1e-10
+    assert max(gap(a, b) for a, b in zip(structure.pack(matrix), k, strict=True)) == 0
     assert gap(structure.right(k, rows), seen) < 1e-10
     assert gap(structure.right_t(k, rows), rows @ matrix.mT) < 1e-10
     for got, wanted in (
         (structure.gram(k, rows), structure.project(seen.mT @ seen)),
-        (structure.inner(k), structure.project(matrix.mT @ matrix)),
+        (structure.inner(k, n), structure.project(matrix.mT @ matrix)),
     ):
         assert max(gap(a, b) for a, b in zip(got, wanted, strict=True)) < 1e-10
-    assert gap(trace(structure, structure.project(symmetric), n), symmetric.diagonal(dim1=1, dim2=2).sum(-1)) < 1e-10
+    assert gap(structure.diagonal(structure.project(symmetric), n).sum(-1), symmetric.diagonal(dim1=1, dim2=2).sum(-1)) < 1e-10
     assert gap(structure.diagonal(k, n), matrix.diagonal(dim1=1, dim2=2)) == 0
-    assert (structure.bound(k) >= torch.linalg.matrix_norm(matrix, 2) - 1e-12).all()
+    assert (structure.bound(k, n) >= torch.linalg.matrix_norm(matrix, 2) - 1e-12).all()
     assert gap(structure.square(k, n), matrix.square().sum((-2, -1))) < 1e-10
     for m in (3, n + 1):
         few, many = torch.randn(2, m, n, generator=rng, dtype=torch.float64), torch.randn(2, 3 * n, n, generator=rng, dtype=torch.float64)
@@ -127,7 +98,9 @@ def test_conformance_with_dense_matrices(structure, n):
         assert gap(structure.precondition(k, few.mT, -2), matrix @ matrix.mT @ few.mT) < 1e-10
     for got, wanted in zip(structure.gram(k, many), structure.project(matrix.mT @ many.mT @ many @ matrix), strict=True):
         assert gap(got, wanted) < 1e-9
-    structure.shift_(k, 0.5)
+    if (squared := structure.metric(k, uses=n)) is not None:
+        assert gap(structure.right(squared, rows), rows @ matrix @ matrix.mT) < 1e-10
+    structure.shift_(k, n, 0.5)
     assert gap(structure.dense(k, n), matrix + 0.5 * torch.eye(n, dtype=torch.float64)) < 1e-12
 
 
@@ -190,11 +163,10 @@ def test_fft_products_are_polynomial_products(n, seed):
     toeplitz = LowerToeplitz().dense((c[None],), n)[0]
     assert gap(convolve(x, c), toeplitz @ x) < 1e-10
     assert gap(correlate(x, c), toeplitz.mT @ x) < 1e-10
-    assert gap(autocorrelation(x[None]), correlate(x, x)) < 1e-10
 
 
 @pytest.mark.parametrize("structure", [LowerToeplitz(), UpperToeplitz()], ids=str)
-@pytest.mark.parametrize(("n", "m"), [(129, 40), (257, 300), (512, 256), (512, 255), (513, 7), (601, 30)])
+@pytest.mark.parametrize(("n", "m"), [(129, 40), (257, 300), (512, 255), (513, 7)])
 def test_toeplitz_factors_of_every_size_and_number_of_rows(structure, n, m, monkeypatch):
     rng = torch.Generator().manual_seed(n + m)
     k, other = random_factor(structure, n, rng), random_factor(structure, n, rng)
@@ -204,25 +176,34 @@ def test_toeplitz_factors_of_every_size_and_number_of_rows(structure, n, m, monk
     assert gap(structure.gram(k, rows)[0], wanted) < 1e-10
     monkeypatch.setattr(toeplitz, "CACHED", 12 * n)  # six rows of each member at a time, and what is left
     assert gap(structure.gram(k, rows)[0], wanted) < 1e-10
-    assert gap(structure.inner(k)[0], structure.project(matrix.mT @ matrix)[0]) < 1e-10
-    assert gap(structure.dense(structure.multiply(k, other), n), matrix @ structure.dense(other, n)) < 1e-10
+    assert gap(structure.inner(k, n)[0], structure.project(matrix.mT @ matrix)[0]) < 1e-10
+    assert gap(structure.dense(structure.multiply(k, other, n), n), matrix @ structure.dense(other, n)) < 1e-10
     assert gap(structure.precondition(k, rows, -1), seen @ matrix.mT) < 1e-10
     assert gap(structure.precondition(k, rows.mT, -2), (seen @ matrix.mT).mT) < 1e-10
 
 
-@pytest.mark.parametrize("n", [1, 2, 47, 48, 49, 96, 257])
+@pytest.mark.parametrize("n", [1, 47, 48, 49, 257])
 def test_products_of_toeplitz_matrices_by_sums_down_the_diagonals(n):
     c = torch.randn(3, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
     matrix = LowerToeplitz().dense((c,), n)
     assert gap(outer_sums(c), matrix @ matrix.mT) < 1e-11
 
 
-def test_sets_are_closed_and_projection_stays():
-    rng = torch.Generator().manual_seed(3)
-    for structure in STRUCTURES:
-        k, other = random_factor(structure, 9, rng), random_factor(structure, 9, rng)
-        product = structure.dense(k, 9) @ structure.dense(other, 9)
-        assert gap(structure.dense(structure.multiply(k, other), 9), product) < 1e-10
+def test_a_structure_with_the_fewest_methods_trains():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
+    optimizer, losses = SINGD(net, lr=0.05, structure=(ScaledIdentity(), Diagonal()), interval=2, alpha1=0.5), []
+    for step in range(60):
+        x = torch.randn(64, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.zero_grad()
+        loss = (net(x) - x[:, :2].sin()).square().sum(1).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.1 * sum(losses[:5])
+    assert all(batch.k.value[0].shape == (1, 1) for batch in optimizer.preconditioner.batches)
+    assert not torch.equal(optimizer.preconditioner.batches[0].k.value[0], torch.ones(1, 1, dtype=torch.float64))
 
 
 def test_auto_keeps_to_its_budget():

@@ -54,7 +54,7 @@ def trained(folder, steps: int, resume: bool = False):
 def test_a_trainer_learns_saves_and_goes_on(tmp_path):
     optimizer, losses, whole = trained(tmp_path / "whole", 12)
     assert losses[-1] < 0.7 * losses[0]
-    assert optimizer.refreshes == 6
+    assert optimizer.preconditioner.refreshes == 6
     assert {line.name for line in optimizer.report() if line.inputs is not None} >= {"lm_head", "model.layers.0.self_attn.q_proj"}
     trained(tmp_path / "parts", 4)
     _, _, resumed = trained(tmp_path / "parts", 12, resume=True)

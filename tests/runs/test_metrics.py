@@ -60,7 +60,7 @@ def test_stages_follow_one_another(tmp_path):
     metrics = Metrics(tmp_path / "metrics")
     metrics.add("a", 0, {})
     metrics.add("b", 0, {})
-    with pytest.raises(ValueError, match="stage='a' goes on after 'b'"):
+    with pytest.raises(ValueError, match="stage='a' continues after 'b'"):
         metrics.add("a", 1, {})
 
 

@@ -229,7 +229,7 @@ for compiled in (False, True):
 
 def test_compiled_and_eager_fits_agree(tmp_path):
     """In a process of its own: the checks of annotations stand in the way of the compiler."""
-    subprocess.run([sys.executable, "-c", COMPILED, str(tmp_path)], check=True, timeout=600)
+    subprocess.run([sys.executable, "-c", COMPILED, str(tmp_path)], check=True, timeout=900)
     eager, compiled = (load_file(tmp_path / f"{name}.safetensors") for name in ("False", "True"))
     assert eager.keys() == compiled.keys()
     for name, value in eager.items():

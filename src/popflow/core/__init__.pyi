@@ -7,18 +7,11 @@ from .errors import (
     StaleTrackingError as StaleTrackingError,
     ZeroWeightsError as ZeroWeightsError,
 )
+from .kernels import langevin as langevin, metropolis as metropolis
 from .population import Population as Population
 from .process import Ito as Ito, Process as Process, Rates as Rates, advance as advance
-from .resampling import multinomial as multinomial, residual as residual, stratified as stratified, systematic as systematic
+from .resampling import multinomial as multinomial, systematic as systematic
 from .simulate import Recorder as Recorder, State as State, Trace as Trace, simulate as simulate
-from .steps import (
-    Step as Step,
-    chain as chain,
-    euler as euler,
-    heun as heun,
-    langevin as langevin,
-    metropolis as metropolis,
-    resample_if as resample_if,
-    temper as temper,
-)
+from .statistics import Proportion as Proportion, wilson as wilson
+from .steps import Step as Step, chain as chain, euler as euler, heun as heun, resample_if as resample_if, temper as temper
 from .streams import Streams as Streams

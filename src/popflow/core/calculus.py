@@ -1,17 +1,16 @@
-"""The one place for derivatives: value and gradient, divergence, Laplacian.
+"""Derivatives with respect to inputs: value and gradient, divergence, Laplacian.
 
-Everything is written on one vector-Jacobian product of a pure function, in reverse mode. It takes two forms with equal results:
-`torch.func.vjp` inside `torch.compile` and other `torch.func` transforms (a training step with input gradients then compiles as one
-graph, which `autograd.grad(create_graph=True)` does not) and in inference mode (where autograd records nothing, whoever asks), and
-`torch.autograd.grad` otherwise, where it is about 1.4 times faster.
+Everything rests on one reverse-mode vector-Jacobian product of a pure function, in two forms with equal results: `torch.func.vjp` inside
+`torch.compile`, inside other `torch.func` transforms and in inference mode (a training step with input gradients then compiles as one
+graph, which `autograd.grad(create_graph=True)` does not); `torch.autograd.grad` otherwise, where it is about 1.4 times faster.
 
-**Rows must be independent.** One product with ones gives the gradient of every row at once because ``d/dx_i sum_j f_j = df_i/dx_i``,
-which holds only when row ``j`` does not read ``x_i``. For a network that couples the rows (batch normalisation, attention over the
-population, a population embedding) the results below are the derivative of the *sum*, not of the row.
+**Rows must be independent.** One product with ones gives the gradients of all rows at once because ``d/dx_i sum_j f_j = df_i/dx_i``,
+which holds only if row ``j`` does not depend on ``x_i``. For a network that couples rows (batch normalisation, attention over the
+population, a population embedding) the functions below return derivatives of the *sum*, not of each row.
 
-Differentiating through the forward mode of ``det``, ``slogdet``, ``solve`` and ``layer_norm`` is silently wrong in torch 2.13, so a
-Laplacian here is reverse over reverse, and results may themselves be differentiated, in parameters or inputs. Forward mode serves in one
-place, `values_and_divergences`, whose results are cut off from differentiation.
+Results can be differentiated again, in parameters or inputs; Laplacians are therefore reverse over reverse, because differentiating
+through forward mode of ``det``, ``slogdet``, ``solve`` or ``layer_norm`` is silently wrong in torch 2.13. The exception is
+`values_and_divergences`, which uses forward mode and returns detached results.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ def value_and_grad(f: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, t
     """Value and gradients of a function of independent rows: ``f(x, t)_i``, ``df_i/dx_i``, ``df_i/dt_i``.
 
     Args:
-        f: Pure function of the inputs returning one number per row, ``[*rows]``; see the module on rows that are coupled.
-        inputs: Each ``[*rows, *event]``; a time is ``[*rows]``, one number for every row (a shared scalar would collect the sum).
+        f: Pure function of the inputs that returns one number per row, ``[*rows]``; rows must be independent (see the module).
+        inputs: Each ``[*rows, *event]``; a time is ``[*rows]``, one number per row (a shared scalar would collect the sum).
 
     Returns:
         ``f(*inputs)``, ``[*rows]``, and one gradient per input, shaped like it.
 
     Raises:
-        ValueError: when an input does not start with the shape of the value.
+        ValueError: when the shape of an input does not start with that of the value.
 
     Example:
         >>> x, t = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.5, 1.0])
@@ -51,47 +50,25 @@ def value_and_grad(f: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, t
         if x.shape[: value.ndim] != value.shape:
             raise ValueError(
                 f"f returned shape {list(value.shape)} and input {k} has shape {list(x.shape)}, wanted one value per row and inputs "
-                "[*rows, *event]: let f return [*rows], and expand a shared time to one per row."
+                "[*rows, *event]: make f return [*rows], and expand a shared time to one per row."
             )
     return value, back(torch.ones_like(value))
 
 
-def value_and_divergence(f: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Value and divergence of a vector field: ``f(x)`` and ``sum_k df_k/dx_k``, one per row.
-
-    Exact without ``probe``: as many reverse passes as one row has numbers. With ``probe`` Hutchinson's estimate ``<e, J e>`` in one pass:
-    unbiased when ``E[e e^T] = 1``; Rademacher probes have the smaller variance, and none at all where the Jacobian is diagonal.
-
-    Args:
-        f: Vector field ``[rows, *event] -> [rows, *event]`` of independent rows.
-        x: ``[rows, *event]``.
-        probe: Random directions shaped like ``x``, drawn by the caller from its streams.
-
-    Raises:
-        ValueError: when the value or the probe is not shaped like ``x``.
-
-    Example:
-        >>> x = torch.tensor([[1.0, 2.0]])
-        >>> _, exact = value_and_divergence(lambda x: x**2, x)
-        >>> _, estimate = value_and_divergence(lambda x: x**2, x, torch.tensor([[1.0, -1.0]]))
-        >>> exact.item(), estimate.item()
-        (6.0, 6.0)
-
-    Source: Hutchinson, Commun. Stat. Simul. 18 (1989); Grathwohl et al., FFJORD (2019), eq. 7.
-    """
-    value, back, _ = _vjp(lambda x: (f(x), ()), x)
-    return value, _trace(value, back, x, probe)
-
-
 def values_and_divergences(f: Callable[[Tensor], Tensor], x: Tensor, probes: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """Values and divergences of several vector fields at the same points, by one Jacobian-vector product per probe (forward mode).
+    """Values and divergences of several vector fields at the same points, by one forward-mode Jacobian-vector product per probe.
 
-    One product serves all fields and brings their values along, without a graph in memory. Not differentiable: see the module.
+    One product serves all fields, gives their values too, and keeps no graph in memory. Results are detached. Without ``probes`` the
+    divergence is exact and takes one product per dimension. With probes it is the mean of Hutchinson's estimates ``<e, J e>``, unbiased if
+    ``E[e e^T] = 1``; Rademacher probes have less variance than Gaussian ones, and none where the Jacobian is diagonal.
 
     Args:
         f: Vector fields ``[rows, *event] -> [M, rows, *event]`` of independent rows.
         x: ``[rows, *event]``.
-        probes: Rademacher directions shaped like ``x``, averaged over; None for the exact divergence, one product per number in a row.
+        probes: Random directions shaped like ``x``, drawn by the caller; None for the exact divergence.
+
+    Raises:
+        ValueError: when ``probes`` is empty, or a shape does not fit.
 
     Returns:
         ``f(x)`` and divergences ``[M, rows]``.
@@ -101,13 +78,10 @@ def values_and_divergences(f: Callable[[Tensor], Tensor], x: Tensor, probes: Seq
         >>> values, divergences = values_and_divergences(lambda x: torch.stack([x**2, -x]), x)
         >>> values.tolist(), divergences.tolist()
         ([[[1.0, 4.0]], [[-1.0, -2.0]]], [[6.0], [-2.0]])
+
+    Source: Hutchinson, Commun. Stat. Simul. 18 (1989); Grathwohl et al., FFJORD (2019), eq. 7.
     """
-    size = math.prod(x.shape[1:])
-    if probes is None:
-        basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
-        directions = [direction.expand_as(x).contiguous() for direction in basis]
-    else:
-        directions = list(probes)
+    directions = [one.contiguous() for one in _basis(x)] if probes is None else list(probes)
     if not directions:
         raise ValueError("probes is empty, wanted at least one direction, or None for the exact divergence.")
     values, total = None, None
@@ -130,9 +104,9 @@ def value_grad_and_laplacian(f: Callable[[Tensor], Tensor], x: Tensor, probe: Te
     """Value, gradient and Laplacian ``sum_k d^2 f/dx_k^2`` of a function of independent rows.
 
     Args:
-        f: ``[rows, *event] -> [rows]``, twice differentiable (SiLU, tanh, not ReLU, whose second derivative is zero).
+        f: ``[rows, *event] -> [rows]``, twice differentiable (SiLU or tanh, not ReLU, whose second derivative is zero).
         x: ``[rows, *event]``.
-        probe: As in `value_and_divergence`; exact without.
+        probe: Random directions shaped like ``x`` for Hutchinson's estimate, as in `values_and_divergences`; None for the exact Laplacian.
 
     Example:
         >>> value, gradient, laplacian = value_grad_and_laplacian(lambda x: (x**3).sum(-1), torch.tensor([[1.0, 2.0]]))
@@ -145,21 +119,19 @@ def value_grad_and_laplacian(f: Callable[[Tensor], Tensor], x: Tensor, probe: Te
         return gradient, value
 
     gradient, back, value = _vjp(slope, x)
-    return value, gradient, _trace(gradient, back, x, probe)
-
-
-def _trace(value: Tensor, back: Pullback, x: Tensor, probe: Tensor | None) -> Tensor:
-    """Trace of the Jacobian behind ``back``, row by row: exact, or estimated along one probe."""
-    _like("f(x)", value, x)
     if probe is not None:
         _like("probe", probe, x)
-        return (back(probe)[0] * probe).reshape(len(x), -1).sum(1)
+        return value, gradient, (back(probe)[0] * probe).reshape(len(x), -1).sum(1)
+    laplacian = x.new_zeros(len(x))
+    for direction in _basis(x):
+        laplacian = laplacian + (back(direction)[0] * direction).reshape(len(x), -1).sum(1)
+    return value, gradient, laplacian
+
+
+def _basis(x: Tensor) -> list[Tensor]:
+    """Unit vectors of one row, each expanded to all rows."""
     size = math.prod(x.shape[1:])
-    basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
-    total = x.new_zeros(len(x))
-    for direction in basis:
-        total = total + (back(direction.expand_as(x))[0] * direction).reshape(len(x), -1).sum(1)
-    return total
+    return [one.expand_as(x) for one in torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])]
 
 
 def _like(name: str, value: Tensor, x: Tensor) -> None:
@@ -174,7 +146,7 @@ def _vjp(f: Callable[..., tuple[Tensor, Any]], *inputs: Tensor) -> tuple[Tensor,
         return value, back, aux
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        # An alias of its own for every input: the gradients are partial even where one input was computed from another.
+        # One alias per input: gradients are partial even where one input was computed from another.
         aliases = tuple(x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs)
         value, aux = f(*aliases)
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: tensors and text, written to a temporary name and renamed."""
+"""Atomic files: tensors and text, written under a temporary name and renamed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from popflow.core.errors import CheckpointError
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> Path:
-    """Write a file so that a crash, a kill or a full disk leaves either the old one or the new one, whole.
+    """Write a file so that a crash, a kill or a full disk leaves either the old content or the new one, complete.
 
     Raises:
-        CheckpointError: when the file cannot be written; what stood there before still does.
+        CheckpointError: when the file cannot be written; the old content is then untouched.
     """
     path = Path(path)
     temporary = None
@@ -33,7 +33,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}. What stood there before is whole. Fix: free space, or give another folder."
+            f"cannot write {path}: {error.strerror or error}. The file there before is untouched. Fix: free space, or give another folder."
         ) from error
     finally:
         if temporary is not None:
@@ -42,7 +42,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> Path:
-    """Write named tensors as safetensors, atomically, with a JSON-able description; equal content gives equal bytes."""
+    """Write named tensors and a JSON-compatible description as safetensors, atomically; equal content gives equal bytes."""
     from safetensors.torch import save
 
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -50,10 +50,10 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote: tensors and description. Nothing is unpickled.
+    """Read tensors and description from a file of `save_tensors`. Nothing is unpickled.
 
     Raises:
-        CheckpointError: when the file is absent, truncated or not safetensors.
+        CheckpointError: when the file is missing, truncated or not safetensors.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,6 +1,6 @@
-"""Checks of values, at once or put off: to look at a value is to wait for an accelerator.
+"""Checks of values, immediate or deferred: reading a value from an accelerator means waiting for it.
 
-`refuse` raises where values are bad. Inside of `put_off` it only takes note, and the first failure is raised at the end of the block.
+`refuse` raises when values are bad. Inside `put_off` it only records the check; the first failure is raised at the end of the block.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-_PUT_OFF: ContextVar[list[tuple[Tensor, Callable[..., Exception]]] | None] = ContextVar("checks that are put off", default=None)
+_PUT_OFF: ContextVar[list[tuple[Tensor, Callable[..., Exception]]] | None] = ContextVar("deferred checks", default=None)
 
 
 def refuse(bad: Tensor, error: Callable[..., Exception]) -> None:
-    """Raise ``error(*counts)`` when one of some counts of bad values is not zero: at once, or where the surrounding `put_off` ends.
+    """Raise ``error(*counts)`` unless all counts of bad values are zero: now, or at the end of the surrounding `put_off` block.
 
     Args:
-        bad: A count, or several in one dimension, on any device. To look at them is to wait for an accelerator.
-        error: Makes the exception; it should hold on to nothing large.
+        bad: One count, or a vector of counts, on any device.
+        error: Makes the exception. It should not keep large tensors alive.
 
     >>> import torch
     >>> from popflow.core import NonFiniteError
@@ -36,9 +36,9 @@ def refuse(bad: Tensor, error: Callable[..., Exception]) -> None:
 
 @contextmanager
 def put_off(on: bool = True) -> Iterator[None]:
-    """Put off what `refuse` looks at to the end of the block, so that an accelerator is waited for once and not at every step.
+    """Defer the checks of `refuse` to the end of the block, so that an accelerator is waited for once rather than at every step.
 
-    The first failure is raised, also in the place of an exception that it has led to.
+    The first failure is raised, and replaces any exception that it led to.
 
     >>> import torch
     >>> from popflow.core import NonFiniteError
@@ -65,5 +65,5 @@ def _look(bad: Tensor, error: Callable[..., Exception]) -> None:
 
 
 def is_put_off() -> bool:
-    """Whether checks are put off: then code takes no branch on a value that an accelerator has to be waited for."""
+    """Say whether checks are deferred; code must then not branch on values that live on an accelerator."""
     return _PUT_OFF.get() is not None

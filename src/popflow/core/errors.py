@@ -1,6 +1,6 @@
-"""The named errors and warnings of the library, and the one way to say that a name is unknown.
+"""Named errors and warnings, and the message for an unknown name.
 
-Most bad input is a plain `ValueError` or `TypeError`. The names below exist where a caller may want to catch one case.
+Most bad input raises a plain `ValueError` or `TypeError`; the names below exist where a caller may want to catch one case.
 Every message names the argument, the value seen, the value wanted and the fix. Importing this module imports no torch.
 """
 
@@ -11,35 +11,35 @@ from collections.abc import Iterable
 
 
 class PopflowWarning(UserWarning):
-    """Something was done that the user probably did not mean; the message says what to change."""
+    """Something was done that the user probably did not intend; the message says what to change."""
 
 
 class ZeroWeightsError(ValueError):
-    """No particle of a population carries weight (all log weights are -inf), or a log weight is not a number."""
+    """No particle of a population has any weight (all log weights are -inf), or a log weight is NaN or +inf."""
 
 
 class NonFiniteError(ArithmeticError):
-    """A drift, growth, expert or loss produced a value that is not finite; the message says which one and when."""
+    """A drift, growth, expert or loss returned a non-finite value; the message says which one and when."""
 
 
 class StaleTrackingError(ValueError):
-    """A kernel would move particles and leave quantities tracked along the path (log-densities) behind."""
+    """A kernel would move particles without updating quantities tracked along the path, such as log-densities."""
 
 
 class DivergenceError(RuntimeError):
-    """Training diverged more often than the guard was allowed to roll back."""
+    """Training diverged more often than the guard may roll back."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, read, or does not belong to this run. Earlier checkpoints are untouched."""
+    """A checkpoint cannot be written or read, or does not belong to this run. Earlier checkpoints are untouched."""
 
 
 class MissingExtraError(ImportError):
-    """An optional dependency is absent; the message says which extra brings it."""
+    """An optional dependency is missing; the message says which extra installs it."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown name, with the closest known one.
+    """Return the message for an unknown name, suggesting the closest known one.
 
     >>> unknown("method", "compse", ["compose", "transport"])
     "unknown method 'compse': did you mean 'compose'? Known: compose, transport."

@@ -1,4 +1,4 @@
-"""A weighted population: samples, log weights, and what travels with each sample."""
+"""A weighted population: samples, log weights, and companions that travel with each sample."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from popflow.core.errors import ZeroWeightsError
 class Population:
     """Particles ``x_k`` with unnormalised log weights: ``p(dx) = sum_k W_k delta(x_k)``, ``W = softmax(log_w)``.
 
-    Leading ``*batch`` dimensions are independent populations in one tensor; nothing ever crosses them.
+    Leading ``*batch`` dimensions are independent populations in one tensor; no operation mixes them.
 
     Attributes:
         x: ``[*batch, n, *event]``, or a plain sequence (molecules, strings); then ``batch == ()``.
-        log_w: ``[*batch, n]`` unnormalised log weights, zeros when unweighted; float32 where ``x`` has fewer bits.
-        log_z: ``[*batch]`` log normaliser of the blocks that resampling has closed.
+        log_w: ``[*batch, n]`` unnormalised log weights, zeros when unweighted; at least float32, even for half-precision ``x``.
+        log_z: ``[*batch]`` log normaliser accumulated by resampling.
         aux: per-particle companions ``[*batch, n, *k]``, gathered together with ``x``.
 
     Raises:
-        ZeroWeightsError: by `weights`, `ess`, `mean` when a population has no weight left.
+        ZeroWeightsError: from `weights`, `ess` and `mean`, when a population has no weight left.
 
     Example:
         >>> pop = Population.of(torch.tensor([[0.0], [1.0], [2.0]])).reweight(torch.tensor([0.0, 0.0, math.log(2.0)]))
@@ -42,17 +42,22 @@ class Population:
 
     @staticmethod
     def of(x: Any, batch: int = 0, **aux: Tensor) -> Population:
-        """Make an unweighted population from samples; the first ``batch`` dimensions of ``x`` are independent populations."""
+        """Make an unweighted population from samples; the first ``batch`` dimensions of ``x`` are independent populations.
+
+        Raises:
+            ValueError: when shapes do not fit or there is no particle.
+            TypeError: when ``x`` is neither a tensor nor a sequence.
+        """
         if not isinstance(x, Tensor):
             if batch:
-                raise ValueError(f"batch={batch} with a plain sequence x: only tensors may hold several populations; pass batch=0.")
+                raise ValueError(f"batch={batch} with a plain sequence x: only tensors can hold several populations; pass batch=0.")
             if not isinstance(x, Sequence) or isinstance(x, str):
                 raise TypeError(f"x must be a tensor or a sequence of samples, got {type(x).__name__}.")
             shape, log_w = (len(x),), torch.zeros(len(x))
         else:
             if x.ndim < batch + 1:
                 raise ValueError(
-                    f"x has shape {tuple(x.shape)}, wanted [*batch, n, *event] with {batch} batch dimensions: add the missing ones."
+                    f"x has shape {tuple(x.shape)}, wanted [*batch, n, *event] with {batch} batch dimensions: add the missing dimensions."
                 )
             shape = tuple(x.shape[: batch + 1])
             log_w = x.new_zeros(shape, dtype=_wide(x.dtype) if x.is_floating_point() else torch.get_default_dtype())
@@ -81,7 +86,7 @@ class Population:
         return _replace(self, **changes)
 
     def weights(self) -> Tensor:
-        """Normalised weights ``[*batch, n]``; computed, never stored."""
+        """Normalised weights ``[*batch, n]``, computed on demand."""
         log_w = self.log_w
         weights = log_w.softmax(-1)
         if not torch.compiler.is_compiling():
@@ -103,16 +108,16 @@ class Population:
         """Return the population with ``delta`` ``[*batch, n]`` added to the log weights.
 
         Raises:
-            ValueError: when ``delta`` has a shape that would change that of the weights.
+            ValueError: when adding ``delta`` would change the shape of the weights.
         """
         return Population(self.x, add("delta", self.log_w, delta), self.log_z, self.aux)
 
     def log_normalizer(self) -> Tensor:
-        """Log of the total mass: closed blocks plus ``logmeanexp(log_w)``. The only log Z that is ever reported."""
+        """Log of the total mass, ``log_z + logmeanexp(log_w)``: the log Z that reports show."""
         return self.log_z + self.log_w.logsumexp(-1) - math.log(len(self))
 
     def take(self, idx: Tensor) -> Population:
-        """Gather particles (with weights and companions) by index ``[*batch, m]``, each population from itself."""
+        """Gather particles with their weights and companions by index ``[*batch, m]``, within each population."""
         if not isinstance(self.x, Tensor):
             order = idx.tolist()
             aux = {name: value[idx] for name, value in self.aux.items()}
@@ -130,7 +135,7 @@ class Population:
         return Population(gather(self.x), gather(self.log_w), self.log_z, aux)
 
     def to(self, *args: Any, **kwargs: Any) -> Population:
-        """Move or cast as `torch.Tensor.to`; what is not real keeps its dtype, and log weights keep at least float32."""
+        """Move or cast like `torch.Tensor.to`; integer and complex tensors keep their dtype, log weights at least float32."""
 
         def move(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -145,39 +150,36 @@ class Population:
 
 
 def add(name: str, value: Tensor, increment: Tensor | float) -> Tensor:
-    """Add without changing shape or dtype: an increment ``[n, 1]`` on ``[n]`` is an error that says so, not an ``[n, n]``."""
+    """Add without changing shape or dtype: an increment ``[n, 1]`` to ``[n]`` is an error rather than an ``[n, n]``."""
     total = value + increment
     if total.dtype != value.dtype:
         if not value.is_floating_point() or total.is_complex():
-            raise ValueError(f"{name} turns {value.dtype} into {total.dtype}, wanted numbers that stay as they are: start from real ones.")
+            raise ValueError(
+                f"{name} turns {value.dtype} into {total.dtype}, wanted the dtype to stay the same: start from floating-point values."
+            )
         total = total.to(value.dtype)
     if total.shape != value.shape:
         seen = tuple(increment.shape) if isinstance(increment, Tensor) else ()
         raise ValueError(
-            f"{name} has shape {seen}, wanted {tuple(value.shape)} or what broadcasts to it: reshape it, one entry per particle."
+            f"{name} has shape {seen}, wanted {tuple(value.shape)} or a shape that broadcasts to it: reshape it to one entry per particle."
         )
     return total
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of log weights: half precision cannot hold the sum of squares of a hundred thousand weights."""
+    """Dtype of log weights: half precision cannot hold the sum of squares of a hundred thousand weights."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _no_weight(log_w: Tensor) -> ZeroWeightsError:
     rows = log_w.reshape(-1, log_w.shape[-1])
     bad = int(rows.softmax(-1).isnan().any(-1).nonzero()[0])
-    row = rows[bad]
     where = f"population {bad} of {len(rows)}" if len(rows) > 1 else "the population"
-    if bool((row == -math.inf).all()):
-        seen, fix = (
-            "all log weights are -inf",
-            "the growth or reward rules out every particle: start nearer, soften it, or use more particles",
-        )
+    count = int((~rows[bad].isfinite() & (rows[bad] != -math.inf)).sum())
+    if count:
+        seen = f"{count} of {log_w.shape[-1]} log weights are NaN or +inf"
+        fix = "a growth term is not finite: check the expert or reward that computed it"
     else:
-        count = int((~row.isfinite() & (row != -math.inf)).sum())
-        seen, fix = (
-            f"{count} of {len(row)} log weights are NaN or +inf",
-            "a growth term is not finite: check the expert or reward that made it",
-        )
+        seen = "all log weights are -inf"
+        fix = "the growth or reward rules out every particle: start closer to the target, soften it, or use more particles"
     return ZeroWeightsError(f"log_w: in {where} {seen}, wanted at least one finite log weight and none NaN. Fix: {fix}.")

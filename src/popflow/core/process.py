@@ -1,4 +1,4 @@
-"""What a process is (rates that depend on the whole population) and the one function that follows them."""
+"""The rates of a process (drift, diffusion, growth) and `advance`, the one function that follows them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from popflow.core.population import Population, add
 
 @dataclass(frozen=True, slots=True)
 class Ito:
-    """A scalar that is integrated along each particle's path: ``dA = dt * h + <dx, dX>``.
+    """A scalar integrated along each particle's path: ``dA = dt * h + <dx, dX>``.
 
-    Left-point (Ito) integral; ``dX`` is what really moved the particle, drift and noise together.
+    The integral is left-point (Ito); ``dX`` is the particle's actual displacement, drift and noise together.
 
     Attributes:
-        dt: ``[*batch, n, *k]`` or a number: the coefficient of time.
-        dx: ``[*batch, n, *k, *event]``: the coefficient of the displacement, paired with it over the event; None for no such term.
+        dt: Coefficient of time, ``[*batch, n, *k]`` or a number.
+        dx: Coefficient of the displacement, ``[*batch, n, *k, *event]``, contracted with it over the event; None for no such term.
     """
 
     dt: Tensor | float = 0.0
@@ -28,13 +28,13 @@ class Ito:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The three terms of ``d_t p = -div(p v) + 1/2 sigma^2 lap p + p (g - E[g])``, and what is tracked along the way.
+    """The three terms of ``d_t p = -div(p v) + 1/2 sigma^2 lap p + p (g - E[g])``, and quantities tracked along the path.
 
     Attributes:
         drift: ``v``, ``[*batch, n, *event]``, per unit of signed time.
-        diffusion: ``sigma`` per square root of time: a number or a tensor that broadcasts against ``x``; None draws no noise.
+        diffusion: ``sigma``, per square root of time: a number or a tensor that broadcasts against ``x``; None draws no noise.
         growth: ``g`` as an `Ito` integral into ``log_w``; None leaves the weights alone.
-        track: name -> `Ito` integral into ``aux[name]``: log-densities, Girsanov weights, likelihoods.
+        track: Name -> `Ito` integral into ``aux[name]``: log-densities, Girsanov weights, likelihoods.
     """
 
     drift: Tensor
@@ -44,22 +44,22 @@ class Rates:
 
 
 Process = Callable[[float, Population], Rates]
-"""Rates at a time, for a population (not a point: a drift may read the whole of it)."""
+"""The rates at a time. A process receives the whole population, so a drift may depend on all of it."""
 
 
 def advance(pop: Population, rates: Rates, h: float, noise: Tensor | None = None) -> Population:
-    """Follow the rates for a signed time ``h``: one displacement moves ``x``, ``log_w`` and ``aux``. Pure; the unit to compile.
+    """Follow the rates for a signed time ``h``: one displacement updates ``x``, ``log_w`` and ``aux``. Pure; the unit to compile.
 
     ``dX = drift h + diffusion sqrt|h| noise``, then ``x += dX``, ``log_w += growth``, ``aux[name] += track[name]``.
 
     Args:
         pop: The population.
-        rates: Rates at its present time.
+        rates: Its rates at the current time.
         h: Signed step; noise scales with ``sqrt|h|``.
-        noise: Standard normal values with the shape of ``x``; needed when ``rates.diffusion`` is given.
+        noise: Standard normal values shaped like ``x``; required when ``rates.diffusion`` is given.
 
     Raises:
-        ValueError: when noise is needed and absent, a tracked quantity has no entry in ``aux``, or a rate has a shape that does not fit.
+        ValueError: when noise is required and missing, a tracked quantity has no entry in ``aux``, or a rate has the wrong shape.
 
     Example:
         >>> import torch
@@ -83,7 +83,7 @@ def advance(pop: Population, rates: Rates, h: float, noise: Tensor | None = None
         missing = rates.track.keys() - aux.keys()
         if missing:
             raise ValueError(
-                f"track names {sorted(missing)} absent from the population's aux {sorted(aux)}: start them, e.g. aux zeros [*batch, n]."
+                f"track names {sorted(missing)} are absent from the population's aux {sorted(aux)}: add them there, for example as zeros [*batch, n]."
             )
         moved = {name: add(f"track {name!r}", aux[name], integrate(ito, h, displacement, event)) for name, ito in rates.track.items()}
         aux = {**aux, **moved}
@@ -91,7 +91,7 @@ def advance(pop: Population, rates: Rates, h: float, noise: Tensor | None = None
 
 
 def integrate(ito: Ito, h: float, displacement: Tensor, event: int) -> Tensor | float:
-    """One left-point increment ``dt h + <dx, dX>``; the last ``event`` dimensions are paired and summed."""
+    """Return the left-point increment ``dt h + <dx, dX>``; the last ``event`` dimensions are contracted."""
     total = ito.dt * h
     if ito.dx is None:
         return total

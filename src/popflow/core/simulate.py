@@ -1,8 +1,7 @@
-"""The only loop: take a population through a grid of times, and let recorders look."""
+"""The only loop: take a population through a grid of times and show every state to the recorders."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from popflow.core.streams import Streams
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a simulation stands: step number, time, population and random streams. All that is needed to go on."""
+    """Where a simulation stands: step number, time, population and random streams. Enough to resume from."""
 
     k: int
     t: float
@@ -26,7 +25,7 @@ class State:
     rng: Streams
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state as plain named tensors, for a checkpoint (populations of tensors only)."""
+        """Return the state as named tensors, for a checkpoint (populations of tensors only)."""
         pop = self.pop
         named = {
             "k": torch.tensor(self.k),
@@ -40,34 +39,38 @@ class State:
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor], rng: Streams) -> State:
-        """Put a state back from `tensors`, the random streams into ``rng``."""
+        """Restore a state from `tensors`; the random streams are loaded into ``rng``.
+
+        Raises:
+            CheckpointError: when a tensor is missing, or a random state is damaged.
+        """
         try:
             pop = Population(tensors["x"], tensors["log_w"], tensors["log_z"], _under(tensors, "aux."))
             k, t = int(tensors["k"]), float(tensors["t"])
         except KeyError as error:
             raise CheckpointError(
-                f"the tensors hold no {error} of a simulation, they hold {sorted(tensors)}: give the file of this run."
+                f"the tensors hold no {error} of a simulation, only {sorted(tensors)}: give the checkpoint of this run."
             ) from None
         rng.load(_under(tensors, "rng."))
         return State(k, t, pop, rng)
 
 
 Recorder = Callable[[State], None]
-"""Looks at every state of a simulation, the first one included. A checkpoint is a recorder."""
+"""Called with every state of a simulation, the first one included. A checkpoint is a recorder."""
 
 
 def simulate(
     step: Step, pop: Population, times: Sequence[float] | Tensor, *, rng: Streams, record: Iterable[Recorder] = (), start: int = 0
 ) -> Population:
-    """Apply ``step`` from each time to the next and return the last population.
+    """Apply ``step`` from each time to the next and return the final population.
 
     Args:
         step: What happens between two times.
         pop: The population at ``times[start]``.
-        times: Monotone, up or down; float64 (a float32 grid loses the small differences).
+        times: Strictly monotone, up or down, in float64 (float32 loses small differences).
         rng: The random streams.
-        record: Recorders, called with every state; on resuming not again with the one resumed from.
-        start: Number of steps already done, to go on from a checkpoint.
+        record: Recorders, called with every state; after resuming, from the first new state on.
+        start: Number of steps already done, when resuming from a checkpoint.
 
     Raises:
         ValueError: when the times are not strictly monotone, or ``start`` lies outside them.
@@ -93,7 +96,11 @@ def simulate(
 
 
 def monotone(times: Sequence[float] | Tensor) -> list[float]:
-    """Return the times as a list of floats, or say where they stop being strictly monotone."""
+    """Return the times as a list of floats.
+
+    Raises:
+        ValueError: naming the first place where they are not strictly monotone.
+    """
     grid = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
     if len(grid) < 2:
         raise ValueError(f"times holds {len(grid)} value(s), wanted at least two: a first and a last one.")
@@ -110,9 +117,9 @@ def monotone(times: Sequence[float] | Tensor) -> list[float]:
 
 
 class Trace:
-    """A recorder that keeps ``name -> f(state)`` of every state, as CPU tensors stacked along the steps.
+    """A recorder that keeps ``name -> f(state)`` for every state, as CPU tensors stacked along the steps.
 
-    An accelerator is not waited for while recording, but when the trace is read.
+    Recording does not wait for an accelerator; reading the trace does.
 
     >>> trace = Trace(ess=lambda state: state.pop.ess())
     >>> trace(State(0, 0.0, Population.of(torch.zeros(4, 1)), Streams(0)))
@@ -125,32 +132,27 @@ class Trace:
         self.rows: list[dict[str, Tensor]] = []
 
     def __call__(self, state: State) -> None:
-        """Evaluate the functions and keep what they return."""
+        """Evaluate the functions and keep their values."""
         self.rows.append({name: _cpu(f(state)) for name, f in self.functions.items()})
 
     def __getitem__(self, name: str) -> Tensor:
-        _arrived()
+        _wait()
         return torch.stack([row[name] for row in self.rows])
 
     def last(self) -> dict[str, Tensor]:
-        """Return the values of the state that was recorded last."""
-        _arrived()
+        """Return the values of the last recorded state."""
+        _wait()
         return self.rows[-1]
 
-    def json_lines(self) -> str:
-        """Return one JSON object per recorded state."""
-        _arrived()
-        return "".join(json.dumps({name: value.tolist() for name, value in row.items()}) + "\n" for row in self.rows)
+
+def _wait() -> None:
+    """Wait for copies that are still on their way from an accelerator."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def _cpu(value: Tensor | float) -> Tensor:
     return value.detach().to("cpu", copy=True, non_blocking=True) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-
-
-def _arrived() -> None:
-    """Wait for copies that are still on their way from an accelerator."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

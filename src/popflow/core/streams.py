@@ -1,4 +1,4 @@
-"""Named random streams: one generator per purpose, created once, saved with the state."""
+"""Named random streams: one generator per purpose, created once and saved with the state."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from popflow.core.errors import CheckpointError
 class Streams:
     """Independent random generators, one per purpose: ``rng("noise")``, ``rng("resample")``, ``rng("kernel")``.
 
-    A stream is seeded from ``(seed, name)`` when it is first asked for and never again, so drawing from one leaves every other
-    as it was: switching resampling off does not change the noise. The state is a dictionary of plain tensors.
+    A stream is seeded from ``(seed, name)`` on first use and never again, so drawing from one does not affect any other:
+    switching resampling off does not change the noise. The state is a dictionary of plain tensors.
 
     Args:
         seed: Any integer.
-        device: Where the generators live; that of the tensors they fill.
+        device: Where the generators live: the device of the tensors they fill.
 
     Example:
         >>> rng = Streams(0)
@@ -40,7 +40,7 @@ class Streams:
         self._generators: dict[str, torch.Generator] = {}
 
     def __call__(self, name: str) -> torch.Generator:
-        """Return the generator of one purpose, created at the first call."""
+        """Return the generator for one purpose, created on the first call."""
         generator = self._generators.get(name)
         if generator is None:
             digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest()
@@ -53,12 +53,12 @@ class Streams:
         return torch.empty_like(like).normal_(generator=self(name))
 
     def uniform(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
-        """Draw uniform values in [0, 1); float64 unless told, as resampling needs it."""
+        """Draw uniform values in [0, 1), in float64 by default."""
         return torch.rand(shape, generator=self(name), dtype=dtype, device=self.device)
 
     @contextmanager
     def layers(self, name: str = "layers") -> Iterator[None]:
-        """Make torch layers reproducibly: they draw their first parameters from the global generator, which is seeded here and put back.
+        """Initialise torch layers reproducibly: inside the block the global generator is seeded from this stream; afterwards it is restored.
 
         >>> with Streams(0).layers():
         ...     a = torch.nn.Linear(2, 1)
@@ -77,10 +77,10 @@ class Streams:
         return {name: generator.get_state() for name, generator in self._generators.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned; streams that the state does not name start afresh.
+        """Restore what `state` returned; streams not named in it start afresh.
 
         Raises:
-            CheckpointError: when a state is damaged, or that of a generator on another kind of device; the streams stay as they were.
+            CheckpointError: when a state is damaged or comes from another kind of device; the streams are then unchanged.
         """
         loaded = Streams(self.seed, self.device)
         for name, value in state.items():
@@ -88,7 +88,7 @@ class Streams:
                 loaded(name).set_state(value)
             except (RuntimeError, TypeError) as error:
                 raise CheckpointError(
-                    f"the state of stream {name!r} is not one of a generator on {self.device}: {error} "
-                    "Fix: go on where the run began, on the same kind of device, or start again."
+                    f"the state of stream {name!r} does not fit a generator on {self.device}: {error} "
+                    "Fix: resume on the kind of device where the run began, or start again."
                 ) from error
         self._generators = loaded._generators

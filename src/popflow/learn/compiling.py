@@ -1,4 +1,4 @@
-"""How a step is compiled: one graph, checked against nothing but its batch, and on processors rewritten where the compiler is slow.
+"""How a step is compiled: as one graph whose only guard is its batch, rewritten on CPUs where the compiler is slow.
 
 On one core of an AMD processor with AVX-512 the rewrites and options of this file take the step of `benchmarks/inner_loop.py` from 1.5 to
 1.1 times that of JAX 0.10 at batch 512, width 256, and from 2.2 to 1.7 times at batch 128, width 64. What is left there is mostly MKL,
@@ -21,17 +21,21 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 aten = torch.ops.aten
 LARGE = 2**20
 
-_library = torch.library.Library("popflow", "DEF")
-_library.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
-_library.impl("product", lambda a, b, bias: torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], ""), "CPU")
-torch.library.register_fake("popflow::product", lambda a, b, bias: a.new_empty(a.shape[0], b.shape[1]))
+
+@cache
+def register_product() -> torch.library.Library:
+    """Register ``torch.ops.popflow.product``, ``bias + a @ b`` by oneDNN, for as long as the library returned is kept: here, for good."""
+    library = torch.library.Library("popflow", "DEF")
+    library.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
+    library.impl("product", lambda a, b, bias: torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], ""), "CPU")
+    torch.library.register_fake("popflow::product", lambda a, b, bias: a.new_empty(a.shape[0], b.shape[1]), lib=library)
+    return library
 
 
 def compile_graph(f: FunctionType, device: torch.device) -> Callable:
-    """Compile a function as one graph that is checked against its argument ``batch`` alone; what else it reads is constant from then on.
+    """Compile a function as one graph that is guarded by its argument ``batch`` alone; whatever else it reads is constant from then on.
 
-    Checking again before every call that the parameters, the optimiser and all that the loss closes over are still what they were costs
-    a tenth of a small step.
+    Guards on the parameters, the optimiser and all that the loss closes over would cost a tenth of a small step at every call.
     """
     # A code object of its own: the compiler looks up what it has compiled by code, and would find the graph of another learner.
     f = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
@@ -56,12 +60,14 @@ def onednn_is_faster() -> bool:
 class Rewrite(CustomGraphPass):
     """Two rewrites of a graph of tensor operations, each exact up to rounding.
 
-    Large products of float32 matrices go to oneDNN (`onednn_is_faster`). A number that is computed on the way (a bias correction ``1 - beta^t``) is computed once and stored;
-    otherwise the compiler writes its powers and roots into the loop over the array that uses it.
+    Large products of float32 matrices go to oneDNN (`onednn_is_faster`). A number that is computed on the way (a bias correction
+    ``1 - beta^t``) is computed once and stored; otherwise the compiler writes its powers and roots into the loop over the array that uses it.
     """
 
     def __init__(self, onednn: bool):
         self.onednn = onednn
+        if onednn:
+            register_product()
 
     def uuid(self) -> str:
         """Tell compiled graphs apart in the cache on disk."""

@@ -1,11 +1,11 @@
-"""Several processes that learn as one: launched by ``torchrun``, each with its share of the rows of every batch.
+"""Several processes that learn as one, launched by ``torchrun``, each with its share of the rows of every batch.
 
     torchrun --nproc-per-node 2 train.py
 
 Nothing in ``train.py`` changes: `popflow.learn.fit` finds the processes. All draw the same batch from the same streams, each keeps its
-rows (`rows`), and gradients are averaged before they are clipped and followed. As the mean of the means of equal shares is the mean,
-``n`` processes follow the path of one with the same batch, to rounding. The first process alone tells recorders, shows progress and writes
-checkpoints, which any number of processes can resume from.
+rows (`shard_rows`), and gradients are averaged before they are clipped and applied. As the mean of the means of equal shares is the mean,
+``n`` processes follow the path of one with the same batch, to rounding. Only the first process calls recorders, shows progress and writes
+checkpoints, from which any number of processes can resume.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Shard = Callable[[Any, int, int], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Workers:
-    """The processes of a run, and which of them this one is; one process alone does nothing here."""
+class Processes:
+    """The processes of a run, and which of them this one is. A process alone sends nothing."""
 
     rank: int = 0
     size: int = 1
@@ -44,11 +44,11 @@ class Workers:
         return tuple(torch.view_as_complex(y) if x.is_complex() else y for x, y in zip(tensors, back, strict=True))
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether any process says so; all return together."""
+        """Whether the flag of any process is set; all return together."""
         return flag if self.size == 1 else self._largest(float(flag), device) > 0
 
     def first(self, flag: bool, device: torch.device) -> bool:
-        """What the first process says."""
+        """The flag of the first process."""
         return flag if self.size == 1 else self._largest(float(flag and self.rank == 0), device) > 0
 
     def same(self, params: Mapping[str, Tensor], seed: int) -> None:
@@ -62,7 +62,7 @@ class Workers:
             if high != low:
                 raise RuntimeError(
                     f"{name} is between {low!r} and {high!r} in the {self.size} processes, wanted one value: give all the same parameters, "
-                    "data and seed, and an optimiser that sees nothing but gradients."
+                    "data and seed, and an optimiser that depends on gradients alone."
                 )
 
     def _largest(self, value: float, device: torch.device) -> float:
@@ -71,20 +71,20 @@ class Workers:
         return float(message)
 
 
-def workers(device: torch.device) -> Workers:
+def processes(device: torch.device) -> Processes:
     """Return the processes that ``torchrun`` launched (joining them at the first call), or this one alone.
 
-    They talk through gloo on processors and nccl on GPUs, or through the group that the caller has initialised.
+    They communicate through gloo on CPUs and nccl on GPUs, or through the group that the caller has initialised.
     """
     if not dist.is_available() or not (dist.is_initialized() or dist.is_torchelastic_launched()):
-        return Workers()
+        return Processes()
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
-    return Workers(dist.get_rank(), dist.get_world_size())
+    return Processes(dist.get_rank(), dist.get_world_size())
 
 
-def rows(batch: Any, rank: int, size: int) -> Any:
+def shard_rows(batch: Any, rank: int, size: int) -> Any:
     """The ``rank``-th of ``size`` equal shares of the rows (the first dimension) of every tensor; tensors without dimensions are shared.
 
     The loss must be a mean over these rows. Where it is not, or a batch holds tensors without rows, give `fit` another ``shard``.
@@ -93,7 +93,7 @@ def rows(batch: Any, rank: int, size: int) -> Any:
         ValueError: when the first dimensions differ, or cannot be shared equally.
 
     Example:
-        >>> x, t = rows((torch.arange(4), torch.tensor(0.5)), 1, 2)
+        >>> x, t = shard_rows((torch.arange(4), torch.tensor(0.5)), 1, 2)
         >>> x.tolist(), t.item()
         ([2, 3], 0.5)
     """

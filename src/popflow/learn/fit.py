@@ -21,12 +21,12 @@ from torch import Tensor
 from popflow.core.checkpoint import load_tensors, save_tensors
 from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
-from popflow.learn.distributed import Shard, Workers, rows, workers
+from popflow.learn.distributed import Processes, Shard, processes, shard_rows
 from popflow.learn.ema import ema_weight
 from popflow.learn.learner import Learner, Loss, MakeOptimizer
 
 Batches = Callable[[Streams], Any]
-"""Draws one batch: tensors, or tuples and dicts of them. All that is random in a step (data, noise, times) comes from here."""
+"""Draws one batch: tensors, or tuples and dicts of them. Everything random in a step (data, noise, times) comes from here."""
 
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 """The optimiser of `fit` unless another one is given."""
@@ -36,7 +36,7 @@ COMPILE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a recorder is told: the step just done, metrics averaged since the last record (``loss`` among them), learning rate."""
+    """What a recorder receives: the step just done, metrics averaged since the last record (``loss`` among them), the learning rate."""
 
     step: int
     metrics: Mapping[str, float]
@@ -45,10 +45,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What learning returned.
+    """Result of `fit`.
 
     Attributes:
-        params: Last parameters, detached; ``module.load_state_dict(fit.params, strict=False)`` puts them into the module they came from.
+        params: Last parameters, detached: ``module.load_state_dict(fit.params, strict=False)`` puts them into the module they came from.
         ema: Their moving average; ``params`` when no average was asked for.
         step: Steps done.
         rollbacks: How often the guard went back and halved the learning rate.
@@ -120,11 +120,11 @@ def fit(
     compile: bool | Literal["auto"] = "auto",
     max_rollbacks: int = 3,
     spike: float = 100.0,
-    shard: Shard = rows,
+    shard: Shard = shard_rows,
 ) -> Fit:
     """Minimise ``E[loss(params, batch)]`` over batches.
 
-    Nothing waits for the device between two records. A run that was killed goes on from its checkpoint and ends with the same bytes as
+    Nothing waits for the device between two records. A run that was killed resumes from its checkpoint and ends with the same bytes as
     one that was not; Ctrl-C writes a checkpoint first (a second Ctrl-C stops at once).
 
     Divergence guard: at every record and checkpoint the mean loss since the last record and all parameters must be finite, and that mean
@@ -149,13 +149,13 @@ def fit(
         ema: Decay of the parameter average, for example 0.999.
         record: Called with a `Progress` every ``log_every`` steps and at the end. A resumed run repeats records after its checkpoint.
         log_every: Steps between records.
-        checkpoint: File to write and, when it is there, to go on from.
+        checkpoint: File to write and, when it exists, to resume from.
         checkpoint_every: Steps between checkpoints; one more is written at the end.
         compile: One graph for gradients, clipping, optimiser and average. ``"auto"`` compiles when the steps left would take longer than
             three compilations (90 s); a resumed run keeps the decision. Compiled and eager agree to rounding, not bit by bit.
-        max_rollbacks: How often the guard may go back.
-        spike: See above; ``math.inf`` leaves only the check for finite values (min-max losses).
-        shard: Which part of a batch is whose, when there are several processes.
+        max_rollbacks: How often the guard may put an earlier state back.
+        spike: Height of a loss that counts as divergence, see above; ``math.inf`` leaves only the check for finite values (min-max losses).
+        shard: Takes each process's part of a batch, when there are several processes.
 
     Raises:
         DivergenceError: when the guard has gone back ``max_rollbacks`` times and the loss diverges again.
@@ -172,39 +172,38 @@ def fit(
         [3.0, 3.0]
     """
     _check(params, steps=steps, log_every=log_every, checkpoint_every=checkpoint_every, ema=ema, clip_norm=clip_norm)
-    record = tuple(record)
     device = next(iter(params.values())).device
-    team = workers(device)
+    team = processes(device)
     learner = Learner(loss, params, optimizer, ema is not None, clip_norm, team.mean if team.size > 1 else None)
     mark = _Mark(compiled=compile if isinstance(compile, bool) else False if learner.listens else None)
     if checkpoint is not None and team.first(Path(checkpoint).exists(), device):
         mark = _load(Path(checkpoint), learner, rng, mark, steps)
     team.same(learner.params, rng.seed)
+    recorders = tuple(record) if team.rank == 0 else ()
     save = partial(_save, checkpoint, learner, rng) if checkpoint is not None and team.rank == 0 else lambda mark: None
     good, clock, agreed = _snapshot(learner, mark), None, False
+
+    def take_step(mark: _Mark) -> _Mark:
+        learner.set(schedule(mark.step) * 0.5**mark.rollbacks, ema_weight(mark.step + 1, ema) if ema is not None else 1.0)
+        batch = shard(batches(rng), team.rank, team.size) if team.size > 1 else batches(rng)
+        values, compiled = _values(learner, batch, mark.compiled, required=compile is True)
+        sums = values if mark.sums is None else mark.sums + values
+        return _replace(mark, step=mark.step + 1, count=mark.count + 1, sums=sums, compiled=compiled)
+
     with closing(learner), _bar(mark.step, steps, team) as show, _interrupts() as interrupted:
 
         def stop() -> bool:
             return interrupted.is_set() if team.size == 1 else agreed  # several processes stop together, between two stretches
 
-        while mark.step < steps:
+        while mark.step < steps and not stop():
             end = min(steps, *(mark.step - mark.step % every + every for every in (log_every, checkpoint_every)))
-            sums, step = mark.sums, mark.step
-            while step < end and not stop():
-                learner.set(schedule(step) * 0.5**mark.rollbacks, ema_weight(step + 1, ema) if ema is not None else 1.0)
-                batch = shard(batches(rng), team.rank, team.size) if team.size > 1 else batches(rng)
-                if mark.compiled and not learner.compiled and learner.names:
-                    values, compiled = _compile(learner, batch, required=compile is True)
-                    mark = _replace(mark, compiled=compiled)
-                else:
-                    values = learner(batch)
-                sums = values if sums is None else sums + values
-                step += 1
-                clock = clock or (step, time.perf_counter())
-            if sums is None:  # interrupted before the first step
+            while mark.step < end and not stop():
+                mark = take_step(mark)
+                clock = clock or (mark.step, time.perf_counter())
+            if mark.sums is None:  # interrupted before the first step
                 break
-            sums = team.mean([sums])[0]
-            mark = _replace(mark, step=step, count=mark.count + step - mark.step, sums=sums)
+            sums = team.mean([mark.sums])[0]
+            mark = _replace(mark, sums=sums)
             means = [total / mark.count for total in sums.tolist()]  # the one place that waits for the device
             agreed = team.any(interrupted.is_set(), device)
             team.same(learner.params, rng.seed)
@@ -213,22 +212,18 @@ def fit(
                 good = _roll_back(learner, good, mark, means[0], max_rollbacks)
                 mark = good[0]
                 continue
-            if mark.compiled is None and clock is not None and step - clock[0] >= 10:
-                seconds = (time.perf_counter() - clock[1]) / (step - clock[0])
-                mark = _replace(mark, compiled=team.first((steps - step) * seconds > 3 * COMPILE_SECONDS, device))
-            if step == steps or (step % log_every == 0 and not stop()):
-                progress = Progress(step, dict(zip(learner.names, means, strict=True)), float(learner.optimizer.param_groups[0]["lr"]))
-                if team.rank == 0:
-                    for recorder in record:
-                        recorder(progress)
-                show(progress)
+            if mark.compiled is None and clock is not None and mark.step - clock[0] >= 10:
+                seconds = (time.perf_counter() - clock[1]) / (mark.step - clock[0])
+                mark = _replace(mark, compiled=team.first((steps - mark.step) * seconds > 3 * COMPILE_SECONDS, device))
+            if mark.step == steps or (mark.step % log_every == 0 and not stop()):
+                progress = Progress(mark.step, dict(zip(learner.names, means, strict=True)), float(learner.optimizer.param_groups[0]["lr"]))
+                for recorder in (*recorders, show):
+                    recorder(progress)
                 lowest, largest = min(mark.lowest, means[0]), max(mark.largest, abs(means[0]))
                 mark = _replace(mark, count=0, sums=None, lowest=lowest, largest=largest)
             good = _snapshot(learner, mark)
-            if step == steps or step % checkpoint_every == 0 or stop():
+            if mark.step == steps or mark.step % checkpoint_every == 0 or stop():
                 save(mark)
-            if stop():
-                break
     team.any(False, device)  # none goes on before the last checkpoint is written
     if stop():
         raise KeyboardInterrupt(f"stopped at step {mark.step} of {steps}" + (f"; {checkpoint} goes on from there" if checkpoint else ""))
@@ -259,14 +254,16 @@ def _roll_back(learner: Learner, good: _Good, mark: _Mark, mean: float, max_roll
     return _replace(before, rollbacks=mark.rollbacks + 1, compiled=mark.compiled), tensors, structure
 
 
-def _compile(learner: Learner, batch: Any, required: bool) -> tuple[Tensor, bool]:
-    """Take the step that compiles; eager instead where the loss does not and nobody insisted."""
+def _values(learner: Learner, batch: Any, compiled: bool | None, required: bool) -> tuple[Tensor, bool | None]:
+    """Take a step, the first one that is to be ``compiled`` by compiling it; return its values, and whether later ones are to be compiled."""
+    if not compiled or learner.compiled or not learner.names:
+        return learner(batch), compiled
     try:
         return learner.compile(batch), True
     except RuntimeError as error:
         if required:
             raise
-        warnings.warn(f"going on without compiling: {error}", PopflowWarning, stacklevel=3)
+        warnings.warn(f"going on without compiling: {error}", PopflowWarning, stacklevel=4)
         return learner(batch), False
 
 
@@ -328,7 +325,7 @@ def _interrupts() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _bar(start: int, steps: int, team: Workers) -> Iterator[Callable[[Progress], None]]:
+def _bar(start: int, steps: int, team: Processes) -> Iterator[Callable[[Progress], None]]:
     """A progress bar on stderr, when that is a terminal; the first process alone shows one."""
     if team.rank > 0 or not sys.stderr.isatty():
         yield lambda progress: None

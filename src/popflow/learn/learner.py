@@ -1,4 +1,4 @@
-"""What changes while learning (parameters, optimiser, average), and the one step that changes it: eager, or compiled as one graph."""
+"""What changes during learning (parameters, optimiser, average), and the step that changes it: eager, or compiled as one graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from popflow.core.errors import CheckpointError
-from popflow.learn.compiling import compile_graph
 from popflow.learn.ema import ema_update
 
 Params = dict[str, Tensor]
@@ -21,7 +20,7 @@ Loss = Callable[[Params, Any], tuple[Tensor, Mapping[str, Tensor]]]
 MakeOptimizer = Callable[[list[tuple[str, Tensor]]], torch.optim.Optimizer]
 """A class of `torch.optim`, or a partial of one: called with pairs (name, tensor), as of ``module.named_parameters()``.
 
-An optimiser whose attribute ``listens`` is true hears the modules run through hooks (``partial(popflow.optim.SINGD, module)``): it is never
+An optimiser whose attribute ``listens`` is true has hooks on the modules (``partial(popflow.optim.SINGD, module)``): it is never
 compiled, its state is put back by ``load_state_dict``, and ``detach`` takes its hooks off at the end.
 """
 
@@ -30,7 +29,7 @@ class Learner:
     """Parameters, optimiser and average, and the step ``learner(batch)`` that changes them in place.
 
     The step returns ``[loss, *metrics]`` as one vector without waiting for it; `names` says what the entries are. It starts eager;
-    `compile` replaces it. ``average`` is what several processes do with their gradients before they follow them.
+    `compile` replaces it. ``average`` is what several processes do with their gradients before they apply them.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Learner:
         """
         if self.listens:
             raise RuntimeError(
-                f"{type(self.optimizer).__name__} listens to the modules as they run, which a graph does not. Fix: compile=False."
+                f"{type(self.optimizer).__name__} listens to the modules through hooks, which a compiled graph leaves out. Fix: compile=False."
             )
         errors = []
         for make in (self._whole_graph, self._gradient_graph) if self.average is None else (self._gradient_graph,):
@@ -110,7 +109,7 @@ class Learner:
         return self._update(values, grads)
 
     def _update(self, values: Tensor, grads: tuple[Tensor, ...]) -> Tensor:
-        """Let the optimiser, outside of any graph, follow the gradients."""
+        """Let the optimiser, outside of any graph, apply the gradients."""
         with torch.no_grad():
             if self.average is not None:
                 grads = self.average(grads)
@@ -125,7 +124,7 @@ class Learner:
 
     def _gradient_graph(self) -> Callable[[Any], Tensor]:
         self._back_to_numbers()
-        gradient = compile_graph(_gradient(self.loss), self.device)
+        gradient = _compiled(_gradient(self.loss), self.device)
         return lambda batch: self._update(*gradient(self.params, batch))
 
     def _whole_graph(self) -> Callable[[Any], Tensor]:
@@ -150,7 +149,7 @@ class Learner:
                     ema_update(ema, params, weight)
             return values
 
-        return compile_graph(step, self.device)
+        return _compiled(step, self.device)
 
     def _back_to_numbers(self) -> None:
         for group in self.optimizer.param_groups:
@@ -207,6 +206,12 @@ def _gradient(loss: Loss) -> FunctionType:
         return values, tuple(grads.values())
 
     return gradient
+
+
+def _compiled(f: FunctionType, device: torch.device) -> Callable:
+    from popflow.learn.compiling import compile_graph  # torch's compiler takes as long to import as torch itself
+
+    return compile_graph(f, device)
 
 
 def _clip(values: Tensor, grads: tuple[Tensor, ...], clip_norm: float) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,11 +1,9 @@
 from .auto import Auto as Auto
 from .capture import (
-    Layer as Layer,
     Rows as Rows,
     Tap as Tap,
     categorical_cotangent as categorical_cotangent,
     expand as expand,
-    find_layers as find_layers,
     gaussian_cotangent as gaussian_cotangent,
     over_data as over_data,
     over_rows as over_rows,
@@ -15,6 +13,7 @@ from .capture import (
     summed as summed,
 )
 from .gram import Kernel as Kernel, kernel as kernel, minsr as minsr, spring as spring
+from .layers import Layer as Layer, find_layers as find_layers
 from .options import growing as growing
 from .report import Preconditioned as Preconditioned
 from .singd import SINGD as SINGD

@@ -16,8 +16,8 @@ class Auto:
 
     Attributes:
         max_state_ratio: State of the whole optimiser relative to AdamW's two numbers per parameter: 1.0 is AdamW's memory, 0.55 about half.
-            Every layer starts diagonal; the cheapest upgrades (blocks of 32, hierarchical (32, 32), dense) are taken while they fit. What
-            dense and diagonal factors keep of their products between refreshes is counted.
+            Every layer starts diagonal; the cheapest upgrades (blocks of 32, hierarchical (32, 32), dense) are taken while they fit. Products of
+            dense and diagonal factors that are kept between refreshes count too.
     """
 
     max_state_ratio: float = 1.0
@@ -29,10 +29,10 @@ class Auto:
     def choose(
         self, shapes: list[tuple[int, int, int]], kept: int, *, momentum: bool, factor_momentum: bool
     ) -> list[tuple[Structure, Structure]]:
-        """Return (inputs, outputs) structures for layers ``(blocks, d, inputs)``; ``kept`` numbers are stored for other parameters.
+        """Return (inputs, outputs) structures for layers ``(blocks, d, inputs)``, given that ``kept`` numbers are stored for other parameters.
 
         Raises:
-            ValueError: when even diagonal factors exceed the budget; the message says the least ratio that does not.
+            ValueError: when even diagonal factors exceed the budget; the message names the smallest ratio that is enough.
 
         Example:
             >>> Auto(1.0).choose([(1, 64, 9)], 0, momentum=True, factor_momentum=True)

@@ -9,7 +9,7 @@ with ``B`` independent blocks of one weight (the groups of a convolution). SINGD
 makes kernels in sample space. Convolutions are exact for stride, padding and its modes, dilation and groups; the four
 projections of ``nn.MultiheadAttention`` are four layers.
 
-Two ways in: a `Tap` listens while ``loss.backward()`` runs, and `rows` pulls user-given cotangents through a forward pass
+Two ways in: a `Tap` records while ``loss.backward()`` runs, and `rows` pulls user-given cotangents through a forward pass
 (wave functions: ``d log psi``; sampled Fisher: `gaussian_cotangent`, `categorical_cotangent`).
 
 Sources: Martens and Grosse 2015 (arXiv 1503.05671); expand and reduce: Eschenhagen, Immer, Turner, Schneider, Hennig 2023 (arXiv 2311.00636).
@@ -19,62 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass(eq=False)
-class Layer:
-    """A block of rows of a weight that acts as a matrix: ``blocks`` matrices ``d x p``, and their bias if any.
-
-    Attributes:
-        name: Dotted name of the module, with the projection for attention.
-        modules: The modules whose calls are listened to: one, or those that share the weight.
-        weight: Parameter that holds the rows ``start : start + blocks * d``.
-        bias: Parameter with the same rows, or None.
-        blocks: Number of independent matrices (groups of a convolution).
-        d: Outputs of one matrix.
-        p: Inputs of one matrix, without the one for the bias.
-        start: First row.
-        standing: Whether weight and bias stand in for those of the module (`torch.func.functional_call`) and require no gradients themselves.
-    """
-
-    name: str
-    modules: list[nn.Module]
-    weight: Tensor
-    bias: Tensor | None
-    blocks: int
-    d: int
-    p: int
-    start: int = 0
-    standing: bool = False
-
-    def __post_init__(self):
-        self.whole = self.blocks * self.d == len(self.weight)
-
-    def view(self, tensor: Tensor) -> Tensor:
-        """Return the layer's rows of something shaped like the weight or the bias, as ``[B, d, p]`` or ``[B, d, 1]``."""
-        return self.rows(tensor).reshape(self.blocks, self.d, -1)
-
-    def rows(self, tensor: Tensor) -> Tensor:
-        """Return the layer's rows of something shaped like the weight or the bias."""
-        return tensor if self.whole else tensor.narrow(0, self.start, self.blocks * self.d)
-
-    def parameters(self) -> list[Tensor]:
-        """Weight and bias."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
-
-    @property
-    def inputs(self) -> int:
-        """Inputs of one matrix, the one for the bias among them."""
-        return self.p + (self.bias is not None)
+from popflow.optim.attention import AttentionCalls
+from popflow.optim.layers import Layer, find_layers
 
 
 @dataclass(frozen=True)
@@ -122,71 +74,20 @@ def per_datum(data: int, rows: int) -> float:
     return 1 / data
 
 
-def find_layers(model: nn.Module) -> list[Layer]:
-    """List the layers of a model that have Kronecker factors; shared weights once, each other parameter nowhere.
-
-    >>> [(layer.name, layer.d, layer.inputs) for layer in find_layers(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)))]
-    [('0', 2, 4)]
-    """
-    layers: list[Layer] = []
-    skipped: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            skipped.add(module.out_proj)
-            layers += _attention_layers(name, module)
-        elif isinstance(module, nn.Linear) and module not in skipped:
-            layers += _whole(name, module, 1)
-        elif isinstance(module, CONVOLUTIONS):
-            layers += _whole(name, module, module.groups)
-    kept: dict[tuple[int, int], Layer] = {}
-    biases: dict[int, nn.Module] = {}
-    for layer in layers:
-        first = kept.setdefault((id(layer.weight), layer.start), layer)
-        if first is not layer:
-            first.modules += layer.modules
-        elif layer.bias is not None and biases.setdefault(id(layer.bias), layer.modules[0]) is not layer.modules[0]:
-            layer.bias = None
-    return list(kept.values())
-
-
-def _whole(name: str, module: nn.Module, blocks: int) -> list[Layer]:
-    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-    if weight is None:
-        return []
-    if isinstance(weight, nn.UninitializedParameter):
-        raise ValueError(f"layer {name!r} is lazy and has no shape yet. Fix: run one forward pass before you make the optimiser.")
-    if weight.numel() == 0:
-        return []
-    return [Layer(name, [module], weight, bias, blocks, len(weight) // blocks, weight[0].numel())]
-
-
-def _attention_layers(name: str, module: nn.MultiheadAttention) -> list[Layer]:
-    width, packed, bias = module.embed_dim, module.in_proj_weight, module.in_proj_bias
-    found = []
-    for i, part in enumerate("qkv"):
-        weight: Any = packed if packed is not None else getattr(module, f"{part}_proj_weight")
-        start = i * width if packed is not None else 0
-        # Three weights with one packed bias: the bias has no layer of its own and is left to the fallback.
-        own_bias = None if packed is None else bias
-        found.append(Layer(f"{name}.{part}", [module], weight, own_bias, 1, width, weight.shape[1], start))
-    out: Any = module.out_proj
-    return [*found, Layer(f"{name}.out_proj", [module], out.weight, out.bias, 1, width, width)]
-
-
 Sink = Callable[[Layer, Tensor, Tensor], None]
-"""Takes the inputs ``a`` and cotangents ``g`` of one call of a layer."""
+"""Receives the inputs ``a`` and cotangents ``g`` of one call of a layer."""
 
 
 class Tap:
-    """Forward hooks on layers; while ``armed`` and in training mode they note inputs, and cotangents as the backward pass meets them.
+    """Forward hooks on layers; while ``armed`` and in training mode they record inputs, and cotangents as the backward pass meets them.
 
-    With a ``sink`` it hears each (layer, a, g) during ``backward()``; without one the calls wait on ``tape`` for `pull`.
-    Passes that build a graph of derivatives (``create_graph=True``) are not listened to, nor those that end at inputs (`torch.autograd.grad`).
+    A ``sink`` receives each (layer, a, g) during ``backward()``; without one the calls wait on ``tape`` for `pull`.
+    Passes that build a graph of derivatives (``create_graph=True``) are not recorded, nor those that end at inputs (`torch.autograd.grad`).
 
     Args:
         layers: Layers of one model, from `find_layers`.
-        sink: Takes rows during backward passes, or None.
-        always: Listen in evaluation mode too.
+        sink: Receives rows during backward passes, or None.
+        always: Record in evaluation mode too.
     """
 
     def __init__(self, layers: Sequence[Layer], sink: Sink | None = None, always: bool = False):
@@ -223,18 +124,18 @@ class Tap:
         return hook
 
     def _attention_hooks(self, owner: nn.Module, layers: list[Layer]) -> list[Any]:
-        open_taps: list[_AttentionTap] = []
+        open_calls: list[AttentionCalls] = []
 
         def before(module: Any, args: tuple, kwargs: dict) -> None:
             if self.armed and module is owner and (module.training or self.always) and torch.is_grad_enabled():
                 query = args[0] if args else kwargs["query"]
                 batch = 1 if query.ndim == 2 else query.shape[0 if module.batch_first else 1]
-                open_taps.append(_AttentionTap(self, layers, batch))
-                open_taps[-1].__enter__()
+                open_calls.append(AttentionCalls(self.note, layers, batch))
+                open_calls[-1].__enter__()
 
         def after(module: nn.Module, args: tuple, output: Any) -> None:
-            if module is owner and open_taps:
-                open_taps.pop().__exit__(None, None, None)
+            if module is owner and open_calls:
+                open_calls.pop().__exit__(None, None, None)
 
         return [owner.register_forward_pre_hook(before, with_kwargs=True), owner.register_forward_hook(after, always_call=True)]
 
@@ -249,12 +150,12 @@ class Tap:
             return
         sink, number = self.sink, whole.output_nr
 
-        def hear(gradients: tuple[Tensor | None, ...]) -> None:
+        def record(gradients: tuple[Tensor | None, ...]) -> None:
             g = gradients[number]
             if g is not None and not torch.is_grad_enabled() and (layer.standing or _is_reached(layer.weight)):
                 sink(layer, a, cotangent(g.reshape(shape)))
 
-        whole.grad_fn.register_prehook(hear)  # on the node: an operation in place on the output comes after it
+        whole.grad_fn.register_prehook(record)  # on the node: an operation in place on the output comes after it
 
     def pull(self, outputs: Tensor, cotangents: Tensor, keep_graph: bool = True) -> list[Rows]:
         """Pull cotangents of ``outputs`` back to every noted call; empties the tape. Parameters' ``.grad`` stay as they are."""
@@ -297,7 +198,7 @@ _note_apart: Any = torch.compiler.disable(_note_call)
 
 
 def _record(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
-    """Note a call; the graph of a compiled model breaks here, on the steps that listen alone."""
+    """Note a call; the graph of a compiled model breaks here, only on the steps that record."""
     (_note_apart if torch.compiler.is_compiling() else _note_call)(tap, layer, module, x, output)
 
 
@@ -334,64 +235,19 @@ def _pixels(module: nn.Module, g: Tensor) -> Tensor:
     return g.flatten(2).unflatten(1, (conv.groups, -1)).permute(1, 0, 3, 2)
 
 
-class _AttentionTap(TorchFunctionMode):
-    """Opens the one function that attention modules call, to hear its linear projections."""
-
-    def __init__(self, tap: Tap, layers: list[Layer], batch: int):
-        super().__init__()
-        self.tap, self.layers, self.batch = tap, layers, batch
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.multi_head_attention_forward:
-            return _with_linear(self.linear)(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        output = F.linear(x, weight, bias)
-        for layer in self.layers:
-            whole = layer.weight
-            near = weight.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr() and weight.shape[1] == whole.shape[1]
-            if not near or not output.requires_grad:  # other parameters may be in the same storage
-                continue
-            first = layer.start - int(weight.storage_offset() - whole.storage_offset()) // whole.shape[1]
-            if 0 <= first < len(weight) and (layer.standing or whole.requires_grad):
-                self._note(layer, x, output, first)
-        return output
-
-    def _note(self, layer: Layer, x: Tensor, output: Tensor, first: int) -> None:
-        def by_datum(t: Tensor) -> Tensor:
-            return t.reshape(-1, self.batch, t.shape[-1]).transpose(0, 1).unsqueeze(0)
-
-        self.tap.note(layer, by_datum(x.detach()), output, lambda g: by_datum(g[..., first : first + layer.d]))
-
-
-def _with_linear(linear: Callable) -> Callable:
-    """Return torch's attention function with its own ``linear``: nothing global is changed."""
-    scope = {**vars(F), "linear": linear}
-
-    def copy(function: Any) -> FunctionType:
-        clone = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
-        clone.__kwdefaults__ = function.__kwdefaults__
-        return clone
-
-    for name in ("_in_projection_packed", "_in_projection"):
-        scope[name] = copy(getattr(F, name))
-    return copy(F.multi_head_attention_forward)
-
-
 def rows(
     model: nn.Module, forward: Callable[[], Tensor], cotangent: Callable[[Tensor], Tensor], layers: Iterable[Layer] | None = None
 ) -> tuple[Tensor, list[Rows]]:
     """Run ``outputs = forward()`` and pull ``cotangent(outputs)`` back to the layers of ``model``: the functional form.
 
-    Nothing is accumulated in ``.grad``; evaluation mode is listened to as well. With one scalar per datum and ``torch.ones_like`` as the
+    Nothing is accumulated in ``.grad``; evaluation mode is recorded as well. With one scalar per datum and ``torch.ones_like`` as the
     cotangent, ``g`` are the per-datum derivatives, as long as the network does not couple the data.
 
     Args:
         model: Holds the layers.
         forward: Runs the model.
         cotangent: From the outputs, what is pulled back; shaped like the outputs.
-        layers: Listen to these only.
+        layers: Record these only.
 
     Returns:
         The outputs, and the rows of every call in order of the calls.

@@ -1,47 +1,53 @@
-"""What SINGD does not take, said by name: replicas, sparse gradients, layers that were never heard."""
+"""What SINGD does not accept, each with its fix: replicas, options of the wrong kind, sparse gradients."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from popflow.optim.layer_batch import Bucket, Taken
+from popflow.optim.options import in_range
+
+FACTOR_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
+"""Those with the range that factors need: entries reach ``damping^-1/2`` times the ratio of both sides."""
 
 
-def check_model(model: Any) -> None:
-    """Raise TypeError for what is no module, and for replicas anywhere inside: their calls are not those of the layers listened to."""
+def check_model(model: Any) -> nn.Module:
+    """Return the module itself, without the DistributedDataParallel around it.
+
+    Raises:
+        TypeError: for what is not a module, and for replicas anywhere inside: their calls are not those of the layers that have hooks.
+    """
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model is a {type(model).__name__}, wanted the nn.Module itself, whose layers are listened to. Fix: SINGD(model, ...)."
-        )
+        raise TypeError(f"model is a {type(model).__name__}, wanted the nn.Module itself, whose layers get hooks. Fix: SINGD(model, ...).")
     for name, module in model.named_modules():
         if isinstance(module, nn.DataParallel):
             where = f"module {name!r}" if name else "model"
             raise TypeError(
-                f"{where} is nn.DataParallel, whose replicas are not listened to. Fix: use DistributedDataParallel, or the bare module."
+                f"{where} is nn.DataParallel, whose replicas have no hooks. Fix: use DistributedDataParallel, or the bare module."
             )
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def check_function(name: str, value: Any, fix: str) -> None:
-    """Raise TypeError for what cannot be called.
+def check_options(*, sharing: Any, averaging: Any, factor_dtype: Any, **numbers: Any) -> None:
+    """Raise TypeError for what cannot be called or is not a dtype for factors, ValueError for whole numbers out of their range.
 
-    >>> check_function("sharing", "reduce", "popflow.optim.expand or reduce")
+    >>> check_options(sharing="reduce", averaging=None, factor_dtype=None)
     Traceback (most recent call last):
     TypeError: sharing='reduce', wanted a function. Fix: popflow.optim.expand or reduce.
     """
-    if not callable(value):
-        raise TypeError(f"{name}={value!r}, wanted a function. Fix: {fix}.")
-
-
-def check_factor_dtype(dtype: Any) -> None:
-    """Raise TypeError unless None or a dtype with the range that factors need (entries reach ``damping^-1/2`` times the ratio of both sides)."""
-    if dtype is not None and dtype not in (torch.float32, torch.float64, torch.bfloat16):
+    for name, value in numbers.items():
+        in_range(name, value, 0 if name == "seed" else 1, math.inf, whole=True)
+    functions = (("sharing", sharing, "expand or reduce"), ("averaging", averaging, "over_data, over_rows or summed"))
+    for name, value, fix in functions:
+        if not callable(value):
+            raise TypeError(f"{name}={value!r}, wanted a function. Fix: popflow.optim.{fix}.")
+    if factor_dtype not in FACTOR_DTYPES:
         raise TypeError(
-            f"factor_dtype={dtype!r}, wanted torch.float32, torch.float64 or torch.bfloat16. Fix: torch.bfloat16 for half, or None."
+            f"factor_dtype={factor_dtype!r}, wanted torch.float32, torch.float64 or torch.bfloat16. Fix: torch.bfloat16 for half, or None."
         )
 
 
@@ -53,22 +59,3 @@ def check_gradients(names: Mapping[Tensor, str]) -> None:
                 f"parameter {name!r} has a sparse gradient, wanted a dense one. Fix: sparse=False in its embedding, or leave it out of params and "
                 "give it to another optimiser."
             )
-
-
-def warn_of_unheard(told: Iterable[tuple[Bucket, Taken]], stacklevel: int) -> bool:
-    """Warn of the first layer that has a gradient and was never heard (its factors are the identity); say whether there is one."""
-    for bucket, taken in told:
-        if all(taken.present):
-            continue
-        for layer, members, there in zip(bucket.layers, bucket.slices, taken.present, strict=True):
-            gradient = layer.weight.grad
-            if there or any(bucket.started[members]) or gradient is None or not layer.view(gradient).any():
-                continue
-            warnings.warn(
-                f"layer {layer.name!r} has a gradient but was never heard, so it moves without curvature (said once). Fix: put it into training "
-                f"mode, call the module and not a function of its weight, or name it in fallback=[{layer.name!r}].",
-                RuntimeWarning,
-                stacklevel=stacklevel + 1,
-            )
-            return True
-    return False

@@ -1,4 +1,4 @@
-"""Gram matrices averaged over processes, as `torch.distributed` runs them."""
+"""Curvature averaged over processes, as `torch.distributed` runs them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from popflow.optim.structures.structure import Factor
+from popflow.optim.layer_batch import Curvature
 
 
 def distributed() -> bool:
@@ -14,14 +14,19 @@ def distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
-def average(process_group: Any, h_k: Factor, h_c: Factor, present: list[bool], rows: list[int]) -> tuple[list[bool], list[int]]:
-    """Average the Gram matrices of all processes, in place; a layer is present where any process heard it, and rows are counted over all."""
-    told = h_k[0].new_tensor([*map(float, present), *map(float, rows)])
-    flat = torch.cat([told, *(part.flatten() for part in (*h_k, *h_c))])
-    torch.distributed.all_reduce(flat, group=process_group)
-    told, at = flat[: len(told)].tolist(), len(told)
-    flat /= torch.distributed.get_world_size(process_group)
-    for part in (*h_k, *h_c):
-        part.copy_(flat[at : at + part.numel()].view_as(part))
-        at += part.numel()
-    return [flag > 0 for flag in told[: len(present)]], [round(count) for count in told[len(present) :]]
+def average(process_group: Any, curvature: Curvature) -> Curvature:
+    """Average over all processes, in one message; a layer is present where any process recorded it, and rows are counted over all."""
+    present, rows, count = curvature.present, curvature.rows, torch.distributed.get_world_size(process_group)
+    parts = [
+        part * part.new_tensor(scales).view(-1, *[1] * (part.ndim - 1))
+        for h, scales in ((curvature.h_k, curvature.scale_k), (curvature.h_c, curvature.scale_c))
+        for part in h
+    ]
+    counts = parts[0].new_tensor([*map(float, present), *map(float, rows)])
+    message = torch.cat([counts, *(part.flatten() for part in parts)])
+    torch.distributed.all_reduce(message, group=process_group)
+    numbers, *sums = message.split([len(counts), *(part.numel() for part in parts)])
+    means = [(total / count).view(part.shape) for total, part in zip(sums, parts, strict=True)]
+    flags, totals = numbers.split([len(present), len(rows)])
+    ones, first = [1.0] * len(rows), len(curvature.h_k)
+    return Curvature(tuple(means[:first]), tuple(means[first:]), ones, ones, [*map(round, totals.tolist())], (flags > 0).tolist())

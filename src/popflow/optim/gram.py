@@ -120,13 +120,13 @@ def kernel(model: nn.Module, forward: Callable[[], Tensor], *, centred: bool = T
         The scalars ``[N]`` and the kernel.
 
     Raises:
-        ValueError: when ``forward`` returns something else than one real scalar per datum.
+        ValueError: when ``forward`` returns anything but one real scalar per datum.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
     values, found = rows(model, forward, torch.ones_like)
     if values.ndim != 1 or values.is_complex():
         raise ValueError(f"forward() returned shape {tuple(values.shape)}, {values.dtype}, wanted one real scalar per datum: [N].")
-    # A layer with one half frozen is no layer: the other half is a loose parameter.
+    # A layer with a frozen weight or bias is not a layer: what is left of it is a loose parameter.
     found = [one for one in found if all(parameter in names for parameter in one.layer.parameters())]
     covered = {parameter for one in found for parameter in one.layer.parameters()}
     outside = [parameter for parameter in names if parameter not in covered]
@@ -187,7 +187,7 @@ def spring(jacobian: Kernel, target: Tensor, previous: Update, *, damping: float
         raise ValueError(f"decay={decay!r}, wanted in [0, 1): 0.99 is usual, 0 is MinSR.")
     if previous and previous.keys() != set(jacobian.names.values()):
         odd = sorted(previous.keys() ^ set(jacobian.names.values()))
-        raise ValueError(f"previous: {odd[0]!r} is in one of update and model alone. Fix: the last update of the same model, or {{}}.")
+        raise ValueError(f"previous: {odd[0]!r} is in only one of update and model. Fix: the last update of the same model, or {{}}.")
     target = (target - target.mean() if jacobian.centred else target) / jacobian.data**0.5
     matrix = jacobian.gram()
     if jacobian.centred:  # the constant vector is in the kernel of J J^T: lift it, and centre what is pulled back

@@ -1,4 +1,4 @@
-"""Layers of equal shape and options as one batch of Kronecker pairs: what they hear, their gradient, its natural direction, their weights."""
+"""Layers of equal shape and options as one batch of Kronecker pairs: the curvature they record, their gradient, its natural direction, their weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from popflow.optim.capture import Averaging, Layer, Sharing, expand, reduce
+from popflow.optim.capture import Averaging, Sharing, expand
 from popflow.optim.kronecker import Side, rounded
-from popflow.optim.structures.blocks import Dense, Diagonal
+from popflow.optim.layers import Layer
 from popflow.optim.structures.structure import Factor
 
 WIDE = (torch.float32, torch.float64)
 
 
 @dataclass(eq=False)
-class Heard:
-    """What one layer told since the last step: sums over rows, how many rows (and how many of them were used) and data made them.
+class Recorded:
+    """What one layer recorded since the last refresh: `Structure.gram` of the current factors over ``rows`` rows, of which ``used`` were used.
 
-    The sums are `Structure.gram` of the current factor, except for `Diagonal`, where they are those of the rows themselves.
+    ``data`` counts data once per backward pass (``task``), however often the weight was used in it.
     """
 
     h_k: Factor | None = None
@@ -32,7 +32,7 @@ class Heard:
     used: int = 0
     data: int = 0
     task: int = -1
-    scale: Averaging | None = None
+    averaging: Averaging | None = None
 
     def add(self, h_k: Factor, h_c: Factor) -> None:
         """Add the sums of one more call."""
@@ -44,8 +44,10 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What the layers of a bucket told, joined: sums, what makes means of them and how many rows they are of (one per member), which were heard."""
+class Curvature:
+    """What the layers of a batch recorded, joined: sums, the numbers that turn them into means, how many rows were used (one number for each member),
+    and which layers recorded anything.
+    """
 
     h_k: Factor
     h_c: Factor
@@ -56,7 +58,7 @@ class Taken:
 
 
 @dataclass(eq=False)
-class Bucket:
+class LayerBatch:
     """Layers of equal shape, options and structures: one batch of Kronecker pairs.
 
     Attributes:
@@ -68,8 +70,8 @@ class Bucket:
         sizes: For each member the sum of ``mean(dW^2)`` over steps, discounted as the momentum is.
         weight: The sum of the discounts; 0 before the first step that was scaled.
         started: Whether a member has met its first batch.
-        heard: One per layer.
-        metric: Cached ``K K^T``, ``C C^T`` where that saves work (of diagonal factors ``k^2 [B, 1, p]``, ``c^2 [B, d, 1]``); not part of the state.
+        recorded: One per layer.
+        metrics: Cached ``K K^T``, ``C C^T`` where that saves work (`Structure.metric`); not part of the state.
         views: The momentum, and what of it is each parameter's; made anew where needed.
         place: Device and dtype of the weights, and dtype wanted of the factors, when they were last looked at.
     """
@@ -80,8 +82,8 @@ class Bucket:
     c: Side
     momentum: Tensor | None = None
     started: list[bool] = field(default_factory=list)
-    heard: list[Heard] = field(default_factory=list)
-    metric: list[Tensor | None] = field(default_factory=lambda: [None, None])
+    recorded: list[Recorded] = field(default_factory=list)
+    metrics: list[Factor | None] = field(default_factory=lambda: [None, None])
     views: tuple[Tensor, list[tuple[Layer, Tensor, slice, Tensor]]] | None = None
     place: tuple[torch.device, torch.dtype, torch.dtype | None] | None = None
     sizes: list[float] = field(default_factory=list)
@@ -90,52 +92,59 @@ class Bucket:
     def __post_init__(self):
         ends = list(accumulate((layer.blocks for layer in self.layers), initial=0))
         self.slices = [slice(a, b) for a, b in pairwise(ends)]
+        self.started = [False] * ends[-1]
+        self.forget()
 
     # -- curvature ------------------------------------------------------------------------------------------------------------------
 
-    def hear(self, index: int, a: Tensor, g: Tensor, averaging: Averaging, sharing: Sharing, max_rows: int | None, task: int) -> None:
-        """Take the inputs and cotangents ``[B, N, R, ...]`` of one call of a layer; ``task`` is the number of the backward pass."""
-        layer, heard, data = self.layers[index], self.heard[index], a.shape[1]
+    def record(self, index: int, a: Tensor, g: Tensor, averaging: Averaging, sharing: Sharing, max_rows: int | None, task: int) -> None:
+        """Record the inputs and cotangents ``[B, N, R, ...]`` of one call of a layer; ``task`` is the number of the backward pass."""
+        layer, record, data = self.layers[index], self.recorded[index], a.shape[1]
         if data == 0:
             return
-        if task != heard.task:  # a second call within one backward pass is a second use of the weight, not more data
-            heard.data, heard.task = heard.data + data, task
-        heard.scale = averaging
+        if task != record.task:  # a second call within one backward pass is a second use of the weight, not more data
+            record.data, record.task = record.data + data, task
+        record.averaging = averaging
         uses = a.shape[2] if sharing is expand else 1
-        single = a.shape[2] == 1 and sharing in (expand, reduce)
-        a, g = (a.squeeze(2), g.squeeze(2)) if single else sharing(a, g)
+        a, g = sharing(a, g)
         rows = a.shape[1]
-        heard.rows += rows
-        keep = 1 if max_rows is None else math.ceil(rows / max_rows)
-        while keep > 1 and math.gcd(keep, uses) > 1:  # a stride that divides an image would see one of its columns alone
-            keep += 1
-        if keep > 1:
-            a, g = a[:, ::keep], g[:, ::keep]
-        heard.used += a.shape[1]
-        members = self.slices[index] if len(self.layers) > 1 else None
-        h_k, h_c = _sums(self.k, a, members, layer.bias is not None), _sums(self.c, g, members, False)
-        if keep > 1:
+        stride = 1 if max_rows is None else math.ceil(rows / max_rows)
+        while stride > 1 and math.gcd(stride, uses) > 1:  # a stride that divides an image would see one of its columns alone
+            stride += 1
+        if stride > 1:
+            a, g = a[:, ::stride], g[:, ::stride]
+        record.rows, record.used = record.rows + rows, record.used + a.shape[1]
+        h_k, h_c = self._gram(self.k, a, index, layer.bias is not None), self._gram(self.c, g, index)
+        if stride > 1:
             share = rows / a.shape[1]
             h_k, h_c = tuple(part * share for part in h_k), tuple(part * share for part in h_c)
-        heard.add(h_k, h_c)
+        record.add(h_k, h_c)
 
-    def take(self, scale: float) -> Taken:
-        """Return what the layers told and forget it; ``scale`` is that of the loss."""
+    def _gram(self, side: Side, x: Tensor, index: int, bias: bool = False) -> Factor:
+        """Sums over rows ``[B, rows, n]`` seen by the factors of a layer, with a last column of ones for a bias."""
+        dtype = torch.float64 if side.value[0].dtype == torch.float64 else torch.float32
+        members = self.slices[index] if len(self.layers) > 1 else slice(None)
+        factor = tuple(part[members].to(dtype) for part in side.value)
+        x = x.to(dtype)
+        return side.structure.gram(factor, nn.functional.pad(x, (0, 1), value=1.0) if bias else x)
+
+    def collect(self, scale: float) -> Curvature:
+        """Return what the layers recorded and forget it; ``scale`` is that of the loss."""
         h_k, h_c, scale_k, scale_c, rows = [], [], [], [], []
-        for layer, heard in zip(self.layers, self.heard, strict=True):
-            there = heard.h_k is not None and heard.h_c is not None and heard.scale is not None
-            h_k.append(heard.h_k if there else _zeros(self.k, layer.blocks))
-            h_c.append(heard.h_c if there else _zeros(self.c, layer.blocks))
-            scale_k += [1 / heard.rows if there else 0.0] * layer.blocks
-            scale_c += [heard.scale(heard.data, heard.rows) / scale**2 if there and heard.scale else 0.0] * layer.blocks
-            rows += [heard.used] * layer.blocks
-        present = [heard.h_k is not None for heard in self.heard]
+        for layer, record in zip(self.layers, self.recorded, strict=True):
+            h_k.append(record.h_k or _zeros(self.k, layer.blocks))
+            h_c.append(record.h_c or _zeros(self.c, layer.blocks))
+            mean = record.averaging(record.data, record.rows) / scale**2 if record.averaging else 0.0
+            scale_k += [1 / max(record.rows, 1)] * layer.blocks
+            scale_c += [mean] * layer.blocks
+            rows += [record.used] * layer.blocks
+        present = [record.h_k is not None for record in self.recorded]
         self.forget()
-        return Taken(_joined(h_k), _joined(h_c), scale_k, scale_c, rows, present)
+        return Curvature(_joined(h_k), _joined(h_c), scale_k, scale_c, rows, present)
 
     def forget(self) -> None:
-        """Drop what was heard."""
-        self.heard = [Heard() for _ in self.layers]
+        """Drop what was recorded."""
+        self.recorded = [Recorded() for _ in self.layers]
 
     # -- the step -------------------------------------------------------------------------------------------------------------------
 
@@ -162,23 +171,16 @@ class Bucket:
         return joined if joined.dtype in WIDE else joined.float()
 
     def direction(self, gradient: Tensor, gap: int) -> Tensor:
-        """``C C^T grad K K^T``; dense products with themselves are kept for the ``gap`` steps to the next refresh where that is less work."""
+        """``C C^T grad K K^T``; products of factors with themselves are kept for the ``gap`` steps to the next refresh where that is less work."""
         x = gradient.to(self.k.value[0].dtype)
-        if type(self.k.structure) is type(self.c.structure) is Diagonal:
-            if self.metric[0] is None or self.metric[1] is None:
-                self.metric = [self.k.value[0].square().unsqueeze(1), self.c.value[0].square().unsqueeze(2)]
-            by_k, by_c = self.metric
-            assert by_k is not None
-            assert by_c is not None
-            return (x * by_k).mul_(by_c).to(gradient.dtype)
         for i, (side, dim) in enumerate(((self.k, -1), (self.c, -2))):
-            cached = self.metric[i]
-            if cached is None and type(side.structure) is Dense and x.shape[-3 - dim] * gap >= side.n:
-                cached = self.metric[i] = torch.bmm(side.value[0], side.value[0].mT)
-            if cached is None:
+            if self.metrics[i] is None:
+                self.metrics[i] = side.structure.metric(side.value, x.shape[-3 - dim] * gap)
+            metric = self.metrics[i]
+            if metric is None:
                 x = side.structure.precondition(side.value, x, dim)
             else:
-                x = torch.bmm(x, cached) if dim == -1 else torch.bmm(cached, x)
+                x = side.structure.right(metric, x) if dim == -1 else side.structure.left(metric, x)
         return x.to(gradient.dtype).contiguous()
 
     def scales(self, norms: Sequence[float]) -> list[float]:
@@ -251,7 +253,7 @@ class Bucket:
     # -- state ----------------------------------------------------------------------------------------------------------------------
 
     def follow(self, wanted: torch.dtype | None) -> bool:
-        """Go where the weights have gone: device and dtype, and factors to the dtype that is wanted; say whether weights have moved since the last call."""
+        """Go where the weights have gone (device, dtype), factors to the dtype that is wanted; return whether weights have moved since the last call."""
         weight = self.layers[0].weight
         place = (weight.device, weight.dtype, wanted)
         if place == self.place:
@@ -260,25 +262,22 @@ class Bucket:
         if have.dtype != dtype or have.device != weight.device:
             self.k.to(weight.device, dtype)
             self.c.to(weight.device, dtype)
-            self.metric = [None, None]
+            self.metrics = [None, None]
             wide = torch.promote_types(dtype, torch.float32)
-            for heard in self.heard:
-                for name in ("h_k", "h_c"):
-                    parts = getattr(heard, name)
-                    setattr(heard, name, None if parts is None else tuple(part.to(weight.device, wide) for part in parts))
+            for record in self.recorded:
+                if record.h_k is not None and record.h_c is not None:
+                    record.h_k, record.h_c = (tuple(part.to(weight.device, wide) for part in h) for h in (record.h_k, record.h_c))
         self.momentum = None if self.momentum is None else self.momentum.to(weight.device, momentum_dtype(weight))
         return moved
 
     def stored(self) -> list[tuple[str, Tensor]]:
         """The tensors of the state, by name."""
-        named = [(f"{side}.{i}", part) for side, of in (("K", self.k), ("C", self.c)) for i, part in enumerate(of.value)]
-        for side, of in (("K", self.k), ("C", self.c)):
-            named += [(f"{side}_momentum.{i}", part) for i, part in enumerate(of.momentum or ())]
+        named = [*self.k.stored("K"), *self.c.stored("C")]
         return named if self.momentum is None else [*named, ("momentum", self.momentum)]
 
     def size(self) -> int:
         """Numbers kept between steps, caches among them."""
-        return sum(part.numel() for _, part in self.stored()) + sum(part.numel() for part in self.metric if part is not None)
+        return sum(part.numel() for _, part in self.stored()) + sum(part.numel() for metric in self.metrics for part in metric or ())
 
 
 def factor_dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
@@ -289,20 +288,6 @@ def factor_dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
 def momentum_dtype(weight: Tensor) -> torch.dtype:
     """Dtype of the momentum of a layer: that of the weight, but never float16, whose largest number a natural step may exceed."""
     return torch.float32 if weight.dtype == torch.float16 else weight.dtype
-
-
-def _sums(side: Side, x: Tensor, members: slice | None, bias: bool) -> Factor:
-    """Sums over rows ``[B, rows, n]``, with a last column of ones for a bias."""
-    dtype = torch.float64 if side.value[0].dtype == torch.float64 else torch.float32
-    x = x if x.dtype == dtype else x.to(dtype)
-    if type(side.structure) is Diagonal:
-        sums = x.square().sum(-2)
-        return (torch.cat([sums, sums.new_full((sums.shape[0], 1), x.shape[-2])], -1) if bias else sums,)
-    value = tuple(part.to(x.dtype) if members is None else part[members].to(x.dtype) for part in side.value)
-    if bias and type(side.structure) is Dense and x.shape[0] == 1 and x.shape[1] <= 2 * side.n:  # a row of K is what a one adds
-        seen = torch.addmm(value[0][0, -1], x[0], value[0][0, :-1])
-        return ((seen.mT @ seen).unsqueeze(0),)
-    return side.structure.gram(value, nn.functional.pad(x, (0, 1), value=1.0) if bias else x)
 
 
 def _zeros(side: Side, blocks: int) -> Factor:

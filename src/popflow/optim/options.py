@@ -19,7 +19,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "update_rms": (0, math.inf, True),
     "fallback_lr": (0, math.inf, False),
 }
-"""Name -> lowest, highest, whether the lowest itself is out."""
+"""Name -> lowest, highest, whether the lowest itself is excluded."""
 USUAL = {
     "lr": 3e-3,
     "damping": 1e-4,
@@ -35,7 +35,7 @@ USUAL = {
     "max_rows": 1024,
     "seed": 0,
 }
-"""Name -> a good first value, said in errors."""
+"""Name -> a good first value, named in errors."""
 MAY_BE_NONE = ("kl_clip", "update_rms", "fallback_lr", "max_rows")
 MAY_BE_FUNCTIONS = ("lr_cov", "interval")
 
@@ -66,7 +66,7 @@ def in_range(name: str, value: Any, low: float, high: float, above: bool = False
 
 
 def growing(to: int = 10, every: int = 5) -> Callable[[int], int]:
-    """Return intervals that grow from 1 to ``to``, by one in so many steps: factors are learned at the start and then kept up.
+    """Return intervals that grow from 1 to ``to``, by one every ``every`` steps: factors change most at the start.
 
     >>> [growing(4)(step) for step in (1, 5, 10, 15, 1000)]
     [1, 2, 3, 4, 4]

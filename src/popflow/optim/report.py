@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import torch
+
+from popflow.optim.preconditioner import Preconditioner
 from popflow.optim.structures.structure import Structure
-
-if TYPE_CHECKING:
-    from popflow.optim.singd import SINGD
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,15 @@ class Preconditioned:
         return f"{self.name}: {self.parameters} parameters, {how}, {self.state / max(self.parameters, 1):.2f} numbers of state each"
 
 
-def lines_of(optimizer: SINGD) -> list[Preconditioned]:
+def lines_of(preconditioner: Preconditioner, fallback: Iterable[torch.optim.AdamW | None]) -> list[Preconditioned]:
     """One line per layer and per parameter of the fallback."""
     lines = []
-    for bucket in optimizer.buckets:
-        batch = sum(layer.blocks for layer in bucket.layers)
-        for layer in bucket.layers:
-            count, state = layer.blocks * layer.d * layer.inputs, bucket.size() * layer.blocks // batch
-            lines.append(Preconditioned(layer.name, count, bucket.k.structure, bucket.c.structure, state))
-    for adamw in filter(None, optimizer.adamw):
-        lines += [Preconditioned(optimizer.names[p], p.numel(), None, None, 2 * p.numel()) for p in adamw.param_groups[0]["params"]]
+    for batch in preconditioner.batches:
+        members = sum(layer.blocks for layer in batch.layers)
+        for layer in batch.layers:
+            count, state = layer.blocks * layer.d * layer.inputs, batch.size() * layer.blocks // members
+            lines.append(Preconditioned(layer.name, count, batch.k.structure, batch.c.structure, state))
+    for adamw in filter(None, fallback):
+        parameters = adamw.param_groups[0]["params"]
+        lines += [Preconditioned(preconditioner.names[p], p.numel(), None, None, 2 * p.numel()) for p in parameters]
     return lines

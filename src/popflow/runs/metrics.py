@@ -1,4 +1,4 @@
-"""The file `metrics.jsonl`: one JSON object per recorded step, appended, and cut back to where a resumed job begins again."""
+"""The file `metrics.jsonl`: one JSON object per recorded step, appended, and truncated to the point where a job resumes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from popflow.core.errors import CheckpointError
 
 
 class Metrics:
-    """Rows ``{"stage": str, "step": int, name: number, ...}`` of stages that follow one another.
+    """Rows ``{"stage": str, "step": int, name: number, ...}`` of consecutive stages.
 
-    The first row that a process adds to a stage cuts off what an earlier process, killed after its last checkpoint, had written from
-    that step on; a stage that another one follows was complete, and its rows stand. So the file of an interrupted run equals that of an
-    uninterrupted one byte for byte, also where a stage without checkpoints is done over.
+    The first row that a process adds to a stage discards the rows from that step on, which an earlier process wrote after its last
+    checkpoint. A stage that another one follows is complete, and its rows are kept. The file of an interrupted run therefore equals that
+    of an uninterrupted one byte for byte, even when a stage without checkpoints is repeated.
 
     Args:
-        path: The file; made at the first row.
+        path: The file, created with the first row.
 
     Example:
         >>> import tempfile
@@ -45,17 +45,17 @@ class Metrics:
         self._complete: set[str] = set()
 
     def add(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append a row: numbers, tensors (as numbers or lists), text. What JSON cannot write becomes "nan", "inf" or "-inf".
+        """Append a row of numbers, tensors (written as numbers or lists) and text; non-finite values become "nan", "inf" and "-inf".
 
         Raises:
             CheckpointError: when the row cannot be written.
-            ValueError: when a stage goes on after another one has begun.
+            ValueError: when a stage continues after another one has begun.
         """
         if stage not in self._begun:
             self._cut(stage, step)
             self._begun.append(stage)
         if stage != self._begun[-1]:
-            raise ValueError(f"stage={stage!r} goes on after {self._begun[-1]!r} has begun: stages must follow one another.")
+            raise ValueError(f"stage={stage!r} continues after {self._begun[-1]!r} has begun, wanted stages one after another.")
         if stage in self._complete:
             return
         row = {"stage": stage, "step": step, **{name: _number(value) for name, value in values.items()}}
@@ -69,11 +69,11 @@ class Metrics:
             raise self._failed(error) from error
 
     def rows(self, stage: str | None = None) -> list[dict[str, Any]]:
-        """Return the whole rows, of one stage or of all."""
+        """Return the complete rows of one stage, or of all."""
         return [row for row, _ in self._read() if stage in (None, row["stage"])]
 
     def sync(self) -> None:
-        """Put on disk what was added; done before every checkpoint."""
+        """Flush the rows to disk; done before every checkpoint."""
         try:
             if self._file is not None:
                 os.fsync(self._file.fileno())
@@ -87,7 +87,7 @@ class Metrics:
             self._file = None
 
     def _read(self) -> list[tuple[dict[str, Any], str]]:
-        """Whole rows with their lines; a line torn by a kill ends the file."""
+        """Complete rows with their lines; the file ends at a line truncated by a kill."""
         found = []
         for line in self._text().splitlines(keepends=True):
             try:
@@ -124,7 +124,7 @@ class Metrics:
 
     def _failed(self, error: OSError) -> CheckpointError:
         return CheckpointError(
-            f"cannot write {self.path}: {error.strerror or error}. Earlier checkpoints are whole. Fix: free space, then give the same command again."
+            f"cannot write {self.path}: {error.strerror or error}. Earlier checkpoints are intact. Fix: free space, then repeat the same command."
         )
 
 

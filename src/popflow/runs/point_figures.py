@@ -1,4 +1,4 @@
-"""Figures of clouds of points in two coordinates: a map of values, trajectories, and a cloud that moves. Without any script."""
+"""Figures of points in two coordinates: a map of values, trajectories, and an animation that needs no script."""
 
 from __future__ import annotations
 
@@ -11,57 +11,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.runs.figures import COLOURS, _axes, _style, _uri
+from popflow.runs.canvas import COLOURS, INK, axes_of, data_uri, points_of, style
 
 _MOST = 6000
 _GREY = "#c9c9c4"
 
 
 def value_map(points: Tensor, values: Tensor, *, x_label: str, y_label: str, value_label: str, symmetric: bool = False) -> str:
-    """Points ``[n, 2]`` coloured by values ``[n]``, as a PNG (an SVG of thousands of points is slow to show).
+    """Points ``[n, 2]`` coloured by values ``[n]``, as a PNG (an SVG of thousands of points is slow to display).
 
     Args:
-        points: At most 6000 evenly spread ones are drawn.
-        values: Colours run from the 1st to the 99th percentile.
-        x_label: With unit.
-        y_label: With unit.
-        value_label: With unit.
-        symmetric: A diverging scale around zero.
+        points: At most 6000 of them, evenly spaced in order, are drawn.
+        values: The colour scale covers the 1st to the 99th percentile.
+        x_label: Label of the first coordinate, with unit.
+        y_label: Label of the second coordinate, with unit.
+        value_label: Label of the colour scale, with unit.
+        symmetric: Use a diverging colour scale centred on zero.
 
     Raises:
         ValueError: when points are not ``[n, 2]`` or values not ``[n]``.
     """
-    xy = _plane("points", points)
+    xy = points_of("points", points)
     if values.shape != points.shape[:1]:
-        raise ValueError(f"values has shape {tuple(values.shape)}, wanted {[len(points)]}: one for each point.")
+        raise ValueError(f"values has shape {tuple(values.shape)}, wanted {[len(points)]}: give one value per point.")
     value = values.detach().cpu().double()
     low, high = (float(value.quantile(q)) for q in (0.01, 0.99))
     if symmetric:
         high = max(abs(low), abs(high))
         low = -high
     keep = _spread(len(xy))
-    with _style():
-        figure, axes = _axes(x_label, y_label, width=6.0, height=4.4)
+    with style():
+        figure, axes = axes_of(x_label, y_label, width=6.0, height=4.4)
         shown: Any = {"c": value[keep].numpy(), "cmap": "RdBu_r" if symmetric else "viridis", "vmin": low, "vmax": high}
         drawn = axes.scatter(xy[keep, 0].numpy(), xy[keep, 1].numpy(), s=7, linewidths=0, **shown)
         figure.colorbar(drawn, ax=axes, label=value_label, shrink=0.85)
-        return _uri(figure, "png")
+        return data_uri(figure, "png")
 
 
 def trajectories(background: Tensor, paths: Tensor, *, x_label: str, y_label: str, times: Sequence[float]) -> str:
-    """Paths ``[T, n, 2]`` over a background cloud ``[m, 2]``, coloured by time, as a PNG; a dot where each ends.
+    """Paths ``[T, n, 2]`` over background points ``[m, 2]``, coloured by time, as a PNG; a dot marks each end.
 
     Raises:
-        ValueError: when the shapes are others.
+        ValueError: when the shapes do not fit.
     """
-    cloud = _plane("background", background)
+    cloud = points_of("background", background)
     if paths.ndim != 3 or paths.shape[2] != 2 or paths.shape[0] != len(times) or len(times) < 2:
         raise ValueError(f"paths has shape {tuple(paths.shape)} with {len(times)} times, wanted [times, n, 2] and at least two times.")
     lines = paths.detach().cpu().double()
     from matplotlib.collections import LineCollection
 
-    with _style():
-        figure, axes = _axes(x_label, y_label, width=6.0, height=4.4)
+    with style():
+        figure, axes = axes_of(x_label, y_label, width=6.0, height=4.4)
         keep = _spread(len(cloud))
         axes.scatter(cloud[keep, 0].numpy(), cloud[keep, 1].numpy(), s=6, c=_GREY, linewidths=0)
         pieces = torch.stack([lines[:-1], lines[1:]], 2).flatten(0, 1).numpy()
@@ -69,10 +69,10 @@ def trajectories(background: Tensor, paths: Tensor, *, x_label: str, y_label: st
         drawn = LineCollection(list(pieces), cmap="viridis", linewidths=0.9, alpha=0.8)
         drawn.set_array(middle.double().repeat_interleave(lines.shape[1]).numpy())
         axes.add_collection(drawn)
-        axes.scatter(lines[-1, :, 0].numpy(), lines[-1, :, 1].numpy(), s=9, c="#1d1f23", linewidths=0, zorder=3)
+        axes.scatter(lines[-1, :, 0].numpy(), lines[-1, :, 1].numpy(), s=9, c=INK, linewidths=0, zorder=3)
         axes.autoscale_view()
         figure.colorbar(drawn, ax=axes, label="time", shrink=0.85)
-        return _uri(figure, "png")
+        return data_uri(figure, "png")
 
 
 def moving(
@@ -85,16 +85,16 @@ def moving(
     times: Sequence[float],
     seconds: float,
 ) -> str:
-    """A cloud ``[T, n, 2]`` that moves over the clouds of the snapshots, as an animated PNG: it plays without a script.
+    """Points moving over the observed snapshots, as an animated PNG, which plays without a script.
 
     Args:
-        frames: Positions at each time.
-        weights: ``[T, n]``; areas follow them.
-        truth: Labelled clouds ``[m, 2]`` behind it.
-        x_label: With unit.
-        y_label: With unit.
-        times: Of the frames; written over each.
-        seconds: Length of a round; it repeats.
+        frames: Positions ``[T, n, 2]`` at each time.
+        weights: ``[T, n]``; marker areas are proportional to them.
+        truth: Labelled snapshots ``[m, 2]``, drawn behind the moving points.
+        x_label: Label of the first coordinate, with unit.
+        y_label: Label of the second coordinate, with unit.
+        times: Times of the frames, shown above each.
+        seconds: Duration of one loop.
 
     Raises:
         ValueError: when the shapes do not fit.
@@ -104,22 +104,22 @@ def moving(
     if frames.ndim != 3 or frames.shape[2] != 2 or weights.shape != frames.shape[:2] or len(times) != len(frames):
         raise ValueError(
             f"frames has shape {tuple(frames.shape)}, weights {tuple(weights.shape)}, and there are {len(times)} times, wanted [times, n, 2], "
-            "[times, n] and one time for each frame."
+            "[times, n] and one time per frame."
         )
-    clouds = [(label, _plane(label, points)) for label, points in truth]
+    clouds = [(label, points_of(label, points)) for label, points in truth]
     xy, w = frames.detach().cpu().double(), weights.detach().cpu().double()
     everything = torch.cat([*(points for _, points in clouds), xy.flatten(0, 1)])
     low, high = everything.quantile(0.002, 0), everything.quantile(0.998, 0)
     margin = 0.06 * (high - low)
     images = []
-    with _style():
+    with style():
         for place, weight, t in zip(xy, w, times, strict=True):
-            figure, axes = _axes(x_label, y_label, width=5.2, height=4.2)
+            figure, axes = axes_of(x_label, y_label, width=5.2, height=4.2)
             for (label, points), colour in zip(clouds, cycle(COLOURS)):
                 keep = _spread(len(points), 600)
                 axes.scatter(points[keep, 0].numpy(), points[keep, 1].numpy(), s=5, c=colour, alpha=0.25, linewidths=0, label=label)
             size = (9 * weight / weight.mean()).clamp_max(90)
-            axes.scatter(place[:, 0].numpy(), place[:, 1].numpy(), s=size.numpy(), c="#1d1f23", alpha=0.75, linewidths=0)
+            axes.scatter(place[:, 0].numpy(), place[:, 1].numpy(), s=size.numpy(), c=INK, alpha=0.75, linewidths=0)
             axes.set_xlim(float(low[0] - margin[0]), float(high[0] + margin[0]))
             axes.set_ylim(float(low[1] - margin[1]), float(high[1] + margin[1]))
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5, fontsize=7, markerscale=2)
@@ -135,12 +135,6 @@ def moving(
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _plane(name: str, points: Tensor) -> Tensor:
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"{name} has shape {tuple(points.shape)}, wanted [n, 2]: choose two coordinates.")
-    return points.detach().cpu().double()
-
-
 def _spread(n: int, most: int = _MOST) -> Tensor:
-    """Indices of at most so many evenly spread points."""
+    """Indices of at most ``most`` evenly spaced points."""
     return torch.arange(n) if n <= most else torch.arange(most) * n // most

@@ -1,4 +1,4 @@
-"""The report of a run: what came out, as data and as one self-contained page."""
+"""The report of a run: its results as data and as one self-contained page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IMAGE = re.compile(r"data:image/(png|svg\+xml);base64,[A-Za-z0-9+/=]+")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A number with its standard error (None where there is none).
+    """A number with its standard error, or None where there is none.
 
     >>> str(Measured(0.81234, 0.0041)), str(Measured(12)), str(Measured(1.5e-7, 2e-9))
     ('0.8123 ± 0.0041', '12', '(1.500 ± 0.020)e-07')
@@ -45,14 +45,17 @@ Cell = str | int | float | bool | None | Measured
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows against named columns; the first cell of a row is its name.
+    """A table; the first cell of each row is its name.
 
     Attributes:
         title: What is compared.
-        columns: Heads, units included.
-        rows: Cells, one for each column.
-        note: What the reader must know: sample sizes, what the errors are, which direction is better.
-        emphasis: Rows to set off (what this run is about).
+        columns: Column headings, with units.
+        rows: Cells, one per column.
+        note: What the reader must know: sample sizes, the meaning of errors, which direction is better.
+        emphasis: Indices of the rows to highlight.
+
+    Raises:
+        ValueError: when a row does not have one cell per column.
     """
 
     title: str
@@ -64,12 +67,16 @@ class Table:
     def __post_init__(self) -> None:
         for i, row in enumerate(self.rows):
             if len(row) != len(self.columns):
-                raise ValueError(f"row {i} of table {self.title!r} has {len(row)} cells, wanted {len(self.columns)}: one for each column.")
+                raise ValueError(f"row {i} of table {self.title!r} has {len(row)} cells, wanted {len(self.columns)}: give one per column.")
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """An image (what the functions of `popflow.runs.figures` return), what it shows, and the same for who cannot see it."""
+    """An image made by `popflow.runs.figures`, its caption, and a text alternative for readers who cannot see it.
+
+    Raises:
+        ValueError: when the image is not a base64 data URI of a PNG or SVG.
+    """
 
     image: str
     caption: str
@@ -82,7 +89,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the run did what it should, by which criterion; ``passed`` is None where there is no criterion to hold it to."""
+    """Whether the run met its criterion; ``passed`` is None when there is no criterion to meet."""
 
     passed: bool | None
     statement: str
@@ -91,18 +98,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came out of a run. Jobs return it; `Run.finish` writes it.
+    """The results of a run. Jobs return it; `Run.finish` writes it.
 
     Attributes:
         title: What was done.
-        summary: The same in a few sentences, for a reader who does not know the method. Paragraphs are set apart by blank lines.
+        summary: A few sentences for a reader who does not know the method. Blank lines separate paragraphs.
         verdict: Whether it worked.
-        figure: The one to look at.
-        comparison: Against the truth or the trivial baseline.
-        diagnostics: How far to trust it: effective sample size, log Z, acceptance, loss.
-        results: Named key numbers, for machines.
-        files: File name in the run directory -> what it holds.
-        next: What to run next: command lines.
+        figure: The key figure.
+        comparison: Tables and figures against the truth or a trivial baseline.
+        diagnostics: How far to trust the result: effective sample size, log Z, acceptance, loss.
+        results: Key numbers by name.
+        files: Contents of the run directory, by file name.
+        next: Command lines to try next.
     """
 
     title: str
@@ -116,12 +123,12 @@ class Report:
     next: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """Return the report as what JSON can hold."""
+        """Return the report as JSON-compatible values."""
         return plain(self)
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """Return the page for the content of a ``report.json``. Everything is escaped; nothing is loaded from anywhere."""
+    """Return the page for the content of a ``report.json``. All text is escaped, and the page loads nothing."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -143,7 +150,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """Read the ``report.json`` of a run directory.
 
     Raises:
-        CheckpointError: when it is absent or damaged.
+        CheckpointError: when it is missing or damaged.
     """
     file = Path(path) / "report.json"
     try:
@@ -151,20 +158,20 @@ def read_report(path: str | Path) -> dict[str, Any]:
         whole = isinstance(content["run"], dict) and isinstance(content["report"], dict)
     except OSError as error:
         raise CheckpointError(
-            f"cannot read {file}: {error.strerror or error}. Fix: give the directory of a finished run; the command that began it finishes it."
+            f"cannot read {file}: {error.strerror or error}. Fix: give the directory of a finished run. To finish an interrupted one, repeat the command that started it."
         ) from error
     except (ValueError, KeyError, TypeError):
         whole, content = False, {}
     if not whole:
-        raise CheckpointError(f"{file} is damaged: it is not what a run writes. Fix: give the command that made it again.")
+        raise CheckpointError(f"{file} is damaged: a run does not write this. Fix: repeat the command that made it.")
     return content
 
 
 def rerender(path: str | Path) -> Path:
-    """Write ``report.html`` of a run directory anew from its ``report.json``.
+    """Write ``report.html`` of a run directory again from its ``report.json``.
 
     Raises:
-        CheckpointError: when ``report.json`` is absent or damaged, or the page cannot be written.
+        CheckpointError: when ``report.json`` is missing or damaged, or the page cannot be written.
     """
     from jinja2 import TemplateError
 
@@ -172,12 +179,12 @@ def rerender(path: str | Path) -> Path:
     try:
         html = render(content)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{Path(path) / 'report.json'} is damaged: {error}. Fix: give the command that made it again.") from error
+        raise CheckpointError(f"{Path(path) / 'report.json'} is damaged: {error}. Fix: repeat the command that made it.") from error
     return write_atomic(Path(path) / "report.html", html)
 
 
 def text_of(value: Any) -> str:
-    """Return a cell of a table, as it is or as JSON holds it, as text."""
+    """Return a table cell, or its JSON form, as text."""
     if isinstance(value, Mapping):
         return str(Measured(_float(value.get("value")), None if value.get("error") is None else _float(value["error"])))
     if value is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from popflow.compose.spaces.space import Euclidean, Space
 from popflow.core import Population, Rates, Step, Streams, advance, langevin
-from popflow.core.steps import Refresh
+from popflow.core.kernels import Refresh
 
 
 def between(space: Space, sigma: float, lower: float, like: Tensor) -> Tensor | None:

@@ -9,11 +9,11 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from popflow.optim.structures.structure import Factor, Shapes, bound_by, spectral_bound, squares
+from popflow.optim.structures.structure import Factor, Structure, spectral_bound, squares
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Structure):
     """Every matrix: ``n^2`` numbers. With both factors dense the optimiser is INGD, or KFAC without inverses.
 
     >>> Dense().project(torch.tensor([[[2.0, 1.0], [1.0, 3.0]]]))[0].tolist()
@@ -24,45 +24,33 @@ class Dense:
         """``n^2``."""
         return n * n
 
-    def from_diagonal(self, diagonal: Tensor) -> Factor:
-        """Diagonal matrix."""
-        return (torch.diag_embed(diagonal),)
+    def pack(self, matrix: Tensor) -> Factor:
+        """The matrix itself."""
+        return (matrix,)
 
-    def diagonal(self, factor: Factor, n: int) -> Tensor:
-        """Diagonal ``[B, n]``."""
-        return factor[0].diagonal(dim1=-2, dim2=-1)
+    def dense(self, factor: Factor, n: int) -> Tensor:
+        """The matrix itself."""
+        return factor[0]
 
-    def shift_(self, factor: Factor, value: float) -> None:
+    def project(self, matrix: Tensor) -> Factor:
+        """The matrix itself."""
+        return (matrix,)
+
+    def shift_(self, factor: Factor, n: int, value: float) -> None:
         """Add to the diagonal."""
         factor[0].diagonal(dim1=-2, dim2=-1).add_(value)
 
-    def multiply(self, left: Factor, right: Factor) -> Factor:
-        """Matrix product."""
-        return (left[0] @ right[0],)
-
-    def right(self, factor: Factor, rows: Tensor) -> Tensor:
-        """``X K``."""
-        return rows @ factor[0]
-
-    def right_t(self, factor: Factor, rows: Tensor) -> Tensor:
-        """``X K^T``."""
-        return rows @ factor[0].mT
+    def left(self, factor: Factor, columns: Tensor) -> Tensor:
+        """``K X``."""
+        return torch.bmm(factor[0], columns)
 
     def gram(self, factor: Factor, rows: Tensor) -> Factor:
-        """``K^T X^T X K``; ``X^T X`` first where the rows are many."""
+        """``K^T X^T X K``; ``X^T X`` first where there are many rows."""
         k = factor[0]
         if rows.shape[-2] > 2 * rows.shape[-1]:
             return (torch.bmm(torch.bmm(k.mT, torch.bmm(rows.mT, rows)), k),)
         seen = torch.bmm(rows, k)
         return (torch.bmm(seen.mT, seen),)
-
-    def inner(self, factor: Factor) -> Factor:
-        """``K^T K``."""
-        return (factor[0].mT @ factor[0],)
-
-    def square(self, factor: Factor, n: int) -> Tensor:
-        """Sum of squares."""
-        return squares(factor)
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
         """By ``K K^T`` where ``X`` has as many rows as ``K``, else one after the other."""
@@ -72,21 +60,18 @@ class Dense:
             return torch.bmm(x, metric) if dim == -1 else torch.bmm(metric, x)
         return torch.bmm(torch.bmm(x, k), k.mT) if dim == -1 else torch.bmm(k, torch.bmm(k.mT, x))
 
-    def project(self, matrix: Tensor) -> Factor:
-        """The matrix itself."""
-        return (matrix,)
+    def metric(self, factor: Factor, uses: int) -> Factor | None:
+        """``K K^T`` where it is used for as many rows as it has."""
+        k = factor[0]
+        return (torch.bmm(k, k.mT),) if uses >= k.shape[-1] else None
 
-    def dense(self, factor: Factor, n: int) -> Tensor:
-        """The matrix itself."""
-        return factor[0]
-
-    def bound(self, factor: Factor) -> Tensor:
-        """`spectral_bound`: one norm, less what a multiple of the identity adds to it."""
-        return spectral_bound(factor[0])
+    def inverse_root(self, gram: Factor, n: int, rows: Tensor, damping: Tensor) -> Factor:
+        """Of the whole matrix, its entries beside the diagonal shrunk by ``N / (N + n)``, since few rows say little of them."""
+        return (_inverse_root(gram[0], rows, damping),)
 
 
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(Structure):
     """Diagonal matrices: ``n`` numbers, elementwise work. About half of AdamW's memory for the whole optimiser.
 
     >>> Diagonal().project(torch.tensor([[[2.0, 1.0], [1.0, 3.0]]]))[0].tolist()
@@ -97,6 +82,18 @@ class Diagonal:
         """``n``."""
         return n
 
+    def pack(self, matrix: Tensor) -> Factor:
+        """Diagonal of the matrix."""
+        return (matrix.diagonal(dim1=-2, dim2=-1).clone(),)
+
+    def dense(self, factor: Factor, n: int) -> Tensor:
+        """Diagonal matrix."""
+        return torch.diag_embed(factor[0])
+
+    def project(self, matrix: Tensor) -> Factor:
+        """Diagonal of the matrix."""
+        return self.pack(matrix)
+
     def from_diagonal(self, diagonal: Tensor) -> Factor:
         """The diagonal itself."""
         return (diagonal.clone(),)
@@ -105,11 +102,11 @@ class Diagonal:
         """The diagonal itself."""
         return factor[0]
 
-    def shift_(self, factor: Factor, value: float) -> None:
+    def shift_(self, factor: Factor, n: int, value: float) -> None:
         """Add to every entry."""
         factor[0].add_(value)
 
-    def multiply(self, left: Factor, right: Factor) -> Factor:
+    def multiply(self, left: Factor, right: Factor, n: int) -> Factor:
         """Elementwise product."""
         return (left[0] * right[0],)
 
@@ -121,11 +118,15 @@ class Diagonal:
         """Scale columns."""
         return rows * factor[0].unsqueeze(-2)
 
+    def left(self, factor: Factor, columns: Tensor) -> Tensor:
+        """Scale rows."""
+        return columns * factor[0].unsqueeze(-1)
+
     def gram(self, factor: Factor, rows: Tensor) -> Factor:
         """Column sums of squares, times ``k^2``."""
         return (rows.square().sum(-2).mul_(factor[0]).mul_(factor[0]),)
 
-    def inner(self, factor: Factor) -> Factor:
+    def inner(self, factor: Factor, n: int) -> Factor:
         """Squares."""
         return (factor[0].square(),)
 
@@ -137,21 +138,17 @@ class Diagonal:
         """Scale by squares."""
         return x * factor[0].square().unsqueeze(-3 - dim)
 
-    def project(self, matrix: Tensor) -> Factor:
-        """Diagonal of the matrix."""
-        return (matrix.diagonal(dim1=-2, dim2=-1).clone(),)
+    def metric(self, factor: Factor, uses: int) -> Factor | None:
+        """Squares."""
+        return (factor[0].square(),)
 
-    def dense(self, factor: Factor, n: int) -> Tensor:
-        """Diagonal matrix."""
-        return torch.diag_embed(factor[0])
-
-    def bound(self, factor: Factor) -> Tensor:
+    def bound(self, factor: Factor, n: int) -> Tensor:
         """Largest entry: the norm itself."""
         return factor[0].abs().amax(-1)
 
 
 @dataclass(frozen=True)
-class BlockDiagonal:
+class BlockDiagonal(Structure):
     """Dense blocks of ``block`` coordinates and one smaller block for the remainder: about ``n block`` numbers.
 
     >>> BlockDiagonal(30).size(64)
@@ -173,6 +170,26 @@ class BlockDiagonal:
         """How many coordinates are in whole blocks."""
         return n // self.block * self.block
 
+    def pack(self, matrix: Tensor) -> Factor:
+        """Diagonal blocks."""
+        n, b = matrix.shape[-1], self.block
+        cut = self._cut(n)
+        blocks = [matrix[:, i : i + b, i : i + b] for i in range(0, cut, b)]
+        return torch.stack(blocks, 1) if blocks else matrix.new_zeros(len(matrix), 0, b, b), matrix[:, cut:, cut:].clone()
+
+    def dense(self, factor: Factor, n: int) -> Tensor:
+        """Block-diagonal matrix."""
+        (whole, rest), b, cut = factor, self.block, self._cut(n)
+        out = whole.new_zeros(len(whole), n, n)
+        for i in range(whole.shape[1]):
+            out[:, i * b : (i + 1) * b, i * b : (i + 1) * b] = whole[:, i]
+        out[:, cut:, cut:] = rest
+        return out
+
+    def project(self, matrix: Tensor) -> Factor:
+        """Diagonal blocks."""
+        return self.pack(matrix)
+
     def from_diagonal(self, diagonal: Tensor) -> Factor:
         """Diagonal blocks."""
         n = diagonal.shape[-1]
@@ -184,13 +201,13 @@ class BlockDiagonal:
         parts = [part.diagonal(dim1=-2, dim2=-1).flatten(1) for part in factor if part.numel()]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
-    def shift_(self, factor: Factor, value: float) -> None:
+    def shift_(self, factor: Factor, n: int, value: float) -> None:
         """Add to the diagonals of the blocks."""
         for part in factor:
             if part.numel():
                 part.diagonal(dim1=-2, dim2=-1).add_(value)
 
-    def multiply(self, left: Factor, right: Factor) -> Factor:
+    def multiply(self, left: Factor, right: Factor, n: int) -> Factor:
         """Blockwise product."""
         return torch.bmm(left[0].flatten(0, 1), right[0].flatten(0, 1)).view(left[0].shape), torch.bmm(left[1], right[1])
 
@@ -227,7 +244,7 @@ class BlockDiagonal:
         return out
 
     def gram(self, factor: Factor, rows: Tensor) -> Factor:
-        """Blockwise ``K^T X^T X K``; ``X^T X`` first where the rows are many."""
+        """Blockwise ``K^T X^T X K``, as `Dense`."""
         whole, rest = factor
         cut, n = self._cut(rows.shape[-1]), rows.shape[-1]
         if cut:
@@ -236,9 +253,9 @@ class BlockDiagonal:
             rest = Dense().gram((rest,), rows.narrow(-1, cut, n - cut))[0]
         return whole, rest
 
-    def inner(self, factor: Factor) -> Factor:
+    def inner(self, factor: Factor, n: int) -> Factor:
         """Blockwise ``K^T K``."""
-        return self.multiply(tuple(part.mT for part in factor), factor)
+        return self.multiply(tuple(part.mT for part in factor), factor, n)
 
     def square(self, factor: Factor, n: int) -> Tensor:
         """Sum of squares."""
@@ -248,73 +265,35 @@ class BlockDiagonal:
         """Blockwise, as `Dense`."""
         return self._blockwise(partial(Dense().precondition, dim=dim), factor, x, dim)
 
-    def project(self, matrix: Tensor) -> Factor:
-        """Diagonal blocks."""
-        n, b = matrix.shape[-1], self.block
-        whole = n // b * b
-        blocks = [matrix[:, i : i + b, i : i + b] for i in range(0, whole, b)]
-        return torch.stack(blocks, 1) if blocks else matrix.new_zeros(len(matrix), 0, b, b), matrix[:, whole:, whole:].clone()
+    def inverse_root(self, gram: Factor, n: int, rows: Tensor, damping: Tensor) -> Factor:
+        """Of each block, as `Dense`."""
+        whole, rest = gram
+        return _inverse_root(whole, rows.unsqueeze(-1), damping.unsqueeze(-1)), _inverse_root(rest, rows, damping)
 
-    def dense(self, factor: Factor, n: int) -> Tensor:
-        """Block-diagonal matrix."""
-        whole, rest = factor
-        out = whole.new_zeros(len(whole), n, n)
-        b = self.block
-        for i in range(whole.shape[1]):
-            out[:, i * b : (i + 1) * b, i * b : (i + 1) * b] = whole[:, i]
-        out[:, n - rest.shape[-1] :, n - rest.shape[-1] :] = rest
-        return out
-
-    def bound(self, factor: Factor) -> Tensor:
+    def bound(self, factor: Factor, n: int) -> Tensor:
         """Largest bound of a block."""
         parts = [part if part.ndim == 4 else part.unsqueeze(1) for part in factor if part.numel()]
-        sizes = [torch.linalg.vector_norm(part, dim=(-2, -1)) for part in parts]
-        traces = [part.diagonal(dim1=-2, dim2=-1).sum(-1) for part in parts]
-        if len(parts) == 1:
-            return bound_by(sizes[0].square(), traces[0], parts[0].shape[-1]).amax(-1)
-        sides = _sides(self.block, factor[0].shape[1], factor[1].shape[-1], sizes[0].dtype, str(sizes[0].device))
-        return bound_by(torch.cat(sizes, -1).square(), torch.cat(traces, -1), sides).amax(-1)
-
-    # Frames hold blocks [T, block, block]: those of a factor and, with zeros to its size, the rest.
-
-    def frame_shape(self, shapes: Shapes) -> tuple[int, ...]:
-        """``T``, block, block."""
-        return sum(batch * -(-n // self.block) for batch, n in shapes), self.block, self.block
-
-    def framed(self, frame: Tensor, shapes: Shapes) -> list[Factor]:
-        """Whole blocks, and the corner of the last."""
-        factors = []
-        for part, (batch, n) in zip(frame.split_with_sizes([batch * -(-n // self.block) for batch, n in shapes]), shapes, strict=True):
-            blocks, (whole, rest) = part.unflatten(0, (batch, -1)), divmod(n, self.block)
-            last = blocks[:, whole] if rest else blocks[:, 0]
-            factors.append((blocks[:, :whole], last[:, :rest, :rest]))
-        return factors
-
-    def framed_diagonal(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """Diagonals of the blocks."""
-        return (frame.diagonal(dim1=-2, dim2=-1),)
-
-    def framed_trace(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """Sums of the diagonals of the blocks."""
-        return frame.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-    def framed_square(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """Sums of squares of the blocks."""
-        return frame.square().sum((1, 2))
-
-    def framed_inner(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """As `inner`."""
-        return torch.bmm(frame.mT, frame)
-
-    def framed_product(self, left: Tensor, right: Tensor) -> Tensor:
-        """As `multiply`."""
-        return torch.bmm(left, right)
-
-    def framed_bound(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """`spectral_bound` of each block, whose own sides these are."""
-        return bound_by(self.framed_square(frame, sides), self.framed_trace(frame, sides), sides)
+        norms = torch.cat([torch.linalg.vector_norm(part, dim=(-2, -1)) for part in parts], -1)
+        traces = torch.cat([part.diagonal(dim1=-2, dim2=-1).sum(-1) for part in parts], -1)
+        return spectral_bound(norms.square(), traces, _sides(self.block, n, norms.dtype, str(norms.device))).amax(-1)
 
 
 @lru_cache(maxsize=256)
-def _sides(block: int, count: int, rest: int, dtype: torch.dtype, device: str) -> Tensor:
-    return torch.tensor([block] * count + [rest], dtype=dtype, device=device)
+def _sides(block: int, n: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Sides of the blocks of a matrix."""
+    count, rest = divmod(n, block)
+    return torch.tensor([block] * count + [rest] * (rest > 0), dtype=dtype, device=device)
+
+
+def _inverse_root(gram: Tensor, rows: Tensor, damping: Tensor) -> Tensor:
+    """``K`` with ``K K^T = (gram + damping)^{-1}`` for ``gram [..., n, n]`` by Cholesky; of the diagonal where that does not factorise."""
+    n = gram.shape[-1]
+    if gram.numel() == 0:
+        return gram
+    diagonal, rows, damping = gram.diagonal(dim1=-2, dim2=-1), rows.unsqueeze(-1), damping.unsqueeze(-1)
+    damped = gram * (rows / (rows + n)).unsqueeze(-1) + torch.diag_embed(diagonal * (n / (rows + n)) + damping)
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    eye = torch.eye(n, dtype=gram.dtype, device=gram.device).expand(gram.shape)
+    root = torch.linalg.solve_triangular(lower, eye, upper=False).mT
+    sound = (failed == 0) & root.isfinite().flatten(-2).all(-1)
+    return torch.where(sound[..., None, None], root, torch.diag_embed((diagonal + damping).rsqrt()))

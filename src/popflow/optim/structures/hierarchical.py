@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from popflow.optim.structures.structure import Factor, Shapes, bound_by, squares
+from popflow.optim.structures.structure import Factor, Structure, squares
 
 
 @dataclass(frozen=True)
-class Hierarchical:
+class Hierarchical(Structure):
     """``[[A, B], [0, [[C, 0], [D, E]]]]``: dense borders ``A (k1 x k1), B``, ``D, E (k2 x k2)`` around a diagonal ``C``.
 
     About ``(k1 + k2 + 1) n`` numbers. The closest of the cheap structures to a dense factor. ``k1`` first and ``k2`` last coordinates
@@ -43,6 +42,14 @@ class Hierarchical:
         k1, middle, k2 = self._cut(n)
         return k1 * n + k2 * (n - k1) + middle
 
+    def pack(self, matrix: Tensor) -> Factor:
+        """The five parts."""
+        k1, middle, k2 = self._cut(matrix.shape[-1])
+        top, center, bottom = matrix.split([k1, middle, k2], -2)
+        a, b = top.split([k1, middle + k2], -1)
+        _, d, e = bottom.split([k1, middle, k2], -1)
+        return a, b, center[..., k1 : k1 + middle].diagonal(dim1=-2, dim2=-1), d, e
+
     def from_diagonal(self, diagonal: Tensor) -> Factor:
         """Diagonal matrix."""
         k1, middle, k2 = self._cut(diagonal.shape[-1])
@@ -55,7 +62,7 @@ class Hierarchical:
         a, _, c, _, e = factor
         return torch.cat([a.diagonal(dim1=-2, dim2=-1), c, e.diagonal(dim1=-2, dim2=-1)], -1)
 
-    def shift_(self, factor: Factor, value: float) -> None:
+    def shift_(self, factor: Factor, n: int, value: float) -> None:
         """Add to the diagonals of A, C, E."""
         factor[0].diagonal(dim1=-2, dim2=-1).add_(value)
         factor[2].add_(value)
@@ -69,7 +76,7 @@ class Hierarchical:
         rows = top if k2 == 0 else torch.cat([top, torch.cat([e.new_zeros(len(e), k2, k1), d, e], -1)], -2)
         return rows, torch.nn.functional.pad(c, (k1, k2))
 
-    def multiply(self, left: Factor, right: Factor) -> Factor:
+    def multiply(self, left: Factor, right: Factor, n: int) -> Factor:
         """Product, block by block."""
         a, b_c, b_e, c, d, e = self._parts(left)
         a2, b2, c2, d2, e2 = right
@@ -109,7 +116,7 @@ class Hierarchical:
         ends = self._ends(factor, seen, -1)
         return self._projected(torch.bmm(ends.mT, seen), seen.square_().sum(-2))
 
-    def inner(self, factor: Factor) -> Factor:
+    def inner(self, factor: Factor, n: int) -> Factor:
         """Projection of ``K^T K``."""
         a, b_c, b_e, c, d, e = self._parts(factor)
         borders = torch.cat([b_c, d, c.unsqueeze(-2)], -2)
@@ -156,78 +163,6 @@ class Hierarchical:
         out[:, k1 : k1 + middle, k1 : k1 + middle] = torch.diag_embed(c)
         out[:, k1 + middle :, k1 : k1 + middle], out[:, k1 + middle :, k1 + middle :] = d, e
         return out
-
-    def bound(self, factor: Factor) -> Tensor:
-        """`spectral_bound` of the matrix, from its parts."""
-        n = factor[1].shape[-1] + factor[0].shape[-1]
-        return bound_by(squares(factor), self.diagonal(factor, n).sum(-1), n)
-
-    # Frames hold border rows and, as one row more, diagonals [T, k1 + k2 + 1, k1 + middle + k2]; the borders of all factors are at its borders.
-
-    def frame_shape(self, shapes: Shapes) -> tuple[int, ...]:
-        """``T``, rows, columns."""
-        middle = max(self._cut(n)[1] for _, n in shapes)
-        return sum(batch for batch, _ in shapes), self.k1 + self.k2 + 1, self.k1 + middle + self.k2
-
-    def framed(self, frame: Tensor, shapes: Shapes) -> list[Factor]:
-        """The parts; those of the middle stand next to the lower border, so that B is in one piece."""
-        factors, lower, end = [], self.k1 + self.k2, frame.shape[-1] - self.k2
-        for part, (_, n) in zip(frame.split_with_sizes([batch for batch, _ in shapes]), shapes, strict=True):
-            k1, middle, k2 = self._cut(n)
-            top, bottom, start = part[:, :k1], part[:, self.k1 : self.k1 + k2], end - middle
-            last = slice(end, end + k2)
-            factors.append(
-                (top[..., :k1], top[..., start : end + k2], part[:, lower, start:end], bottom[..., start:end], bottom[..., last])
-            )
-        return factors
-
-    def framed_diagonal(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """Diagonals of A, C, E."""
-        k1, borders, n = self.k1, self.k1 + self.k2, frame.shape[-1]
-        corners = frame[:, :k1, :k1], frame[:, k1:borders, n - self.k2 :]
-        a, e = (corner.diagonal(dim1=-2, dim2=-1) for corner in corners)
-        return a, frame[:, borders, k1 : n - self.k2], e
-
-    def framed_trace(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """Sums of the diagonals."""
-        return torch.cat(self.framed_diagonal(frame), -1).sum(-1)
-
-    def framed_square(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """As `square`."""
-        return frame.square().sum((1, 2))
-
-    def _framed_ends(self, frame: Tensor) -> Tensor:
-        """Border columns of border rows, ``[T, k1 + k2, k1 + k2]``."""
-        rows, n = frame[:, :-1], frame.shape[-1]
-        return torch.cat([rows[..., : self.k1], rows[..., n - self.k2 :]], -1)
-
-    def framed_inner(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """As `inner`."""
-        borders = self.k1 + self.k2
-        product = torch.bmm(self._framed_ends(frame).mT, frame[:, :borders])
-        out = torch.cat([product, frame.square().sum(1, keepdim=True)], 1)
-        return out.mul_(_one_sided(self.k1, frame.shape[-1] - borders, self.k2, frame.dtype, str(frame.device)))
-
-    def framed_product(self, left: Tensor, right: Tensor) -> Tensor:
-        """As `multiply`."""
-        borders = self.k1 + self.k2
-        out = left * right[:, borders:]
-        out[:, :borders].baddbmm_(self._framed_ends(left), right[:, :borders])
-        return out
-
-    def framed_bound(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """As `bound`."""
-        return bound_by(self.framed_square(frame, sides), self.framed_trace(frame, sides), sides)
-
-
-@lru_cache(maxsize=64)
-def _one_sided(k1: int, middle: int, k2: int, dtype: torch.dtype, device: str) -> Tensor:
-    """What the projection multiplies border rows and diagonal of a frame by: 2 in borders, 1 in the corners, 0 outside of the factor."""
-    out = torch.zeros(k1 + k2 + 1, k1 + middle + k2, dtype=dtype, device=device)
-    out[:k1, :k1], out[:k1, k1:] = 1, 2
-    out[k1:-1, k1 : k1 + middle], out[k1:-1, k1 + middle :] = 2, 1
-    out[-1, k1 : k1 + middle] = 1
-    return out
 
 
 def rank_triangular(k: int) -> Hierarchical:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from popflow.optim.structures.structure import Factor, Shapes
+from popflow.optim.structures.structure import Factor, Structure
 
 SMALL = 128
 """Up to this side matrices are made; beyond, FFTs take less time, ``K K^T`` aside (measured on one CPU thread, as what follows)."""
@@ -23,7 +23,7 @@ CACHED = 2**17
 
 
 @dataclass(frozen=True)
-class LowerToeplitz:
+class LowerToeplitz(Structure):
     """``K_ij = c_{i-j}`` for ``i >= j``: ``n`` numbers, products by FFT in ``n log n``. For layers whose coordinates have an order.
 
     The coordinates ``c`` are polynomials modulo ``z^n``, so the set is closed under product.
@@ -39,6 +39,10 @@ class LowerToeplitz:
         """``n``."""
         return n
 
+    def pack(self, matrix: Tensor) -> Factor:
+        """The first column."""
+        return (matrix[..., 0],)
+
     def from_diagonal(self, diagonal: Tensor) -> Factor:
         """Mean of the diagonal, times the identity."""
         out = torch.zeros_like(diagonal)
@@ -49,14 +53,13 @@ class LowerToeplitz:
         """The constant diagonal."""
         return factor[0][:, :1].expand(-1, n)
 
-    def shift_(self, factor: Factor, value: float) -> None:
+    def shift_(self, factor: Factor, n: int, value: float) -> None:
         """Add to the coefficient of lag 0."""
         factor[0].select(-1, 0).add_(value)
 
-    def multiply(self, left: Factor, right: Factor) -> Factor:
+    def multiply(self, left: Factor, right: Factor, n: int) -> Factor:
         """Product of the polynomials modulo ``z^n``."""
         a, b = left[0], right[0]
-        n = a.shape[-1]
         if n > MEDIUM:
             return (convolve(a, b),)
         return ((_hankel(torch.nn.functional.pad(a, (n - 1, 0)), n) * b.flip(-1).unsqueeze(-2)).sum(-1),)
@@ -86,10 +89,9 @@ class LowerToeplitz:
         power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in _few_at_a_time(rows, few)]
         return (_lag_means(_lags(power[0] if len(power) == 1 else torch.stack(power).sum(0), n).to(rows.dtype)),)
 
-    def inner(self, factor: Factor) -> Factor:
+    def inner(self, factor: Factor, n: int) -> Factor:
         """Projection of ``K^T K``: ``sum_s c_s c_{s+l} (n - s - l)``, per lag."""
         c = factor[0]
-        n = c.shape[-1]
         weighted = c * _counts(n, c)
         if n > MEDIUM:
             return (_lag_means(correlate(weighted, c)),)
@@ -124,47 +126,9 @@ class LowerToeplitz:
         """The matrix."""
         return _hankel(_padded(factor[0].flip(-1)), n).flip(-2)
 
-    def bound(self, factor: Factor) -> Tensor:
+    def bound(self, factor: Factor, n: int) -> Tensor:
         """``sum |c|``, which bounds row and column sums."""
         return factor[0].abs().sum(-1)
-
-    # Frames hold coefficients [T, n], with zeros to the largest side: the first terms of a product do not see what follows.
-
-    def frame_shape(self, shapes: Shapes) -> tuple[int, ...]:
-        """``T``, largest side."""
-        return sum(batch for batch, _ in shapes), max(n for _, n in shapes)
-
-    def framed(self, frame: Tensor, shapes: Shapes) -> list[Factor]:
-        """The first coefficients of each row."""
-        rows = frame.split_with_sizes([batch for batch, _ in shapes])
-        return [(part[:, :n],) for part, (_, n) in zip(rows, shapes, strict=True)]
-
-    def framed_diagonal(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """The coefficients of lag 0."""
-        return (frame[:, :1],)
-
-    def framed_trace(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """``n c_0``."""
-        return frame[:, 0] * sides
-
-    def framed_square(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """As `square`."""
-        return (frame.square() * _framed_counts(frame, sides)).sum(-1)
-
-    def framed_inner(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """As `inner`."""
-        counts = _framed_counts(frame, sides)
-        sums = correlate(frame * counts, frame) * (2 / counts.clamp(min=1))
-        sums[:, 0].div_(2)
-        return sums.mul_(counts.sign())
-
-    def framed_product(self, left: Tensor, right: Tensor) -> Tensor:
-        """As `multiply`."""
-        return convolve(left, right)
-
-    def framed_bound(self, frame: Tensor, sides: Tensor) -> Tensor:
-        """As `bound`."""
-        return self.bound((frame,))
 
 
 @dataclass(frozen=True)
@@ -176,6 +140,10 @@ class UpperToeplitz(LowerToeplitz):
     """
 
     backwards: ClassVar[bool] = False
+
+    def pack(self, matrix: Tensor) -> Factor:
+        """The first row."""
+        return (matrix[..., 0, :],)
 
     def _metric(self, c: Tensor) -> Tensor:
         return outer_sums(c).flip(-1, -2)
@@ -199,7 +167,7 @@ def _few_at_a_time(rows: Tensor, few: int) -> Sequence[Tensor]:
 
 
 def _lag_sums(rows: Tensor) -> Tensor:
-    """`autocorrelation` by the Gram matrix of the rows, whose diagonals are rows of the same memory read with another stride."""
+    """``sum_r sum_i x_ri x_r(i+l)`` for every lag ``l`` by the Gram matrix of the rows, whose diagonals are rows of the same memory read with another stride."""
     batch, _, n = rows.shape
     wide = rows.new_zeros(batch, n, 2 * n)
     torch.bmm(rows.mT, rows, out=wide[..., :n])
@@ -209,12 +177,6 @@ def _lag_sums(rows: Tensor) -> Tensor:
 def _lag_means(sums: Tensor) -> Tensor:
     """Mean of the diagonal, and twice the means of the others, from their sums."""
     return sums.mul_(_weights(sums.shape[-1], sums.dtype, str(sums.device)))
-
-
-def _framed_counts(frame: Tensor, sides: Tensor) -> Tensor:
-    """`_counts` of sides ``[T]``, zeros beyond."""
-    lags = torch.arange(frame.shape[-1], dtype=frame.dtype, device=frame.device)
-    return (sides.unsqueeze(-1) - lags).clamp_(min=0)
 
 
 def _counts(n: int, like: Tensor) -> Tensor:
@@ -320,18 +282,9 @@ def _power(spectrum: Tensor) -> Tensor:
 
 
 def _lags(power: Tensor, n: int) -> Tensor:
-    """Sums over each lag ``l < n`` from the power spectrum of ``n`` numbers, padded as in `_spectrum`."""
+    """``sum_r sum_i x_ri x_r(i+l)`` for every lag ``l < n`` from the power spectrum of ``n`` numbers, padded as in `_spectrum`."""
     length = fast_length(2 * n - 2)
     out = torch.fft.irfft(power, n=length)[..., :n]
     if length == 2 * n - 2:
         out[..., n - 1].div_(2)
     return out
-
-
-def autocorrelation(rows: Tensor) -> Tensor:
-    """``sum_r sum_i x_ri x_r(i+l)`` for every lag ``l < n``; rows ``[..., m, n]`` to ``[..., n]``.
-
-    >>> autocorrelation(torch.tensor([[1.0, 2.0, 4.0]])).round().tolist()
-    [21.0, 10.0, 4.0]
-    """
-    return _lags(_power(_spectrum(rows)), rows.shape[-1]).to(rows.dtype)
