@@ -43,6 +43,7 @@ CASES: dict[str, tuple[Expert | Target, float, int, bool]] = {
     "guidance": (cfg(B, C, 2.0), 1.0, 0, True),
     "guidance with a kernel": (cfg(B, C, 2.0), 1.0, 2, True),
     "reward": (tilt(A, bowl), 1.0, 0, True),
+    "reward, with a kernel": (tilt(A, bowl), 1.0, 2, True),
     "reward without gradient": (tilt(A, bowl, gradient=False), 1.0, 0, True),
     "reward without gradient, with a kernel": (tilt(A, bowl, gradient=False), 1.0, 2, True),
     "reward on a product": (tilt(A * C, bowl, 0.5), 1.0, 0, False),

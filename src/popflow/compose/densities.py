@@ -10,7 +10,7 @@ from torch import Tensor
 
 from popflow.compose.target import Expert
 from popflow.core import Population
-from popflow.core.steps import Refresh
+from popflow.core.kernels import Refresh
 
 
 def all_known(experts: Sequence[Expert]) -> bool:
