@@ -223,8 +223,7 @@ def overhead(options: argparse.Namespace) -> Row:
 
 
 def version(module: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as of
+    from importlib.metadata import PackageNotFoundError, version as of
 
     try:
         return of(module)

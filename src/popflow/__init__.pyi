@@ -1,9 +1,3 @@
-from . import circuits as circuits
-from . import compose as compose
-from . import core as core
-from . import learn as learn
-from . import optim as optim
-from . import runs as runs
-from . import transport as transport
+from . import circuits as circuits, compose as compose, core as core, learn as learn, optim as optim, runs as runs, transport as transport
 
 __version__: str

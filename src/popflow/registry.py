@@ -1,11 +1,11 @@
-"""The methods: built-in ones by dotted name, loaded when used, and those of other packages by entry point.
+"""Methods and the tasks they serve: built-in ones by dotted name, loaded when used, and those of other packages by entry point.
 
 A package adds a method with a `Method` object and, in its ``pyproject.toml``,
 
     [project.entry-points."popflow.methods"]
     mine = "my_package.popflow:METHOD"
 
-Importing this module imports no room, no torch and no extra.
+which gives it ``popflow mine``, ``popflow demo mine`` and a line of ``popflow methods``. Importing this module imports no room, no torch and no extra.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from popflow.runs import Report, Run
 
     Job = Callable[[Any, Run], Report]
+    Cite = tuple[str, ...] | Callable[[Any], tuple[str, ...]]
 
 GROUP = "popflow.methods"
 
@@ -35,50 +36,102 @@ class MethodError(ImportError):
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """A method as the command line and the conformance tests know it.
+class Task:
+    """Something to do: a configuration, and the job that carries it out. The verb is made from the configuration.
 
     Parts are objects, or ``"module:name"`` of objects that are loaded when they are used.
 
     Attributes:
-        name: As typed.
-        summary: One line.
-        cite: BibTeX entries.
-        config: Frozen dataclass of what ``run`` needs; its fields are the options. A field ``seed: int`` is set by ``--seed``.
-        run: ``run(config, run: popflow.runs.Run) -> popflow.runs.Report``: the job on the user's own input.
-        demo: ``demo(config, run) -> Report``: a job with a known answer, that needs no input.
-        demo_config: Frozen dataclass of what ``demo`` needs, with defaults for all; a field ``quick: bool`` is set by ``--quick``.
+        config: Frozen dataclass of what ``run`` needs. Its fields are the options, its docstring holds their help texts
+            (`popflow.runs.config.options`). The module should import no torch.
+        run: ``run(config, run: popflow.runs.Run) -> popflow.runs.Report``: the job.
+        cite: BibTeX entries, or a function of the configuration that returns them; empty for those of the method.
+        summary: What it does, in one line of ``popflow --help``.
+        examples: Command lines, shown by ``--help``.
 
     Example:
-        >>> Method("greet", "Says hello.", (), dict, run=print, demo=print, demo_config=dict).load("demo") is print
+        >>> Task(dict, print).load("run") is print
         True
-        >>> Method("broken", "", (), "absent_module:Config", "absent_module:run", "absent_module:demo", "absent_module:D").load("run")
+        >>> Task("absent_module:Config", print).load("config")
         Traceback (most recent call last):
-        popflow.registry.MethodError: method 'broken': cannot load its run, absent_module:run: No module named 'absent_module'.
+        popflow.registry.MethodError: cannot load absent_module:Config: No module named 'absent_module'.
     """
 
-    name: str
-    summary: str
-    cite: tuple[str, ...]
     config: type | str
     run: Job | str
-    demo: Job | str
-    demo_config: type | str
+    cite: Cite | str = ()
+    summary: str = ""
+    examples: tuple[str, ...] = ()
 
     def load(self, part: str) -> Any:
-        """Return one part (``"config"``, ``"run"``, ``"demo"``, ``"demo_config"``) as an object.
+        """Return one part (``"config"``, ``"run"``, ``"cite"``) as an object.
 
         Raises:
             MethodError: when it cannot be imported.
         """
-        value = getattr(self, part)
+        value: Any = getattr(self, part)
         if not isinstance(value, str):
             return value
         module, _, name = value.partition(":")
         try:
             return getattr(import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise MethodError(f"method {self.name!r}: cannot load its {part}, {value}: {error}.") from error
+            raise MethodError(f"cannot load {value}: {error}.") from error
+
+    def cited(self, config: Any) -> tuple[str, ...]:
+        """Return the BibTeX entries of a configuration."""
+        entries: Any = self.load("cite")
+        return entries(config) if callable(entries) else entries  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method as the command line and the conformance tests know it.
+
+    Attributes:
+        name: As typed. The name of the entry point, for a method of another package.
+        summary: One line.
+        cite: BibTeX entries.
+        demo: A job with a known answer that needs no input: all fields of its configuration have defaults; a field ``quick: bool``
+            asks for less, within seconds.
+        task: The job on the user's own input: the verb of that name in `TASKS`, or a `Task`, whose verb is then the name of the method.
+    """
+
+    name: str
+    summary: str
+    cite: tuple[str, ...]
+    demo: Task
+    task: Task | str | None = None
+
+
+TASKS = {
+    "sample": Task(
+        summary="Sample from compositions of pretrained diffusion models.",
+        config="popflow.compose.job:SampleConfig",
+        run="popflow.compose.job:run",
+        cite=(citations.FEYNMAN_KAC_CORRECTORS,),
+        examples=(
+            "popflow sample --expert zoo:digits-even --expert zoo:digits-prime --op product",
+            "popflow sample --expert zoo:lj13 --temperature 0.8",
+            "popflow sample --diffusers DIR --prompt 'a cat' --prompt 'a dog' --op and",
+        ),
+    ),
+    "flow": Task(
+        summary="Learn population dynamics from snapshots and predict held-out times.",
+        config="popflow.transport.job:FlowConfig",
+        run="popflow.transport.job:run",
+        cite=(citations.WASSERSTEIN_LAGRANGIAN_FLOWS,),
+        examples=("popflow flow cells.h5ad --time day --rep X_pca --dims 5 --lagrangian unbalanced --hold-out 2",),
+    ),
+    "search": Task(
+        summary="Find binary networks with a quantum hypernetwork, beside the exact optimum and classical search.",
+        config="popflow.circuits.job:SearchConfig",
+        run="popflow.circuits.job:run",
+        cite=(citations.QUANTUM_HYPERNETWORKS,),
+        examples=("popflow search --data digits:3,7 --net mlp:2 --depth 6 --restarts 64",),
+    ),
+}
+"""The built-in verbs."""
 
 
 BUILT_IN = (
@@ -86,37 +139,29 @@ BUILT_IN = (
         name="fkc",
         summary="Exact annealing, products, guidance and reward tilting of diffusion models by weighted resampling (Feynman-Kac correctors).",
         cite=(citations.FEYNMAN_KAC_CORRECTORS,),
-        config="popflow.compose.job:SampleConfig",
-        run="popflow.compose.job:run",
-        demo="popflow.compose.zoo.demo:demo",
-        demo_config="popflow.compose.zoo.demo:DemoConfig",
+        demo=Task("popflow.compose.zoo.demo:DemoConfig", "popflow.compose.zoo.demo:demo"),
+        task="sample",
     ),
     Method(
         name="superdiff",
         summary="Several diffusion models in superposition: samples that any (OR) or all (AND) of them find likely (SuperDiff).",
         cite=(citations.SUPERDIFF,),
-        config="popflow.compose.job:SampleConfig",
-        run="popflow.compose.job:run",
-        demo="popflow.compose.zoo.demo:superdiff",
-        demo_config="popflow.compose.zoo.demo:DemoConfig",
+        demo=Task("popflow.compose.zoo.demo:DemoConfig", "popflow.compose.zoo.demo:superdiff"),
+        task="sample",
     ),
     Method(
         name="qhn",
-        summary="Binary networks, parameters, hyper-parameters and architecture together, from a variational circuit (quantum hypernetworks).",
+        summary="Binary networks, parameters, hyperparameters and architecture together, from a variational circuit (quantum hypernetworks).",
         cite=(citations.QUANTUM_HYPERNETWORKS,),
-        config="popflow.circuits.job:SearchConfig",
-        run="popflow.circuits.job:run",
-        demo="popflow.circuits.job:demo",
-        demo_config="popflow.circuits.job:DemoConfig",
+        demo=Task("popflow.circuits.job:DemoConfig", "popflow.circuits.job:demo"),
+        task="search",
     ),
     Method(
         name="wlf",
         summary="Population dynamics from snapshots: transport, growth, bridges and potentials by least action (Wasserstein Lagrangian flows).",
         cite=(citations.WASSERSTEIN_LAGRANGIAN_FLOWS,),
-        config="popflow.transport.job:FlowConfig",
-        run="popflow.transport.job:run",
-        demo="popflow.transport.demo:demo",
-        demo_config="popflow.transport.demo:DemoConfig",
+        demo=Task("popflow.transport.demo:DemoConfig", "popflow.transport.demo:demo"),
+        task="flow",
     ),
 )
 
@@ -132,15 +177,17 @@ class Registry:
 def methods() -> Registry:
     """Return the built-in methods and those of installed packages; a package that fails is reported and disturbs nothing else."""
     found, broken = {method.name: method for method in BUILT_IN}, {}
-    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+    for name, point in plugins().items():
         try:
-            method = _load(point)
-            if method.name in found:
-                raise ValueError(f"the name {method.name!r} is taken")
-            found[method.name] = method
+            found[name] = _load(point)
         except Exception as error:
             broken[f"{point.name} = {point.value}"] = f"{type(error).__name__}: {error}"
     return Registry(found, broken)
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Return the entry points of other packages by name, without loading one."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))}
 
 
 def method(name: str) -> Method:
@@ -164,8 +211,24 @@ def method(name: str) -> Method:
     return registry.methods[name]
 
 
+def task(verb: str) -> Task | None:
+    """Return the task of a verb: a built-in one, or that of the method of another package of this name; None when there is none."""
+    if verb in TASKS or verb not in plugins():
+        return TASKS.get(verb)
+    own = method(verb).task
+    return own if isinstance(own, Task) else None
+
+
 def _load(point: EntryPoint) -> Method:
     method = point.load()
     if not isinstance(method, Method):
         raise TypeError(f"{point.value} is a {type(method).__name__}, wanted a popflow.registry.Method")
+    if method.name != point.name:
+        raise ValueError(f"the method calls itself {method.name!r} and its entry point {point.name!r}, wanted one name")
+    if point.name in RESERVED:
+        raise ValueError(f"the name {point.name!r} is taken")
     return method
+
+
+RESERVED = {*TASKS, *(method.name for method in BUILT_IN), "demo", "methods", "report", "cite", "doctor", "view"}
+"""Names that no other package may take."""

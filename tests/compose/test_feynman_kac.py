@@ -35,17 +35,7 @@ from popflow.compose import (
 from popflow.compose.experts import Output
 from popflow.compose.feynman_kac import excess, log_initial_normalizer
 from popflow.compose.schedule import Schedule
-from popflow.core import (
-    NonFiniteError,
-    PopflowWarning,
-    Population,
-    StaleTrackingError,
-    State,
-    Streams,
-    Trace,
-    multinomial,
-    systematic,
-)
+from popflow.core import NonFiniteError, PopflowWarning, Population, StaleTrackingError, State, Streams, Trace, multinomial, systematic
 
 F64 = torch.float64
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from popflow.core import CheckpointError, DivergenceError, MissingExtraError, NonFiniteError, StaleTrackingError, ZeroWeightsError
-from popflow.core.errors import is_put_off, put_off, refuse, unknown
+from popflow.core.checks import is_put_off, put_off, refuse
+from popflow.core.errors import unknown
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from popflow.core import (
     systematic,
     temper,
 )
-from popflow.core.errors import put_off
+from popflow.core.checks import put_off
 from popflow.core.metrics import kolmogorov_smirnov_to_cdf
 
 

@@ -8,14 +8,7 @@ import torch
 from scipy.integrate import quad
 
 from popflow.core import Streams
-from popflow.transport.closed_forms import (
-    atom_growth,
-    brenier_map,
-    dirac_growth,
-    gaussian_bridge,
-    gaussian_transport,
-    matching_velocity,
-)
+from popflow.transport.closed_forms import atom_growth, brenier_map, dirac_growth, gaussian_bridge, gaussian_transport, matching_velocity
 
 H = 1e-5
 

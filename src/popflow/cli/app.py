@@ -11,28 +11,61 @@ import typer
 from typer.main import get_command
 
 from popflow import __version__
-from popflow.cli.cite import cite
-from popflow.cli.demo import demo
-from popflow.cli.doctor import doctor
-from popflow.cli.flow import flow
-from popflow.cli.job import ARGUMENTS
-from popflow.cli.methods import methods
+from popflow.cli.installation import doctor
 from popflow.cli.output import print_json
-from popflow.cli.report import report
-from popflow.cli.sample import sample
-from popflow.cli.search import search
+from popflow.cli.records import cite, methods, report
+from popflow.cli.verbs import ARGUMENTS, demo_verb, verb
+from popflow.registry import BUILT_IN, TASKS, MethodError, method, plugins, task
+from popflow.runs.config import ConfigError
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
-app = typer.Typer(
-    name="popflow",
-    help="Move, weigh and breed populations of samples.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for verb in (demo, sample, flow, search, methods, report, cite, doctor):
-    app.command()(verb)
+
+def build(arguments: Sequence[str] = ()) -> typer.Typer:
+    """Return the application. Its verbs come from the registry; a method of another package is loaded only when ``arguments`` name it."""
+    app = typer.Typer(
+        name="popflow",
+        help="Move, weigh and breed populations of samples.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # boxes leave no room for the text of forty options
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_popflow)
+    typed, other = _verb(arguments), plugins()
+    app.command("demo", short_help="Run a method on a problem whose answer is known.")(demo_verb(_demonstrated(arguments)))
+    for name, one in TASKS.items():
+        app.command(name, short_help=one.summary)(verb(name, one))
+    for name, point in other.items():
+        own = task(name) if name == typed else None
+        if own is not None:
+            app.command(name)(verb(name, own))
+        elif name not in TASKS:
+            app.command(name, short_help=f"From the package {point.dist.name if point.dist else point.value}.")(_without_task(name))
+    for look in (methods, report, cite, doctor):
+        app.command()(look)
+    return app
+
+
+def _verb(arguments: Sequence[str]) -> str | None:
+    return next((argument for argument in arguments if not argument.startswith("-")), None)
+
+
+def _demonstrated(arguments: Sequence[str]) -> Any:
+    """The method whose demo is asked for, by default the first one; a name that is not known is told when the command runs."""
+    known = {one.name: one for one in BUILT_IN}
+    if _verb(arguments) != "demo":
+        return BUILT_IN[0]
+    name = next((argument for argument in arguments if argument in known or argument in plugins()), BUILT_IN[0].name)
+    return known[name] if name in known else method(name)
+
+
+def _without_task(name: str) -> Any:
+    def command() -> None:
+        method(name)  # says why it cannot be loaded
+        raise MethodError(f"the method {name!r} has no task of its own. Fix: run `popflow demo {name}`.")
+
+    return command
 
 
 def _tell_version(asked: bool) -> bool:
@@ -42,9 +75,8 @@ def _tell_version(asked: bool) -> bool:
     return asked
 
 
-@app.callback()
-def popflow(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_tell_version)] = False,
+def _popflow(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_tell_version)] = False,
 ) -> None:
     """Move, weigh and breed populations of samples. Begin with `popflow demo`."""
 
@@ -52,17 +84,17 @@ def popflow(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error is one clear message on standard error (and JSON with ``--json``)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = get_command(app)
-    verbs: Iterable[str] = getattr(command, "commands", {})
-    typed = next((argument for argument in arguments if not argument.startswith("-")), None)
-    if typed is not None and typed not in verbs:
-        from popflow.core.errors import unknown
-
-        return _fail(arguments, 2, "UsageError", unknown("command", typed, verbs))
     begun = ARGUMENTS.set(tuple(arguments))
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
+            command = get_command(build(arguments))
+            verbs: Iterable[str] = getattr(command, "commands", {})
+            typed = _verb(arguments)
+            if typed is not None and typed not in verbs:
+                from popflow.core.errors import unknown
+
+                return _fail(arguments, 2, "UsageError", unknown("command", typed, verbs))
             code = command.main(args=arguments or ["--help"], prog_name="popflow", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
@@ -71,18 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         ARGUMENTS.reset(begun)
     if code == _INTERRUPTED:
-        return _fail(arguments, 1, "KeyboardInterrupt", "interrupted; the same command goes on from the last checkpoint")
+        return _fail(arguments, 1, "KeyboardInterrupt", "interrupted; the same command resumes from the last checkpoint")
     return code if isinstance(code, int) else 0
 
 
 def _code(error: Exception) -> int:
-    if hasattr(error, "format_message"):
-        return 2
-    if "popflow.runs" not in sys.modules:
-        return 1
-    from popflow.runs import ConfigError
-
-    return 2 if isinstance(error, ConfigError) else 1
+    return 2 if hasattr(error, "format_message") or isinstance(error, ConfigError) else 1
 
 
 def _message(error: Any) -> str:

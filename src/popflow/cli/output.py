@@ -6,9 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from popflow.runs import Report
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -25,6 +30,27 @@ def aligned(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
     """
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows), default=0))]
     return "\n".join(indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows)
+
+
+def print_report(report: Report, html: Path) -> None:
+    """Print what came out of a run: the verdict, the results, the tables of the comparison, and what to do next."""
+    from popflow.runs.report import Table, text_of
+
+    typer.echo(f"\n{report.title}")
+    if report.verdict is not None:
+        passed = report.verdict.passed
+        mark = "No criterion to meet" if passed is None else "Criterion met" if passed else "Criterion not met"
+        typer.secho(f"{mark}: {report.verdict.statement}", fg=None if passed is None else "green" if passed else "red")
+        typer.echo(f"  criterion: {report.verdict.criterion}")
+    if report.results:
+        typer.echo("\n" + aligned([[name, str(value)] for name, value in report.results.items()]))
+    for item in report.comparison:
+        if isinstance(item, Table):
+            cells = [list(item.columns), *[[text_of(cell) for cell in row] for row in item.rows]]
+            typer.echo(f"\n{item.title}\n{aligned(cells)}" + (f"\n  {item.note}" if item.note else ""))
+    typer.echo(f"\nWrote  {html}")
+    for line in report.next or (f"popflow cite {html.parent}",):
+        typer.echo(f"Next   {line}")
 
 
 class ProgressLine:

@@ -39,7 +39,7 @@ from popflow.core import (
     systematic,
     temper,
 )
-from popflow.core.errors import refuse
+from popflow.core.checks import refuse
 from popflow.core.steps import Refresh, Scheme
 
 

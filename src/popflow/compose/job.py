@@ -27,7 +27,7 @@ from popflow.compose.superpose import Guidance, average, both, either
 from popflow.compose.target import Expert, Target
 from popflow.core import PopflowWarning, Streams
 from popflow.core.errors import unknown
-from popflow.runs import Figure, Measured, Report, Run, Table, checkpoint, figures, last_checkpoint
+from popflow.runs import Figure, Measured, Report, Run, Table, figures, simulation
 
 _GRIDS = {"karras": karras, "linear": linear, "geometric": geometric}
 _BELONG = {
@@ -318,9 +318,8 @@ def run(config: SampleConfig, run: Run) -> Report:
         "ancestors": lambda state: distinct(state.pop.aux["ancestor"]),
     }
     size = sizes(config)
-    recorder = checkpoint(run, "sample", last=size.steps, every=config.checkpoint_every, **functions)
-    state = last_checkpoint(run, "sample", rng)
-    out = sample(sampler, levels, particles=size.particles, runs=size.runs, rng=rng, record=[recorder], resume=state)
+    stage = simulation(run, "sample", rng, last=size.steps, every=config.checkpoint_every, trace=None, **functions)
+    out = sample(sampler, levels, particles=size.particles, runs=size.runs, rng=rng, **stage)
     picked = out.pick(rng)
     run.save("picked", {"x": picked}, {"what": "one sample of each run, drawn by its weights"})
     return _report(config, run, sampler, out, picked)

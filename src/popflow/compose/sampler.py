@@ -13,7 +13,7 @@ from torch import Tensor
 from popflow.compose.schedule import check_levels
 from popflow.compose.target import Expert
 from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
-from popflow.core.errors import put_off
+from popflow.core.checks import put_off
 
 
 @dataclass(frozen=True, eq=False)

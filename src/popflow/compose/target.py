@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from popflow.compose.spaces.space import Euclidean, Space
-from popflow.core.errors import NonFiniteError, is_put_off, refuse
+from popflow.core.checks import is_put_off, refuse
+from popflow.core.errors import NonFiniteError
 
 Model = Callable[[Tensor, float, Tensor | None], Tensor]
 """``model(y [rows, *event], sigma, cond [rows, *c] or None) -> epsilon [rows, *tangent]`` in sigma coordinates; tangent vectors are shaped like

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from dataclasses import replace as _replace
+from dataclasses import dataclass, field, replace as _replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from popflow.core.errors import ZeroWeightsError, refuse
+from popflow.core.checks import refuse
+from popflow.core.errors import ZeroWeightsError
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,11 @@ class Trace:
         _arrived()
         return torch.stack([row[name] for row in self.rows])
 
+    def last(self) -> dict[str, Tensor]:
+        """Return the values of the state that was recorded last."""
+        _arrived()
+        return self.rows[-1]
+
     def json_lines(self) -> str:
         """Return one JSON object per recorded state."""
         _arrived()

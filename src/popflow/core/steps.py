@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from popflow.core.errors import StaleTrackingError, is_put_off
+from popflow.core.checks import is_put_off
+from popflow.core.errors import StaleTrackingError
 from popflow.core.population import Population
 from popflow.core.process import Ito, Process, Rates, advance
 from popflow.core.resampling import systematic

@@ -10,8 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from dataclasses import replace as _replace
+from dataclasses import dataclass, replace as _replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -335,8 +334,7 @@ def _bar(start: int, steps: int, team: Workers) -> Iterator[Callable[[Progress],
         yield lambda progress: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Bar(*columns, console=Console(stderr=True), auto_refresh=False) as bar:

@@ -1,15 +1,21 @@
-"""Configurations: frozen dataclasses whose fields are the keyword arguments, to JSON and back with every key and type checked."""
+"""One declaration for a task: a frozen dataclass, from which its verb, ``--help``, ``--config``, config.json and the checks are made.
+
+The entries under ``Attributes:`` of its docstring are the help texts, the annotations are the types. An option is called ``--field-name``, unless
+``Annotated[..., Flag(...)]`` gives it another name; a range is said there as well. Importing this module imports no torch.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from popflow.core.errors import unknown
 
@@ -18,6 +24,142 @@ T = TypeVar("T")
 
 class ConfigError(ValueError):
     """A configuration has an unknown key, a missing key, a value of the wrong type or a value out of range."""
+
+
+class Flag:
+    """How the option of a field departs from ``--field-name``, and the range of its values.
+
+    Args:
+        *names: ``"--cfg"`` or several names; ``"--ode/--sde"`` for both sides of a bool; a name without dashes makes a positional argument.
+        metavar: What stands for the value in ``--help``.
+        ge: Least value (``>=``).
+        gt: Values are above this one.
+        le: Greatest value (``<=``). ``le=math.inf`` admits infinity; without it a bounded number is finite.
+        lt: Values are below this one.
+    """
+
+    def __init__(
+        self,
+        *names: str,
+        metavar: str | None = None,
+        ge: float | None = None,
+        gt: float | None = None,
+        le: float | None = None,
+        lt: float | None = None,
+    ):
+        self.names, self.metavar = names, metavar
+        self.bounds = {
+            symbol: (bound, holds)
+            for symbol, bound, holds in (
+                (">=", ge, float.__ge__),
+                (">", gt, float.__gt__),
+                ("<=", le, float.__le__),
+                ("<", lt, float.__lt__),
+            )
+            if bound is not None
+        }
+
+    @property
+    def range(self) -> str:
+        """The range in words: ``"> 0, <= 1"``; empty without one."""
+        return ", ".join(f"{symbol} {bound:g}" for symbol, (bound, _) in self.bounds.items() if bound != math.inf)
+
+    def admits(self, value: float) -> bool:
+        """Say whether a number lies in the range."""
+        inside = all(holds(float(value), float(bound)) for bound, holds in self.bounds.values())
+        return not self.bounds or (inside and (math.isfinite(value) or "<=" in self.bounds))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Option:
+    """A field of a configuration as the command line and the forms of a page know it.
+
+    Attributes:
+        name: Of the field.
+        names: Of the option: ``("--steps",)``, or ``("CELLS",)`` of a positional argument.
+        kind: ``bool``, ``int``, ``float``, ``str`` or ``Path``, of one value.
+        many: Whether it may be given several times.
+        choices: The values of a `Literal`.
+        default: None where there is none.
+        help: The first sentence of the entry in the docstring.
+        metavar: What stands for the value.
+        range: In words.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    kind: type
+    many: bool
+    choices: tuple[str, ...]
+    default: Any
+    help: str
+    metavar: str | None
+    range: str
+
+
+def options(cls: type) -> tuple[Option, ...]:
+    """Return the options of a configuration, in the order of its fields.
+
+    Raises:
+        TypeError: when ``cls`` is not a dataclass, or a field has no help text.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Anneal:
+        ...     '''Anneal.
+        ...
+        ...     Attributes:
+        ...         beta: Exponent. Above 1 sharpens.
+        ...         kernel_steps: Langevin steps at each level.
+        ...     '''
+        ...     beta: Annotated[float, Flag("--exponent", gt=0)] = 1.0
+        ...     kernel_steps: int = 0
+        >>> [(option.names, option.help, option.range) for option in options(Anneal)]
+        [(('--exponent',), 'Exponent.', '> 0'), (('--kernel-steps',), 'Langevin steps at each level.', '')]
+    """
+    texts, hints = _texts(cls), _hints(cls)
+    silent = [name for name in hints if not texts.get(name, "").strip(".… ")]
+    if silent:
+        raise TypeError(
+            f"{cls.__name__} does not say what {', '.join(silent)} mean(s), wanted an entry for each under 'Attributes:' of its docstring."
+        )
+    found = []
+    for field in _fields(cls):
+        hint, flag = _parts(hints[field.name])
+        kind, many, choices = _element(hint)
+        dashed = field.name.replace("_", "-")
+        names = flag.names or ((f"--{dashed}/--no-{dashed}",) if kind is bool else (f"--{dashed}",))
+        default = None if field.default is dataclasses.MISSING else field.default
+        short = re.split(r"(?<=[.!?])\s+(?=[A-Z`])", texts[field.name], maxsplit=1)[0].replace("``", "`")
+        found.append(Option(field.name, names, kind, many, choices, default, short, flag.metavar, flag.range))
+    return tuple(found)
+
+
+def check(config: Any) -> None:
+    """Check ranges and choices of a configuration that Python code has made; to be called in its ``__post_init__``.
+
+    Raises:
+        ValueError: naming the field, the value seen and the value wanted.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Anneal:
+        ...     steps: Annotated[int, Flag(ge=1)] = 100
+        ...     def __post_init__(self):
+        ...         check(self)
+        >>> Anneal(steps=0)
+        Traceback (most recent call last):
+        ValueError: steps=0, wanted a whole number >= 1.
+    """
+    for name, annotated in _hints(type(config)).items():
+        hint, flag = _parts(annotated)
+        kind, many, choices = _element(hint)
+        value = getattr(config, name)
+        for one in (value if many else (value,)) if value is not None else ():
+            if choices and one not in choices:
+                raise ValueError(unknown(name, str(one), choices))
+            if not flag.admits(one):
+                raise ValueError(f"{name}={value!r}, wanted {_say(kind)} {flag.range or 'that is finite'}.")
 
 
 def config_of(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -41,20 +183,18 @@ def config_of(cls: type[T], values: Mapping[str, Any]) -> T:
         Traceback (most recent call last):
         popflow.runs.config.ConfigError: unknown key of Anneal 'betta': did you mean 'beta'? Known: beta, steps.
     """
-    if not dataclasses.is_dataclass(cls):
-        raise TypeError(f"cls={cls!r}, wanted a frozen dataclass whose fields are the keyword arguments of the job.")
-    hints = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    hints, fields = _hints(cls), {field.name: field for field in _fields(cls)}
     for name in values:
         if name not in fields:
             raise ConfigError(unknown(f"key of {cls.__name__}", str(name), fields))
-    required = [
+    missing = [
         name
         for name, field in fields.items()
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and name not in values
     ]
-    if required:
-        raise ConfigError(f"{cls.__name__} lacks {', '.join(map(repr, required))}: give a value of type {_say(hints[required[0]])}.")
+    if missing:
+        wanted = ", ".join(f"{name} ({_say(_parts(hints[name])[0])})" for name in missing)
+        raise ConfigError(f"{cls.__name__} lacks {wanted}: give a value for each.")
     checked = {name: _read(hints[name], value, name) for name, value in values.items()}
     try:
         return cls(**checked)
@@ -102,8 +242,65 @@ def read_values(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def inputs(config: Any) -> Iterable[Path]:
+    """Yield the files and folders that a configuration reads: its fields of type `Path`, and what its own method ``inputs()`` returns."""
+    if not dataclasses.is_dataclass(config):
+        return
+    for field in _fields(type(config)):
+        value = getattr(config, field.name)
+        yield from (one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, Path))
+    yield from getattr(config, "inputs", tuple)()
+
+
+def _fields(cls: type) -> list[dataclasses.Field]:
+    if not dataclasses.is_dataclass(cls):
+        raise TypeError(f"cls={cls!r}, wanted a frozen dataclass whose fields are the keyword arguments of the job.")
+    return [field for field in dataclasses.fields(cls) if field.init]
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    names = [field.name for field in _fields(cls)]
+    hints = get_type_hints(cls, include_extras=True)
+    return {name: hints[name] for name in names}
+
+
+def _texts(cls: type) -> dict[str, str]:
+    """Entries of ``Attributes:`` in the docstring of a class."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2].splitlines():
+        if line and not line.startswith(" "):
+            break
+        if entry := re.match(r"    (\w+): (.*)", line):
+            name, found[entry[1]] = entry[1], entry[2]
+        elif name and line.strip():
+            found[name] += " " + line.strip()
+    return found
+
+
+def _parts(hint: Any) -> tuple[Any, Flag]:
+    """Type and flag of an annotation."""
+    if get_origin(hint) is not Annotated:
+        return hint, Flag()
+    hint, *extra = get_args(hint)
+    return hint, next((one for one in extra if isinstance(one, Flag)), Flag())
+
+
+def _element(hint: Any) -> tuple[type, bool, tuple[str, ...]]:
+    """Type of one value, whether there may be many, and choices; None in a union is left out."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(one for one in get_args(hint) if one is not type(None))
+    if get_origin(hint) is tuple:
+        kind, _, choices = _element(get_args(hint)[0])
+        return kind, True, choices
+    if get_origin(hint) is Literal:
+        return str, False, get_args(hint)
+    return hint, False, ()
+
+
 def _read(hint: Any, value: Any, name: str) -> Any:
     """Return ``value`` as the annotated type; the first matching member of a union."""
+    hint = _parts(hint)[0]
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         for member in args:
@@ -111,6 +308,9 @@ def _read(hint: Any, value: Any, name: str) -> Any:
                 return _read(member, value, name)
             with contextlib.suppress(ConfigError):
                 return _read(member, value, name)
+        choices = [one for member in args if get_origin(member) is Literal for one in get_args(member)]
+        if choices and isinstance(value, str):
+            raise ConfigError(unknown(name, value, choices))
     elif origin is Literal:
         if value in args:
             return value

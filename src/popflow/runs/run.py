@@ -1,24 +1,27 @@
 """The run directory: what a long job leaves behind, whole after any crash, and where it goes on from.
 
-    config.json        the job and its configuration, accepted back by --config
+    config.json        the job, its configuration and digests of the files it reads; accepted back by --config
     env.json           versions, device, seed, command line
     metrics.jsonl      one JSON object per recorded step, the same bytes whether or not the job was interrupted
     *.safetensors      checkpoints and results
     report.html/.json  what came out
     log.txt            wall-clock times, messages, tracebacks
 
-Nothing is pickled. One process at a time may have a run open.
+Nothing is pickled. One process at a time may have a run open. A directory belongs to its job once something was computed: one that ended before,
+by an error in its configuration or input, leaves no directory, and what a kill left that early is taken over by the next job.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +32,7 @@ from torch import Tensor
 
 from popflow.core.checkpoint import load_tensors, save_tensors, write_atomic
 from popflow.core.errors import CheckpointError
-from popflow.runs.config import ConfigError, plain, read_values
+from popflow.runs.config import ConfigError, inputs, plain, read_values
 from popflow.runs.metrics import Metrics
 from popflow.runs.report import Report, render
 
@@ -37,11 +40,38 @@ Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: told where a job stands."""
 
 _LOCK = ".lock"
+_BEFORE_RESULTS = {_LOCK, "config.json", "env.json", "log.txt"}
 _LEFT_BY_A_KILL = re.compile(r"\.(?:[\w.-]+\.(?:json|jsonl|html|safetensors))\.\w+\.tmp")
 
 
 class RunBusyError(CheckpointError):
     """Another process has this run directory open."""
+
+
+def identity(job: str, config: Any) -> dict[str, Any]:
+    """Return what a run is told apart by: job, configuration, and the SHA-256 of every file and folder that it reads.
+
+    >>> identity("sample", {"steps": 3})
+    {'job': 'sample', 'steps': 3}
+    """
+    digests = {str(path): digest(path) for path in inputs(config) if path.exists()}
+    return {"job": job, **plain(config), **({"inputs": digests} if digests else {})}
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of all files in a folder.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> _ = file.write_text("abc")
+    >>> digest(file)[:8]
+    'ba7816bf'
+    """
+    if path.is_dir():
+        names = sorted(str(one.relative_to(path)) for one in path.rglob("*") if one.is_file())
+        return hashlib.sha256("".join(f"{name}\0{digest(path / name)}\n" for name in names).encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(slots=True)
@@ -111,10 +141,10 @@ class Run:
                 ``config.json``, or cannot be written.
             RunBusyError: when another process has it open.
         """
-        path, device, values = Path(path), torch.device(device), plain(config)
+        path, device, values, known = Path(path), torch.device(device), plain(config), identity(job, config)
         lock = _claim(path)
         try:
-            resumed = _identify(path, job, values, device)
+            resumed = _identify(path, known, device)
             run = Run(path, job, values, device, tuple(cite), command, progress or (lambda stage, done, total: None), resumed, lock)
             run.metrics = Metrics(path / "metrics.jsonl")
             for name in os.listdir(path):
@@ -126,7 +156,7 @@ class Run:
                     run.log(f"versions differ from those it began with: {before} then, {run.environment()['versions']} now")
             else:
                 write_atomic(path / "env.json", _json({**run.environment(), "cite": run.cite}))
-                write_atomic(path / "config.json", _json({"job": job, **values}))
+                write_atomic(path / "config.json", _json(known))
             run.log(f"{'resumed' if resumed else 'started'} {job}; {command or 'from Python'}")
         except BaseException:
             lock.close()
@@ -136,7 +166,15 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.log("interrupted")
+        elif error is not None:
+            self.log("".join(traceback.format_exception(error)))
+        if isinstance(error, ValueError | ImportError | KeyboardInterrupt) and not _results(self.path):
+            for name in _BEFORE_RESULTS:
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
         self.close()
 
     def close(self) -> None:
@@ -257,8 +295,13 @@ def _foreign(path: Path) -> list[str]:
     return names
 
 
-def _identify(path: Path, job: str, values: dict[str, Any], device: torch.device) -> bool:
-    """Say whether the directory holds this job already; refuse another one."""
+def _results(path: Path) -> list[str]:
+    """Names of what a job has computed in a run directory."""
+    return [name for name in os.listdir(path) if name not in _BEFORE_RESULTS and not _LEFT_BY_A_KILL.fullmatch(name)]
+
+
+def _identify(path: Path, known: Mapping[str, Any], device: torch.device) -> bool:
+    """Say whether the directory holds this job already; refuse another one that has computed something."""
     if not (path / "config.json").exists():
         return False
     try:
@@ -268,18 +311,22 @@ def _identify(path: Path, job: str, values: dict[str, Any], device: torch.device
         raise CheckpointError(
             f"{error} The run in {path} cannot be told from another one: restore the file or give another --out."
         ) from error
-    now = {"job": job, **json.loads(_json(values)), "device": str(device)}
+    now = {**json.loads(_json(known)), "device": str(device)}
     there["device"] = environment.get("device")
-    differing = [
-        f"{key} is {_show(there, key)} there and {_show(now, key)} now"
-        for key in dict.fromkeys([*there, *now])
-        if there.get(key, ...) != now.get(key, ...)
-    ]
-    if differing:
+    differing = [_difference(key, there, now) for key in dict.fromkeys([*there, *now]) if there.get(key, ...) != now.get(key, ...)]
+    if differing and _results(path):
         raise CheckpointError(
             f"{path} holds another run: {'; '.join(differing)}. Fix: give another --out, or --config {path / 'config.json'} to go on with that one."
         )
-    return True
+    return not differing
+
+
+def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if key == "inputs":
+        before, after = (values.get(key, {}) for values in (there, now))
+        changed = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+        return f"{', '.join(changed)} changed since that run read it"
+    return f"{key} is {_show(there, key)} there and {_show(now, key)} now"
 
 
 def _show(values: Mapping[str, Any], key: str) -> str:

@@ -68,9 +68,8 @@ def demo(config: DemoConfig, run: Run) -> Report:
             problem.snapshots,
             steps=steps,
             rng=Streams(config.seed),
-            record=[training(run, name, steps)],
-            checkpoint=run.path / f"{name.replace(' ', '-')}.safetensors",
             compile=False,
+            **training(run, name, steps),
         )
         pop, seen = Population.of(problem.snapshots.x[0]), []
         for k, t in enumerate(GRID):

@@ -99,8 +99,7 @@ def run(config: FlowConfig, run: Run) -> Report:
         snapshots,
         steps=config.steps,
         rng=Streams(config.seed, run.device),
-        record=[training(run, "fit", config.steps)],
-        checkpoint=run.path / "fit.safetensors",
+        **training(run, "fit", config.steps),
     )
     certificate = flow.report()
     known = tuple(range(1, len(snapshots)))
@@ -113,8 +112,7 @@ def run(config: FlowConfig, run: Run) -> Report:
             rng=Streams(config.seed, run.device),
             steps=config.steps,
             width=config.width,
-            record=[training(run, "flow matching", config.steps)],
-            checkpoint=run.path / "flow_matching.safetensors",
+            **training(run, "flow matching", config.steps),
         )
         theirs = evaluate(other, snapshots, rng=Streams(config.seed, run.device), marginals=scored)
         scores = {k: {n: row[n] for n in (FLOW, PATH) if n in row} | {_BASELINE: theirs[k][FLOW]} | row for k, row in scores.items()}
@@ -277,7 +275,7 @@ def _report(
         "fit.safetensors": "parameters and state of the training",
     }
     if config.baseline:
-        files["flow_matching.safetensors"] = "the same of the baseline"
+        files["flow-matching.safetensors"] = "the same of the baseline"
     return Report(
         title=f"Population dynamics of {config.cells.name}: {kind}",
         summary=(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from dataclasses import replace as _replace
+from dataclasses import dataclass, replace as _replace
 from itertools import pairwise
 from typing import Any
 

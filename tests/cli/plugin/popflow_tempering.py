@@ -4,12 +4,14 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from popflow.core import Population, Streams, chain, metropolis, resample_if, temper
-from popflow.registry import Method
-from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, checkpointed
+from popflow.registry import Method, Task
+from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, simulated
+from popflow.runs.config import Flag, check
 from popflow.runs.figures import histogram, lines
 
 CITE = "@misc{neal1998annealed, title = {Annealed Importance Sampling}, author = {Neal, Radford M.}, year = {1998}}"
@@ -17,18 +19,26 @@ CITE = "@misc{neal1998annealed, title = {Annealed Importance Sampling}, author =
 
 @dataclass(frozen=True)
 class Tempering:
-    """Settings."""
+    """Temper from a standard normal distribution to a narrower one.
+
+    Attributes:
+        seed: Random seed.
+        quick: Fewer particles.
+        precision: Precision of the last distribution. Its normaliser is known.
+        particles: Number of particles.
+        steps: Temperatures minus one.
+        label: What the last distribution is called in the report.
+    """
 
     seed: int = 0
-    quick: bool = False
-    precision: float = 4.0
-    particles: int = 512
-    steps: int = 40
+    quick: Annotated[bool, Flag("--quick")] = False
+    precision: Annotated[float, Flag(gt=0)] = 4.0
+    particles: Annotated[int, Flag(ge=2)] = 512
+    steps: Annotated[int, Flag(ge=1)] = 40
     label: str = "a normal distribution"
 
     def __post_init__(self):
-        if self.particles < 2:
-            raise ValueError(f"particles={self.particles}, wanted at least 2: one particle has no error.")
+        check(self)
 
 
 def demo(config: Tempering, run: Run) -> Report:
@@ -51,7 +61,7 @@ def demo(config: Tempering, run: Run) -> Report:
         metropolis(energy, 0.3, steps=2),
     )
     start = Population.of(rng.normal("start", torch.empty(n, 1, dtype=torch.float64, device=run.device)))
-    last = checkpointed(
+    last = simulated(
         run,
         "temper",
         step,
@@ -103,12 +113,5 @@ def demo(config: Tempering, run: Run) -> Report:
     )
 
 
-METHOD = Method(
-    name="tempering",
-    summary="Tempering between two normal distributions.",
-    cite=(CITE,),
-    config=Tempering,
-    run=demo,
-    demo=demo,
-    demo_config=Tempering,
-)
+TEMPER = Task(Tempering, demo, summary="Temper to a normal distribution.")
+METHOD = Method(name="tempering", summary="Tempering between two normal distributions.", cite=(CITE,), demo=TEMPER, task=TEMPER)

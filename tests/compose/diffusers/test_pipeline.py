@@ -22,7 +22,7 @@ from popflow.compose import sample
 from popflow.compose.diffusers import ComposedOutput, ComposedPipeline, from_pipe, from_pretrained, tiny
 from popflow.compose.schedule import DDPM
 from popflow.core import MissingExtraError, NonFiniteError, PopflowWarning, Streams
-from popflow.core.errors import put_off
+from popflow.core.checks import put_off
 
 SAMPLING = sys.modules["popflow.compose.sampler"]
 """The module: the package has a function of that name."""

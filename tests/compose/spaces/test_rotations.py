@@ -9,20 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from popflow.compose import (
-    Expert,
-    Rotations,
-    Target,
-    average,
-    both,
-    either,
-    feynman_kac,
-    flow_below,
-    igso3_mixture,
-    linear,
-    sample,
-    tilt,
-)
+from popflow.compose import Expert, Rotations, Target, average, both, either, feynman_kac, flow_below, igso3_mixture, linear, sample, tilt
 from popflow.compose.feynman_kac import gradient, weighted_rates
 from popflow.compose.spaces.rotations import exp, from_quaternion, hat, igso3, igso3_draws, log, nearest, vee
 from popflow.core import Population, Streams

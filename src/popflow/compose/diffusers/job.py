@@ -17,7 +17,7 @@ from popflow.compose.diffusers.pipeline import ComposedPipeline, Plan
 from popflow.compose.sampler import Sample, distinct, sample
 from popflow.core import Streams
 from popflow.core.checkpoint import write_atomic
-from popflow.runs import Figure, Measured, Report, Run, Table, checkpoint, figures, last_checkpoint
+from popflow.runs import Figure, Measured, Report, Run, Table, figures, simulation
 
 _SHOWN = 64
 _PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -104,17 +104,15 @@ def run(config: DiffusersConfig, run: Run) -> Report:
         "ess": lambda state: state.pop.ess(),
         "ancestors": lambda state: distinct(state.pop.aux["ancestor"]),
     }
-    recorder = checkpoint(run, "sample", last=len(plan.levels) - 1, every=config.checkpoint_every, **functions)
-    state = last_checkpoint(run, "sample", rng)
+    stage = simulation(run, "sample", rng, last=len(plan.levels) - 1, every=config.checkpoint_every, trace=None, **functions)
     out = sample(
         plan.sampler,
         plan.levels,
         particles=config.particles,
         runs=config.runs,
         rng=rng,
-        record=[recorder],
-        resume=state,
         around=plan.around,
+        **stage,
     )
     picked = out.pick(rng)
     run.save("picked", {"x": picked}, {"what": "latents of one sample of each run, drawn by its weights"})

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from popflow.compose.diffusers.extra import extra
 from popflow.core import NonFiniteError
-from popflow.core.errors import refuse
+from popflow.core.checks import refuse
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,21 +1,10 @@
-from .comparison import Comparison as Comparison
-from .comparison import compare as compare
+from .comparison import Comparison as Comparison, compare as compare
 from .energies import (
     Cluster as Cluster,
-)
-from .energies import (
     apart as apart,
-)
-from .energies import (
     double_well as double_well,
-)
-from .energies import (
     icosahedron as icosahedron,
-)
-from .energies import (
     lennard_jones as lennard_jones,
 )
-from .hmc import Reference as Reference
-from .hmc import autocorrelation_time as autocorrelation_time
-from .hmc import tempered as tempered
+from .hmc import Reference as Reference, autocorrelation_time as autocorrelation_time, tempered as tempered
 from .network import PairNetwork as PairNetwork

@@ -1,10 +1,2 @@
-from . import classifier as classifier
-from . import digits as digits
-from . import even_prime as even_prime
-from . import exact as exact
-from . import train as train
-from .catalogue import DATA as DATA
-from .catalogue import ENTRIES as ENTRIES
-from .catalogue import NO_CLASS as NO_CLASS
-from .catalogue import load as load
-from .catalogue import names as names
+from . import classifier as classifier, digits as digits, even_prime as even_prime, exact as exact, train as train
+from .catalogue import DATA as DATA, ENTRIES as ENTRIES, NO_CLASS as NO_CLASS, load as load, names as names

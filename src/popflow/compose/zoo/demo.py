@@ -33,7 +33,7 @@ from popflow.compose.zoo.even_prime import (
 )
 from popflow.core import Streams
 from popflow.core.metrics import total_variation
-from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, checkpoint, last_checkpoint
+from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, simulation
 from popflow.runs.figures import image_grid, lines
 
 EXACT, TRAINED = "exact experts", "trained networks"
@@ -211,10 +211,10 @@ def _stage(name: str) -> str:
 def _follow(run: Run, name: str, sampler: Sampler, sizes: DemoConfig) -> Outcome:
     """Sample as a stage of the run, from its last checkpoint where there is one."""
     stage, rng = _stage(name), Streams(sizes.seed, run.device)
-    resume = last_checkpoint(run, stage, rng)
-    record = checkpoint(
+    begun = simulation(
         run,
         stage,
+        rng,
         last=sizes.steps,
         every=50,
         ess=lambda state: state.pop.ess(),
@@ -222,7 +222,7 @@ def _follow(run: Run, name: str, sampler: Sampler, sizes: DemoConfig) -> Outcome
         ancestors=lambda state: distinct(state.pop.aux["ancestor"]),
     )
     levels = karras(sizes.steps, sizes.sigma_min, sizes.sigma_max)
-    out = sample(sampler, levels, particles=sizes.particles, runs=sizes.runs, rng=rng, record=[record], resume=resume)
+    out = sample(sampler, levels, particles=sizes.particles, runs=sizes.runs, rng=rng, **begun)
     rows = run.metrics.rows(stage)
     ess, log_z, ancestors = (torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in ("ess", "log_z", "ancestors"))
     x = out.draw(sizes.particles, rng).cpu()

@@ -25,8 +25,7 @@ from torch.nn import functional as F
 
 from popflow.compose.particles import models, tempered
 from popflow.compose.particles.hmc import Reference
-from popflow.compose.particles.training import mostly_below, samples_of, score_matching
-from popflow.compose.particles.training import noised as noised_particles
+from popflow.compose.particles.training import mostly_below, noised as noised_particles, samples_of, score_matching
 from popflow.compose.zoo import classifier, digits
 from popflow.compose.zoo.catalogue import DATA, ENTRIES, NO_CLASS, SIGMA_DATA, Denoiser
 from popflow.compose.zoo.digits import Digits

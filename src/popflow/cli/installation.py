@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from popflow.cli.options import AsJson
 from popflow.cli.output import aligned, print_json
+from popflow.cli.verbs import AsJson
 
 REQUIRED = ("torch", "numpy", "scikit-learn", "POT", "typer", "rich", "safetensors", "jinja2", "matplotlib", "jaxtyping")
 EXTRAS = {

@@ -1,0 +1,50 @@
+"""Verbs that only look: what methods there are, the page of a run, what to cite for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from popflow.cli.output import aligned, print_json
+from popflow.cli.verbs import AsJson
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def methods(as_json: AsJson = False) -> None:
+    """List the methods, including those of installed packages."""
+    from popflow.registry import methods as find
+
+    registry = find()
+    if as_json:
+        listed = [{"name": one.name, "summary": one.summary} for one in registry.methods.values()]
+        print_json({"ok": True, "methods": listed, "broken": registry.broken})
+    else:
+        typer.echo(aligned([[one.name, one.summary] for one in registry.methods.values()], indent=""))
+        typer.echo("\nNext   popflow demo METHOD", err=True)
+    for point, why in registry.broken.items():
+        typer.echo(f"could not load the plug-in {point}: {why}", err=True)
+
+
+def report(run: RunPath, as_json: AsJson = False) -> None:
+    """Write report.html of a run again from its report.json."""
+    from popflow.runs import rerender
+
+    html = rerender(run)
+    if as_json:
+        print_json({"ok": True, "html": str(html)})
+    else:
+        typer.echo(f"Wrote  {html}\nNext   popflow cite {run}")
+
+
+def cite(run: RunPath, as_json: AsJson = False) -> None:
+    """Print the BibTeX entries of what a run uses."""
+    from popflow.runs import cited
+
+    entries = cited(run)
+    if as_json:
+        print_json({"ok": True, "cite": entries})
+    else:
+        typer.echo("\n\n".join(entries) or "% this run names nothing to cite")

@@ -1,0 +1,201 @@
+"""Verbs that run jobs, made from the declarations of the registry: options to a configuration, a run directory, the job, what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from popflow.cli.output import ProgressLine, print_json, print_report
+from popflow.registry import Task
+from popflow.runs.config import ConfigError, Option, config_of, options, plain, read_values
+
+if TYPE_CHECKING:
+    from popflow.registry import Method
+
+ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments")
+"""The command line being carried out, for the report."""
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output; all else goes to standard error.")]
+_SHARED: dict[str, tuple[Any, Any]] = {
+    "out": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--out", metavar="DIR", help="Run directory; the same command resumes the run in it.  [default: runs/VERB-DIGEST]"
+            ),
+        ],
+        None,
+    ),
+    "config": (
+        Annotated[
+            Path | None,
+            typer.Option("--config", metavar="FILE", help="JSON file of settings, such as config.json of a run; options given here win."),
+        ],
+        None,
+    ),
+    "device": (
+        Annotated[
+            Device,
+            typer.Option(
+                "--device", metavar="auto|cpu|cuda", help="Where to compute; auto takes a GPU when there is one.", show_default=False
+            ),
+        ],
+        Device.auto,
+    ),
+    "as_json": (AsJson, False),
+}
+
+
+def verb(name: str, task: Task) -> Callable[..., None]:
+    """Return the command of a task: its signature is what typer makes options from."""
+
+    def command(out: Path | None, config: Path | None, device: Device, as_json: bool, **given: Any) -> None:
+        carry_out(name, task, given, out=out, file=config, device=device, as_json=as_json)
+
+    return _declared(command, name, "\n\n".join([task.summary, *(f"`{example}`" for example in task.examples)]), task)
+
+
+def demo_verb(method: Method) -> Callable[..., None]:
+    """Return the command ``popflow demo``, with the options of one method's demo."""
+
+    def command(method_name: str, out: Path | None, config: Path | None, device: Device, as_json: bool, **given: Any) -> None:
+        from popflow.registry import UnknownMethodError, method as find
+
+        try:
+            found = find(method_name)
+        except UnknownMethodError as error:
+            raise typer.BadParameter(str(error), param_hint="METHOD") from error
+        carry_out(f"demo {found.name}", found.demo, given, out=out, file=config, device=device, as_json=as_json, cite=found.cite)
+
+    text = (
+        "Run a method on a problem whose answer is known, and compare.\n\nThe default shows digits that are even AND prime, composed at sampling time "
+        f"from two models that know only one of these.\n\nThe options are those of the demo of {method.name}."
+    )
+    which = Annotated[str, typer.Argument(metavar="[METHOD]", help="See `popflow methods`.")]
+    return _declared(command, "demo", text, method.demo, method_name=(which, method.name))
+
+
+def carry_out(
+    job: str,
+    task: Task,
+    given: Mapping[str, Any],
+    *,
+    out: Path | None,
+    file: Path | None,
+    device: Device,
+    as_json: bool,
+    cite: Sequence[str] = (),
+) -> None:
+    """Run a job in its directory and print what came out. A failure is logged there with its traceback and raised again."""
+    from popflow.runs.run import Run, identity
+
+    config = config_of(task.load("config"), settings(given, file, job))
+    digest = hashlib.sha256(json.dumps(identity(job, config), sort_keys=True).encode()).hexdigest()[:8]
+    path = out if out is not None else Path("runs") / f"{job.replace(' ', '-')}-{digest}"
+    command = shlex.join(["popflow", *ARGUMENTS.get()])
+    cite = task.cited(config) or cite
+    opened = Run.open(path, config, job=job, device=_device(device), cite=cite, command=command, progress=ProgressLine())
+    try:
+        with opened as run:
+            typer.echo(f"{'Resuming' if run.resumed else 'Running'} in {path}", err=True)
+            report = task.load("run")(config, run)
+            html = run.finish(report)
+    except Exception as error:
+        if (path / "log.txt").exists():
+            error.add_note(f"Traceback: {path / 'log.txt'}. The same command resumes from the last checkpoint.")
+        raise
+    if as_json:
+        print_json({"ok": True, "job": job, "out": str(path), "html": str(html), **_without_images(report.plain())})
+    else:
+        print_report(report, html)
+
+
+def settings(given: Mapping[str, Any], file: Path | None, job: str) -> dict[str, Any]:
+    """Merge the options that were given (not None, not empty) over those of a configuration file.
+
+    Raises:
+        ConfigError: when the file cannot be read, or is of another job.
+    """
+    values = read_values(file) if file is not None else {}
+    values.pop("inputs", None)
+    of = values.pop("job", job)
+    if of != job:
+        raise ConfigError(f"{file} is of the job {of!r}, wanted {job!r}. Fix: give `popflow {of} --config {file}`, or another file.")
+    return values | {name: plain(value) for name, value in given.items() if value not in (None, [])}
+
+
+def _declared(command: Callable[..., None], name: str, text: str, task: Task, **before: tuple[Any, Any]) -> Callable[..., None]:
+    """Give a function the signature that a configuration declares, besides the options that all verbs share."""
+    own = {option.name: (_typed(option), None) for option in options(task.load("config")) if option.kind in (bool, int, float, str, Path)}
+    both = own.keys() & _SHARED.keys()
+    if both:
+        raise TypeError(
+            f"the configuration of {name!r} has fields {sorted(both)}, wanted other names: every verb has options of these names."
+        )
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(key, kind, annotation=annotation, default=default)
+        for key, (annotation, default) in {**before, **own, **_SHARED}.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__name__, command.__doc__ = name, text
+    return command
+
+
+def _typed(option: Option) -> Any:
+    """The annotation that typer reads: None where the option is not given, so that values of ``--config`` stay."""
+    default = _default(option)
+    notes = [f"default: {default}"] if default else []
+    notes += ["may be repeated"] if option.many else []
+    notes += [f"range: {option.range}"] if option.range else []
+    text = option.help + (f"  [{'; '.join(notes)}]" if notes else "")
+    metavar = option.metavar or "|".join(option.choices) or {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}.get(option.kind)
+    if option.names[0].startswith("-"):
+        how = typer.Option(*option.names, metavar=metavar, help=text, show_default=False)
+    else:
+        how = typer.Argument(metavar=f"[{option.names[0]}]", help=text, show_default=False)
+    typed: Any = list[option.kind] if option.many else option.kind
+    return Annotated[typed | None, how]
+
+
+def _default(option: Option) -> str:
+    if option.default is None or option.default is False or option.default == ():
+        return ""
+    if option.default is True:
+        return option.names[0].partition("/")[0].removeprefix("--")
+    return ", ".join(map(str, option.default)) if option.many else str(option.default)
+
+
+def _device(device: Device) -> str:
+    import torch
+
+    there = torch.cuda.is_available()
+    if device is Device.cuda and not there:
+        raise typer.BadParameter(
+            "cuda, but torch sees no GPU: give --device cpu, or install a CUDA build of torch (popflow doctor)", param_hint="--device"
+        )
+    return "cuda" if there and device is not Device.cpu else "cpu"
+
+
+def _without_images(report: dict[str, Any]) -> dict[str, Any]:
+    tables = {name: [item for item in report[name] if "image" not in item] for name in ("comparison", "diagnostics")}
+    return {name: value for name, value in report.items() if name != "figure"} | tables
