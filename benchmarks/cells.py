@@ -43,7 +43,7 @@ from popflow.core import Population, Streams
 from popflow.core.metrics import wasserstein
 from popflow.transport import Snapshots
 from popflow.transport.coupling import exact
-from popflow.transport.evaluate import FLOOR, PREVIOUS, RANDOM, TRANSPORT, baselines, neighbours, some
+from popflow.transport.evaluate import FLOOR, PREVIOUS, RANDOM, TRANSPORT, baselines, merged, neighbours, some
 from popflow.transport.flow_matching import match
 from popflow.transport.lagrangian import W2, WFR, Lagrangian, MeanAcceleration, VelocityPrior
 from popflow.transport.lagrangian_flow import LagrangianFlow
@@ -57,14 +57,14 @@ OT_CFM, CHOSEN = "OT-CFM", "chosen"
 
 @dataclass(frozen=True)
 class Model:
-    """What a row minimises."""
+    """The action of a row."""
 
     lam: float = 0.0
     masses: bool = False
     noise: float = 0.0
     acceleration: bool = False
     velocity: bool = False
-    smooth: bool = False  # the velocities that the training marginals imply: cells go on as they came
+    smooth: bool = False  # velocities that the training marginals imply
 
 
 MODELS = {
@@ -151,8 +151,8 @@ def ours(row: str, snapshots: Snapshots, k: int, seed: int, steps: int, path_alo
         if not model.masses:
             scaled = replace(scaled, mass=torch.ones_like(scaled.mass))
         sought = lagrangian(model, scaled)
-        # a path that its strands solve needs no training
-        steps = 1 if path_alone and sought.solved_by_strands else steps // 2 if model.noise else steps
+        # a path in closed form needs no training
+        steps = 1 if path_alone and sought.is_static else steps // 2 if model.noise else steps
         flow = LagrangianFlow(sought, width=WIDTH).fit(scaled, steps=steps, rng=rng, compile=False)
         found = {"w1": flow.interpolate(t1, 3 * CELLS, rng)}
         if not path_alone:
@@ -252,7 +252,8 @@ def distance(part: str, row: str, k: int, seed: int, steps: int, most: int | Non
             if len(x) > 3 * CELLS:
                 keep = rng.uniform("predicted", (len(x),)).argsort()[: 3 * CELLS]
                 x, weights = x[keep], weights[keep]
-            value |= {name: float(wasserstein(x, truth, weights)), f"{name}, ess": float(weights.sum().square() / weights.square().sum())}
+            places, mass = merged(x, weights)
+            value |= {name: float(wasserstein(places, truth, mass)), f"{name}, ess": float(weights.sum().square() / weights.square().sum())}
         return value
 
     return cached(measure, "w1", part, row, MODELS.get(row, SIGMA), k, besides, seed, steps, most)

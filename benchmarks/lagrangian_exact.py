@@ -1,7 +1,7 @@
 """Wasserstein Lagrangian flows against closed forms: transport, bridges, potentials, growth.
 
-Every problem is given as two snapshots of samples, with sample moments that are exact where the answer depends on them; the figure of a row is the
-worst of the seeds. ``transport``, ``bridge`` and ``growth`` learn as shipped; ``saddle`` pairs cells at random, as published, so that learned
+Every problem is given as two snapshots of samples, with sample moments that are exact where the answer depends on them; the value of a row is the
+worst over seeds. ``transport``, ``bridge`` and ``growth`` learn as shipped; ``saddle`` pairs cells at random, as published, so that learned
 bends have to undo the crossings; ``schemes`` compares ways to take the steps of that saddle.
 """
 
@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from popflow.core import DivergenceError, Streams
-from popflow.learn import cosine, fit
+from popflow.learn import MLP, cosine, fit
 from popflow.transport import path_coupling
 from popflow.transport.closed_forms import GaussianFlow, atom_growth, dirac_growth, gaussian_bridge, gaussian_transport
-from popflow.transport.conditional_paths import Bend, Strands, follow, radius
+from popflow.transport.conditional_paths import Bend, ConditionalPaths, follow, radius
 from popflow.transport.lagrangian import WFR, Harmonic, Lagrangian, Linear, residual
 from popflow.transport.lagrangian_flow import LagrangianFlow
-from popflow.transport.saddle import Potential, potential_network, saddle_loss
+from popflow.transport.saddle import Potential, saddle_loss
 from popflow.transport.snapshots import Snapshots
 
 torch.set_num_threads(1)
@@ -107,7 +107,7 @@ def gaussians(problem: Gaussians, seed: int, steps: int, cells: int, **settings)
         "standard deviations at 1/2": float(((variance / exact).sqrt() - 1).abs().max()),
         "drift RMSE": drift_error(flow, truth),
     }
-    return Outcome(errors, {"dual": found.dual, "strands": found.strands or math.nan, "action": found.action, "exact": truth.action,
+    return Outcome(errors, {"dual": found.dual, "path energy": found.path_energy or math.nan, "action": found.action, "exact": truth.action,
                             "residual": found.residual_relative, "rollbacks": flow.learned.rollbacks, "cpu_seconds": cpu() - begin})  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def far_atoms(seed: int, steps: int, **settings) -> Outcome:
         share = float(end.weights()[end.x[:, 0] < 0].sum())
         worst = max(worst, abs(share - float(truth.mass(t)[0])))
     errors = {"weights": worst, "action": abs(found.action / truth.action - 1), "weight that moved": float((end.x - x[0]).abs().max())}
-    return Outcome(errors, {"dual": found.dual, "strands": found.strands or math.nan, "action": found.action, "exact": truth.action,
+    return Outcome(errors, {"dual": found.dual, "path energy": found.path_energy or math.nan, "action": found.action, "exact": truth.action,
                             "rollbacks": flow.learned.rollbacks, "cpu_seconds": cpu() - begin})  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def diracs(seed: int, steps: int, distance: float = 1.0, mass: float = 2.0, **se
         ),
         "position at 1/2 and 1": max(float((pop.x[0] - truth.position(t)[0]).norm()) for pop, t in ((middle, 0.5), (end, 1.0))),
     }
-    return Outcome(errors, {"dual": found.dual, "strands": found.strands or math.nan, "action": found.action, "exact": truth.action,
+    return Outcome(errors, {"dual": found.dual, "path energy": found.path_energy or math.nan, "action": found.action, "exact": truth.action,
                             "rollbacks": flow.learned.rollbacks, "cpu_seconds": cpu() - begin})  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def transport(options: argparse.Namespace) -> list[Row]:
 def bridge(options: argparse.Namespace) -> list[Row]:
     steps, cells, seeds = (60, 128, 1) if options.quick else (1000, 1024, options.seeds)
     bars: dict[str, float | None] = {"variance at 1/2": SPREAD, "drift RMSE": DRIFT, "action": None}
-    return checked(rows_of("Schroedinger bridge", lambda seed: gaussians(BRIDGE, seed, steps, cells, strands=32), bars, seeds), "bridge")
+    return checked(rows_of("Schroedinger bridge", lambda seed: gaussians(BRIDGE, seed, steps, cells, paths=32), bars, seeds), "bridge")
 
 
 def growth(options: argparse.Namespace) -> list[Row]:
@@ -212,7 +212,7 @@ def growth(options: argparse.Namespace) -> list[Row]:
 def saddle(options: argparse.Namespace) -> list[Row]:
     """Cells paired at random, as published: the potential alone tells the path where to go."""
     steps, cells, seeds = (40, 128, 1) if options.quick else (1000, 1024, options.seeds)
-    pair: dict = {"coupling": path_coupling.independent}
+    pair: dict = {"coupling": path_coupling.random_pairs}
     names = ("Gaussian optimal transport", "harmonic potential")
     rows = []
     for name in names:
@@ -294,9 +294,9 @@ def schemes(options: argparse.Namespace) -> list[Row]:
     for name, (form, optimizer, rates, anchor) in ways.items():
         begin, rng = cpu(), Streams(0)
         with rng.layers():
-            potential = Potential(lagrangian, snapshots, potential_network(2, 64, 3))
+            potential = Potential(lagrangian, snapshots, MLP(2, out=1, width=64, depth=3))
             bend = Bend(lagrangian, snapshots, width=64, depth=2)
-        draws = Strands.of(lagrangian, snapshots, path_coupling.independent, rng)
+        draws = ConditionalPaths.of(lagrangian, snapshots, path_coupling.random_pairs, rng)
         unit = float(radius(draws.x)) ** 2
         loss = saddle_loss(lagrangian, potential, bend, unit, anchor)
         if form == "boundary":

@@ -1,4 +1,4 @@
-"""Which cells become which type, and how fast each type grows: a flow read through annotations of the cells."""
+"""Which cells become which type, and how fast each type grows: a flow read through the cell types."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from popflow.transport.snapshots import Snapshots
 
 @dataclass(frozen=True, eq=False)
 class Fates:
-    """Where the cells of one time end.
+    """What becomes of the cells of one time.
 
     Attributes:
         types: Names of the types.
-        probability: ``[n, types]``: share of the descendants of each cell that are of each type.
+        probability: ``[n, types]``: shares of the types among the descendants of each cell.
         descendants: ``[n]``: expected number (mass) of descendants of each cell, relative to the mean of the population.
-        table: ``[types, types]``: row of a type at the start -> shares of the types among its descendants; NaN for absent types.
+        table: ``[types, types]``: shares of the types among the descendants (columns) of each type at the start (rows); NaN for absent types.
     """
 
     types: tuple[str, ...]
@@ -42,22 +42,22 @@ def fates(
     neighbours: int = 15,
     repeats: int = 1,
 ) -> Fates:
-    """Push the cells of marginal ``start`` to the time of ``end`` and read the types of the cells that are near them there.
+    """Push the cells of marginal ``start`` to the time of ``end`` and read the types of the cells near them there.
 
     The type of a pushed cell is that of its ``neighbours`` nearest cells of marginal ``end``, each with an equal vote.
 
     Args:
-        flow: What was learned.
-        snapshots: Its samples.
+        flow: The flow to follow.
+        snapshots: Samples.
         annotation: A type for each cell of each marginal.
         start: Marginal whose cells are followed.
-        end: Marginal that they are compared with.
+        end: Marginal with which they are compared.
         rng: Streams for the noise of the flow.
-        neighbours: Cells that vote; all where there are fewer.
-        repeats: Times each cell is pushed, for a flow with noise.
+        neighbours: Number of cells that vote; all where there are fewer.
+        repeats: How often each cell is pushed, for a flow with noise.
 
     Raises:
-        ValueError: when annotations do not fit the cells, or ``start`` and ``end`` are not two marginals in order.
+        ValueError: when the annotation does not fit the cells, or ``start`` and ``end`` are not two marginals in order.
     """
     for k in (start, end):
         if len(annotation[k]) != len(snapshots.x[k]):
@@ -89,10 +89,29 @@ def fates(
     )
 
 
+def fates_at_every_time(
+    flow: Flow, snapshots: Snapshots, annotation: Sequence[Sequence[str]], first: Fates, *, rng: Streams
+) -> list[Tensor]:
+    """Fate probabilities ``[n, types]`` at the last time of the cells of every marginal, given those of the ``first`` one.
+
+    Columns are the types of ``first``; the cells of the last marginal have their own type.
+    """
+    last, found = len(snapshots) - 1, [first.probability]
+    for k in range(1, last):
+        one = fates(flow, snapshots, annotation, k, last, rng=rng)
+        here = one.probability.new_zeros(len(one.probability), len(first.types))
+        for j, name in enumerate(one.types):
+            if name in first.types:
+                here[:, first.types.index(name)] = one.probability[:, j]
+        found.append(here)
+    own = torch.tensor([first.types.index(name) for name in annotation[last]])
+    return [*found, torch.nn.functional.one_hot(own, len(first.types))]
+
+
 def growth_by_type(
     flow: Flow, snapshots: Snapshots, annotation: Sequence[Sequence[str]]
 ) -> dict[str, tuple[tuple[float, float, int] | None, ...]]:
-    """Growth rate of each type at each time: mean, standard deviation over its cells, and how many; None where there is none.
+    """Growth rate of each type at each time: mean, standard deviation over its cells, and their number; None where there is no cell.
 
     Rates are one over the unit of time. Under normalised growth they are relative to the mean of the population.
     """
