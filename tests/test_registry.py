@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from popflow import registry
-from popflow.registry import BUILT_IN, Method, MethodError, UnknownMethodError, method, methods
+from popflow.registry import BUILT_IN, TASKS, Method, MethodError, Task, UnknownMethodError, method, methods, task
 
 
 def points(monkeypatch, *found):
@@ -46,7 +46,7 @@ def test_a_package_adds_a_method(monkeypatch):
 
 
 def test_broken_plug_ins_are_reported_and_disturb_nothing(monkeypatch):
-    taken = Method("fkc", "", (), dict, print, print, dict)
+    taken = Method("fkc", "", (), Task(dict, print))
     monkeypatch.setattr(sys, "taken", taken, raising=False)
     points(monkeypatch, ("gone", "no_such_module:METHOD"), ("odd", "sys:path"), ("bare", "sys:no_such"), ("fkc", "sys:taken"))
     found = methods()
@@ -60,10 +60,29 @@ def test_broken_plug_ins_are_reported_and_disturb_nothing(monkeypatch):
         method("gone")
 
 
+def test_a_method_is_called_as_its_entry_point(monkeypatch):
+    monkeypatch.setattr(sys, "odd", Method("other", "", (), Task(dict, print)), raising=False)
+    points(monkeypatch, ("mine", "sys:odd"))
+    assert "calls itself 'other' and its entry point 'mine'" in methods().broken["mine = sys:odd"]
+
+
+def test_every_verb_has_a_task_and_every_method_a_verb():
+    for verb, one in TASKS.items():
+        assert task(verb) is one
+        assert one.summary.endswith(".")
+    assert {one.task for one in BUILT_IN} == set(TASKS)
+    assert task("absent") is None
+
+
 def test_a_part_that_cannot_be_loaded_is_named():
-    one = Method("m", "", (), dict, "popflow.registry:absent", "no_such:demo", dict)
-    with pytest.raises(MethodError, match=r"method 'm': cannot load its run, popflow\.registry:absent"):
+    one = Task("no_such:Config", "popflow.registry:absent")
+    with pytest.raises(MethodError, match=r"cannot load popflow\.registry:absent"):
         one.load("run")
     with pytest.raises(MethodError, match="No module named 'no_such'"):
-        one.load("demo")
-    assert one.load("config") is dict
+        one.load("config")
+    assert Task(dict, print).load("config") is dict
+
+
+def test_what_is_cited_follows_the_configuration():
+    assert Task(dict, print, cite=lambda config: (config["op"],)).cited({"op": "and"}) == ("and",)
+    assert Task(dict, print, cite=("@misc{a}",)).cited({}) == ("@misc{a}",)

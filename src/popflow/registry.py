@@ -11,7 +11,7 @@ which gives it ``popflow mine``, ``popflow demo mine`` and a line of ``popflow m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,8 @@ class Task:
         config: Frozen dataclass of what ``run`` needs. Its fields are the options, its docstring holds their help texts
             (`popflow.runs.config.options`). The module should import no torch.
         run: ``run(config, run: popflow.runs.Run) -> popflow.runs.Report``: the job.
-        cite: BibTeX entries, or a function of the configuration that returns them; empty for those of the method.
-        summary: What it does, in one line of ``popflow --help``.
+        cite: BibTeX entries, or a function of the configuration that returns them; those of the method where empty.
+        summary: What it does, in one line of ``popflow --help``; that of the method where empty.
         examples: Command lines, shown by ``--help``.
 
     Example:
@@ -215,8 +215,9 @@ def task(verb: str) -> Task | None:
     """Return the task of a verb: a built-in one, or that of the method of another package of this name; None when there is none."""
     if verb in TASKS or verb not in plugins():
         return TASKS.get(verb)
-    own = method(verb).task
-    return own if isinstance(own, Task) else None
+    found = method(verb)
+    own = found.task
+    return replace(own, cite=own.cite or found.cite, summary=own.summary or found.summary) if isinstance(own, Task) else None
 
 
 def _load(point: EntryPoint) -> Method:

@@ -72,7 +72,7 @@ def test_the_same_command_goes_on_and_changes_nothing(capsys, tmp_path):
     assert main(arguments) == 0
     before = {name: (tmp_path / "here" / name).read_bytes() for name in FILES}
     assert main(arguments) == 0
-    assert "Going on in here" in capsys.readouterr().err
+    assert "Resuming in here" in capsys.readouterr().err
     assert before == {name: (tmp_path / "here" / name).read_bytes() for name in FILES}
 
 
@@ -97,7 +97,7 @@ def test_a_configuration_is_accepted_back_and_options_win(capsys, tmp_path):
     [
         ('{"precison": 9}', "unknown key of Tempering 'precison': did you mean 'precision'"),
         ('{"steps": "many"}', "steps='many', wanted a whole number"),
-        ('{"particles": 1}', "particles=1, wanted at least 2"),
+        ('{"particles": 1}', "particles=1, wanted a whole number >= 2"),
         ("{", "mine.json is not JSON"),
     ],
 )
@@ -106,6 +106,29 @@ def test_wrong_configurations_are_bad_usage_and_leave_no_directory(capsys, tmp_p
     assert main(["demo", "tempering", "--config", "mine.json", "--out", "a"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.usefixtures("plugin")
+def test_the_package_has_a_verb_of_its_own(capsys, tmp_path):
+    """One file of another package: a verb with its options, a demo with the same, a report, a line of `popflow methods`."""
+    assert main(["--help"]) == 0
+    assert "tempering  From the package popflow-tempering." in capsys.readouterr().out
+    for verb in (["tempering"], ["demo", "tempering"]):
+        assert main([*verb, "--help"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "--precision NUMBER Precision of the last distribution. [default: 4.0; range: > 0]" in said
+    assert main(["tempering", "--quick", "--precision", "9", "--out", "a"]) == 0
+    assert "truth         -1.099" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["job"] == "tempering"
+    assert main(["tempering", "--precison", "9"]) == 2
+    assert "--precision" in capsys.readouterr().err
+    assert main(["tempering", "--precision", "-1", "--out", "b"]) == 2
+    assert "precision=-1.0, wanted a number > 0" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    assert main(["cite", "a"]) == 0
+    assert capsys.readouterr().out.startswith("@misc{neal1998annealed")
+    assert main(["methods"]) == 0
+    assert "tempering  Tempering between two normal distributions." in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("plugin")
@@ -141,7 +164,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypat
     _, error = killed.communicate(timeout=60)
     assert killed.returncode == (1 if how is signal.SIGINT else -signal.SIGKILL)
     if how is signal.SIGINT:
-        assert "error: interrupted; the same command goes on" in error
+        assert "error: interrupted; the same command resumes" in error
         assert "File " not in error
     assert not (tmp_path / "run" / "report.json").exists()
     assert 8 <= metrics.read_bytes().count(b"\n") < 41

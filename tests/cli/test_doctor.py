@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from popflow.cli import installation
 from popflow.cli.app import main
-from popflow.cli.doctor import EXTRAS, REQUIRED
+from popflow.cli.installation import EXTRAS, REQUIRED
 
 
 def names(requirements):
@@ -47,9 +48,8 @@ def test_what_is_broken_fails_with_a_fix(capsys, tmp_path, monkeypatch):
 
 
 def test_an_absent_requirement_fails(capsys, tmp_path, monkeypatch):
-    from popflow.cli import doctor
 
-    found = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "POT" else found(name))
+    found = installation._version
+    monkeypatch.setattr(installation, "_version", lambda name: None if name == "POT" else found(name))
     assert main(["doctor", "--out", str(tmp_path)]) == 1
     assert 'Fix    POT: pip install "POT"' in capsys.readouterr().out

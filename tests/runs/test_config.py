@@ -5,11 +5,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
-from popflow.runs import ConfigError, config_of, plain, read_values
+from popflow.runs import ConfigError, Flag, check, config_of, options, plain, read_values
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def test_a_configuration_survives_json():
     ("values", "message"),
     [
         ({"expert": ["a"], "sed": 1}, "unknown key of Job 'sed': did you mean 'seed'"),
-        ({}, "Job lacks 'expert': give a value of type a list, each text"),
+        ({}, r"Job lacks expert \(a list, each text\): give a value"),
         ({"expert": "a"}, "expert='a', wanted a list, each text"),
         ({"expert": ["a", 2]}, r"expert\[1\]=2, wanted text"),
         ({"expert": [], "seed": 1.0}, "seed=1.0, wanted a whole number"),
@@ -93,3 +93,78 @@ def test_what_json_cannot_hold_is_refused():
         plain({"x": object()})
     with pytest.raises(TypeError, match="wanted a frozen dataclass"):
         config_of(dict, {})
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A task.
+
+    Attributes:
+        cells: File of cells. It is not changed.
+        beta: Exponents, one for each expert
+            or one for all. 1 when empty.
+        share: Share of the steps.
+        grid: Spacing.
+        ode: Without noise.
+        limit: Bound on the noise.
+    """
+
+    cells: Annotated[Path, Flag("CELLS")]
+    beta: Annotated[tuple[float, ...], Flag(gt=0)] = ()
+    share: Annotated[float | None, Flag("--share", "--part", gt=0, le=1)] = None
+    grid: Literal["karras", "linear"] | None = None
+    ode: Annotated[bool, Flag("--ode/--sde")] = False
+    limit: Annotated[float, Flag(ge=0, le=math.inf)] = 1.0
+
+    def __post_init__(self):
+        check(self)
+
+
+def test_options_are_read_off_the_declaration():
+    found = {option.name: option for option in options(Declared)}
+    assert [option.names for option in found.values()] == [
+        ("CELLS",),
+        ("--beta",),
+        ("--share", "--part"),
+        ("--grid",),
+        ("--ode/--sde",),
+        ("--limit",),
+    ]
+    assert [option.kind for option in found.values()] == [Path, float, float, str, bool, float]
+    assert found["beta"].help == "Exponents, one for each expert or one for all."
+    assert found["beta"].many
+    assert found["grid"].choices == ("karras", "linear")
+    assert (found["share"].range, found["beta"].range, found["limit"].range) == ("> 0, <= 1", "> 0", ">= 0")
+
+
+def test_a_field_without_a_help_text_is_refused():
+    @dataclass(frozen=True)
+    class Silent:
+        """A task.
+
+        Attributes:
+            a: ...
+        """
+
+        a: int = 0
+        b: int = 0
+
+    with pytest.raises(TypeError, match=r"Silent does not say what a, b mean"):
+        options(Silent)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"beta": (1.0, -1.0)}, r"beta=\(1.0, -1.0\), wanted a number > 0"),
+        ({"share": 1.5}, r"share=1.5, wanted a number > 0, <= 1"),
+        ({"share": math.nan}, "share=nan, wanted a number > 0, <= 1"),
+        ({"beta": (math.inf,)}, r"beta=\(inf,\), wanted a number > 0"),
+        ({"limit": -1.0}, "limit=-1.0, wanted a number >= 0"),
+        ({"grid": "karas"}, "unknown grid 'karas': did you mean 'karras'"),
+    ],
+)
+def test_ranges_and_choices_hold_in_python_too(values, message):
+    with pytest.raises(ValueError, match=message):
+        Declared(Path("x"), **values)
+    assert Declared(Path("x"), limit=math.inf).limit == math.inf

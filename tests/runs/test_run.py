@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ def test_the_same_job_is_gone_on_with(tmp_path):
 
 
 def test_another_job_is_refused_and_named(tmp_path):
-    Run.open(tmp_path, Job(), job="sample").close()
+    with Run.open(tmp_path, Job(), job="sample") as run:
+        run.save("state", {"x": torch.ones(1)})
     before = {name: (tmp_path / name).read_bytes() for name in ("config.json", "env.json", "log.txt")}
     with pytest.raises(CheckpointError, match=r"beta is 1\.0 there and 2\.0 now.*another --out"):
         Run.open(tmp_path, Job(beta=2.0), job="sample")
@@ -45,6 +47,60 @@ def test_another_job_is_refused_and_named(tmp_path):
     with pytest.raises(CheckpointError, match="device is 'cpu' there and 'meta' now"):
         Run.open(tmp_path, Job(), job="sample", device="meta")
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
+def test_a_directory_without_results_belongs_to_the_next_job(tmp_path):
+    """What a kill leaves before anything was computed locks nothing."""
+    Run.open(tmp_path, Job(), job="sample").close()
+    with Run.open(tmp_path, Job(beta=2.0), job="sample") as run:
+        assert not run.resumed
+    assert json.loads((tmp_path / "config.json").read_text())["beta"] == 2.0
+
+
+@pytest.mark.parametrize(("error", "stays"), [(ValueError, False), (KeyboardInterrupt, False), (RuntimeError, True)])
+@pytest.mark.parametrize("computed", [False, True])
+def test_an_error_of_the_input_before_anything_was_computed_leaves_no_directory(tmp_path, error, stays, computed):
+    def job(run):
+        if computed:
+            run.metrics.add("sample", 0, {"ess": 1.0})
+        raise error("the column 'dya' is not there")
+
+    with pytest.raises(error), Run.open(tmp_path / "run", Job(), job="sample") as run:
+        job(run)
+    assert (tmp_path / "run").exists() is (stays or computed)
+    if error is not KeyboardInterrupt and (stays or computed):
+        assert "the column 'dya' is not there" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A job that reads a file, and another one that its text names."""
+
+    cells: Path
+    more: str = ""
+
+    def inputs(self):
+        return [Path(self.more)] if self.more else []
+
+
+def test_a_changed_input_is_another_run(tmp_path):
+    one, other = tmp_path / "one.csv", tmp_path / "folder"
+    one.write_text("1")
+    other.mkdir()
+    (other / "part").write_text("1")
+    config, path = Reading(one, str(other)), tmp_path / "run"
+    with Run.open(path, config, job="flow") as run:
+        run.save("fit", {"x": torch.ones(1)})
+    assert json.loads((path / "config.json").read_text())["inputs"].keys() == {str(one), str(other)}
+    with Run.open(path, config, job="flow") as run:
+        assert run.resumed
+    one.write_text("2")
+    with pytest.raises(CheckpointError, match=r"one\.csv changed since that run read it.*another --out"):
+        Run.open(path, config, job="flow")
+    one.write_text("1")
+    (other / "part").rename(other / "renamed")
+    with pytest.raises(CheckpointError, match="folder changed since that run read it"):
+        Run.open(path, config, job="flow")
 
 
 def test_foreign_files_are_refused_and_untouched(tmp_path):

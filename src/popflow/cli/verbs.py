@@ -89,7 +89,7 @@ def demo_verb(method: Method) -> Callable[..., None]:
         "Run a method on a problem whose answer is known, and compare.\n\nThe default shows digits that are even AND prime, composed at sampling time "
         f"from two models that know only one of these.\n\nThe options are those of the demo of {method.name}."
     )
-    which = Annotated[str, typer.Argument(metavar="[METHOD]", help="See `popflow methods`.")]
+    which = Annotated[str, typer.Argument(metavar="METHOD", help="See `popflow methods`.")]
     return _declared(command, "demo", text, method.demo, method_name=(which, method.name))
 
 
@@ -107,7 +107,7 @@ def carry_out(
     """Run a job in its directory and print what came out. A failure is logged there with its traceback and raised again."""
     from popflow.runs.run import Run, identity
 
-    config = config_of(task.load("config"), settings(given, file, job))
+    config = config_of(task.load("config"), settings(_read(task.load("config"), given), file, job))
     digest = hashlib.sha256(json.dumps(identity(job, config), sort_keys=True).encode()).hexdigest()[:8]
     path = out if out is not None else Path("runs") / f"{job.replace(' ', '-')}-{digest}"
     command = shlex.join(["popflow", *ARGUMENTS.get()])
@@ -142,6 +142,25 @@ def settings(given: Mapping[str, Any], file: Path | None, job: str) -> dict[str,
     return values | {name: plain(value) for name, value in given.items() if value not in (None, [])}
 
 
+def _read(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Make numbers of the text of options; what is not a number stays text, which the configuration refuses in its own words."""
+
+    def number(kind: type, text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    numeric = {option.name: option for option in options(config) if option.kind in (int, float)}
+    values = dict(given)
+    for name in given.keys() & numeric.keys():
+        option, value = numeric[name], given[name]
+        values[name] = (
+            [number(option.kind, one) for one in value] if option.many and value else number(option.kind, value) if value else value
+        )
+    return values
+
+
 def _declared(command: Callable[..., None], name: str, text: str, task: Task, **before: tuple[Any, Any]) -> Callable[..., None]:
     """Give a function the signature that a configuration declares, besides the options that all verbs share."""
     own = {option.name: (_typed(option), None) for option in options(task.load("config")) if option.kind in (bool, int, float, str, Path)}
@@ -162,7 +181,7 @@ def _declared(command: Callable[..., None], name: str, text: str, task: Task, **
 
 
 def _typed(option: Option) -> Any:
-    """The annotation that typer reads: None where the option is not given, so that values of ``--config`` stay."""
+    """The annotation that typer reads: None where the option is not given, so that values of ``--config`` stay; text, which `_read` makes numbers of."""
     default = _default(option)
     notes = [f"default: {default}"] if default else []
     notes += ["may be repeated"] if option.many else []
@@ -172,8 +191,8 @@ def _typed(option: Option) -> Any:
     if option.names[0].startswith("-"):
         how = typer.Option(*option.names, metavar=metavar, help=text, show_default=False)
     else:
-        how = typer.Argument(metavar=f"[{option.names[0]}]", help=text, show_default=False)
-    typed: Any = list[option.kind] if option.many else option.kind
+        how = typer.Argument(metavar=option.names[0], help=text, show_default=False)
+    typed: Any = bool if option.kind is bool else list[str] if option.many else str
     return Annotated[typed | None, how]
 
 

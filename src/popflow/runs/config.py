@@ -67,7 +67,7 @@ class Flag:
     def admits(self, value: float) -> bool:
         """Say whether a number lies in the range."""
         inside = all(holds(float(value), float(bound)) for bound, holds in self.bounds.values())
-        return not self.bounds or (inside and (math.isfinite(value) or "<=" in self.bounds))
+        return inside and (math.isfinite(value) or "<=" in self.bounds)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def options(cls: type) -> tuple[Option, ...]:
         dashed = field.name.replace("_", "-")
         names = flag.names or ((f"--{dashed}/--no-{dashed}",) if kind is bool else (f"--{dashed}",))
         default = None if field.default is dataclasses.MISSING else field.default
-        short = re.split(r"(?<=[.!?])\s+(?=[A-Z`])", texts[field.name], maxsplit=1)[0].replace("``", "`")
+        short = re.split(r"(?<=[.!?])\s+(?=[A-Z0-9`])", texts[field.name], maxsplit=1)[0].replace("``", "`")
         found.append(Option(field.name, names, kind, many, choices, default, short, flag.metavar, flag.range))
     return tuple(found)
 
@@ -158,8 +158,8 @@ def check(config: Any) -> None:
         for one in (value if many else (value,)) if value is not None else ():
             if choices and one not in choices:
                 raise ValueError(unknown(name, str(one), choices))
-            if not flag.admits(one):
-                raise ValueError(f"{name}={value!r}, wanted {_say(kind)} {flag.range or 'that is finite'}.")
+            if flag.bounds and not flag.admits(one):
+                raise ValueError(f"{name}={value!r}, wanted {_say(kind)} {flag.range}.")
 
 
 def config_of(cls: type[T], values: Mapping[str, Any]) -> T:

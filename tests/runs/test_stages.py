@@ -1,12 +1,12 @@
-"""Recorders: a simulation that was cut off anywhere ends as if it had not been."""
+"""Stages: a simulation that was cut off anywhere ends as if it had not been."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from popflow.core import CheckpointError, Population, Rates, State, Streams, chain, euler, resample_if, simulate, temper
-from popflow.runs import Run, checkpoint, checkpointed, last_checkpoint, training
+from popflow.core import CheckpointError, Population, Rates, State, Streams, Trace, chain, euler, resample_if, simulate, temper
+from popflow.runs import Run, once, simulated, simulation, training
 
 TIMES = torch.linspace(0, 1, 21, dtype=torch.float64)
 STEP = chain(
@@ -29,7 +29,7 @@ def run_to(path, cut=None, batch=(), every=4):
             raise CutError
 
     with Run.open(path, {"seed": 7}, job="test") as run:
-        return checkpointed(
+        return simulated(
             run, "sample", STEP, pop, TIMES, rng=rng, every=every, record=[power], ess=lambda s: s.pop.ess(), log_z=lambda s: s.pop.log_z
         )
 
@@ -64,7 +64,7 @@ def test_a_finished_stage_is_read_not_done_again(tmp_path):
         def never(*_):
             pytest.fail("the stage was done again")
 
-        again = checkpointed(run, "sample", never, whole, TIMES, rng=Streams(7), every=4)
+        again = simulated(run, "sample", never, whole, TIMES, rng=Streams(7), every=4)
     assert torch.equal(again.x, whole.x)
     assert files(tmp_path) == before
 
@@ -72,7 +72,7 @@ def test_a_finished_stage_is_read_not_done_again(tmp_path):
 def test_checkpoints_fall_where_they_should(tmp_path):
     with Run.open(tmp_path, {}, job="test") as run:
         seen = []
-        recorder = checkpoint(run, "s", last=10, every=4)
+        (recorder,) = simulation(run, "s", Streams(0), last=10, every=4)["record"]
         for k in range(11):
             before = (tmp_path / "s.safetensors").read_bytes() if run.has("s") else b""
             recorder(State(k, float(k), Population.of(torch.full((2, 1), float(k))), Streams(0)))
@@ -83,22 +83,45 @@ def test_checkpoints_fall_where_they_should(tmp_path):
 
 def test_every_must_be_positive(tmp_path):
     with Run.open(tmp_path, {}, job="test") as run, pytest.raises(ValueError, match="every=0, wanted at least 1"):
-        checkpoint(run, "s", last=10, every=0)
+        simulation(run, "s", Streams(0), last=10, every=0)
 
 
 def test_no_checkpoint_and_a_foreign_one(tmp_path):
     with Run.open(tmp_path, {}, job="test") as run:
-        assert last_checkpoint(run, "s", Streams(0)) is None
+        assert simulation(run, "s", Streams(0), last=10)["resume"] is None
         run.save("s", {"weights": torch.ones(2)})
         with pytest.raises(CheckpointError, match="hold no 'x' of a simulation"):
-            last_checkpoint(run, "s", Streams(0))
+            simulation(run, "s", Streams(0), last=10)
+
+
+def test_a_trace_is_written_and_not_computed_again(tmp_path):
+    calls = []
+    trace = Trace(ess=lambda state: calls.append(state.k) or state.pop.ess())
+    with Run.open(tmp_path, {}, job="test") as run:
+        (recorder,) = simulation(run, "s", Streams(0), last=1, trace=trace)["record"]
+        for k in range(2):
+            state = State(k, float(k), Population.of(torch.zeros(4, 1)), Streams(0))
+            trace(state)
+            recorder(state)
+        assert run.metrics.rows("s") == [{"stage": "s", "step": k, "t": float(k), "ess": 4.0} for k in range(2)]
+    assert calls == [0, 1]
+
+
+def test_what_was_computed_once_is_read_afterwards(tmp_path):
+    with Run.open(tmp_path, {}, job="test") as run:
+        first = once(run, "The table", lambda: {"cost": torch.arange(3)})
+    with Run.open(tmp_path, {}, job="test") as run:
+        again = once(run, "The table", lambda: pytest.fail("it was computed again"))
+    assert torch.equal(first["cost"], again["cost"])
+    assert (tmp_path / "the-table.safetensors").exists()
 
 
 def test_progress_is_told(tmp_path):
     told = []
     with Run.open(tmp_path, {}, job="test", progress=lambda *where: told.append(where)) as run:
-        training(run, "fit", 2)(SimpleNamespace(step=1, metrics={"loss": torch.tensor(0.5)}))
-        training(run, "fit", 2)(SimpleNamespace(step=2, metrics={"loss": torch.tensor(0.25)}))
+        (record,) = training(run, "fit", 2)["record"]
+        record(SimpleNamespace(step=1, metrics={"loss": torch.tensor(0.5)}))
+        record(SimpleNamespace(step=2, metrics={"loss": torch.tensor(0.25)}))
         rows = run.metrics.rows("fit")
     assert told == [("fit", 1, 2), ("fit", 2, 2)]
     assert rows == [{"stage": "fit", "step": 1, "loss": 0.5}, {"stage": "fit", "step": 2, "loss": 0.25}]
@@ -118,9 +141,9 @@ def test_a_composition_that_was_cut_off_goes_on(tmp_path):
 
         with Run.open(path, {"seed": 3}, job="sample") as run:
             rng = Streams(3)
-            state = last_checkpoint(run, "sample", rng)
-            recorder = checkpoint(run, "sample", last=len(sigmas) - 1, every=4, ess=lambda s: s.pop.ess())
-            return sample(sampler, sigmas, particles=16, runs=2, rng=rng, record=[power, recorder], resume=state).population
+            stage = simulation(run, "sample", rng, last=len(sigmas) - 1, every=4, ess=lambda s: s.pop.ess())
+            record = [power, *stage["record"]]
+            return sample(sampler, sigmas, particles=16, runs=2, rng=rng, record=record, resume=stage["resume"]).population
 
     with pytest.raises(CutError):
         go(tmp_path / "cut", 10)
@@ -143,8 +166,8 @@ def test_training_that_was_cut_off_goes_on(tmp_path):
                 raise CutError
 
         with Run.open(path, {"seed": 0}, job="test") as run:
-            state = path / "fit.safetensors"
-            record = [training(run, "fit", 40), power]
+            stage = training(run, "fit", 40)
+            record = [*stage["record"], power]
             batches = lambda rng: rng.normal("data", torch.empty(8, 2))  # noqa: E731
             done = fit(
                 loss,
@@ -154,7 +177,7 @@ def test_training_that_was_cut_off_goes_on(tmp_path):
                 rng=Streams(0),
                 record=record,
                 log_every=4,
-                checkpoint=state,
+                checkpoint=stage["checkpoint"],
                 checkpoint_every=10,
             )
             return done.params["mean"], run.metrics.path.read_bytes()
