@@ -5,13 +5,16 @@ import contextlib
 import io
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from popflow import citations
 from popflow.cli.app import main
-from popflow.runs import ConfigError, config_of
-from popflow.transport.job import FlowConfig
+from popflow.runs import ConfigError, config_of, point_figures
+from popflow.transport.config import FlowConfig, cite
 
 OPTIONS = ["--time", "day", "--rep", "X_pca", "--dims", "2", "--hold-out", "2", "--steps", "30", "--width", "8"]
 
@@ -127,11 +130,11 @@ def test_the_same_command_goes_on_with_the_same_run(done, capsys):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lam": 0.0}, "lam=0.0: wanted a finite number above 0"),
+        ({"lam": 0.0}, "lam=0.0, wanted a number > 0"),
         ({"masses": "counts"}, "conserves mass. Fix: lagrangian unbalanced"),
         ({"lagrangian": "balanced"}, "did you mean 'unbalanced'"),
         ({"smooth": True, "velocity": "v"}, "smooth=True and velocity='v', wanted one of them"),
-        ({"dims": 0}, "dims=0: wanted at least 1"),
+        ({"dims": 0}, "dims=0, wanted a whole number >= 1"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):
@@ -144,12 +147,57 @@ def test_what_is_wrong_is_named(values, message):
     [
         (["--time", "dya"], "did you mean 'day'"),
         (["--time", "day", "--rep", "X_pc"], "did you mean 'X_pca'"),
-        (["--time", "type", "--dims", "2"], "'upper' is no number"),
+        (["--time", "type", "--dims", "2"], "'upper' is not a number"),
         (["--time", "day", "--dims", "9"], "dims=9, wanted 1 to 4"),
         (["--time", "day", "--dims", "2", "--hold-out", "10"], "is an end point or does not exist"),
         (["--time", "day", "--dims", "2", "--hold-out", "3"], "there is no snapshot at time 3.0"),
     ],
 )
-def test_what_does_not_fit_the_file_is_named(h5ad, tmp_path, capsys, options, message):
+def test_what_does_not_fit_the_file_is_named_and_leaves_nothing(h5ad, tmp_path, capsys, options, message):
     assert main(["flow", str(h5ad), *options, "--out", str(tmp_path / "run")]) != 0
     assert message in re.sub(r"'lower'", "'upper'", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def small(h5ad, tmp_path, monkeypatch):
+    """The command line of a run of two steps without animation, on a copy of the file, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(point_figures, "moving", no_film)
+    shutil.copyfile(h5ad, "mine.h5ad")
+    return ["flow", "mine.h5ad", "--time", "day", "--dims", "2", "--no-baseline", "--steps", "2", "--width", "4", "--json"]
+
+
+def no_film(*_, **__):
+    return "data:image/png;base64,AA=="
+
+
+def test_a_changed_file_gives_a_new_fit_or_a_refusal(small, capsys):
+    def told(*more):
+        assert main([*small, *more]) == 0
+        return json.loads(capsys.readouterr().out)["results"]["action"]
+
+    first = told()
+    assert told("--out", "here") == first
+
+    import anndata as ad
+
+    adata = ad.read_h5ad("mine.h5ad")
+    adata.obsm["X_pca"][:, 0] += 3 * (adata.obs["day"] == "10").to_numpy()
+    adata.write_h5ad("mine.h5ad")
+    assert main([*small, "--out", "here"]) == 1
+    assert "mine.h5ad changed since that run read it" in capsys.readouterr().err
+    assert told() != first
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_a_misspelt_column_leaves_the_directory_to_the_right_one(small, capsys):
+    assert main([*small, "--types", "tpye", "--out", "here"]) == 1
+    assert "unknown types: key of obs 'tpye': did you mean 'type'" in capsys.readouterr().err
+    assert main([*small, "--types", "type", "--out", "here"]) == 0
+
+
+def test_what_is_cited_follows_the_configuration():
+    config = {"cells": Path("cells.h5ad"), "time": "day"}
+    assert cite(FlowConfig(**config, baseline=False)) == (citations.WASSERSTEIN_LAGRANGIAN_FLOWS,)
+    assert {citations.OT_FLOW_MATCHING, citations.WASSERSTEIN_SPLINES} < set(cite(FlowConfig(**config, smooth=True)))
