@@ -271,7 +271,7 @@ def trivial(part: str, k: int, most: int | None = None) -> dict:
     """The baselines of one held-out time."""
 
     def measure() -> dict:
-        return {name: one.w1 for name, one in baselines(cells(part, most).hold_out(k), k, rng=Streams(0), cells=CELLS).items()}
+        return {name: one.w1 for name, one in baselines(cells(part, most).hold_out(k), k, rng=Streams(0), cells=CELLS)[2].items()}
 
     return cached(measure, "trivial", part, k, most)
 

@@ -1,6 +1,5 @@
 """Flow matching of Gaussians: the field of the optimal map, the right times, the held-out marginal unseen."""
 
-
 import pytest
 import torch
 

@@ -12,7 +12,6 @@ Nothing else in a file is touched: it is copied byte by byte, and the new keys a
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,7 +119,7 @@ def write_flow(
         cells: The cells, scaled as for the fit.
         flow: The fitted flow.
         fate: Fates of the first marginal at the last; None writes none.
-        about: Settings and figures for ``uns["popflow"]``.
+        about: Entries of ``uns["popflow"]``: numbers, text, lists, and mappings of them.
         rng: Streams for the noise of the flow.
 
     Raises:
@@ -143,25 +142,11 @@ def write_flow(
         code = np.where(np.isnan(share[:, 0]), -1, share.argmax(1))
         obs[f"{KEY}_fate"], obsm[f"{KEY}_fate"] = pd.Categorical.from_codes(code, categories=list(fate.types)), share
         about["types"] = list(fate.types)
-    return write(source, target, obs=obs, obsm=obsm, uns=plain(about))
+    return write(source, target, obs, obsm, about)
 
 
-def write(
-    source: str | Path,
-    target: str | Path,
-    *,
-    obs: Mapping[str, Any],
-    obsm: Mapping[str, np.ndarray],
-    uns: Mapping[str, Any],
-) -> Path:
-    """Copy an ``.h5ad`` file and add keys to the copy; the copy is whole or absent.
-
-    Args:
-        source: The file; it is not changed.
-        target: Where the copy goes.
-        obs: Column -> values, one per cell (arrays, or pandas categoricals).
-        obsm: Key -> array ``[cells, k]``.
-        uns: Entries of ``uns["popflow"]``: numbers, text, lists and mappings of them.
+def write(source: str | Path, target: str | Path, obs: Mapping[str, Any], obsm: Mapping[str, np.ndarray], uns: Mapping[str, Any]) -> Path:
+    """Copy an ``.h5ad`` file and add columns, arrays and ``uns["popflow"]`` to the copy; the copy is whole or absent.
 
     Raises:
         ValueError: when the file has one of the keys already and it is not of an earlier run of popflow.
@@ -266,22 +251,6 @@ def genes_of(source: Any, rep: str, positions: Tensor) -> tuple[np.ndarray, list
                 "stored: genes were scaled, or X was changed after the components were computed."
             )
         return mean + positions.double().cpu().numpy() @ components[:, :d].T, [str(name) for name in adata.var_names]
-
-
-def plain(value: Any) -> Any:
-    """Settings as what ``uns`` can hold: nested mappings, numbers, text and lists; anything else as its JSON or text.
-
-    >>> plain({"dims": 5, "held out": (2,), "noise": None})
-    {'dims': 5, 'held out': [2], 'noise': 'none'}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, tuple | list):
-        same = {type(one) for one in value} in ({int}, {float}, {str}) or not value
-        return list(value) if same else json.dumps(value, default=str)
-    if value is None:
-        return "none"
-    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 @contextmanager

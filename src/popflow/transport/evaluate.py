@@ -6,7 +6,6 @@ sampling floor: two halves of the true cells, below which distances mean nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -122,25 +121,20 @@ def evaluate(
         raise ValueError(f"marginals={chosen}, wanted some of 1..{len(snapshots) - 1}: hold one out (snapshots.hold_out), or name them.")
     found = {}
     for k in chosen:
-        left, _ = neighbours(snapshots, k)
-        truth, before = (some(snapshots.x[i], cells, rng) for i in (k, left))
-        pushed = flow.push(before, float(snapshots.times[left]), float(snapshots.times[k]), rng)
+        before, truth, known = baselines(snapshots, k, rng=rng, cells=cells)
+        pushed = flow.push(before, float(snapshots.times[neighbours(snapshots, k)[0]]), float(snapshots.times[k]), rng)
         mine = {FLOW: score(pushed.x, truth, pushed.weights())}
         if k in snapshots.held_out and isinstance(flow, Path):
             drawn = flow.interpolate(float(snapshots.times[k]), 2 * cells, rng)
             mine[PATH] = score(drawn.x, truth, drawn.weights())
-        found[k] = mine | _known(snapshots, k, before, truth, rng, cells)
+        found[k] = mine | known
     return found
 
 
-def baselines(snapshots: Snapshots, k: int, *, rng: Streams, cells: int = 1500) -> dict[str, Score]:
-    """Scores of the trivial predictions of marginal ``k``; see the module. With the same streams, on the same cells as in `evaluate`."""
-    truth, before = (some(snapshots.x[i], cells, rng) for i in (k, neighbours(snapshots, k)[0]))
-    return _known(snapshots, k, before, truth, rng, cells)
-
-
-def _known(snapshots: Snapshots, k: int, before: Tensor, truth: Tensor, rng: Streams, cells: int) -> dict[str, Score]:
+def baselines(snapshots: Snapshots, k: int, *, rng: Streams, cells: int = 1500) -> tuple[Tensor, Tensor, dict[str, Score]]:
+    """Cells of the training marginal before ``k``, true cells of ``k``, and the scores of the trivial predictions of it; see the module."""
     left, right = neighbours(snapshots, k)
+    truth, before = (some(snapshots.x[i], cells, rng) for i in (k, left))
     found = {PREVIOUS: score(before, truth)}
     if right is not None:
         after = some(snapshots.x[right], cells, rng)
@@ -153,7 +147,7 @@ def _known(snapshots: Snapshots, k: int, before: Tensor, truth: Tensor, rng: Str
         found[RANDOM] = score(paired, truth)
     half = truth[rng.uniform("baselines", (len(truth),)).argsort().to(truth.device)]
     found[FLOOR] = score(half[: len(half) // 2], half[len(half) // 2 :])
-    return found
+    return before, truth, found
 
 
 def neighbours(snapshots: Snapshots, k: int) -> tuple[int, int | None]:
@@ -165,8 +159,3 @@ def neighbours(snapshots: Snapshots, k: int) -> tuple[int, int | None]:
 def some(x: Tensor, most: int, rng: Streams) -> Tensor:
     """At most ``most`` of the rows, drawn without replacement."""
     return x if len(x) <= most else x[rng.uniform("baselines", (len(x),)).argsort()[:most].to(x.device)]
-
-
-def table(scores: Mapping[int, Mapping[str, Score]], snapshots: Snapshots) -> list[tuple[str, str, float, float, float]]:
-    """Rows ``(time, what, W1, W2, MMD)`` for a report."""
-    return [(str(snapshots.labels[k]), name, s.w1, s.w2, s.mmd) for k, row in scores.items() for name, s in row.items()]

@@ -40,7 +40,6 @@ def fates(
     *,
     rng: Streams,
     neighbours: int = 15,
-    repeats: int = 1,
 ) -> Fates:
     """Push the cells of marginal ``start`` to the time of ``end`` and read the types of the cells near them there.
 
@@ -54,7 +53,6 @@ def fates(
         end: Marginal with which they are compared.
         rng: Streams for the noise of the flow.
         neighbours: Number of cells that vote; all where there are fewer.
-        repeats: How often each cell is pushed, for a flow with noise.
 
     Raises:
         ValueError: when the annotation does not fit the cells, or ``start`` and ``end`` are not two marginals in order.
@@ -62,29 +60,25 @@ def fates(
     for k in (start, end):
         if len(annotation[k]) != len(snapshots.x[k]):
             raise ValueError(f"annotation[{k}] holds {len(annotation[k])} types for {len(snapshots.x[k])} cells, wanted one each.")
-    if not 0 <= start < end < len(snapshots) or neighbours < 1 or repeats < 1:
+    if not 0 <= start < end < len(snapshots) or neighbours < 1:
         raise ValueError(
-            f"start={start}, end={end}, neighbours={neighbours}, repeats={repeats}: wanted two marginals of 0..{len(snapshots) - 1} in order, "
-            "and at least one neighbour and one repeat."
+            f"start={start}, end={end}, neighbours={neighbours}: wanted two marginals of 0..{len(snapshots) - 1} in order, and a neighbour or more."
         )
     types = tuple(sorted({*annotation[start], *annotation[end]}))
     member = {name: i for i, name in enumerate(types)}
     goal = torch.nn.functional.one_hot(torch.tensor([member[name] for name in annotation[end]]), len(types)).double()
-    x, n = snapshots.x[start], len(snapshots.x[start])
-    times = float(snapshots.times[start]), float(snapshots.times[end])
-    pushed = flow.push(Population.of(x.repeat(repeats, 1)), *times, rng)
-    target = snapshots.x[end]
+    x, target = snapshots.x[start], snapshots.x[end]
+    pushed = flow.push(Population.of(x), float(snapshots.times[start]), float(snapshots.times[end]), rng)
     near = torch.cat([torch.cdist(rows, target).topk(min(neighbours, len(target)), largest=False).indices for rows in pushed.x.split(2048)])
     vote = goal.to(x.device)[near].mean(1)
     mass = pushed.weights().double()
-    of_cell = mass.reshape(repeats, n).sum(0)
-    joint = (mass[:, None] * vote).reshape(repeats, n, -1).sum(0)
+    joint = mass[:, None] * vote
     begin = torch.nn.functional.one_hot(torch.tensor([member[name] for name in annotation[start]]), len(types)).double().to(x.device)
     flow_of_types = begin.T @ joint
     return Fates(
         types,
-        (joint / of_cell[:, None]).nan_to_num(1 / len(types)),
-        of_cell * n,
+        (joint / mass[:, None]).nan_to_num(1 / len(types)),
+        mass * len(x),
         flow_of_types / flow_of_types.sum(1, keepdim=True),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 from popflow.core import Streams
 from popflow.runs import Report, Run, training
@@ -12,7 +13,7 @@ from popflow.transport.evaluate import BASELINE, FLOW, PATH, evaluate
 from popflow.transport.fate import fates
 from popflow.transport.flow_matching import match
 from popflow.transport.lagrangian import W2, WFR, Lagrangian, MeanAcceleration, VelocityPrior
-from popflow.transport.lagrangian_flow import LagrangianFlow
+from popflow.transport.lagrangian_flow import Certificate, LagrangianFlow
 from popflow.transport.predict import predict, track
 from popflow.transport.report import Outcome, report
 from popflow.transport.snapshots import Snapshots
@@ -39,13 +40,17 @@ def run(config: FlowConfig, run: Run) -> Report:
         scores = {k: {n: row[n] for n in (FLOW, PATH) if n in row} | {BASELINE: theirs[k][FLOW]} | row for k, row in scores.items()}
     fate = None if cells.annotation is None else fates(flow, snapshots, cells.annotation, 0, last, rng=draws)
 
-    settings = {name: value for name, value in asdict(config).items() if name != "cells"}
-    about = {"settings": settings, "fit": asdict(certificate)}
+    about = {"settings": told(config), "fit": told(certificate)}
     anndata.write_flow(config.cells, run.path / "cells.h5ad", cells, flow, fate=fate, about=about, rng=rng())
     genes = anndata.write_predictions(config.cells, run.path / "predicted.h5ad", config.rep, predict(flow, snapshots, scored, draws))
     run.log(f"predicted cells {genes}")
     space = f"{snapshots.dim} coordinates of {config.rep} ({config.scale})"
     return report(Outcome(config.cells.name, space, cells, flow, certificate, scores, fate, track(flow, snapshots, rng()), genes))
+
+
+def told(record: FlowConfig | Certificate) -> dict[str, Any]:
+    """The fields of a record that are set, as a file of cells can hold them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(record).items() if k != "cells" and v not in (None, ())}
 
 
 def read(config: FlowConfig, run: Run) -> anndata.Cells:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from popflow.runs import Figure, Measured, Report, Table, Verdict, figures, point_figures
 from popflow.transport.anndata import Cells
-from popflow.transport.evaluate import BASELINE, FLOOR, FLOW, PATH, TRANSPORT, Score, table
+from popflow.transport.evaluate import BASELINE, FLOOR, FLOW, PATH, TRANSPORT, Score
 from popflow.transport.fate import Fates, growth_by_type
 from popflow.transport.lagrangian import WFR, Lagrangian
 from popflow.transport.lagrangian_flow import Certificate, LagrangianFlow
@@ -100,7 +100,7 @@ def _verdict(scores: Mapping[int, Mapping[str, Score]], held_out: bool) -> Verdi
 
 
 def _scores(scores: Mapping[int, Mapping[str, Score]], snapshots: Snapshots) -> Table:
-    rows = table(scores, snapshots)
+    rows = [(str(snapshots.labels[k]), what, s.w1, s.w2, s.mmd) for k, row in scores.items() for what, s in row.items()]
     return Table(
         "Distance from the held-out cells" if snapshots.held_out else "Distance from the cells of each snapshot (seen in training)",
         ("time", "what", "W1", "W2", "MMD"),
