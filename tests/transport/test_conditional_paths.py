@@ -167,7 +167,8 @@ def test_the_entropic_plan_agrees_with_pot():
     torch.testing.assert_close(mine, torch.from_numpy(theirs), atol=2e-4, rtol=2e-3)
 
 
-def test_large_snapshots_get_several_plans():
+def test_large_snapshots_get_several_plans(monkeypatch):
+    monkeypatch.setattr(path_coupling, "CELLS", 128)
     x = torch.arange(2 * path_coupling.CELLS, dtype=torch.float64)[:, None] / path_coupling.CELLS
     plan = path_coupling.least_action(Lagrangian(), x, x + 3.0, (1.0, 1.0), 1.0, Streams(0))
     assert len(plan.i) >= 2 * path_coupling.CELLS
