@@ -1,13 +1,13 @@
 """Quantum hypernetworks against the exact optimum and against classical search, on instances that can be enumerated.
 
-``--parts depth,joint,noise,classical,wide`` runs some parts alone; ``--cache DIR`` (default ``runs/bench/hypernetwork``) keeps every
-finished cell, so that an interrupted run goes on, and ``--instances G2,Dg373`` restricts the parts to some of the nine instances.
+``--parts depth,joint,noise,classical,wide`` selects parts, ``--instances G2,Dg373`` selects some of the nine instances, and ``--cache DIR``
+(default ``runs/bench/hypernetwork``) keeps every finished cell, so that an interrupted benchmark resumes.
 
-depth      success of restarts, by three definitions, against depth 1 ... 16: Adam, 200 steps, learning rate 0.1, angles uniform
+depth      success of restarts by three definitions against depth 1 ... 16: Adam, 200 steps, learning rate 0.1, uniform angles
 joint      width, activation and alphabet searched in one circuit
-noise      depolarising noise on networks trained without, by trajectories
-classical  the same tables with the same number of cost calls
-wide       8 x 8 digits, 65 qubits by matrix products, against straight-through training and local search
+noise      depolarising noise, by trajectories, on circuits trained without noise
+classical  classical searches on the same tables with the same number of cost calls
+wide       8 x 8 digits, 65 qubits by matrix products, against straight-through training and classical searches
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def trained(name: str, depth: int, restarts: int, objective: Objective, steps: i
 
         def make(first: int = first) -> dict:
             found = train_adam(ansatz, table, start[first : first + block], steps=steps, lr=0.1, objective=objective)
-            names = ("angles", "energy", "code", "cost", "optimum_mass", "entropy", "evaluations")
+            names = ("angles", "energy", "code", "cost", "optimum_mass", "evaluations")
             return {key: getattr(found, key).tolist() for key in names}
 
         label = getattr(objective, "label", objective.__name__)
@@ -138,14 +138,13 @@ def trained(name: str, depth: int, restarts: int, objective: Objective, steps: i
     def joined(key: str, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.cat([torch.tensor(part[key], dtype=dtype) for part in parts])
 
-    exact = [joined(key) for key in ("optimum_mass", "entropy")]
     return Trained(
         ansatz,
         joined("angles", torch.float32),
         joined("energy"),
         joined("code", torch.int64),
         joined("cost"),
-        *exact,
+        joined("optimum_mass"),
         joined("evaluations", torch.int64),
     )
 

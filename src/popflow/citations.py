@@ -41,6 +41,17 @@ QUANTUM_HYPERNETWORKS = """\
   archivePrefix = {arXiv}
 }"""
 
+QUANTUM_HYPERNETWORKS_VARIATIONAL = """\
+@article{nepote2025variational,
+  title     = {Variational Inference for Quantum {HyperNetworks}},
+  author    = {Nepote, Luca and Lh{\\'e}ritier, Alix and Bondoux, Nicolas and
+               Kountouris, Marios and Filippone, Maurizio},
+  journal   = {arXiv preprint arXiv:2506.05888},
+  year      = {2025},
+  eprint    = {2506.05888},
+  archivePrefix = {arXiv}
+}"""
+
 WASSERSTEIN_LAGRANGIAN_FLOWS = """\
 @inproceedings{neklyudov2024computational,
   title     = {A Computational Framework for Solving {Wasserstein} {Lagrangian} Flows},

@@ -125,9 +125,9 @@ TASKS = {
     ),
     "search": Task(
         summary="Find binary networks with a quantum hypernetwork, beside the exact optimum and classical search.",
-        config="popflow.circuits.job:SearchConfig",
+        config="popflow.circuits.config:SearchConfig",
         run="popflow.circuits.job:run",
-        cite=(citations.QUANTUM_HYPERNETWORKS,),
+        cite="popflow.circuits.config:cite",
         examples=("popflow search --data digits:3,7 --net mlp:2 --depth 6 --restarts 64",),
     ),
 }
@@ -153,7 +153,7 @@ BUILT_IN = (
         name="qhn",
         summary="Binary networks, parameters, hyperparameters and architecture together, from a variational circuit (quantum hypernetworks).",
         cite=(citations.QUANTUM_HYPERNETWORKS,),
-        demo=Task("popflow.circuits.job:DemoConfig", "popflow.circuits.job:demo"),
+        demo=Task("popflow.circuits.config:DemoConfig", "popflow.circuits.demo:demo"),
         task="search",
     ),
     Method(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from popflow.circuits import BinaryMLP, Choice, Gate, PackedNetwork, onnx_file, pack
+from popflow.circuits import BinaryMLP, Choice, PackedNetwork, Switch, onnx_file, pack
 from popflow.core.checkpoint import save_tensors
 from popflow.core.errors import CheckpointError
 
@@ -18,8 +18,8 @@ SPACES = [
         outputs=2,
         activation=Choice("activation", (torch.relu, torch.sigmoid, torch.tanh)),
         alphabet=Choice("alphabet", ((0.0, 1.0), (-1.0, 1.0), (-2.0, 1.0), (-3.0, 1.0))),
-        skip=Gate("skip"),
-        gates=(Gate("left", (0, 1, 2, 3)), Gate("right", (7, 8, 9, 10))),
+        skip=Switch("skip"),
+        switches=(Switch("left", (0, 1, 2, 3)), Switch("right", (7, 8, 9, 10))),
     ),
 ]
 INPUTS = {
@@ -46,8 +46,8 @@ def test_equals_the_module(space, kind, tmp_path):
     assert torch.equal(again(x), packed(x))
 
 
-def test_closed_inputs_empty_data_and_rows_that_are_not_finite():
-    space = BinaryMLP(3, (2,), skip=Gate("skip"), gates=(Gate("all", (0, 1, 2)),), bias=False)
+def test_inputs_switched_off_empty_data_and_rows_that_are_not_finite():
+    space = BinaryMLP(3, (2,), skip=Switch("skip"), switches=(Switch("all", (0, 1, 2)),), bias=False)
     network = space.decode("1" * (space.n - 1) + "0")
     x = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]], dtype=torch.float64)
     assert torch.equal(pack(network)(x), network(x))
@@ -80,7 +80,7 @@ def test_bad_input(tmp_path):
         PackedNetwork.load(save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}))
 
 
-@pytest.mark.parametrize("space", [*SPACES, BinaryMLP(3, gates=(Gate("all", (0, 1, 2)),))])
+@pytest.mark.parametrize("space", [*SPACES, BinaryMLP(3, switches=(Switch("all", (0, 1, 2)),))])
 def test_onnx_equals_the_module(space, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     rng = torch.Generator().manual_seed(2)

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from popflow.circuits.ansatz import Ansatz, brick, cx, cz, linear, rotations
-from popflow.circuits.circuit_cutting import KEPT, born_of_halves, cut_of, seams
-from popflow.circuits.statevector import _cost, _layouts, _matrices, _seamed, amplitudes, born
+from popflow.circuits.circuit_cutting import KEPT, best_cut, born_by_cutting, cut_groups
+from popflow.circuits.statevector import _cost, _cut_layouts, _layouts, _matrices, amplitudes, born
 from popflow.core import Streams
 
 
-def by_halves(ansatz, angles, cut):
+def by_cutting(ansatz, angles, cut):
     gates = rotations(angles)
-    return born_of_halves(ansatz, gates, _matrices(_seamed(ansatz, cut, gates.device), gates), cut)
+    return born_by_cutting(ansatz, gates, _matrices(_cut_layouts(ansatz, cut, gates.device), gates), cut)
 
 
 def choice(ansatz, batch):
     gates = torch.zeros(batch, *ansatz.shape[:2], 2, 2, dtype=torch.complex64)
-    return cut_of(ansatz, batch, _cost(ansatz.n, _layouts(ansatz, gates), batch, True))
+    return best_cut(ansatz, batch, _cost(ansatz.n, _layouts(ansatz, gates), batch, True))
 
 
 @pytest.mark.parametrize("gate", [cx, cz])
@@ -31,7 +31,7 @@ def test_every_cut_gives_the_distribution_and_its_gradient(n, depth, gate, phase
     exact = amplitudes(ansatz, rotations(angles)).abs().square()
     (slope,) = torch.autograd.grad((exact @ cost).sum(), angles)
     for cut in range(2, n - 1):
-        p = by_halves(ansatz, angles, cut)
+        p = by_cutting(ansatz, angles, cut)
         (mine,) = torch.autograd.grad((p @ cost).sum(), angles)
         torch.testing.assert_close(p, exact, atol=1e-13, rtol=0)
         torch.testing.assert_close(mine, slope, atol=1e-12, rtol=0)
@@ -40,7 +40,7 @@ def test_every_cut_gives_the_distribution_and_its_gradient(n, depth, gate, phase
 def test_groups_cover_the_qubits_once():
     for n in range(4, 21):
         for cut in range(2, n - 1):
-            assert [q for first, width in seams(n, cut) for q in range(first, first + width)] == list(range(n))
+            assert [q for first, width in cut_groups(n, cut) for q in range(first, first + width)] == list(range(n))
 
 
 def test_where_it_is_used():
@@ -54,12 +54,12 @@ def test_where_it_is_used():
 
 @pytest.mark.parametrize(("n", "depth"), [(16, 6), (12, 12)])
 def test_the_graph_keeps_less_than_is_allowed(n, depth):
-    """What autograd keeps of the halves, in amplitudes, stays below the bound by which `cut_of` chooses; the whole state is not kept."""
+    """What autograd keeps of the halves, in amplitudes, stays below the bound by which `best_cut` chooses; the whole state is not kept."""
     ansatz, sizes = Ansatz(n, depth), []
     angles = ansatz.random(1, Streams(0)).requires_grad_()
     assert choice(ansatz, 1) is not None or n == 12
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-        by_halves(ansatz, angles, n // 2)
+        by_cutting(ansatz, angles, n // 2)
     assert sum(sizes) < max(KEPT, 2**n)
     assert max(sizes) < 2**n
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from popflow.circuits.config import SearchConfig
 from popflow.circuits.data import mnist, read_idx
-from popflow.circuits.job import SearchConfig, task
+from popflow.circuits.task import task
+from popflow.runs.run import identity
 
 
 def idx(array):
@@ -39,8 +41,6 @@ def test_scaling_is_bilinear_without_smoothing(folder):
 
 
 def test_bad_files(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"side=5: .*4 or 28"):
-        mnist(folder, 3, 7, 5)
     with pytest.raises(ValueError, match="digits 3 and 3 are the same"):
         mnist(folder, 3, 3)
     (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(torch.full((12,), 3, dtype=torch.uint8)))
@@ -59,8 +59,14 @@ def test_bad_files(folder, tmp_path):
 
 
 def test_search_reads_the_users_files(folder):
-    """`--data mnist:3,7:FOLDER` is this task; a folder that is not there is named."""
-    cost, data = task(SearchConfig(data=f"mnist:3,7:{folder}"))
+    """`--data mnist:3,7:FOLDER` is this task, and its files are part of the identity of a run; a folder that does not exist is named."""
+    config = SearchConfig(data=f"mnist:3,7:{folder}")
+    assert list(config.inputs()) == [folder]
+    before = identity("search", config)
+    cost, data = task(config)
+    labels = folder / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\7")
+    assert identity("search", config) != before
     assert cost.space.n == 17
     assert data.x_test.shape == (2, 16)
     with pytest.raises(FileNotFoundError, match="nowhere holds no train-images"):

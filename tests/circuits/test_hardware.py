@@ -79,11 +79,13 @@ def test_training_by_shots():
 
 def test_counts():
     oracle = Oracle(lambda bits: bits.double() @ torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64), 3)
+    assert oracle.best_cost == math.inf
     counts = {"100": 30, "001": 70}
     found = evaluate_counts(oracle, counts)
     assert found.mean == pytest.approx(0.3 * 4 + 0.7 * 1)
     assert found.error == pytest.approx(math.sqrt(0.3 * 0.7 * 9 / 100))
     assert (found.bits, found.cost, found.shots) == ("001", 1.0, 100)
+    assert (oracle.best_cost, oracle.best_bits.tolist()) == (1.0, [0, 0, 1])
     assert evaluate_counts(oracle, counts, qubit_zero_first=True).mean == pytest.approx(0.3 * 1 + 0.7 * 4)
 
 
@@ -96,6 +98,8 @@ def test_bad_input():
     for spins, shown in (([[-1, 1, 1]], "-1"), ([[0.5, 0, 1]], "0.5")):
         with pytest.raises(ValueError, match=f"bits hold {shown}, wanted only 0 and 1"):
             oracle(torch.tensor(spins))
+    with pytest.raises(ValueError, match=r"wanted \[S, 3\]"):
+        oracle(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="hold 0 shots in 1 keys"):
         evaluate_counts(oracle, {"010": 0})
     with pytest.raises(ValueError, match="whole number of shots"):

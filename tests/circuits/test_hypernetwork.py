@@ -11,21 +11,17 @@ from popflow.circuits import (
     Ansatz,
     BinaryMLP,
     Cost,
-    Oracle,
     born,
     digits,
     energy,
     entropy,
     evaluate,
     free_energy,
-    marginals,
     success,
     tail_mean,
     train_adam,
     train_lbfgs,
-    wilson,
 )
-from popflow.circuits.search import _random
 from popflow.core import NonFiniteError, Streams
 
 
@@ -104,11 +100,10 @@ def test_tail_mean():
         tail_mean(0.0)
 
 
-def test_entropy_and_marginals():
+def test_entropy():
     p = torch.zeros(2, 8, dtype=torch.float64)
     p[0, 5], p[1] = 1.0, 1 / 8
     assert entropy(p).tolist() == pytest.approx([0.0, math.log(8)])
-    assert marginals(p).tolist() == [[1.0, 0.0, 1.0], [0.5, 0.5, 0.5]]
 
 
 def test_success_of_samples_is_what_sampling_gives(table):
@@ -122,13 +117,6 @@ def test_success_of_samples_is_what_sampling_gives(table):
     exact = success(found, table, shots=shots).sampled.value
     assert 0.005 < exact < 0.995
     assert abs(share - exact) < 3 * math.sqrt(exact * (1 - exact) / times)
-
-
-def test_wilson():
-    """Closed form for no success: the upper end is z^2 / (n + z^2)."""
-    rate = wilson(0, 32)
-    assert (rate.low, rate.high) == (0.0, pytest.approx(1.959963984540054**2 / (32 + 1.959963984540054**2)))
-    assert wilson(32, 32).low == pytest.approx(1 - rate.high)
 
 
 def test_bad_input(table):
@@ -145,30 +133,3 @@ def test_bad_input(table):
             train(Ansatz(9, 1), table, torch.zeros(1, 1, 9, 2))
         with pytest.raises(ValueError, match="steps=0: wanted at least 1"):
             train(Ansatz(10, 1), table, torch.zeros(1, 1, 10, 2), steps=0)
-    with pytest.raises(ValueError, match="trials=0"):
-        wilson(0, 0)
-
-
-def test_oracle_counts_and_checks():
-    asked = []
-
-    def cost(bits):
-        asked.append(len(bits))
-        return bits.double().sum(1)
-
-    oracle = Oracle(cost, 12)
-    bits = _random(torch.Generator().manual_seed(0), 300, 12)
-    first, second = oracle(bits), oracle(bits)
-    assert torch.equal(first, second)
-    assert oracle.calls == 600
-    assert oracle.evaluations == len(bits.unique(dim=0))
-    assert sum(asked) == oracle.evaluations + oracle.evaluations // 100
-    with pytest.raises(ValueError, match=r"returned shape \(1,\) for 290 networks"):
-        Oracle(lambda bits: torch.zeros(1), 12)(bits)
-    with pytest.raises(ValueError, match="returned 290 costs that are NaN"):
-        Oracle(lambda bits: torch.full((len(bits),), math.nan), 12)(bits)
-    noise = torch.Generator().manual_seed(0)
-    with pytest.raises(ValueError, match="is not deterministic: network"):
-        Oracle(lambda bits: torch.rand(len(bits), generator=noise), 12)(bits)
-    with pytest.raises(ValueError, match=r"wanted \[S, 12\]"):
-        oracle(bits[:, :5])

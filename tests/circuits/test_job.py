@@ -7,9 +7,14 @@ import json
 import pytest
 import torch
 
-from popflow.circuits.job import DemoConfig, SearchConfig, demo, run, task
+from popflow.circuits import job
+from popflow.circuits.config import DemoConfig, SearchConfig, cite
+from popflow.circuits.demo import demo
+from popflow.circuits.job import run
+from popflow.circuits.space import ACTIVATIONS
+from popflow.circuits.task import LOSSES, task
 from popflow.cli.app import main
-from popflow.runs import ConfigError, Run, config_of
+from popflow.runs import ConfigError, Run, config_of, options
 
 SMALL = SearchConfig(data="digits:3,7:3", depth=2, curve=(1,), restarts=4, steps=30, calls=40, runs=5)
 
@@ -47,10 +52,23 @@ def test_a_run_goes_on_and_gives_the_same(tmp_path):
     assert first["results"]["exact optimum"]["value"] == pytest.approx(0.4957010649)
 
 
+def test_every_choice_of_an_option_has_an_object():
+    known = {"activation": ACTIVATIONS, "loss": LOSSES, "entangler": job.ENTANGLERS, "gate": job.GATES, "objective": job.OBJECTIVES}
+    assert {option.name: option.choices for option in options(SearchConfig) if option.name in known} == {
+        name: tuple(objects) for name, objects in known.items()
+    }
+
+
+def test_citations_follow_the_objective():
+    assert [len(cite(SearchConfig(objective=objective))) for objective in ("energy", "free-energy")] == [1, 2]
+
+
 def test_digits_are_as_fine_as_eighteen_bits_allow():
     assert [task(SearchConfig(net=net))[0].space.n for net in ("logistic", "mlp:2")] == [17, 14]
     cost, data = task(SearchConfig(data="digits:0,1:8", alphabet=("-1,1", "0,1")))
     assert (cost.space.n, data.x.shape[1]) == (66, 64)
+    with pytest.raises(ValueError, match="digits 3 and 3 are the same"):
+        task(SearchConfig(data="digits:3,3"))
 
 
 def test_the_demo_finds_the_optimum(tmp_path):
@@ -69,12 +87,12 @@ def test_the_demo_finds_the_optimum(tmp_path):
         ({"data": "digits:3"}, "wanted digits:3,7 or digits:3,7:4"),
         ({"net": "mpl:2"}, "wanted logistic, mlp:WIDTH"),
         ({"net": "mlp:3-2"}, "the narrowest first"),
-        ({"activation": ["relo"]}, "unknown activation 'relo': did you mean 'relu'"),
+        ({"activation": ["relo"]}, "'relo': did you mean 'relu'"),
         ({"alphabet": ["-1;1"]}, "wanted two numbers LOW,HIGH"),
-        ({"restarts": 0}, "restarts=0: wanted at least 1"),
-        ({"data": "digits:3,3"}, "digits 3 and 3 are the same"),
-        ({"lr": -0.1}, "lr=-0.1: wanted a finite learning rate above 0"),
-        ({"curve": [0]}, "wanted depths of at least 1"),
+        ({"restarts": 0}, "restarts=0, wanted a whole number >= 1"),
+        ({"activation": []}, "wanted at least one of relu, sigmoid, tanh"),
+        ({"lr": -0.1}, "lr=-0.1, wanted a number > 0"),
+        ({"curve": [0]}, "wanted a whole number >= 1"),
         ({"dept": 3}, "did you mean 'depth'"),
         ({"entangler": "brik"}, "brick"),
         ({"optimiser": "lbfgs", "objective": "free-energy"}, "Fix: optimiser adam"),

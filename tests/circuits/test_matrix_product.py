@@ -61,36 +61,34 @@ def test_samples_follow_the_state():
     assert chisquare(drawn.bincount(minlength=16).numpy(), expected.numpy()).pvalue > 1e-3
 
 
-def test_sixty_qubits():
-    """The conditionals of a sample multiply to its probability, and those of both values of a bit add to one."""
-    ansatz = Ansatz(60, 4)
-    state = matrix_product(ansatz, ansatz.random(1, Streams(0), torch.float64)[0])
-    bits = state.sample(16, torch.Generator().manual_seed(1))
-    conditionals = state.conditionals(bits)
-    torch.testing.assert_close(conditionals.log().sum(1), state.log_p(bits), atol=1e-10, rtol=0)
-    for position in (0, 17, 59):
-        flipped = bits.clone()
-        flipped[:, position] ^= 1
-        other = state.conditionals(flipped)[:, position]
-        torch.testing.assert_close(conditionals[:, position] + other, torch.ones(16, dtype=torch.float64), atol=1e-12, rtol=0)
+def test_blocks_of_many_qubits_are_independent():
+    """60 qubits in blocks of six: the norm is 1, ``log p`` is the sum over blocks, and every block is sampled from its own distribution."""
+    ansatz = Ansatz(60, 4, lambda n, layer: [(c, t) for c, t in brick(n, layer) if c // 6 == t // 6])
+    angles = ansatz.random(1, Streams(0), torch.float64)[0]
+    state = matrix_product(ansatz, angles)
+    bits = state.sample(2000, torch.Generator().manual_seed(1))
+    codes = codes_of(bits.flip(-1).unflatten(-1, (10, 6)).flip(-1))
+    blocks = [born(Ansatz(6, 4), some) for some in angles.unflatten(1, (10, 6)).unbind(1)]
+    exact = sum(p.log()[codes[:, k]] for k, p in enumerate(blocks))
+    torch.testing.assert_close(state.log_p(bits), exact, atol=1e-10, rtol=0)
+    first, environment = state.tensors[0], state.right_environments()[0]
+    assert float(torch.einsum("asb,bc,asc->", first, environment, first.conj()).real) == pytest.approx(1, abs=1e-12)
+    for k in (0, 9):
+        expected, drawn = 2000 * blocks[k], codes[:, k].bincount(minlength=64)
+        common = expected >= 5
+        observed, wanted = (torch.cat((c[common], c[~common].sum()[None])).numpy() for c in (drawn.double(), expected))
+        assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-3
 
 
-def test_conditionals_of_many_qubits_do_not_underflow():
-    """400 bits in single precision, whose probabilities are far below the least number."""
+def test_probabilities_of_many_qubits_do_not_underflow():
+    """400 bits in single precision, whose probabilities are far below the smallest number."""
     ansatz = Ansatz(400, 2)
-    state = matrix_product(ansatz, ansatz.random(1, Streams(0))[0])
+    angles = ansatz.random(1, Streams(0))[0]
+    state = matrix_product(ansatz, angles)
     bits = state.sample(3, torch.Generator().manual_seed(0))
-    assert float(state.log_p(bits).max()) < -100
-    torch.testing.assert_close(state.conditionals(bits).log().sum(1), state.log_p(bits), atol=1e-2, rtol=0)
-
-
-def test_entanglement_of_a_bond():
-    """A Bell pair between qubits 0 and 1, and nothing else: ln 2 on the first bond, 0 on the second."""
-    ansatz = Ansatz(3, 2, phases=False)
-    angles = torch.zeros(2, 3, 1, dtype=torch.float64)
-    angles[0, 0] = torch.pi / 2
-    entropy = matrix_product(ansatz, angles).bond_entropy()
-    assert entropy == pytest.approx([0.6931471805599453, 0.0], abs=1e-12)
+    log_p = state.log_p(bits)
+    assert float(log_p.max()) < -100
+    torch.testing.assert_close(log_p.double(), matrix_product(ansatz, angles.double()).log_p(bits), atol=1e-2, rtol=0)
 
 
 def test_score_training_finds_the_network_of_many_bits():

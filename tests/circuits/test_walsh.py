@@ -1,13 +1,11 @@
-"""Walsh coefficients: inverse, variance, the vanishing odd orders of a logistic cost, and the quadratic truncation."""
+"""Walsh coefficients: definition, inverse, variance; the orders of published tasks are in test_cost."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 import torch
 
-from popflow.circuits import BinaryMLP, Choice, Cost, bits_of, digits, gaussians, quadratic, squared_error, walsh, weights
+from popflow.circuits import bits_of, qubo, walsh, walsh_weights
 
 
 def test_transform_by_its_definition():
@@ -19,37 +17,18 @@ def test_transform_by_its_definition():
     assert float(walsh(table)[1:].square().sum()) == pytest.approx(float(table.var(correction=0)))
 
 
-def test_odd_orders_of_a_logistic_cost_vanish():
-    """softplus(z) - z/2 is even and z is linear in the signs of weights in {-1, 1}: orders 3, 5, ... are zero, order 1 is not."""
-    data = digits(3, 7, 4)
-    share = weights(Cost(BinaryMLP(16), data.x, data.y).table())
-    assert share[3::2].abs().max() < 1e-25
-    assert share[[1, 2, 4]].tolist() == pytest.approx([0.219, 0.768, 0.0125], abs=5e-4)
-
-
-def test_published_orders_of_the_gaussian_task():
-    data = gaussians(2000)
-    space = BinaryMLP(2, (2,), activation=Choice("activation", (torch.relu, torch.sigmoid)))
-    share = weights(Cost(space, data.x, data.y, squared_error).table())
-    assert share[1:5].tolist() == pytest.approx([0.060, 0.563, 0.210, 0.136], abs=6e-4)
-
-
-def test_quadratic_truncation():
-    """It equals its own terms for every network, in spins and as a QUBO; the residual is what the orders above 2 weigh."""
+def test_a_qubo_is_the_best_quadratic_and_says_what_it_leaves_out():
+    """It equals the truncated Walsh series for every network; the residual is the share of the variance of the difference."""
     table = torch.arange(64, dtype=torch.float64).cos()
-    found = quadratic(table)
+    order = bits_of(torch.arange(64), 6).sum(1)
+    truncated = walsh(torch.where(order <= 2, walsh(table), 0)) * 64
+    matrix, offset, residual = qubo(table)
     bits = bits_of(torch.arange(64), 6).double()
-    spins = 1 - 2 * bits
-    pairs = sum(found.coupling[p, q] * spins[:, p] * spins[:, q] for p, q in itertools.combinations(range(6), 2))
-    torch.testing.assert_close(found.constant + spins @ found.field + pairs, found.table, atol=1e-14, rtol=0)
-    q, offset = found.qubo()
-    assert torch.equal(q, q.triu())
-    torch.testing.assert_close(offset + torch.einsum("sp,pq,sq->s", bits, q, bits), found.table, atol=1e-14, rtol=0)
-    assert found.residual == pytest.approx(float(weights(table)[3:].sum()), abs=1e-14)
-    assert found.residual == pytest.approx(float((table - found.table).square().mean() / table.var(correction=0)), abs=1e-14)
+    assert torch.equal(matrix, matrix.triu())
+    torch.testing.assert_close(offset + torch.einsum("sp,pq,sq->s", bits, matrix, bits), truncated, atol=1e-14, rtol=0)
+    assert residual == pytest.approx(float((table - truncated).square().mean() / table.var(correction=0)), abs=1e-14)
 
 
 def test_equal_costs_have_no_variance():
     table = torch.ones(8, dtype=torch.float64)
-    assert weights(table).tolist() == [0.0] * 4
-    assert quadratic(table).residual == 0.0
+    assert walsh_weights(table).tolist() == [0.0] * 4

@@ -21,8 +21,8 @@ from .cost import (
 from .data import Dataset as Dataset, digits as digits, gaussians as gaussians, mnist as mnist
 from .export import draw as draw, onnx_file as onnx_file, qasm3 as qasm3
 from .hardware import (
+    CountsSummary as CountsSummary,
     Depolarising as Depolarising,
-    Measured as Measured,
     evaluate_counts as evaluate_counts,
     noisy_born as noisy_born,
     parameter_shift as parameter_shift,
@@ -30,26 +30,22 @@ from .hardware import (
     train_shots as train_shots,
 )
 from .hypernetwork import (
-    Rate as Rate,
     Success as Success,
     Trained as Trained,
     energy as energy,
     entropy as entropy,
     evaluate as evaluate,
     free_energy as free_energy,
-    marginals as marginals,
     success as success,
     tail_mean as tail_mean,
     train_adam as train_adam,
     train_lbfgs as train_lbfgs,
-    wilson as wilson,
 )
 from .matrix_product import MatrixProduct as MatrixProduct, matrix_product as matrix_product, train_score as train_score
 from .oracle import Oracle as Oracle
 from .search import (
     Found as Found,
     annealing as annealing,
-    exhaustive as exhaustive,
     genetic as genetic,
     local_search as local_search,
     random_search as random_search,
@@ -60,9 +56,9 @@ from .space import (
     BinaryMLP as BinaryMLP,
     BinaryNetwork as BinaryNetwork,
     Choice as Choice,
-    Gate as Gate,
+    Switch as Switch,
     bits_of as bits_of,
     codes_of as codes_of,
 )
 from .statevector import amplitudes as amplitudes, born as born, sample as sample
-from .walsh import Quadratic as Quadratic, quadratic as quadratic, walsh as walsh, weights as weights
+from .walsh import qubo as qubo, walsh as walsh, walsh_weights as walsh_weights

@@ -18,15 +18,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from popflow.circuits.space import at_least_one
 from popflow.core import Streams
 
 Pairs = Sequence[tuple[int, int]]
 Entangler = Callable[[int, int], Pairs]
-"""``entangler(n, layer) -> pairs`` of qubits (control, target) in the order in which the gates act; layers count from 1."""
+"""``entangler(n, layer) -> pairs`` of qubits (control, target) in the order in which their gates act; layers count from 1."""
 
 
 def brick(n: int, layer: int) -> Pairs:
-    """Neighbours in alternation, the circuit of the paper: odd layers (1,2)(3,4)..., even layers (0,1)(2,3)...
+    """Alternating neighbours, the circuit of the paper: odd layers (1,2)(3,4)..., even layers (0,1)(2,3)...
 
     >>> brick(5, 1), brick(5, 2)
     ([(1, 2), (3, 4)], [(0, 1), (2, 3)])
@@ -51,12 +52,13 @@ def all_to_all(n: int, layer: int) -> Pairs:
 
 @dataclass(frozen=True, slots=True)
 class TwoQubitGate:
-    """A two-qubit gate that maps basis states to signed basis states, and Pauli operators to Pauli operators.
+    """A two-qubit Clifford gate that maps basis states to signed basis states.
 
     Attributes:
-        name: In OpenQASM.
-        act: ``act(codes, c, t) -> (codes, flips)``: the image of basis states, and 1 where its sign is negative.
-        conjugate: ``conjugate(x, z, c, t)``: updates, in place, the X and Z parts ``[..., n]`` of Pauli operators moved behind the gate.
+        name: Name in OpenQASM.
+        act: ``act(codes, c, t) -> (codes, flips)``: the images of basis states, and 1 where the sign is negative.
+        conjugate: ``conjugate(x, z, c, t)`` moves Pauli operators from before the gate to after it, updating their X and Z parts ``[..., n]``
+            in place.
     """
 
     name: str
@@ -64,7 +66,7 @@ class TwoQubitGate:
     conjugate: Callable[[Tensor, Tensor, int, int], None]
 
     def blocks(self) -> Tensor:
-        """Return ``[2, 2, 2]``: what it does to the target when the control is 0, and when it is 1.
+        """Return the gates ``[2, 2, 2]`` on the target when the control is 0 and when it is 1.
 
         >>> cx.blocks().tolist()
         [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]]
@@ -107,12 +109,12 @@ class Ansatz:
     Attributes:
         n: Qubits, one per bit of the network.
         depth: Layers; 1 is a product state, because the entangling gates of layer 1 act on ``|0...0>``.
-        entangler: Which pairs a layer couples.
+        entangler: Pairs that a layer entangles.
         gate: `cx` or `cz`.
-        phases: Whether ``R_z`` follows ``R_y``. Without it amplitudes are real: half the memory, and faster.
+        phases: Whether ``R_z`` follows ``R_y``. Without it amplitudes are real, which halves memory and is faster.
 
     Raises:
-        ValueError: on a depth below 1, fewer than 2 qubits, or a pair that is none.
+        ValueError: on a depth below 1, fewer than 2 qubits, or a pair that is not two different qubits of the circuit.
 
     Example:
         >>> Ansatz(n=3, depth=2).parameters
@@ -146,23 +148,22 @@ class Ansatz:
         return math.prod(self.shape)
 
     def pairs(self, layer: int) -> Pairs:
-        """Return the pairs of a layer, counted from 1."""
+        """Return the pairs of a layer; layers count from 1."""
         return self.entangler(self.n, layer)
 
     def random(self, restarts: int, rng: Streams, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw angles ``[restarts, depth, n, r]`` uniformly in ``[0, 2 pi)``.
 
-        The numbers of a restart are those of the seed, whatever the dtype; those of the first restarts do not depend on how many follow.
+        The angles of a restart depend on neither the dtype nor the number of restarts that follow.
         """
-        if restarts < 1:
-            raise ValueError(f"restarts={restarts}: wanted at least 1.")
+        at_least_one(restarts=restarts)
         return (2 * math.pi * rng.uniform("angles", (restarts, *self.shape))).to(dtype)
 
-    def check(self, angles: Tensor) -> None:
-        """Refuse angles of another shape or type.
+    def check(self, angles: Tensor, *, one: bool = False) -> None:
+        """Check the shape and type of angles, of one circuit or of any number.
 
         Raises:
-            ValueError: naming the shapes.
+            ValueError: on another shape.
             TypeError: on complex or integer angles.
         """
         if not angles.is_floating_point():
@@ -171,6 +172,8 @@ class Ansatz:
             raise ValueError(
                 f"angles have shape {tuple(angles.shape)}, wanted [*batch, {', '.join(map(str, self.shape))}] (depth, qubit, angle)."
             )
+        if one and angles.ndim != 3:
+            raise ValueError(f"angles have shape {tuple(angles.shape)}, wanted one circuit {self.shape}. Fix: pick a restart.")
 
 
 def rotations(angles: Tensor) -> Tensor:

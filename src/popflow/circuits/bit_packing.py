@@ -1,10 +1,10 @@
-r"""Inference on packed bits: eight weights to a byte, and dot products by counting bits.
+r"""Inference on packed bits: eight weights per byte, and dot products by counting bits.
 
 With weights ``w = low + (high - low) v`` and two-valued inputs ``x = a + (b - a) u``, for bits ``u, v`` of length m,
 
     x . w = m a low + a (high - low) |v| + (b - a) low |u| + (b - a) (high - low) |u & v|
 
-where ``| |`` counts ones; for values of plus and minus one this is ``m - 2 |u xor v|``. Real inputs need a sum instead of a count:
+where ``|.|`` counts ones; for values of plus and minus one this is ``m - 2 |u xor v|``. Real inputs need a sum instead of a count:
 
     x . w = low sum_i x_i + (high - low) sum_{i: v_i = 1} x_i
 """
@@ -25,17 +25,17 @@ from popflow.core.errors import CheckpointError, unknown
 
 @dataclass(frozen=True, slots=True)
 class PackedNetwork:
-    """A `BinaryNetwork` in packed bits: only the weights that it uses, ``network(x) -> logits``.
+    """A `BinaryNetwork` in packed bits, reduced to the weights in use: ``network(x) -> logits``.
 
     Attributes:
-        layers: ``[out, ceil((in + 1) / 8)]`` bytes of each layer: the weights of an output, its bias as one more, the first bit the highest.
-        skip: ``[outputs, ceil(in / 8)]`` past the hidden layers, or None.
-        widths: Inputs that are open, hidden units, outputs.
-        inputs: Features of x.
-        open: Those that are used.
+        layers: Bytes ``[out, ceil((in + 1) / 8)]`` of each layer: the weights of an output, then its bias, the first bit highest.
+        skip: Bytes ``[outputs, ceil(in / 8)]`` of the weights past the hidden layers, or None.
+        widths: Numbers of inputs in use, of hidden units in each layer, and of outputs.
+        inputs: Number of features of x.
+        used: The features in use.
         bias: Whether layers have biases.
-        alphabet: ``(low, high)``.
-        activation: Name of that of the hidden layers.
+        alphabet: The two values ``(low, high)`` of weights and biases.
+        activation: Name of the activation of the hidden layers.
 
     Example:
         >>> from popflow.circuits.space import BinaryMLP
@@ -49,25 +49,25 @@ class PackedNetwork:
     skip: Tensor | None
     widths: tuple[int, ...]
     inputs: int
-    open: tuple[int, ...]
+    used: tuple[int, ...]
     bias: bool
     alphabet: tuple[float, float]
     activation: str
 
     @property
     def bytes(self) -> int:
-        """Bytes of all weights and biases."""
+        """Size of all weights and biases."""
         return sum(layer.numel() for layer in self.layers) + (0 if self.skip is None else self.skip.numel())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits ``[N, outputs]`` of inputs ``[N, inputs]``, in the dtype of the inputs.
 
         Raises:
-            ValueError: on another width.
+            ValueError: on another number of features.
         """
         if x.ndim != 2 or x.shape[1] != self.inputs:
             raise ValueError(f"x has shape {tuple(x.shape)}, wanted [N, {self.inputs}].")
-        x = x[:, list(self.open)]
+        x = x[:, list(self.used)]
         h = x
         for i, (layer, width) in enumerate(zip(self.layers, self.widths, strict=False)):
             a = dot(h, layer, width, self.alphabet)
@@ -78,7 +78,7 @@ class PackedNetwork:
 
     def save(self, path: str | Path) -> Path:
         """Write bytes and a JSON header as safetensors."""
-        about = {name: getattr(self, name) for name in ("widths", "inputs", "open", "bias", "alphabet", "activation")}
+        about = {name: getattr(self, name) for name in ("widths", "inputs", "used", "bias", "alphabet", "activation")}
         tensors = {f"layer_{i}": layer for i, layer in enumerate(self.layers)} | ({} if self.skip is None else {"skip": self.skip})
         return save_tensors(path, tensors, {"packed": about})
 
@@ -87,7 +87,7 @@ class PackedNetwork:
         """Read what `save` wrote.
 
         Raises:
-            CheckpointError: when the file is absent, broken, or holds something else.
+            CheckpointError: when the file is missing or damaged, or holds something else.
         """
         tensors, about = load_tensors(path)
         header = about.get("packed")
@@ -95,7 +95,7 @@ class PackedNetwork:
             raise CheckpointError(f"{path} holds no packed network. Fix: a file of PackedNetwork.save.")
         if header["activation"] not in ACTIVATIONS:
             raise CheckpointError(f"{path}: " + unknown("activation", header["activation"], ACTIVATIONS))
-        tuples = {name: tuple(header[name]) for name in ("widths", "open", "alphabet")}
+        tuples = {name: tuple(header[name]) for name in ("widths", "used", "alphabet")}
         layers = tuple(tensors[f"layer_{i}"] for i in range(len(tuples["widths"]) - 1))
         return PackedNetwork(layers, tensors.get("skip"), **{**header, **tuples})
 
@@ -104,14 +104,14 @@ def pack(network: BinaryNetwork) -> PackedNetwork:
     """Return a network in packed bits.
 
     Raises:
-        ValueError: when it has hidden layers whose activation has no name in a file.
+        ValueError: when the activation of its hidden layers has no name in `ACTIVATIONS`.
     """
     space, (_, high) = network.space, network.alphabet
     names = [name for name, function in ACTIVATIONS.items() if function is network.activation]
     if network.widths and not names:
         shown = getattr(network.activation, "__name__", repr(network.activation))
         raise ValueError(f"the activation {shown} has no name in a file, wanted one of {', '.join(ACTIVATIONS)}.")
-    used = tuple(i for i in range(space.inputs) if i not in network.closed)
+    used = tuple(i for i in range(space.inputs) if i not in network.off)
     widths, layers = (len(used), *network.widths, space.outputs), []
     for i, (above, below) in enumerate(itertools.pairwise(widths), 1):
         weight = network.get_buffer(f"W{i}")
@@ -124,7 +124,7 @@ def pack(network: BinaryNetwork) -> PackedNetwork:
 
 
 def dot(x: Tensor, packed: Tensor, m: int, alphabet: tuple[float, float]) -> Tensor:
-    """Return ``x [N, m]`` times the weights ``[out, bytes]``, of which the first m bits count: ``[N, out]``; exact for whole numbers.
+    """Return the product ``[N, out]`` of ``x [N, m]`` and the first m bits of the weights ``[out, bytes]``; exact for whole numbers.
 
     >>> dot(torch.tensor([[1.0, -1.0, 1.0]]), torch.tensor([[0b10000000]], dtype=torch.uint8), 3, (-1.0, 1.0)).tolist()
     [[1.0]]
@@ -140,7 +140,7 @@ def dot(x: Tensor, packed: Tensor, m: int, alphabet: tuple[float, float]) -> Ten
 
 
 def _pack(bits: Tensor) -> Tensor:
-    """Return rows of bits as bytes, the first bit the highest, filled up with zeros."""
+    """Return rows of bits as bytes, the first bit highest, padded with zeros."""
     filled = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.shape[1] % 8)).unflatten(1, (-(-bits.shape[1] // 8), 8))
     return (filled << torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
 
@@ -150,6 +150,6 @@ def _unpack(packed: Tensor, m: int) -> Tensor:
 
 
 def _ones(packed: Tensor) -> Tensor:
-    """Return the number of ones of the last axis of bytes."""
+    """Count the ones along the last axis of bytes."""
     table = torch.tensor([byte.bit_count() for byte in range(256)], device=packed.device)
     return table[packed.long()].sum(-1)

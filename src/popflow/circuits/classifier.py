@@ -1,4 +1,4 @@
-"""Quantum hypernetworks in the manners of scikit-learn: ``fit(X, y).predict(X)``, one network or an ensemble of the Born distribution."""
+"""Quantum hypernetworks as a scikit-learn classifier: ``fit(X, y).predict(X)``, one network or an ensemble of the most probable ones."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from popflow.circuits.ansatz import Ansatz
 from popflow.circuits.cost import Cost, cross_entropy
 from popflow.circuits.hypernetwork import energy, train_adam
-from popflow.circuits.space import BinaryMLP, Choice, bits_of, size_of
+from popflow.circuits.space import BinaryMLP, Choice, at_least_one, bits_of, size_of
 from popflow.circuits.statevector import MAX_QUBITS, born
 from popflow.core import Streams
 
 
 class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
-    """Binary network found by a quantum hypernetwork, simulated exactly.
+    """A binary network found by a quantum hypernetwork, simulated exactly.
 
-    Features are standardised with the mean and standard deviation of the training set. At these sizes the optimum is known by
-    enumeration, as ``truth_cost_``; this is a method to study, not the fastest way to a binary network.
+    Features are standardised with the mean and standard deviation of the training set. At these sizes enumeration gives the optimum, which
+    is kept as ``truth_cost_``; the hypernetwork is a method to study, not the fastest way to a binary network.
 
     Args:
-        hidden: Widths of hidden layers, numbers or `Choice`.
-        activation: A function or a `Choice`.
-        alphabet: ``(low, high)`` or a `Choice`.
+        hidden: Widths of the hidden layers, each a number or a `Choice`.
+        activation: Activation of the hidden layers, a function or a `Choice`.
+        alphabet: The two values ``(low, high)`` of weights and biases, or a `Choice`.
         depth: Layers of the circuit.
         restarts: Trainings from random angles; the one whose most probable network costs least is kept.
         steps: Adam steps.
         lr: Learning rate.
-        objective: `energy`, or what `free_energy` or `tail_mean` return.
-        members: Networks of the ensemble: the most probable ones, weighted by probability. 1 is a single network.
-        phases: Whether the circuit has ``R_z``; without, it is faster.
-        seed: Of the starting angles.
+        objective: `energy`, or what `free_energy` or `tail_mean` returns.
+        members: Size of the ensemble: the most probable networks, weighted by probability. 1 is a single network.
+        phases: Whether the circuit has ``R_z``; it is faster without.
+        seed: Random seed of the starting angles.
 
     Attributes:
         space_: The search space.
         bits_: The most probable network.
         cost_: Its training cost.
         truth_cost_: The exact optimum.
-        members_: ``[k, n]`` networks of the ensemble.
-        weights_: Their weights.
-        result_: What training returned.
+        members_: Networks ``[k, n]`` of the ensemble.
+        weights_: Weights ``[k]`` of the networks.
+        result_: The trained restarts.
 
     Raises:
-        ValueError: in ``fit``, when the network has more bits than can be simulated, or y a single class.
+        ValueError: from ``fit``, when the network has more bits than can be simulated, or y holds a single class.
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -85,8 +85,7 @@ class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y holds one class, {self.classes_[0]!r}: this classifier needs at least 2 classes.")
         if isinstance(self.hidden, int | Choice):
             raise TypeError(f"hidden={self.hidden!r}: wanted the widths of the hidden layers. Fix: hidden=({self.hidden!r},).")
-        if self.members < 1:
-            raise ValueError(f"members={self.members}: wanted at least 1 network.")
+        at_least_one(members=self.members)
         self.mean_, self.scale_ = X.mean(0), np.where(X.std(0) > 0, X.std(0), 1.0)
         outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
         self.space_ = BinaryMLP(X.shape[1], tuple(self.hidden), outputs, activation=self.activation, alphabet=self.alphabet)
@@ -105,7 +104,7 @@ class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
         p = born(ansatz, self.result_.angles[best].double())
         likely, networks = p.topk(min(self.members, len(p)))
         self.members_, self.weights_ = bits_of(networks, n), likely / likely.sum()
-        self.bits_ = "".join(map(str, self.members_[0].tolist()))
+        self.bits_ = f"{int(networks[0]):0{n}b}"
         self.cost_, self.truth_cost_ = float(table[networks[0]]), float(table.min())
         return self
 
@@ -123,7 +122,7 @@ class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(1)]
 
     def __sklearn_tags__(self) -> Any:
-        """Say that two-valued weights cannot separate everything."""
+        """Declare that two-valued weights cannot fit every data set."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.poor_score = True
         return tags

@@ -1,10 +1,10 @@
-r"""The cost of a binary network, of all of them, and what is exactly true of the landscape.
+r"""The cost of a binary network, of all networks, and the exact properties of the landscape.
 
     C(sigma) = 1/N sum_i loss(z_sigma(x_i), y_i)
 
-`Cost.table` enumerates all ``2^n`` networks. Without hidden layers the logits are sums of two halves; with one hidden layer a unit has
-only ``S = 2^(inputs + outputs + 1)`` states and the cost is symmetric in the units, so that ``C(S + h - 1, h)`` multisets of units stand
-for ``S^h`` hidden layers. Deeper networks are evaluated one chunk after another. Equal rows of the data are merged first.
+`Cost.table` enumerates all ``2^n`` networks. Without hidden layers the logits are sums over two halves of the bits. With one hidden layer
+a unit has only ``S = 2^(inputs + outputs + 1)`` states and the cost is symmetric in the units, so ``C(S + h - 1, h)`` multisets of units
+stand for ``S^h`` hidden layers. Deeper networks are evaluated in chunks. Equal rows of the data are merged first.
 
 Source: Carrasquilla et al., *Quantum HyperNetworks*, arXiv 2301.08292.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from popflow.circuits.space import BinaryMLP, Choice, bits_of, check_bits, size_of
+from popflow.circuits.space import BinaryMLP, bits_of, check_bits, size_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(z [..., N, outputs], y [N]) -> [..., N]``, one value per sample."""
@@ -27,11 +27,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 MAX_TABLE = 26
 _CHUNK = 2**21
 _PARTS = 2**25
-"""Numbers that one of the two parts of a shallow table may hold; beyond, the rows of the data are taken in turns."""
+"""Numbers that one of the two parts of a shallow table may hold; larger tables take the rows of the data in turns."""
 
 
 def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
-    """Negative log likelihood: of the Bernoulli with logit ``z`` for one output, of the softmax for more.
+    """Negative log-likelihood: Bernoulli with logit ``z`` for one output, softmax for several.
 
     >>> cross_entropy(torch.zeros(1, 1, dtype=torch.float64), torch.tensor([1])).item()
     0.6931471805599453
@@ -42,7 +42,7 @@ def cross_entropy(z: Tensor, y: Tensor) -> Tensor:
 
 
 def squared_error(z: Tensor, y: Tensor) -> Tensor:
-    """Squared error of the probability, ``(sigmoid(z) - y)^2``: what the paper uses for the Gaussian task."""
+    """Squared error of the probability, ``(sigmoid(z) - y)^2``, the loss of the paper's Gaussian task."""
     return (z[..., 0].sigmoid() - y).square()
 
 
@@ -51,7 +51,7 @@ class Cost:
     """The mean loss of networks of a space on a data set: ``cost(bits [S, n]) -> [S]`` in float64.
 
     Raises:
-        ValueError: on data that are empty, of another width, not finite, of a single class, or labels that are not 0..K-1.
+        ValueError: on data that are empty, have another width, are not finite or hold a single class, and on labels other than 0..K-1.
 
     Example:
         >>> x, y = torch.tensor([[1.0], [-1.0]]), torch.tensor([1, 0])
@@ -96,7 +96,7 @@ class Cost:
         return torch.cat([self.loss(self.space.logits(some, x), y) @ share for some in chunks])
 
     def accuracy(self, bits: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Return the share of rows of ``x [N, inputs]`` that networks ``[S, n]`` classify as ``y``: ``[S]``."""
+        """Return the share ``[S]`` of rows of ``x [N, inputs]`` that networks ``[S, n]`` classify as ``y``."""
         return torch.cat([(classes(self.space.logits(some, x.double())) == y).double().mean(-1) for some in bits.split(256)])
 
     def table(self, device: torch.device | str = "cpu") -> Tensor:
@@ -134,15 +134,15 @@ def classes(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is exactly true of a table of costs.
+    """The exact properties of a table of costs.
 
     Attributes:
         optimum: The least cost.
-        codes: Every network that has it.
+        codes: Every network of that cost.
         second: The second distinct cost.
         mean: Mean cost of all networks.
         std: Standard deviation of the cost over all networks.
-        minima: Networks that no flip of one bit, and of one or two bits, improves: two counts.
+        minima: Number of networks that no flip of one bit improves, and that no flip of one or two bits improves.
         basin: Share of networks from which steepest descent by single flips ends at an optimum.
     """
 
@@ -156,7 +156,7 @@ class Truth:
 
 
 def truth(table: Tensor) -> Truth:
-    """Analyse a table ``[2^n]``; costs that differ by less than ``1e-12`` of the spread are equal.
+    """Analyse a table ``[2^n]``; costs that differ by less than its `resolution` count as equal.
 
     Example:
         >>> found = truth(torch.tensor([3.0, 1.0, 2.0, 0.0], dtype=torch.float64))
@@ -164,7 +164,7 @@ def truth(table: Tensor) -> Truth:
         ([3], 1.0, (1, 1), 1.0)
     """
     n = check_table(table)
-    optimum, tolerance = float(table.min()), 1e-12 * float(table.max() - table.min())
+    optimum, tolerance = float(table.min()), resolution(table)
     codes = (table <= optimum + tolerance).nonzero()[:, 0]
     others = table[table > optimum + tolerance]
     here = torch.arange(len(table), device=table.device)
@@ -185,11 +185,16 @@ def truth(table: Tensor) -> Truth:
     return Truth(optimum, codes, second, float(table.mean()), float(table.std(correction=0)), minima, basin)
 
 
+def resolution(table: Tensor) -> float:
+    """Return the difference below which two costs of a table count as equal: ``1e-12`` of its range."""
+    return 1e-12 * float(table.max() - table.min())
+
+
 def check_table(table: Tensor) -> int:
     """Return n of a table ``[2^n]``.
 
     Raises:
-        ValueError: when the length is no power of two, or a cost is not finite.
+        ValueError: when the length is not a power of two, or a cost is not finite.
     """
     n = max(len(table).bit_length() - 1, 0)
     if table.ndim != 1 or len(table) != 2**n or n < 1:
@@ -201,7 +206,7 @@ def check_table(table: Tensor) -> int:
 
 
 def idle_bits(table: Tensor, tolerance: float = 0.0) -> list[int]:
-    """Return the parameters whose flip never changes the cost by more than a tolerance: dead pixels, for example.
+    """Return the parameters whose flip never changes the cost by more than a tolerance: weights of dead pixels, for example.
 
     >>> idle_bits(torch.tensor([0.0, 1.0, 0.0, 1.0]))
     [0]
@@ -235,9 +240,9 @@ def _add_shallow(out: Tensor, cost: Cost, x: Tensor, y: Tensor, share: Tensor) -
     for tail in range(2 ** (space.n - space.parameters)):
         setting = bits_of(torch.tensor([tail], device=device), space.n)
         direct = _direct_features(space, setting, x)
-        low, high = space.alphabets[int(space.code_of(space.alphabet.name, setting)) if isinstance(space.alphabet, Choice) else 0]
+        low, high = space.chosen(space.alphabet, setting)
         if space.hidden:
-            a_codes, a_states, a_sums = _unit_sums(space, setting, _opened(space, setting, x), low, high)
+            a_codes, a_states, a_sums = _unit_sums(space, setting, _connected(space, setting, x), low, high)
             b_codes, b = _linear(space, direct, low, high)
         else:
             half = (len(direct) + 1) // 2
@@ -250,22 +255,21 @@ def _add_shallow(out: Tensor, cost: Cost, x: Tensor, y: Tensor, share: Tensor) -
         out[(a_codes.unsqueeze(1) + b_codes + tail).flatten()] += torch.cat(blocks)[a_states].flatten()
 
 
-def _opened(space: BinaryMLP, setting: Tensor, x: Tensor) -> Tensor:
-    closed = [i for gate in space.gates if not int(space.code_of(gate.name, setting)) for i in gate.inputs]
-    return x.index_fill(1, torch.tensor(closed, dtype=torch.long, device=x.device), 0)
+def _connected(space: BinaryMLP, setting: Tensor, x: Tensor) -> Tensor:
+    return x.index_fill(1, torch.tensor(space.switched_off(setting), dtype=torch.long, device=x.device), 0)
 
 
 def _direct_features(space: BinaryMLP, setting: Tensor, x: Tensor) -> list[tuple[int, Tensor]]:
     """Return (parameter, feature ``[N, outputs]``) of every bit whose value adds to the logits in proportion to its feature."""
     unit = torch.eye(space.outputs, dtype=x.dtype, device=x.device)
-    opened, out = _opened(space, setting, x), []
+    connected, out = _connected(space, setting, x), []
     names = [(f"W{len(space.hidden) + 1}", True)] if not space.hidden else []
     if space.skip is not None:
         names.append(("Wskip", bool(int(space.code_of(space.skip.name, setting)))))
-    for name, is_open in names:
+    for name, on in names:
         start = space.fields[name][0].start
         for i, k in itertools.product(range(space.inputs), range(space.outputs)):
-            out.append((start + i * space.outputs + k, opened[:, i : i + 1] * unit[k] * is_open))
+            out.append((start + i * space.outputs + k, connected[:, i : i + 1] * unit[k] * on))
     if space.bias:
         start = space.fields[f"b{len(space.hidden) + 1}"][0].start
         out += [(start + k, unit[k].expand(len(x), -1)) for k in range(space.outputs)]
@@ -286,13 +290,13 @@ def _linear(space: BinaryMLP, features: list[tuple[int, Tensor]], low: float, hi
 def _unit_sums(space: BinaryMLP, setting: Tensor, x: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """Return, for every setting of the bits of the hidden units, its code and its multiset of states; and multisets -> summed logits."""
     device, (widest,), (width,) = x.device, space.widths, space.hidden
-    used = width.options[int(space.code_of(width.name, setting))] if isinstance(width, Choice) else width
+    used = space.chosen(width, setting)
     u = space.inputs + int(space.bias) + space.outputs
     bits = bits_of(torch.arange(2**u, device=device), u)
     value = low + (high - low) * bits.double()
     a = value[:, : space.inputs] @ x.T
     a = a + value[:, space.inputs, None] if space.bias else a
-    activation = space.activations[int(space.code_of(space.activation.name, setting)) if isinstance(space.activation, Choice) else 0]
+    activation = space.chosen(space.activation, setting)
     each = activation(a).unsqueeze(-1) * value[:, None, u - space.outputs :]
 
     first, second = space.fields["W1"][0].start, space.fields["W2"][0].start

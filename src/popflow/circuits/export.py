@@ -1,4 +1,4 @@
-"""Circuits and networks for other programs and for the eye: OpenQASM 3 without dependencies, ONNX, and a drawing in text."""
+"""Circuits as OpenQASM 3 and as a text drawing, without dependencies; networks as ONNX."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from popflow.core.errors import MissingExtraError
 
 
 def qasm3(ansatz: Ansatz, angles: Tensor, *, measure: bool = True) -> str:
-    """Return one circuit ``[depth, n, r]`` as OpenQASM 3; angles are written so that they read back to the same bits.
+    """Return one circuit ``[depth, n, r]`` as OpenQASM 3, with angles that read back bit for bit.
 
-    ``c[j]`` is qubit j. Programs that print qubit 0 rightmost (Qiskit) then print networks with parameter 0 first; see `evaluate_counts`.
+    ``c[j]`` is qubit j. Programs that print qubit 0 rightmost, such as Qiskit, therefore print networks with parameter 0 first; see
+    `evaluate_counts`.
 
     Example:
         >>> import torch
@@ -33,9 +34,7 @@ def qasm3(ansatz: Ansatz, angles: Tensor, *, measure: bool = True) -> str:
         ry(0.1) q[1];
         c = measure q;
     """
-    ansatz.check(angles)
-    if angles.ndim != 3:
-        raise ValueError(f"angles have shape {tuple(angles.shape)}, wanted one circuit {ansatz.shape}. Fix: pick a restart.")
+    ansatz.check(angles, one=True)
     if not bool(angles.isfinite().all()):
         raise ValueError(f"angles hold {int((~angles.isfinite()).sum())} values that are NaN or infinite, wanted finite ones.")
     lines = ["OPENQASM 3.0;", 'include "stdgates.inc";', f"qubit[{ansatz.n}] q;"]
@@ -48,7 +47,7 @@ def qasm3(ansatz: Ansatz, angles: Tensor, *, measure: bool = True) -> str:
 
 
 def draw(ansatz: Ansatz, layers: int = 4) -> str:
-    """Return the first layers as text, one line per qubit; `R` is a rotation with its own angles, a bar between two symbols is a gate.
+    """Draw the first layers as text, one line per qubit: `R` is a rotation with its own angles, two symbols joined by a bar are a gate.
 
     >>> print(draw(Ansatz(n=3, depth=2)))
     q0: |0> ---R---*-R--
@@ -87,10 +86,10 @@ def draw(ansatz: Ansatz, layers: int = 4) -> str:
 
 
 def onnx_file(network: PackedNetwork, path: str | Path) -> Path:
-    """Write a network as ONNX (operator set 18), ``x [N, inputs] -> logits [N, outputs]`` in float32, with eight weights to a byte.
+    """Write a network as ONNX (operator set 18), ``x [N, inputs] -> logits [N, outputs]`` in float32, with eight weights per byte.
 
-    A constant of the file is the packed bits; the graph itself takes them apart, ``w = low + (high - low) ((byte >> k) & 1)``, which a
-    runtime folds into a constant when it loads the file. The file therefore stays as small as the weights are.
+    The file holds the packed bits, and the graph unpacks them, ``w = low + (high - low) ((byte >> k) & 1)``. A runtime folds this into a
+    constant when it loads the file, so the file stays as small as the weights are.
 
     Raises:
         MissingExtraError: without the package onnx.
@@ -108,7 +107,7 @@ def onnx_file(network: PackedNetwork, path: str | Path) -> Path:
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError as error:
-        raise MissingExtraError(f"onnx is not installed, it writes {path}. Fix: pip install 'popflow[circuits]'.") from error
+        raise MissingExtraError(f"onnx is not installed and is needed to write {path}. Fix: pip install 'popflow[circuits]'.") from error
     nodes: list[Any] = []
     constants: dict[str, np.ndarray] = {
         "shifts": np.arange(7, -1, -1, dtype=np.uint8),
@@ -118,7 +117,7 @@ def onnx_file(network: PackedNetwork, path: str | Path) -> Path:
         "last_axis": np.array([-1]),
         "axis_1": np.array([1]),
         "start": np.array([0]),
-        "open": np.array(network.open, dtype=np.int64),
+        "used": np.array(network.used, dtype=np.int64),
     }
 
     def apply(operator: str, *inputs: str, name: str, **attributes: Any) -> str:
@@ -130,7 +129,7 @@ def onnx_file(network: PackedNetwork, path: str | Path) -> Path:
         return name
 
     def values(name: str, packed: Tensor) -> str:
-        """Rows of packed bits as values of the alphabet."""
+        """Unpack rows of bits into values of the alphabet."""
         byte = apply("Unsqueeze", constant(name, packed.numpy()), "last_axis", name=f"{name}_bytes")
         bits = apply("BitwiseAnd", apply("BitShift", byte, "shifts", name=f"{name}_shifted", direction="RIGHT"), "one", name=f"{name}_bits")
         rows = apply("Reshape", bits, constant(f"{name}_shape", np.array([len(packed), 8 * packed.shape[1]])), name=f"{name}_rows")
@@ -140,7 +139,7 @@ def onnx_file(network: PackedNetwork, path: str | Path) -> Path:
     def columns(name: str, rows: str, first: str, last: str) -> str:
         return apply("Slice", rows, first, last, "axis_1", name=name)
 
-    x = apply("Gather", "x", "open", name="x_open", axis=1)
+    x = apply("Gather", "x", "used", name="x_used", axis=1)
     h = x
     for i, (layer, width) in enumerate(zip(network.layers, network.widths, strict=False)):
         all_of, stop = values(f"layer_{i}", layer), constant(f"width_{i}", np.array([width]))

@@ -1,10 +1,10 @@
-r"""What a quantum computer sees: shots, gradients by parameter shift, depolarising noise, and counts measured elsewhere.
+r"""What a quantum computer offers: shots, gradients by parameter shift, depolarising noise, and counts measured elsewhere.
 
     dE/dt = 1/2 [E(t + pi/2) - E(t - pi/2)]        (exact, two circuits per angle)
 
-Noise is simulated by quantum trajectories: after every gate a random Pauli operator, with the probability of the channel. Pauli
-operators behind entangling gates are moved to the end of the layer and multiplied into its rotations, so that a trajectory costs what
-a noiseless circuit does, and a batch of trajectories is a batch of circuits.
+Noise is simulated by quantum trajectories: after every gate, a random Pauli operator with the probability of the channel. Pauli operators
+after entangling gates are moved to the end of their layer and multiplied into its rotations, so that a trajectory costs no more than a
+noiseless circuit, and a batch of trajectories is a batch of circuits.
 
 Source: Carrasquilla et al., *Quantum HyperNetworks*, arXiv 2301.08292 (noise model: 0.001 after one-qubit and 0.00375 after two-qubit gates).
 """
@@ -21,16 +21,16 @@ from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz, rotations
 from popflow.circuits.oracle import Oracle
-from popflow.circuits.space import bits_of
-from popflow.circuits.statevector import born, born_of, sample
+from popflow.circuits.space import at_least_one, bits_of
+from popflow.circuits.statevector import born, born_of_gates, sample
 
 
 def parameter_shift(energies: Callable[[Tensor], Tensor], angles: Tensor) -> Tensor:
     """Return the gradient ``[depth, n, r]`` of a circuit's energy from ``2 depth n r`` energies.
 
     Args:
-        energies: ``[K, depth, n, r] -> [K]``, exact or from shots.
-        angles: ``[depth, n, r]``.
+        energies: Energies ``[K]`` of circuits ``[K, depth, n, r]``, exact or from shots.
+        angles: Angles ``[depth, n, r]`` of the circuit.
 
     Example:
         >>> ansatz, cost = Ansatz(n=2, depth=2), torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
@@ -46,7 +46,7 @@ def parameter_shift(energies: Callable[[Tensor], Tensor], angles: Tensor) -> Ten
 
 
 def sampled_energies(ansatz: Ansatz, angles: Tensor, oracle: Oracle, shots: int, generator: torch.Generator) -> Tensor:
-    """Return the mean cost ``[K]`` of ``shots`` measurements of each circuit ``[K, depth, n, r]``; every measurement asks the oracle."""
+    """Return the mean cost ``[K]`` of ``shots`` measurements of each circuit ``[K, depth, n, r]``; every measurement is a call of the oracle."""
     with torch.no_grad():
         codes = torch.cat([sample(born(ansatz, some), shots, generator) for some in angles.split(max(1, 2**20 >> ansatz.n))])
     return oracle(bits_of(codes.flatten(), ansatz.n)).reshape(codes.shape).mean(-1)
@@ -55,15 +55,14 @@ def sampled_energies(ansatz: Ansatz, angles: Tensor, oracle: Oracle, shots: int,
 def train_shots(
     ansatz: Ansatz, oracle: Oracle, angles: Tensor, *, shots: int, steps: int, lr: float = 0.1, generator: torch.Generator
 ) -> Tensor:
-    """Minimise the energy of one circuit ``[depth, n, r]`` as a quantum computer would: parameter shift on measured energies, Adam.
+    """Minimise the energy of one circuit ``[depth, n, r]`` as on a quantum computer: Adam, with parameter shifts of measured energies.
 
-    The oracle remembers the best network measured and counts ``2 * parameters * shots * steps`` calls.
+    The oracle counts ``2 * parameters * shots * steps`` calls and keeps the best network measured.
 
     Returns:
         The final angles.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: wanted at least 1.")
+    at_least_one(steps=steps)
     theta = angles.detach().clone().requires_grad_()
     optimiser = torch.optim.Adam([theta], lr=lr)
     for _ in range(steps):
@@ -99,16 +98,15 @@ class Depolarising:
 def noisy_born(ansatz: Ansatz, angles: Tensor, noise: Depolarising, trajectories: int, generator: torch.Generator) -> Tensor:
     """Return the Born distributions ``[trajectories, 2^n]`` of one circuit ``[depth, n, r]`` under sampled noise.
 
-    Their mean estimates the diagonal of the noisy density matrix; noise of strength 0 gives equal rows, those of `born`.
+    Their mean estimates the diagonal of the noisy density matrix. Without noise every row is that of `born`.
     """
-    if trajectories < 1:
-        raise ValueError(f"trajectories={trajectories}: wanted at least 1.")
-    ansatz.check(angles)
+    at_least_one(trajectories=trajectories)
+    ansatz.check(angles, one=True)
     shape, device = (trajectories, ansatz.depth, ansatz.n), angles.device
     x, z = torch.zeros(2, *shape, dtype=torch.long, device=device)
 
     def draw(probability: float, qubits: int, *size: int) -> Tensor:
-        """Return one of the ``4^qubits - 1`` other Pauli operators with this probability, else 0: base-4 digits ``x + 2 z``."""
+        """Draw one of the ``4^qubits - 1`` non-identity Pauli operators with this probability, else 0; base-4 digits are ``x + 2 z``."""
         hit = torch.rand(trajectories, *size, generator=generator, device=device) < probability
         return hit * torch.randint(1, 4**qubits, hit.shape, generator=generator, device=device)
 
@@ -126,7 +124,7 @@ def noisy_born(ansatz: Ansatz, angles: Tensor, noise: Depolarising, trajectories
     gates = paulis[x + 2 * z]
     for part in parts:
         gates = paulis[draw(noise.one, 1, ansatz.depth, ansatz.n)] @ (part.to(gates.dtype) @ gates)
-    return born_of(ansatz, gates)
+    return born_of_gates(ansatz, gates)
 
 
 def _paulis(dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -137,8 +135,8 @@ def _paulis(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What counts say: mean cost of a shot with its standard error, the best network seen and its cost, and the number of shots."""
+class CountsSummary:
+    """Mean cost of a shot with its standard error, the best network seen and its cost, and the number of shots."""
 
     mean: float
     error: float
@@ -147,13 +145,13 @@ class Measured:
     shots: int
 
 
-def evaluate_counts(oracle: Oracle, counts: Mapping[str, int], *, qubit_zero_first: bool = False) -> Measured:
+def evaluate_counts(oracle: Oracle, counts: Mapping[str, int], *, qubit_zero_first: bool = False) -> CountsSummary:
     """Evaluate counts of bit strings measured on hardware.
 
     Args:
         oracle: Cost of networks.
-        counts: ``{"0110...": 37}``. As Qiskit prints them (qubit 0 rightmost), a string is the bits of the network, parameter 0 first.
-        qubit_zero_first: Set where qubit 0 is printed first (PennyLane, Cirq): strings are reversed.
+        counts: Shots by bit string, ``{"0110...": 37}``. With qubit 0 rightmost, as Qiskit prints it, a string is a network, parameter 0 first.
+        qubit_zero_first: Read strings in reverse, for programs that print qubit 0 first (PennyLane, Cirq).
 
     Raises:
         ValueError: on strings of another length or with other characters, negative counts, or no shots.
@@ -179,4 +177,4 @@ def evaluate_counts(oracle: Oracle, counts: Mapping[str, int], *, qubit_zero_fir
     variance = float(weight @ (costs - mean).square())
     seen = torch.where(weight > 0, costs, torch.inf)
     best = int(seen.argmin())
-    return Measured(mean, math.sqrt(variance / shots), keys[best], float(costs[best]), shots)
+    return CountsSummary(mean, math.sqrt(variance / shots), keys[best], float(costs[best]), shots)

@@ -1,9 +1,9 @@
-r"""The quantum hypernetwork: a circuit whose measurement is a network, trained on what its networks cost.
+r"""The quantum hypernetwork: a circuit whose measurement is a network, trained on the cost of its networks.
 
     E(theta) = sum_sigma p_theta(sigma) C(sigma) >= min C,        F_T(theta) = E(theta) - T H(p_theta)
 
-Restarts are a batch dimension of one circuit; each is a problem of its own. Energies and temperatures inside training are in units of
-the spread ``mean C - min C``, so that step sizes and tolerances mean the same on every task.
+Restarts are a batch dimension of one circuit and do not interact. During training, energies and temperatures are in units of the spread
+``mean C - min C``, so that step sizes and tolerances mean the same on every task.
 
 Source: Carrasquilla et al., *Quantum HyperNetworks*, arXiv 2301.08292; the free energy is the exact form of the evidence lower bound of
 Nepote et al., *Variational Inference for Quantum HyperNetworks*, arXiv 2506.05888, for a uniform prior.
@@ -11,7 +11,6 @@ Nepote et al., *Variational Inference for Quantum HyperNetworks*, arXiv 2506.058
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,12 +18,13 @@ import torch
 from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz
-from popflow.circuits.cost import check_table
+from popflow.circuits.cost import check_table, resolution
+from popflow.circuits.space import at_least_one
 from popflow.circuits.statevector import born
-from popflow.core import NonFiniteError
+from popflow.core import NonFiniteError, Proportion, wilson
 
 Objective = Callable[[Tensor, Tensor, float], Tensor]
-"""``objective(p [B, 2^n], cost [2^n], progress) -> [B]``, with progress from 0 to 1; costs are in units of their spread."""
+"""``objective(p [B, 2^n], cost [2^n], progress) -> [B]``, with progress running from 0 to 1 and costs in units of their spread."""
 
 
 def energy(p: Tensor, cost: Tensor, progress: float = 0.0) -> Tensor:
@@ -37,7 +37,7 @@ def energy(p: Tensor, cost: Tensor, progress: float = 0.0) -> Tensor:
 
 
 def free_energy(temperature: float | Callable[[float], float]) -> Objective:
-    """Return the free energy at a temperature, or at one that changes with progress (annealing: ``lambda s: 0.1 * (1 - s)``)."""
+    """Return the free energy as an objective, at a fixed temperature or an annealed one such as ``lambda progress: 0.1 * (1 - progress)``."""
 
     def objective(p: Tensor, cost: Tensor, progress: float) -> Tensor:
         return p @ cost - (temperature(progress) if callable(temperature) else temperature) * entropy(p)
@@ -46,7 +46,7 @@ def free_energy(temperature: float | Callable[[float], float]) -> Objective:
 
 
 def tail_mean(share: float) -> Objective:
-    """Return the mean cost of the best ``share`` of the measurements (conditional value at risk)."""
+    """Return the mean cost of the best ``share`` of the measurements (conditional value at risk) as an objective."""
     if not 0 < share <= 1:
         raise ValueError(f"share={share}: wanted a share of the measurements in (0, 1].")
 
@@ -68,25 +68,18 @@ def entropy(p: Tensor) -> Tensor:
     return -torch.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum(-1)
 
 
-def marginals(p: Tensor) -> Tensor:
-    """Probability ``[*batch, n]`` that each parameter is 1, parameter 0 first."""
-    n = (p.shape[-1] - 1).bit_length()
-    return torch.stack([p.unflatten(-1, (2**k, 2, -1))[..., 1, :].sum((-2, -1)) for k in range(n)], -1)
-
-
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Restarts after training; exact values, float64.
+    """Restarts after training, with exact figures in float64.
 
     Attributes:
         ansatz: The circuit.
         angles: ``[R, depth, n, r]``.
         energy: ``[R]`` mean cost of a measurement, in the units of the table.
         code: ``[R]`` most probable network.
-        cost: ``[R]`` its cost.
+        cost: ``[R]`` cost of that network.
         optimum_mass: ``[R]`` probability of measuring an optimal network.
-        entropy: ``[R]`` in nats.
-        evaluations: ``[R]`` circuits differentiated.
+        evaluations: ``[R]`` circuits evaluated with their gradient.
     """
 
     ansatz: Ansatz
@@ -95,7 +88,6 @@ class Trained:
     code: Tensor
     cost: Tensor
     optimum_mass: Tensor
-    entropy: Tensor
     evaluations: Tensor
 
     def best(self) -> int:
@@ -106,20 +98,20 @@ class Trained:
 def evaluate(ansatz: Ansatz, angles: Tensor, table: Tensor, evaluations: Tensor | None = None) -> Trained:
     """Return the exact figures of restarts ``[R, depth, n, r]`` on a table of costs."""
     n = _check(ansatz, table)
-    optimum = table <= table.min() + 1e-12 * (table.max() - table.min())
+    optimum = table <= table.min() + resolution(table)
     rows = []
     with torch.no_grad():
         for some in angles.split(rows_at_once(n)):
             p = born(ansatz, some.double())
             code = p.argmax(-1)
-            rows.append((p @ table, code, table[code], p[:, optimum].sum(-1), entropy(p)))
-    mean, code, cost, mass, nats = (torch.cat(column) for column in zip(*rows, strict=True))
+            rows.append((p @ table, code, table[code], p[:, optimum].sum(-1)))
+    mean, code, cost, mass = (torch.cat(column) for column in zip(*rows, strict=True))
     count = torch.zeros(len(angles), dtype=torch.long) if evaluations is None else evaluations
-    return Trained(ansatz, angles, mean, code, cost, mass, nats, count)
+    return Trained(ansatz, angles, mean, code, cost, mass, count)
 
 
 def rows_at_once(n: int) -> int:
-    """Restarts that are worth a batch: enough to make the calls on halves of the qubits cheap, few enough for memory."""
+    """Restarts in a batch: enough to amortise the calls on halves of the qubits, few enough for memory."""
     return max(1, 2**20 >> n)
 
 
@@ -128,10 +120,10 @@ def train_adam(
 ) -> Trained:
     """Minimise an objective from angles ``[R, depth, n, r]`` with Adam, all restarts side by side.
 
-    The computation is in the dtype of the angles; the figures that are returned are in float64.
+    Training runs in the dtype of the angles; the returned figures are evaluated in float64.
 
     Raises:
-        NonFiniteError: when an objective stops being finite, naming restart and step.
+        NonFiniteError: when an objective is not finite, naming restart and step.
 
     Example:
         >>> from popflow.core import Streams
@@ -163,7 +155,7 @@ def train_lbfgs(
     """Minimise an objective with L-BFGS in float64, one line search per restart, until the gradient is below the tolerance.
 
     Raises:
-        NonFiniteError: when an objective stops being finite, naming the restart.
+        NonFiniteError: when an objective is not finite, naming the restart.
 
     Example:
         >>> from popflow.core import Streams
@@ -213,53 +205,25 @@ def _scaled(table: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """A share of successes with its 95 % Wilson interval."""
-
-    value: float
-    low: float
-    high: float
-    trials: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def wilson(successes: float, trials: int, z: float = 1.959963984540054) -> Rate:
-    """Return the share of successes with the Wilson score interval.
-
-    >>> str(wilson(8, 10))
-    '0.800 [0.490, 0.943]'
-    """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"successes={successes}, trials={trials}: wanted 0 <= successes <= trials and at least one trial.")
-    share, shrink = successes / trials, 1 + z * z / trials
-    middle = (share + z * z / (2 * trials)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Rate(share, max(0.0, middle - half), min(1.0, middle + half), trials)
-
-
-@dataclass(frozen=True, slots=True)
 class Success:
     """How often a restart succeeds, by three definitions.
 
     Attributes:
-        energy: ``E <= C* + tolerance |C*|``: the whole distribution is good.
+        energy: The mean cost is near the optimum, ``E <= C* + tolerance |C*|``.
         top: The most probable network is optimal.
-        sampled: The best of ``shots`` measurements is optimal; the mean over restarts of ``1 - (1 - p*)^shots``, exact.
+        sampled: The best of ``shots`` measurements is optimal: the exact mean over restarts of ``1 - (1 - p*)^shots``.
     """
 
-    energy: Rate
-    top: Rate
-    sampled: Rate
+    energy: Proportion
+    top: Proportion
+    sampled: Proportion
 
 
 def success(trained: Trained, table: Tensor, *, tolerance: float = 0.01, shots: int = 100) -> Success:
     """Return the success of restarts on a table, with 95 % Wilson intervals."""
-    if shots < 1:
-        raise ValueError(f"shots={shots}: wanted at least 1.")
-    best, spread, restarts = float(table.min()), float(table.max() - table.min()), len(trained.energy)
+    at_least_one(shots=shots)
+    best, restarts = float(table.min()), len(trained.energy)
     reached = int((trained.energy <= best + tolerance * abs(best)).sum())
-    top = int((trained.cost <= best + 1e-12 * spread).sum())
+    top = int((trained.cost <= best + resolution(table)).sum())
     sampled = float(-torch.expm1(shots * torch.log1p(-trained.optimum_mass.clamp(0, 1))).sum())
     return Success(wilson(reached, restarts), wilson(top, restarts), wilson(min(max(sampled, 0.0), restarts), restarts))

@@ -1,12 +1,13 @@
-r"""Circuits on any number of qubits as matrix products, exact: bonds grow where gates entangle, nothing is cut off.
+r"""Circuits on any number of qubits as exact matrix product states: bonds grow where gates entangle, and nothing is truncated.
 
-An entangling gate on neighbours doubles the bond between them: for the controlled gates here
+An entangling gate on neighbours doubles the bond between them. In a controlled gate
 
     gate = sum_{s=0,1} |s><s| (x) G_s        G_0 = 1,  G_1 = X (cx) or Z (cz)
 
-the control hands its value ``s`` on through the bond, and the target applies ``G_s``. The `brick` circuit crosses a bond every second layer
-and its first layer acts on ``|0...0>``, so that after ``D`` layers the bond between qubits 2k and 2k+1 has ``2^floor(D/2)`` states, the one
-between 2k+1 and 2k+2 ``2^floor((D-1)/2)``, and no bond more than the smaller side has. Time and memory are linear in n.
+the control passes its value ``s`` through the bond, and the target applies ``G_s``. The `brick` circuit crosses a bond in every second
+layer, and its first layer acts on ``|0...0>``. After ``D`` layers the bond between qubits 2k and 2k+1 therefore has dimension
+``2^floor(D/2)``, the bond between 2k+1 and 2k+2 ``2^floor((D-1)/2)``, and none is larger than the state space of its smaller side. Time and
+memory are linear in n.
 
 Probabilities are exact, samples are independent, and ``log p`` differentiates, which is what score-function training needs.
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz, rotations
 from popflow.circuits.oracle import Oracle
+from popflow.circuits.space import at_least_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class MatrixProduct:
     """A state ``psi(s_0 ... s_{n-1}) = A_0[s_0] A_1[s_1] ... A_{n-1}[s_{n-1}]``.
 
     Attributes:
-        tensors: One per qubit, ``[left, 2, right]``; qubit 0 is the first.
+        tensors: ``[left, 2, right]`` for each qubit, starting with qubit 0.
     """
 
     tensors: tuple[Tensor, ...]
@@ -43,18 +45,18 @@ class MatrixProduct:
 
     @property
     def bonds(self) -> tuple[int, ...]:
-        """Dimension of the n - 1 bonds."""
+        """Dimensions of the n - 1 bonds."""
         return tuple(tensor.shape[-1] for tensor in self.tensors[:-1])
 
     def state(self) -> Tensor:
-        """Return the whole state ``[2^n]``, qubit j as bit j of the index; for few qubits."""
+        """Return the state vector ``[2^n]``, for few qubits; qubit j is bit j of the index."""
         psi = self.tensors[0].squeeze(0)
         for tensor in self.tensors[1:]:
             psi = torch.einsum("ib,bsc->sic", psi, tensor).flatten(0, 1)
         return psi.squeeze(-1)
 
     def log_p(self, bits: Tensor) -> Tensor:
-        """Return ``log p(sigma)`` of networks ``[S, n]`` (parameter 0 first, which is qubit n-1): ``[S]``; differentiable in the tensors."""
+        """Return ``log p(sigma) [S]`` of networks ``[S, n]`` (parameter 0 first, which is qubit n-1); differentiable in the tensors."""
         if bits.ndim != 2 or bits.shape[1] != self.n:
             raise ValueError(f"bits have shape {tuple(bits.shape)}, wanted [S, {self.n}].")
         rows = torch.arange(len(bits), device=bits.device)
@@ -67,9 +69,8 @@ class MatrixProduct:
         return total
 
     def sample(self, shots: int, generator: torch.Generator) -> Tensor:
-        """Draw networks ``[shots, n]`` (uint8, parameter 0 first), independent and exact, qubit after qubit from the conditionals."""
-        if shots < 1:
-            raise ValueError(f"shots={shots}: wanted at least 1.")
+        """Draw independent networks ``[shots, n]`` (uint8, parameter 0 first), one qubit after another from its exact conditional."""
+        at_least_one(shots=shots)
         with torch.no_grad():
             environments, drawn, vector = self.right_environments(), [], None
             rows = torch.arange(shots, device=environments[0].device)
@@ -83,17 +84,6 @@ class MatrixProduct:
                 vector = vector / vector.abs().square().sum(-1, keepdim=True).sqrt()
         return torch.stack(drawn[::-1], 1).to(torch.uint8)
 
-    def conditionals(self, bits: Tensor) -> Tensor:
-        """Return the probability ``[S, n]`` of each bit of networks ``[S, n]`` given those of all qubits before it, parameter 0 first."""
-        environments, out, vector = self.right_environments(), [], None
-        rows = torch.arange(len(bits), device=bits.device)
-        for tensor, right, s in zip(self.tensors, environments, bits.flip(-1).long().unbind(-1), strict=True):
-            both = tensor.movedim(1, 0).expand(2, len(bits), -1) if vector is None else torch.einsum("kb,bsc->skc", vector, tensor)
-            weight = torch.einsum("skb,bc,skc->ks", both, right, both.conj()).real
-            out.append(weight[rows, s])
-            vector = both[s, rows] / out[-1].clamp_min(torch.finfo(weight.dtype).tiny).sqrt().unsqueeze(-1)
-        return torch.stack(out[::-1], 1)
-
     def right_environments(self) -> list[Tensor]:
         """Return, for every qubit, ``R = sum over the qubits after it of psi psi^dagger`` ``[b, b]`` on the bond to its right."""
         last = self.tensors[-1]
@@ -101,15 +91,6 @@ class MatrixProduct:
         for tensor in reversed(self.tensors[1:]):
             out.append(torch.einsum("asb,bc,dsc->ad", tensor, out[-1], tensor.conj()))
         return out[::-1]
-
-    def bond_entropy(self) -> list[float]:
-        """Return the entanglement entropy of each bond in nats."""
-        left, out, environments = torch.ones(1, 1, dtype=self.tensors[0].dtype), [], self.right_environments()
-        for tensor, right in zip(self.tensors[:-1], environments[:-1], strict=True):
-            left = torch.einsum("ab,asc,bsd->cd", left.to(tensor.device), tensor, tensor.conj())
-            spectrum = torch.linalg.eigvals(left.T @ right).real.clamp_min(0)
-            out.append(float(-torch.xlogy(spectrum, spectrum).sum()))
-        return out
 
 
 def matrix_product(ansatz: Ansatz, angles: Tensor) -> MatrixProduct:
@@ -125,9 +106,7 @@ def matrix_product(ansatz: Ansatz, angles: Tensor) -> MatrixProduct:
         >>> state.bonds[:5], state.sample(3, torch.Generator().manual_seed(0)).shape
         ((2, 2, 4, 2, 4), torch.Size([3, 100]))
     """
-    ansatz.check(angles)
-    if angles.ndim != 3:
-        raise ValueError(f"angles have shape {tuple(angles.shape)}, wanted one circuit {ansatz.shape}.")
+    ansatz.check(angles, one=True)
     gates = rotations(angles)
     zero = torch.tensor([1.0, 0.0], dtype=gates.dtype, device=gates.device)
     tensors = [zero.reshape(1, 2, 1)] * ansatz.n
@@ -156,7 +135,7 @@ def _entangle(ansatz: Ansatz, left: Tensor, right: Tensor, control_left: bool) -
 
 
 def _narrow(tensors: list[Tensor]) -> list[Tensor]:
-    """Bring bonds near the ends down to the states of the smaller side, exactly: the end becomes the identity, its content moves inwards."""
+    """Reduce bonds near the ends, exactly, to the state space of their smaller side: end tensors become identities, their content moves in."""
     out = list(tensors)
     for j in range(len(out) - 1):
         a, s, b = out[j].shape
@@ -184,21 +163,20 @@ def train_score(
     temperature: float = 0.0,
     generator: torch.Generator,
 ) -> Tensor:
-    r"""Minimise the free energy of one circuit ``[depth, n, r]`` by the score function, without ever forming the state.
+    r"""Minimise the free energy of one circuit ``[depth, n, r]`` by score-function gradients, without forming the state vector.
 
         dF = E[(f - b) d log p],   f = C / spread + T log p,   b = mean of f over the other samples
 
-    The spread is the standard deviation of the cost over the first samples; the temperature falls linearly to 0. The oracle counts
-    ``shots * steps`` calls and remembers the best network.
+    The spread is the standard deviation of the cost over the first samples, and the temperature falls linearly to 0. The oracle counts
+    ``shots * steps`` calls and keeps the best network.
 
     Returns:
         The final angles.
 
     Raises:
-        ValueError: on fewer than 2 shots (the baseline is the mean of the others), or steps below 1.
+        ValueError: on fewer than 2 shots (the baseline is the mean of the other samples), or fewer than 1 step.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: wanted at least 1.")
+    at_least_one(steps=steps)
     if shots < 2:
         raise ValueError(f"shots={shots}: wanted at least 2, the baseline is the mean of the other samples.")
     theta = angles.detach().clone().requires_grad_()

@@ -1,13 +1,12 @@
-r"""Classical search over the same bit strings, with the same count of cost calls: what a quantum hypernetwork has to be compared with.
+"""Classical searches over the same bit strings with the same number of cost calls: the baselines of a quantum hypernetwork.
 
-Every search is a function ``search(oracle, *, calls, runs, generator) -> Found``. ``runs`` independent searches go side by side, each with
-its own budget of ``calls``; a network asked for twice counts twice.
+Every search is a function ``search(oracle, *, calls, runs, generator) -> Found``. It makes ``runs`` independent searches side by side, each
+with its own budget of ``calls``; a network evaluated twice counts twice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +14,7 @@ from torch import Generator, Tensor
 
 from popflow.circuits.cost import Cost
 from popflow.circuits.oracle import Oracle
-from popflow.circuits.space import bits_of
-
-Search = Callable[..., "Found"]
+from popflow.circuits.space import at_least_one, bits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,34 +24,30 @@ class Found:
     Attributes:
         bits: ``[runs, n]``.
         cost: ``[runs]``.
-        calls: ``[runs]`` networks asked for.
-        at: ``[runs]`` the call that found it, counted from 1.
+        calls: ``[runs]`` cost calls made.
     """
 
     bits: Tensor
     cost: Tensor
     calls: Tensor
-    at: Tensor
 
 
 class _Ledger:
-    """Asks for each run within its budget, and keeps its best network."""
+    """Keeps each run within its budget, and its best network."""
 
     def __init__(self, oracle: Oracle | Cost, calls: int, runs: int):
-        for name, value in (("calls", calls), ("runs", runs)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: wanted at least 1.")
+        at_least_one(calls=calls, runs=runs)
         self.oracle, self.budget = oracle, calls
         self.used = torch.zeros(runs, dtype=torch.long)
         n = oracle.n if isinstance(oracle, Oracle) else oracle.space.n
-        self.found = Found(torch.zeros(runs, n, dtype=torch.uint8), torch.full((runs,), torch.inf).double(), self.used, self.used.clone())
+        self.found = Found(torch.zeros(runs, n, dtype=torch.uint8), torch.full((runs,), torch.inf).double(), self.used)
 
     @property
     def open(self) -> bool:
         return bool((self.used < self.budget).any())
 
     def ask(self, bits: Tensor, who: Tensor | None = None) -> Tensor:
-        """Return costs ``[runs, m]`` of networks ``[runs, m, n]``, in order until a run's budget ends; infinite beyond, and where not ``who``."""
+        """Return the costs ``[runs, m]`` of networks ``[runs, m, n]``, infinite beyond the budget of a run and for runs not in ``who``."""
         runs, m, _ = bits.shape
         wanted = (self.used.unsqueeze(1) + torch.arange(m) < self.budget) & (
             torch.ones(runs, 1, dtype=torch.bool) if who is None else who[:, None]
@@ -62,32 +55,19 @@ class _Ledger:
         costs = torch.full((runs, m), torch.inf, dtype=torch.float64)
         costs[wanted] = self.oracle(bits[wanted])
         best, where = costs.min(1)
-        self.keep(bits[torch.arange(runs), where], best, where + 1)
+        self.keep(bits[torch.arange(runs), where], best)
         self.used += wanted.sum(1)
         return costs
 
-    def keep(self, bits: Tensor, cost: Tensor, after: Tensor | int) -> None:
-        """Keep networks ``[runs, n]``, asked for ``after`` more calls, where they are the best so far."""
+    def keep(self, bits: Tensor, cost: Tensor) -> None:
+        """Keep networks ``[runs, n]`` that are the best so far."""
         better = cost < self.found.cost
-        self.found.at[better] = (self.used + after)[better]
         self.found.cost[better] = cost[better]
         self.found.bits[better] = bits[better].to(torch.uint8)
 
 
-def exhaustive(oracle: Oracle, *, calls: int, runs: int = 1, generator: Generator | None = None) -> Found:
-    """Ask for every network in the order of their codes, up to the budget.
-
-    >>> exhaustive(Oracle(lambda bits: bits.sum(1).double(), n=4), calls=16).cost.tolist()
-    [0.0]
-    """
-    ledger = _Ledger(oracle, min(calls, 2**oracle.n), runs)
-    for codes in torch.arange(min(calls, 2**oracle.n)).split(2**14):
-        ledger.ask(bits_of(codes, oracle.n).expand(runs, -1, -1))
-    return ledger.found
-
-
 def random_search(oracle: Oracle, *, calls: int, runs: int, generator: Generator) -> Found:
-    """Independent uniform networks, repetitions allowed."""
+    """Draw networks uniformly and independently, with repetitions."""
     ledger = _Ledger(oracle, calls, runs)
     while ledger.open:
         ledger.ask(_random(generator, runs, 256, oracle.n))
@@ -95,7 +75,7 @@ def random_search(oracle: Oracle, *, calls: int, runs: int, generator: Generator
 
 
 def local_search(oracle: Oracle, *, calls: int, runs: int, generator: Generator) -> Found:
-    """Steepest descent: the best of the n single flips, until none improves; then again from a random network."""
+    """Steepest descent with restarts: take the best of the n single flips until none improves, then start from another random network."""
     ledger, n = _Ledger(oracle, calls, runs), oracle.n
     state, cost = torch.zeros(runs, n, dtype=torch.uint8), torch.full((runs,), torch.inf, dtype=torch.float64)
     restart = torch.ones(runs, dtype=torch.bool)
@@ -114,9 +94,10 @@ def local_search(oracle: Oracle, *, calls: int, runs: int, generator: Generator)
 def annealing(
     oracle: Oracle, *, calls: int, runs: int, generator: Generator, hot: float = 0.3, cold: float = 0.01, probes: int = 16
 ) -> Found:
-    """Metropolis flips of one random bit, cooled geometrically from ``hot`` to ``cold`` standard deviations of the cost.
+    """Simulated annealing: Metropolis flips of one bit at temperatures falling from ``hot`` to ``cold`` standard deviations of the cost.
 
-    The standard deviation is that of the first ``probes`` random networks of each run, which count; the best of them is the start.
+    Each run estimates the standard deviation from ``probes`` random networks, which count as calls, and starts from the best of them. The
+    temperature falls geometrically.
     """
     ledger, n = _Ledger(oracle, calls, runs), oracle.n
     start = _random(generator, runs, min(probes, calls), n)
@@ -136,7 +117,7 @@ def annealing(
 
 
 def genetic(oracle: Oracle, *, calls: int, runs: int, generator: Generator, population: int = 32) -> Found:
-    """Tournaments of two, uniform crossover, mutation of each bit with probability 1/n; the best network survives."""
+    """Genetic algorithm: tournaments of two, uniform crossover, mutation of each bit with probability 1/n; the best network survives."""
     ledger, n = _Ledger(oracle, calls, runs), oracle.n
     state = _random(generator, runs, population, n)
     cost = ledger.ask(state)
@@ -155,9 +136,9 @@ def genetic(oracle: Oracle, *, calls: int, runs: int, generator: Generator, popu
 
 
 def reinforce(oracle: Oracle, *, calls: int, runs: int, generator: Generator, batch: int = 32, lr: float | None = None) -> Found:
-    """Score-function descent on independent bits, ``p(sigma) = prod Bernoulli(sigmoid(l_j))``, advantages normalised in the batch.
+    """REINFORCE on independent bits, ``p(sigma) = prod_j Bernoulli(sigmoid(l_j))``, with advantages normalised within the batch.
 
-    The learning rate is ``0.1 sqrt(n)`` unless given.
+    The learning rate defaults to ``0.1 sqrt(n)``.
     """
     ledger, n = _Ledger(oracle, calls, runs), oracle.n
     rate = 0.1 * math.sqrt(n) if lr is None else lr
@@ -174,10 +155,10 @@ def reinforce(oracle: Oracle, *, calls: int, runs: int, generator: Generator, ba
 
 
 def straight_through(cost: Cost, *, calls: int, runs: int, generator: Generator, lr: float = 0.05) -> Found:
-    """Gradient descent on latent weights in [-1, 1] whose signs are the network, the gradient passing the sign unchanged (Adam).
+    """Straight-through training: Adam on latent weights in [-1, 1] whose signs are the network; gradients pass through the sign unchanged.
 
-    It needs the gradient of the loss, not only its value, and cannot choose: the settings of the choices of the space share the budget
-    in equal parts, one training each. One step costs one call.
+    It needs the gradient of the loss and cannot make discrete choices, so each setting of the choices of the space gets a training and an
+    equal part of the budget. A step costs one call.
     """
     space = cost.space
     settings = 2 ** (space.n - space.parameters)
@@ -191,7 +172,7 @@ def straight_through(cost: Cost, *, calls: int, runs: int, generator: Generator,
             hard = (latent > 0).double()
             soft = hard + (latent - latent.detach()) / 2
             value = cost(torch.cat((soft, tail.double()), 1))
-            ledger.keep(torch.cat((hard.to(torch.uint8), tail), 1), value.detach(), 1)
+            ledger.keep(torch.cat((hard.to(torch.uint8), tail), 1), value.detach())
             ledger.used += 1
             optimiser.zero_grad()
             value.sum().backward()

@@ -1,4 +1,4 @@
-"""Products of entangling gates as what they are: permutations of basis states with signs."""
+"""Products of controlled gates: signed permutations of the basis states (monomial matrices with entries plus and minus one)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from popflow.circuits.ansatz import Pairs, TwoQubitGate
 
 
 @dataclass(frozen=True, slots=True)
-class Monomial:
-    """A matrix that sends every basis state to a signed basis state: ``|j> -> sign[j] |image[j]>``; None where trivial."""
+class SignedPermutation:
+    """A matrix that maps every basis state to a signed basis state, ``|j> -> sign[j] |image[j]>``.
+
+    Attributes:
+        image: ``[2^n]``, None for the identity permutation.
+        source: The inverse of ``image``, None likewise.
+        sign: ``[2^n]`` of 1 and -1, None where all are 1.
+    """
 
     image: Tensor | None
     source: Tensor | None
     sign: Tensor | None
 
     @staticmethod
-    def of(qubits: int, pairs: Pairs, gate: TwoQubitGate, device: torch.device) -> Monomial:
-        """Return the product of the gates on the pairs, the first acting first."""
+    def of(qubits: int, pairs: Pairs, gate: TwoQubitGate, device: torch.device) -> SignedPermutation:
+        """Return the product of a gate on several pairs, the first pair acting first."""
         codes = torch.arange(2**qubits, device=device)
         image, flips = codes, torch.zeros_like(codes)
         for c, t in pairs:
@@ -29,7 +35,7 @@ class Monomial:
         source = torch.empty_like(image)
         source[image] = codes
         moves = bool((image != codes).any())
-        return Monomial(
+        return SignedPermutation(
             image.int() if moves else None, source.int() if moves else None, (1 - 2 * flips).to(torch.int8) if bool(flips.any()) else None
         )
 
@@ -44,6 +50,6 @@ class Monomial:
         return psi if self.sign is None else torch.mul(psi, self.sign, out=out)
 
     def before(self, matrix: Tensor) -> Tensor:
-        """Return ``matrix @ self``, a permutation of the columns."""
+        """Return ``matrix @ self``, a signed permutation of the columns."""
         matrix = matrix if self.image is None else matrix.index_select(-1, self.image)
         return matrix if self.sign is None else matrix * self.sign

@@ -1,21 +1,22 @@
-r"""Search spaces of binary networks: one declaration, in which every bit string is one complete network.
+r"""Search spaces of binary networks: a declaration under which every bit string is a complete network.
 
-The bits of a network stand in this order (the weights and biases in that of the paper; parameter 0 is the most significant bit of a code,
-so that ``code = sum_p bit_p 2^(n-1-p)`` and parameter p is qubit n-1-p of a circuit)::
+Bits are in the following order, weights and biases as in the paper. Parameter 0 is the most significant bit of a code, so that
+``code = sum_p bit_p 2^(n-1-p)``, and parameter p is qubit n-1-p of a circuit::
 
     W1 ... WL   weights, row-major [in, out]        skip        weights [inputs, outputs]
-    bL ... b1   biases, the last layer first        choices     activation, alphabet, widths, skip, gates
+    bL ... b1   biases, the last layer first        choices     activation, alphabet, widths, skip, switches
 
-A bit of a weight or a bias picks one of the two values of the alphabet, ``w = low + (high - low) bit``.
+The bit of a weight or a bias selects one of the two values of the alphabet, ``w = low + (high - low) bit``.
 
 Source: Carrasquilla et al., *Quantum HyperNetworks*, arXiv 2301.08292.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,12 +26,15 @@ from torch import Tensor, nn
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
-"""Those that have a name in files and on the command line."""
+"""Activations by the names used in files and on the command line."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several options, coded in ``ceil(log2 K)`` bits, the most significant first; a code beyond K stands for ``code mod K``.
+    """One of K options, in ``ceil(log2 K)`` bits with the most significant first; a code beyond the last option stands for ``code mod K``.
+
+    Raises:
+        ValueError: on fewer than two options, or one that is listed twice.
 
     Example:
         >>> width = Choice("width", (2, 3, 4))
@@ -59,8 +63,8 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One bit that opens (1) or closes (0) connections: those from some inputs, or, as ``skip``, those past the hidden layers."""
+class Switch:
+    """A bit that turns connections on (1) or off (0): those from some inputs or, as ``skip``, those past the hidden layers."""
 
     name: str
     inputs: tuple[int, ...] = ()
@@ -71,25 +75,25 @@ class BinaryMLP:
     """A family of networks ``x -> z`` with two-valued weights and biases; ``z`` are the logits.
 
     Attributes:
-        inputs: Features.
-        hidden: Width of each hidden layer, a number or a `Choice` of numbers (all weights of the widest are kept).
-        outputs: Logits: 1 for two classes.
+        inputs: Number of features.
+        hidden: Width of each hidden layer, a number or a `Choice` of numbers (the bits include all weights of the widest).
+        outputs: Number of logits, 1 for two classes.
         bias: Whether layers have biases.
-        activation: Of the hidden layers, a function or a `Choice` of functions.
-        alphabet: ``(low, high)`` values of weights and biases, or a `Choice` of such pairs.
-        skip: Adds weights from the inputs to the outputs, open or closed as a whole.
-        gates: Open or close the connections from groups of inputs.
+        activation: Activation of the hidden layers, a function or a `Choice` of functions.
+        alphabet: The two values ``(low, high)`` of weights and biases, or a `Choice` of such pairs.
+        skip: A switch for additional weights from the inputs to the outputs.
+        switches: Switches for the connections from groups of inputs.
 
     Raises:
-        ValueError: on sizes below 1, names that are used twice, or a gate on inputs that are not there.
+        ValueError: on sizes below 1, a name used twice, an alphabet of equal or infinite values, or a switch on inputs that do not exist.
 
     Example:
         >>> space = BinaryMLP(inputs=2, hidden=(4,), activation=Choice("activation", (torch.relu, torch.sigmoid)))
         >>> space.n, space.names[:2], space.names[-2:]
         (18, ('W1[0,0]', 'W1[0,1]'), ('b1[3]', 'activation'))
-        >>> network = space.decode("001101010111111010")
-        >>> space.describe("001101010111111010")["activation"], space.encode(network) == space.bits("001101010111111010").tolist()
-        ('relu', True)
+        >>> found = space.describe("001101010111111010")
+        >>> found["activation"], found["W2"], found["b2"]
+        ('relu', [[-1.0], [1.0], [1.0], [1.0]], [1.0])
     """
 
     inputs: int
@@ -98,22 +102,20 @@ class BinaryMLP:
     bias: bool = True
     activation: Activation | Choice = torch.relu
     alphabet: tuple[float, float] | Choice = (-1.0, 1.0)
-    skip: Gate | None = None
-    gates: tuple[Gate, ...] = ()
+    skip: Switch | None = None
+    switches: tuple[Switch, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in (("inputs", self.inputs), ("outputs", self.outputs), *(("hidden", width) for width in self.widths)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: wanted at least 1.")
+        at_least_one(inputs=self.inputs, outputs=self.outputs, hidden=min(self.widths, default=1))
         named = [choice.name for choice in self.choices]
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
-            raise ValueError(f"the name {twice[0]!r} is used by {named.count(twice[0])} choices or gates: wanted one each. Fix: rename.")
+            raise ValueError(f"the name {twice[0]!r} is used by {named.count(twice[0])} choices or switches: wanted one each. Fix: rename.")
         if self.skip is not None and not self.hidden:
             raise ValueError("skip: a network without hidden layers has nothing to skip. Fix: leave skip out.")
-        for gate in self.gates:
-            if not gate.inputs or not all(0 <= i < self.inputs for i in gate.inputs):
-                raise ValueError(f"gate {gate.name!r} is on the inputs {gate.inputs}, wanted some of 0..{self.inputs - 1}.")
+        for switch in self.switches:
+            if not switch.inputs or not all(0 <= i < self.inputs for i in switch.inputs):
+                raise ValueError(f"switch {switch.name!r} is on the inputs {switch.inputs}, wanted some of 0..{self.inputs - 1}.")
         for low, high in self.alphabets:
             if low == high or not math.isfinite(low) or not math.isfinite(high):
                 raise ValueError(f"alphabet ({low}, {high}): wanted two different values, both finite.")
@@ -128,16 +130,11 @@ class BinaryMLP:
         """Alphabets, in the order of their codes."""
         return self.alphabet.options if isinstance(self.alphabet, Choice) else (self.alphabet,)
 
-    @property
-    def activations(self) -> tuple[Activation, ...]:
-        """Activations, in the order of their codes."""
-        return self.activation.options if isinstance(self.activation, Choice) else (self.activation,)
-
     @cached_property
-    def choices(self) -> tuple[Choice | Gate, ...]:
+    def choices(self) -> tuple[Choice | Switch, ...]:
         """Everything but weights and biases that a bit decides, in order."""
-        listed = (self.activation, self.alphabet, *self.hidden, *([] if self.skip is None else [self.skip]), *self.gates)
-        return tuple(item for item in listed if isinstance(item, Choice | Gate))
+        listed = (self.activation, self.alphabet, *self.hidden, *([] if self.skip is None else [self.skip]), *self.switches)
+        return tuple(item for item in listed if isinstance(item, Choice | Switch))
 
     @cached_property
     def fields(self) -> dict[str, tuple[slice, tuple[int, ...]]]:
@@ -151,7 +148,7 @@ class BinaryMLP:
         shapes += [(choice.name, (choice.bits if isinstance(choice, Choice) else 1,)) for choice in self.choices]
         clash = {name for name, _ in shapes[: len(shapes) - len(self.choices)]} & {choice.name for choice in self.choices}
         if clash:
-            raise ValueError(f"the name {min(clash)!r} is that of a weight or a bias. Fix: rename the choice or gate.")
+            raise ValueError(f"the name {min(clash)!r} is that of a weight or a bias. Fix: rename the choice or switch.")
         out, start = {}, 0
         for name, shape in shapes:
             out[name] = (slice(start, start + math.prod(shape)), shape)
@@ -174,7 +171,8 @@ class BinaryMLP:
         out = []
         for name, (bits, shape) in self.fields.items():
             single = bits.start >= self.parameters and shape == (1,)
-            out += [name if single else f"{name}[{','.join(map(str, index))}]" for index in _indices(shape)]
+            indices = itertools.product(*map(range, shape))
+            out += [name if single else f"{name}[{','.join(map(str, index))}]" for index in indices]
         return tuple(out)
 
     def bits(self, network: str | int | Sequence[int] | Tensor) -> Tensor:
@@ -188,10 +186,11 @@ class BinaryMLP:
             if not 0 <= code < 2**self.n:
                 raise ValueError(f"network {code}: wanted the code of one of 2^{self.n} networks, 0..2^{self.n} - 1.")
             return torch.tensor([(code >> (self.n - 1 - p)) & 1 for p in range(self.n)], dtype=torch.uint8)
-        values = [int(c) if c in "01" else 2 for c in network] if isinstance(network, str) else [v if v in (0, 1) else 2 for v in network]
-        if len(values) != self.n or not set(map(int, values)) <= {0, 1}:
+        known: dict[Any, int] = {"0": 0, "1": 1} if isinstance(network, str) else {0: 0, 1: 1}
+        values = [known.get(v, 2) for v in (network.tolist() if isinstance(network, Tensor) else network)]
+        if len(values) != self.n or 2 in values:
             raise ValueError(f"{network!r} has {len(values)} characters, wanted {self.n} of 0 and 1, parameter 0 first.")
-        return torch.tensor([int(v) for v in values], dtype=torch.uint8)
+        return torch.tensor(values, dtype=torch.uint8)
 
     def code_of(self, name: str, bits: Tensor) -> Tensor:
         """Return the code of a choice in networks ``[*batch, n]``, most significant bit first, reduced to a known option."""
@@ -201,15 +200,22 @@ class BinaryMLP:
         options = next((len(c.options) for c in self.choices if c.name == name and isinstance(c, Choice)), 2)
         return code % options
 
+    def chosen(self, item: Any, bits: Tensor) -> Any:
+        """Return the option of a `Choice` that one network ``[n]`` selects; anything that is not a choice is returned as it is."""
+        return item.option(int(self.code_of(item.name, bits))) if isinstance(item, Choice) else item
+
+    def switched_off(self, bits: Tensor) -> list[int]:
+        """Return the inputs whose connections one network ``[n]`` turns off."""
+        return sorted({i for switch in self.switches if not int(self.code_of(switch.name, bits)) for i in switch.inputs})
+
     def describe(self, network: str | int | Sequence[int] | Tensor) -> dict[str, Any]:
-        """Return what a network is, readable: the option of each choice, and the weights and biases as nested lists."""
+        """Return a network in readable form: the option of each choice, and weights and biases as nested lists."""
         bits = self.bits(network)
         out: dict[str, Any] = {}
         for choice in self.choices:
-            code = int(self.code_of(choice.name, bits))
-            chosen = choice.option(code) if isinstance(choice, Choice) else ("closed", "open")[code]
+            chosen = self.chosen(choice, bits) if isinstance(choice, Choice) else ("off", "on")[int(self.code_of(choice.name, bits))]
             out[choice.name] = getattr(chosen, "__name__", chosen)
-        low, high = self.alphabets[int(self.code_of(self.alphabet.name, bits)) if isinstance(self.alphabet, Choice) else 0]
+        low, high = self.chosen(self.alphabet, bits)
         for name, (where, shape) in self.fields.items():
             if where.stop <= self.parameters:
                 out[name] = (low + (high - low) * bits[where].double()).reshape(shape).tolist()
@@ -218,23 +224,6 @@ class BinaryMLP:
     def decode(self, network: str | int | Sequence[int] | Tensor) -> BinaryNetwork:
         """Return a network as a module."""
         return BinaryNetwork(self, self.bits(network))
-
-    def encode(self, network: BinaryNetwork) -> list[int]:
-        """Return the bits of a module, read from its weights.
-
-        Raises:
-            ValueError: when a weight is not of the alphabet.
-        """
-        low, high = network.alphabet
-        out = [0] * self.parameters + network.code.tolist()
-        for name, (where, _) in self.fields.items():
-            if where.stop > self.parameters:
-                continue
-            value = network.get_buffer(name).flatten()
-            if not bool(((value == low) | (value == high)).all()):
-                raise ValueError(f"{name} holds {value.unique().tolist()}, wanted only {low} and {high}, the alphabet of this network.")
-            out[where] = (value == high).long().tolist()
-        return out
 
     def logits(self, bits: Tensor, x: Tensor) -> Tensor:
         """Return the logits ``[S, N, outputs]`` of ``S`` networks ``[S, n]`` at once on inputs ``[N, inputs]``.
@@ -255,9 +244,9 @@ class BinaryMLP:
             return a + field(f"b{i}").unsqueeze(1) if self.bias else a
 
         h = x.unsqueeze(0)
-        for gate in self.gates:
-            mask = torch.zeros(self.inputs, dtype=x.dtype, device=x.device).index_fill(0, torch.tensor(gate.inputs, device=x.device), 1)
-            h = h * (1 - mask * (1 - self.code_of(gate.name, bits).to(x.dtype)).reshape(-1, 1, 1))
+        for switch in self.switches:
+            mask = torch.zeros(self.inputs, dtype=x.dtype, device=x.device).index_fill(0, torch.tensor(switch.inputs, device=x.device), 1)
+            h = h * (1 - mask * (1 - self.code_of(switch.name, bits).to(x.dtype)).reshape(-1, 1, 1))
         first = h
         for i, width in enumerate(self.hidden, 1):
             h = self._activate(layer(h, i), bits)
@@ -273,8 +262,8 @@ class BinaryMLP:
         if not isinstance(self.activation, Choice):
             return self.activation(a)
         code = self.code_of(self.activation.name, bits).reshape(-1, 1, 1)
-        out = self.activations[0](a)
-        for k, activation in enumerate(self.activations[1:], 1):
+        out = self.activation.options[0](a)
+        for k, activation in enumerate(self.activation.options[1:], 1):
             out = torch.where(code == k, activation(a), out)
         return out
 
@@ -282,29 +271,25 @@ class BinaryMLP:
 class BinaryNetwork(nn.Module):
     """One network of a `BinaryMLP`: buffers ``W1, b1, ...`` with their true values, and ``forward(x) -> logits``.
 
-    Kept apart from `BinaryMLP.logits`, which evaluates many at once; each is the test of the other.
+    It shares no arithmetic with `BinaryMLP.logits`, which evaluates many networks at once: each is the test of the other.
     """
 
     def __init__(self, space: BinaryMLP, bits: Tensor):
         super().__init__()
-        self.space, self.code = space, bits[space.parameters :].clone()
-        self.alphabet = space.alphabets[self._chosen(space.alphabet, bits)]
-        self.activation = space.activations[self._chosen(space.activation, bits)]
-        self.widths = [width.options[self._chosen(width, bits)] if isinstance(width, Choice) else width for width in space.hidden]
+        self.space = space
+        self.alphabet = low, high = space.chosen(space.alphabet, bits)
+        self.activation = space.chosen(space.activation, bits)
+        self.widths = [space.chosen(width, bits) for width in space.hidden]
         self.skips = space.skip is not None and bool(space.code_of(space.skip.name, bits))
-        self.closed = sorted({i for gate in space.gates if not int(space.code_of(gate.name, bits)) for i in gate.inputs})
-        low, high = self.alphabet
+        self.off = space.switched_off(bits)
         for name, (where, shape) in space.fields.items():
             if where.stop <= space.parameters:
                 self.register_buffer(name, torch.where(bits[where] == 1, high, low).double().reshape(shape))
 
-    def _chosen(self, item: Any, bits: Tensor) -> int:
-        return int(self.space.code_of(item.name, bits)) if isinstance(item, Choice) else 0
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``[N, outputs]`` of inputs ``[N, inputs]``, in the dtype of the inputs."""
         x = x.clone()
-        x[:, self.closed] = 0
+        x[:, self.off] = 0
         h = x
         for i, width in enumerate([*self.widths, self.space.outputs], 1):
             h = h @ self.get_buffer(f"W{i}")[: h.shape[1], :width].to(x.dtype)
@@ -323,7 +308,7 @@ def bits_of(codes: Tensor, n: int) -> Tensor:
 
 
 def check_bits(bits: Tensor, n: int, *, relaxed: bool = False) -> None:
-    """Refuse what are not networks ``[S, n]``: another shape, or values beyond 0 and 1, such as spins; relaxed, floats may be anything.
+    """Check that bits are networks ``[S, n]`` of values 0 and 1 (spins, for example, are not); relaxed, floating-point values are free.
 
     Raises:
         ValueError: naming the shape, or the values.
@@ -336,8 +321,20 @@ def check_bits(bits: Tensor, n: int, *, relaxed: bool = False) -> None:
         raise ValueError(f"bits hold {shown}, wanted only 0 and 1. Fix: (spins + 1) // 2 makes bits of spins -1 and 1.")
 
 
+def at_least_one(**counts: int) -> None:
+    """Check that counts are 1 or more.
+
+    >>> at_least_one(shots=0)
+    Traceback (most recent call last):
+    ValueError: shots=0: wanted at least 1.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: wanted at least 1.")
+
+
 def size_of(item: int, n: int) -> str:
-    """Return the size in bytes of ``2^n`` items in words: exact while it can be read, a power of two beyond.
+    """Return the size of ``2^n`` items in bytes as text: digits while they are readable, a power of two beyond.
 
     >>> size_of(8, 30), size_of(8, 6001)
     ('8,589,934,592 bytes', '2^6004 bytes')
@@ -351,7 +348,3 @@ def codes_of(bits: Tensor) -> Tensor:
     if n > 63:
         raise ValueError(f"codes of {n} bits do not fit 64-bit integers: wanted at most 63. Fix: keep the bits.")
     return (bits.long() << torch.arange(n - 1, -1, -1, device=bits.device)).sum(-1)
-
-
-def _indices(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    return (tuple(index) for index in torch.cartesian_prod(*map(torch.arange, shape)).reshape(-1, len(shape)).tolist())

@@ -1,22 +1,23 @@
 r"""Exact simulation: the Born distribution of a circuit, with a gradient whose memory does not grow with depth.
 
-A layer of one-qubit gates is a Kronecker product. Qubits are taken in contiguous groups; each group is one small matrix, and is applied by
-one matrix product that also rotates the group from the lowest to the highest bits, so that no pass needs a transposed copy::
+A layer of one-qubit gates is a Kronecker product. Contiguous groups of qubits form one small matrix each. A group is applied by one matrix
+product, which also rotates the group from the lowest to the highest bits, so that no pass needs a transposed copy::
 
     out[k, rest] = sum_l K[k, l] psi[rest, l]
 
-Entangling gates that stay inside the groups are multiplied into the matrices for nothing (for `brick` the groups of each layer are cut
-where no pair is); other layers are one gather. Layer 1 acts on ``|0...0>`` and is an outer product.
+Entangling gates within a group are multiplied into its matrix at no cost (for `brick`, groups are chosen so that no pair crosses them); any
+other layer of entangling gates is one gather. Layer 1 acts on ``|0...0>`` and is an outer product.
 
-The gradient is the adjoint method: going back, ``psi`` and the cotangent ``lambda`` are pulled through the inverse of each matrix, and
-``dL/dK = lambda psi^dagger``. What comes out forward are the probabilities ``p = |psi|^2`` themselves, and ``lambda = 2 g psi`` for any
-cotangent ``g = dL/dp``: energies, entropies, tail means, likelihoods all differentiate.
+The gradient is the adjoint method: the backward pass applies the inverse of each matrix to ``psi`` and to the cotangent ``lambda``, and
+``dL/dK = lambda psi^dagger``. The forward pass returns the probabilities ``p = |psi|^2``, and ``lambda = 2 g psi`` for any cotangent
+``g = dL/dp``, so energies, entropies, tail means and likelihoods all differentiate.
 
-Shallow circuits of neighbours are computed by `popflow.circuits.circuit_cutting` instead, where that is cheaper and keeps little.
+Shallow circuits between neighbours are handed to `popflow.circuits.circuit_cutting` where that is cheaper and keeps little memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,20 +27,20 @@ import torch
 from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz, TwoQubitGate, rotations
-from popflow.circuits.circuit_cutting import born_of_halves, cut_of, seams
-from popflow.circuits.signed_permutation import Monomial
-from popflow.circuits.space import size_of
+from popflow.circuits.circuit_cutting import best_cut, born_by_cutting, cut_groups, refuse_double_backward
+from popflow.circuits.signed_permutation import SignedPermutation
+from popflow.circuits.space import at_least_one, size_of
 
 MAX_QUBITS = 26
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one layer is computed: the groups ``(first qubit, width)``, the gates inside each, and the gates across, if any, as one gather."""
+    """How a layer is computed: groups ``(first qubit, width)``, the gates within each, and the gates across groups, if any, as one gather."""
 
     groups: tuple[tuple[int, int], ...]
-    inner: tuple[Monomial | None, ...]
-    across: Monomial | None
+    inner: tuple[SignedPermutation | None, ...]
+    across: SignedPermutation | None
 
 
 def born(ansatz: Ansatz, angles: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def born(ansatz: Ansatz, angles: Tensor) -> Tensor:
         ``[*batch, 2^n]`` probabilities in the dtype of the angles; qubit j is bit j of the index.
 
     Raises:
-        ValueError: beyond `MAX_QUBITS`, naming the bytes, or on a wrong shape.
+        ValueError: beyond `MAX_QUBITS`, naming the bytes needed, or on a wrong shape.
 
     Example:
         >>> p = born(Ansatz(n=2, depth=1), torch.tensor([[[0.0, 0.3], [3.141592653589793, 0.1]]], dtype=torch.float64))
@@ -61,31 +62,35 @@ def born(ansatz: Ansatz, angles: Tensor) -> Tensor:
         [0.0, 0.0, 1.0, 0.0]
     """
     ansatz.check(angles)
-    return born_of(ansatz, rotations(angles))
+    return born_of_gates(ansatz, rotations(angles))
 
 
-def born_of(ansatz: Ansatz, gates: Tensor) -> Tensor:
-    """Return the Born distribution of given unitary one-qubit gates ``[*batch, depth, n, 2, 2]`` between the entangling gates of the ansatz."""
+def born_of_gates(ansatz: Ansatz, gates: Tensor) -> Tensor:
+    """Return the Born distribution ``[*batch, 2^n]`` for one-qubit gates ``[*batch, depth, n, 2, 2]`` in place of the ansatz's rotations."""
     _check_memory(ansatz, gates)
-    flat = gates.flatten(0, -5) if gates.ndim > 4 else gates.unsqueeze(0)
+    flat = _flat(gates)
     if len(flat) == 0:
         raise ValueError(f"gates of shape {tuple(gates.shape)} hold 0 circuits, wanted at least 1.")
     layouts = _layouts(ansatz, flat)
-    cut = cut_of(ansatz, len(flat), _cost(ansatz.n, layouts, len(flat), flat.is_complex()))
+    cut = best_cut(ansatz, len(flat), _cost(ansatz.n, layouts, len(flat), flat.is_complex()))
     if cut is None:
         probabilities = _Born.apply(layouts, *_product_halves(flat[:, 0]), flat)
     else:
-        probabilities = born_of_halves(ansatz, flat, _matrices(_seamed(ansatz, cut, flat.device), flat), cut)
-    return probabilities.unflatten(0, gates.shape[:-4]) if gates.ndim > 4 else probabilities[0]
+        probabilities = born_by_cutting(ansatz, flat, _matrices(_cut_layouts(ansatz, cut, flat.device), flat), cut)
+    return probabilities.reshape(*gates.shape[:-4], -1)
 
 
 def amplitudes(ansatz: Ansatz, gates: Tensor) -> Tensor:
-    """Return the state ``[*batch, 2^n]`` by ordinary operations: any derivative, memory in proportion to depth."""
+    """Return the state ``[*batch, 2^n]``, differentiable any number of times, in memory proportional to depth."""
     _check_memory(ansatz, gates)
-    flat = gates.flatten(0, -5) if gates.ndim > 4 else gates.unsqueeze(0)
+    flat = _flat(gates)
     layouts = _layouts(ansatz, flat)
     psi = _forward(layouts, _outer(*_product_halves(flat[:, 0])), _matrices(layouts, flat), [])
-    return psi.unflatten(0, gates.shape[:-4]) if gates.ndim > 4 else psi[0]
+    return psi.reshape(*gates.shape[:-4], -1)
+
+
+def _flat(gates: Tensor) -> Tensor:
+    return gates.reshape(math.prod(gates.shape[:-4]), *gates.shape[-4:])
 
 
 def sample(probabilities: Tensor, shots: int, generator: torch.Generator) -> Tensor:
@@ -94,8 +99,7 @@ def sample(probabilities: Tensor, shots: int, generator: torch.Generator) -> Ten
     >>> sample(torch.tensor([0.0, 0.0, 1.0, 0.0]), 3, torch.Generator().manual_seed(0)).tolist()
     [2, 2, 2]
     """
-    if shots < 1:
-        raise ValueError(f"shots={shots}: wanted at least 1.")
+    at_least_one(shots=shots)
     cdf = probabilities.detach().double().cumsum(-1)
     u = torch.rand(*cdf.shape[:-1], shots, generator=generator, dtype=torch.float64, device=cdf.device) * cdf[..., -1:]
     return torch.searchsorted(cdf, u, right=True).clamp_(max=cdf.shape[-1] - 1)
@@ -114,16 +118,13 @@ class _Born(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, cotangent):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "born: the adjoint gradient differentiates once. Fix: drop create_graph, or use amplitudes(...).abs().square()."
-            )
+        refuse_double_backward()
         psi, high, low, gates = ctx.saved_tensors
         # 2 g conj(psi), without the complex copy of g that mixed dtypes would cost
         weigh = cotangent.unsqueeze(-1) if psi.is_complex() else cotangent
         parts = torch.mul(torch.view_as_real(psi) if psi.is_complex() else psi, weigh).mul_(2)
         bra = torch.view_as_complex(parts).conj_physical_() if psi.is_complex() else parts
-        # psi as saved stays whole; three buffers go round
+        # the saved psi is kept intact; three buffers alternate
         spare = [*ctx.spare, torch.empty_like(psi)] if ctx.layouts else []
         saved, overlaps, k = psi, [], len(ctx.matrices)
         for layout in reversed(ctx.layouts):
@@ -152,19 +153,13 @@ class _Born(torch.autograd.Function):
 
 
 def _forward(layouts: list[Layout], psi: Tensor, matrices: list[Tensor], buffers: Sequence[Tensor]) -> Tensor:
-    """Run the layers after the first; with two buffers, of which ``psi`` is the second, without new memory (and without autograd)."""
-    k = passes = 0
-
-    def buffer() -> Tensor | None:
-        nonlocal passes
-        passes += 1
-        return buffers[(passes - 1) % 2] if buffers else None
-
+    """Run the layers after the first. With two buffers, the second holding ``psi``, nothing is allocated and autograd does not apply."""
+    k, targets = 0, itertools.cycle(buffers or [None])
     for layout in layouts:
         if layout.across is not None:
-            psi = layout.across(psi, buffer())
+            psi = layout.across(psi, next(targets))
         for _, width in layout.groups:
-            out = buffer()
+            out = next(targets)
             into = None if out is None else out.view(len(psi), 2**width, -1)
             moved = torch.bmm(matrices[k], psi.view(len(psi), -1, 2**width).mT, out=into)
             psi = moved.view(len(psi), -1)
@@ -186,7 +181,7 @@ def _product_halves(gates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _alike(layouts: list[Layout]) -> list[tuple[Layout, list[int]]]:
-    """Group the layers of one layout: in them, one operation serves all."""
+    """Group the layers that share a layout, so that one operation serves all of them."""
     alike: dict[int, list[int]] = {}
     for index, layout in enumerate(layouts):
         alike.setdefault(id(layout), []).append(index)
@@ -236,40 +231,40 @@ def _partial_trace(width: int, dtype: torch.dtype, device: torch.device) -> Tens
 def _layouts(ansatz: Ansatz, gates: Tensor) -> list[Layout]:
     """Return the layout of every layer after the first."""
     pairs = [tuple(ansatz.pairs(layer)) for layer in range(2, ansatz.depth + 1)]
-    return [_cut(ansatz.n, mine, ansatz.gate, gates.is_complex(), gates.device) for mine in pairs]
+    return [_layout(ansatz.n, mine, ansatz.gate, gates.is_complex(), gates.device) for mine in pairs]
 
 
-def _seamed(ansatz: Ansatz, cut: int, device: torch.device) -> list[Layout]:
-    """Return the layouts of the groups of `seams`; gates across a seam are left to `born_of_halves`."""
-    groups = seams(ansatz.n, cut)
+def _cut_layouts(ansatz: Ansatz, cut: int, device: torch.device) -> list[Layout]:
+    """Return the layouts of the groups `cut_groups`; gates across groups are left to `born_by_cutting`."""
+    groups = cut_groups(ansatz.n, cut)
     return [_inside(groups, tuple(ansatz.pairs(layer)), ansatz.gate, device) for layer in range(2, ansatz.depth + 1)]
 
 
 @lru_cache(maxsize=32)
 def _inside(groups: tuple[tuple[int, int], ...], pairs: tuple[tuple[int, int], ...], gate: TwoQubitGate, device: torch.device) -> Layout:
-    """Return the layout with the gates that stay inside the groups."""
+    """Return the layout of given groups, with the gates that stay inside them."""
     mine = [[(c - first, t - first) for c, t in pairs if first <= min(c, t) and max(c, t) < first + width] for first, width in groups]
-    inner = tuple(Monomial.of(width, some, gate, device) if some else None for (_, width), some in zip(groups, mine, strict=True))
+    inner = tuple(SignedPermutation.of(width, some, gate, device) if some else None for (_, width), some in zip(groups, mine, strict=True))
     return Layout(groups, inner, None)
 
 
 @lru_cache(maxsize=32)
-def _cut(n: int, pairs: tuple[tuple[int, int], ...], gate: TwoQubitGate, is_complex: bool, device: torch.device) -> Layout:
-    """Cut the qubits into groups where no pair is, at the least cost; when that is not possible, cut freely and gather."""
+def _layout(n: int, pairs: tuple[tuple[int, int], ...], gate: TwoQubitGate, is_complex: bool, device: torch.device) -> Layout:
+    """Return the cheapest layout whose groups no pair crosses or, where there is none, the cheapest groups after one gather."""
     crossed = {cut for pair in pairs for cut in range(min(pair) + 1, max(pair) + 1)}
     groups = _groups(n, crossed, is_complex)
     if groups is None:
         groups = _groups(n, set(), is_complex)
         assert groups is not None
-        return Layout(groups, (None,) * len(groups), Monomial.of(n, pairs, gate, device))
+        return Layout(groups, (None,) * len(groups), SignedPermutation.of(n, pairs, gate, device))
     return _inside(groups, pairs, gate, device)
 
 
 def _groups(n: int, crossed: set[int], is_complex: bool) -> tuple[tuple[int, int], ...] | None:
-    """Return the cheapest cut of ``n`` qubits into groups of at most 6, none at a crossed place; None when there is none.
+    """Return the cheapest division of ``n`` qubits into groups of at most 6 with no boundary at a crossed place, or None.
 
-    The cost of a pass, in the time of one multiplication per amplitude, was fitted to measurements on a processor core: ``2^w`` for the
-    product, a constant for memory, and one for the call, which weighs most on few qubits.
+    The cost of a pass, in units of one multiplication per amplitude, was fitted to measurements on a processor core: ``2^w`` for the
+    product, a constant for memory traffic, and a launch overhead, which dominates for few qubits.
     """
     fixed = _pass(n, is_complex)
     best: list[tuple[float, tuple[tuple[int, int], ...]]] = [(math.inf, ()) for _ in range(n + 1)]
@@ -290,7 +285,7 @@ def _pass(n: int, is_complex: bool, batch: int = 1) -> float:
 
 
 def _cost(n: int, layouts: list[Layout], batch: int, is_complex: bool) -> float:
-    """Return the multiplications that the value and the gradient of one circuit of a batch take: four products for every group."""
+    """Return the multiplications for value and gradient of one circuit in a batch: four products for every group."""
     widths = [width for layout in layouts for _, width in layout.groups]
     return 4 * 2**n * sum(2**width + _pass(n, is_complex, batch) for width in widths)
 

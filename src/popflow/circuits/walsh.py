@@ -1,14 +1,11 @@
-r"""Walsh analysis: a cost of bits as a sum over products of spins, and its truncation to pairs.
+r"""Walsh analysis: the cost as a sum over products of spins.
 
     C(sigma) = sum_S c_S prod_{p in S} Z_p,   Z_p = (-1)^sigma_p,   c_S = 2^-n sum_sigma (-1)^{sum_{p in S} sigma_p} C(sigma)
 
-The weight of order m is ``W_m = sum_{|S|=m} c_S^2``. A cost of low order needs few measurements, and its pairs are what annealers and
-QAOA take.
+The weight of order m is ``W_m = sum_{|S|=m} c_S^2``. Quantum annealers and QAOA accept costs of order one and two.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,65 +26,35 @@ def walsh(table: Tensor) -> Tensor:
     return out / 2**n
 
 
-def orders(n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the number of members ``[2^n]`` of every coded set."""
-    codes = torch.arange(2**n, device=device)
-    return sum((codes >> k) & 1 for k in range(n))  # type: ignore[return-value]
+def walsh_weights(table: Tensor) -> Tensor:
+    """Return the share of the variance at each order, ``[n + 1]``; 0 for order 0, the mean, and for every order of a constant cost.
 
-
-def weights(table: Tensor) -> Tensor:
-    """Return the share ``[n + 1]`` of the variance at each order; that of order 0, the mean, is 0; all are 0 where every cost is the same.
-
-    >>> weights(torch.tensor([0.0, 1.0, 1.0, 2.0])).tolist()
+    >>> walsh_weights(torch.tensor([0.0, 1.0, 1.0, 2.0])).tolist()
     [0.0, 1.0, 0.0]
     """
     n, squares = check_table(table), walsh(table).square()
-    by_order = squares.new_zeros(n + 1).index_add(0, orders(n, table.device), squares)
+    codes = torch.arange(2**n, device=table.device)
+    order = sum(((codes >> k) & 1 for k in range(n)), torch.zeros_like(codes))
+    by_order = squares.new_zeros(n + 1).index_add(0, order, squares)
     by_order[0] = 0
     total = by_order.sum()
     return by_order / total if float(total) > 0 else by_order
 
 
-@dataclass(frozen=True, slots=True)
-class Quadratic:
-    """The terms of order 0, 1 and 2: ``C2 = constant + sum_p field_p Z_p + sum_{p<q} coupling_pq Z_p Z_q``.
+def qubo(table: Tensor) -> tuple[Tensor, float, float]:
+    """Truncate a cost to pairs of bits, for annealers and QAOA: the best quadratic in the mean square over all networks.
 
-    Attributes:
-        constant: Mean cost.
-        field: ``[n]``, parameter 0 first.
-        coupling: ``[n, n]``, upper triangle.
-        residual: Share of the variance that is left out.
-        table: ``[2^n]`` the truncated cost.
-    """
+    Returns:
+        ``(Q, offset, residual)`` with ``cost ~ offset + sum_{p<=q} Q_pq sigma_p sigma_q`` for bits ``sigma`` in {0, 1}, parameter 0 first; Q is
+        ``[n, n]``, upper triangular. ``residual`` is the share of the variance that pairs leave out.
 
-    constant: float
-    field: Tensor
-    coupling: Tensor
-    residual: float
-    table: Tensor
-
-    def qubo(self) -> tuple[Tensor, float]:
-        """Return ``(Q [n, n] upper triangular, offset)`` with ``C2 = offset + sum_{p<=q} Q_pq sigma_p sigma_q`` for bits 0 and 1."""
-        row = self.coupling + self.coupling.T
-        q = 4 * self.coupling - 2 * torch.diag(self.field + row.sum(1))
-        return q, self.constant + float(self.field.sum() + self.coupling.sum())
-
-
-def quadratic(table: Tensor) -> Quadratic:
-    """Truncate a cost to pairs: the best quadratic in the mean square over all networks.
-
-    >>> found = quadratic(torch.tensor([0.0, 1.0, 1.0, 4.0], dtype=torch.float64))
-    >>> found.constant, found.field.tolist(), found.coupling.tolist(), found.residual
-    (1.5, [-1.0, -1.0], [[0.0, 0.5], [0.0, 0.0]], 0.0)
+    >>> matrix, offset, residual = qubo(torch.tensor([0.0, 1.0, 1.0, 4.0], dtype=torch.float64))
+    >>> matrix.tolist(), offset, residual
+    ([[1.0, 2.0], [0.0, 1.0]], 0.0, 0.0)
     """
     n, c = check_table(table), walsh(table)
-    kept = torch.where(orders(n, table.device) <= 2, c, 0)
-    place = [1 << (n - 1 - p) for p in range(n)]
-    field = torch.stack([c[i] for i in place])
-    coupling = torch.zeros(n, n, dtype=c.dtype, device=c.device)
-    for p in range(n):
-        for q in range(p + 1, n):
-            coupling[p, q] = c[place[p] | place[q]]
-    left, total = (c - kept).square().sum(), c[1:].square().sum()
-    residual = float(left / total) if float(total) > 0 else 0.0
-    return Quadratic(float(c[0]), field, coupling, residual, walsh(kept) * 2**n)
+    place = 2 ** torch.arange(n - 1, -1, -1, device=table.device)
+    field, coupling = c[place], c[place[:, None] | place].triu(1)
+    matrix = 4 * coupling - 2 * torch.diag(field + (coupling + coupling.T).sum(1))
+    offset = float(c[0] + field.sum() + coupling.sum())
+    return matrix, offset, float(walsh_weights(table)[3:].sum())

@@ -11,6 +11,7 @@ from .population import Population as Population
 from .process import Ito as Ito, Process as Process, Rates as Rates, advance as advance
 from .resampling import multinomial as multinomial, residual as residual, stratified as stratified, systematic as systematic
 from .simulate import Recorder as Recorder, State as State, Trace as Trace, simulate as simulate
+from .statistics import Proportion as Proportion, wilson as wilson
 from .steps import (
     Step as Step,
     chain as chain,

@@ -8,6 +8,7 @@ from .config import (
     read_values as read_values,
 )
 from .metrics import Metrics as Metrics
+from .oracle import Oracle as Oracle
 from .report import (
     Figure as Figure,
     Measured as Measured,

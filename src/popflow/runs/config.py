@@ -64,8 +64,8 @@ class Flag:
         """The range in words: ``"> 0, <= 1"``; empty without one."""
         return ", ".join(f"{symbol} {bound:g}" for symbol, (bound, _) in self.bounds.items() if bound != math.inf)
 
-    def admits(self, value: float) -> bool:
-        """Say whether a number lies in the range."""
+    def admits(self, value: Any) -> bool:
+        """Say whether a value lies in the range."""
         inside = all(holds(float(value), float(bound)) for bound, holds in self.bounds.values())
         return inside and (math.isfinite(value) or "<=" in self.bounds)
 
