@@ -1,7 +1,7 @@
 """Wasserstein Lagrangian flows against closed forms: transport, bridges, potentials, growth.
 
-Every problem is given as two snapshots of samples, with sample moments that are exact where the answer depends on them; the figure of a row is the
-worst of the seeds. ``transport``, ``bridge`` and ``growth`` learn as shipped; ``saddle`` pairs cells at random, as published, so that learned
+Every problem is given as two snapshots of samples, with sample moments that are exact where the answer depends on them; the value of a row is the
+worst over seeds. ``transport``, ``bridge`` and ``growth`` learn as shipped; ``saddle`` pairs cells at random, as published, so that learned
 bends have to undo the crossings; ``schemes`` compares ways to take the steps of that saddle.
 """
 
@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from popflow.core import DivergenceError, Streams
-from popflow.learn import cosine, fit
+from popflow.learn import MLP, cosine, fit
 from popflow.transport import path_coupling
 from popflow.transport.closed_forms import GaussianFlow, atom_growth, dirac_growth, gaussian_bridge, gaussian_transport
-from popflow.transport.conditional_paths import Bend, Strands, follow, radius
+from popflow.transport.conditional_paths import Bend, ConditionalPaths, follow, radius
 from popflow.transport.lagrangian import WFR, Harmonic, Lagrangian, Linear, residual
 from popflow.transport.lagrangian_flow import LagrangianFlow
-from popflow.transport.saddle import Potential, potential_network, saddle_loss
+from popflow.transport.saddle import Potential, saddle_loss
 from popflow.transport.snapshots import Snapshots
 
 torch.set_num_threads(1)
@@ -94,11 +94,11 @@ class Outcome:
     notes: dict[str, float]
 
 
-def gaussians(problem: Gaussians, seed: int, steps: int, cells: int, **settings) -> Outcome:
+def gaussians(problem: Gaussians, seed: int, steps: int, cells: int, draws: int, **settings) -> Outcome:
     begin, truth = cpu(), problem.truth
     snapshots = Snapshots.of([problem.cells(end, cells, 100 * seed + end) for end in (0, 1)], times=[0, 1])
     flow = LagrangianFlow(problem.lagrangian, **settings).fit(snapshots, steps=steps, rng=Streams(seed), compile=False)
-    found = flow.report()
+    found = flow.report(draws=draws)
     middle = flow.push(problem.cells(0, 16 * cells, 100 * seed + 7), 0.0, 0.5, Streams(seed))
     variance, exact = middle.x.var(0, correction=0).double(), truth.covariance(0.5).diagonal()
     errors = {
@@ -107,7 +107,7 @@ def gaussians(problem: Gaussians, seed: int, steps: int, cells: int, **settings)
         "standard deviations at 1/2": float(((variance / exact).sqrt() - 1).abs().max()),
         "drift RMSE": drift_error(flow, truth),
     }
-    return Outcome(errors, {"dual": found.dual, "strands": found.strands or math.nan, "action": found.action, "exact": truth.action,
+    return Outcome(errors, {"dual": found.dual, "path energy": found.path_energy or math.nan, "action": found.action, "exact": truth.action,
                             "residual": found.residual_relative, "rollbacks": flow.learned.rollbacks, "cpu_seconds": cpu() - begin})  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def drift_error(flow: LagrangianFlow, truth: GaussianFlow) -> float:
     return worst
 
 
-def far_atoms(seed: int, steps: int, **settings) -> Outcome:
+def far_atoms(seed: int, steps: int, draws: int, **settings) -> Outcome:
     """Weights (.5, .5) -> (.9, .1) at +-3 under normalised growth with lam = 1: nothing may travel."""
     begin, p, q = cpu(), torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     places = torch.tensor([[-3.0], [3.0]])
@@ -131,17 +131,17 @@ def far_atoms(seed: int, steps: int, **settings) -> Outcome:
     x = [places.repeat_interleave((200 * w).long(), 0) for w in (p, q)]
     flow = LagrangianFlow(Lagrangian(WFR(1.0)), **settings)
     flow.fit(Snapshots.of(x, times=[0, 1]), steps=steps, rng=Streams(seed), compile=False)
-    found, worst = flow.report(), 0.0
+    found, worst = flow.report(draws=draws), 0.0
     for t in (0.5, 1.0):
         end = flow.push(x[0], 0.0, t, Streams(seed))
         share = float(end.weights()[end.x[:, 0] < 0].sum())
         worst = max(worst, abs(share - float(truth.mass(t)[0])))
     errors = {"weights": worst, "action": abs(found.action / truth.action - 1), "weight that moved": float((end.x - x[0]).abs().max())}
-    return Outcome(errors, {"dual": found.dual, "strands": found.strands or math.nan, "action": found.action, "exact": truth.action,
+    return Outcome(errors, {"dual": found.dual, "path energy": found.path_energy or math.nan, "action": found.action, "exact": truth.action,
                             "rollbacks": flow.learned.rollbacks, "cpu_seconds": cpu() - begin})  # fmt: skip
 
 
-def diracs(seed: int, steps: int, distance: float = 1.0, mass: float = 2.0, **settings) -> Outcome:
+def diracs(seed: int, steps: int, draws: int, distance: float = 1.0, mass: float = 2.0, **settings) -> Outcome:
     """Mass 1 at the origin to mass 2 at distance 1 under true growth, lam = 1: path, mass and action in closed form."""
     begin = cpu()
     a, b = torch.zeros(2), torch.tensor([distance, 0.0])
@@ -149,7 +149,7 @@ def diracs(seed: int, steps: int, distance: float = 1.0, mass: float = 2.0, **se
     snapshots = Snapshots.of([a.repeat(8, 1), b.repeat(8, 1)], times=[0, 1], masses=[1.0, mass])
     flow = LagrangianFlow(Lagrangian(WFR(1.0, normalized=False)), **settings)
     flow.fit(snapshots, steps=steps, rng=Streams(seed), compile=False)
-    found = flow.report()
+    found = flow.report(draws=draws)
     middle, end = (flow.push(snapshots.x[0], 0.0, t, Streams(seed)) for t in (0.5, 1.0))
     errors = {
         "action": abs(found.action / truth.action - 1),
@@ -158,7 +158,7 @@ def diracs(seed: int, steps: int, distance: float = 1.0, mass: float = 2.0, **se
         ),
         "position at 1/2 and 1": max(float((pop.x[0] - truth.position(t)[0]).norm()) for pop, t in ((middle, 0.5), (end, 1.0))),
     }
-    return Outcome(errors, {"dual": found.dual, "strands": found.strands or math.nan, "action": found.action, "exact": truth.action,
+    return Outcome(errors, {"dual": found.dual, "path energy": found.path_energy or math.nan, "action": found.action, "exact": truth.action,
                             "rollbacks": flow.learned.rollbacks, "cpu_seconds": cpu() - begin})  # fmt: skip
 
 
@@ -182,43 +182,45 @@ def checked(rows: list[Row], part: str) -> list[Row]:
 
 def transport(options: argparse.Namespace) -> list[Row]:
     """Optimal transport and potentials."""
-    steps, cells, seeds = (60, 128, 1) if options.quick else (600, 1024, options.seeds)
+    steps, cells, draws, seeds = (20, 64, 8, 1) if options.quick else (600, 1024, 64, options.seeds)
     bars: dict[str, float | None] = {"action": ACTION, "standard deviations at 1/2": SPREAD, "drift RMSE": None}
     rows = []
     for name, problem in GAUSSIANS.items():
-        rows += rows_of(name, lambda seed, problem=problem: gaussians(problem, seed, steps, cells), bars, seeds)
+        rows += rows_of(name, lambda seed, problem=problem: gaussians(problem, seed, steps, cells, draws), bars, seeds)
     return checked(rows, "transport")
 
 
 def bridge(options: argparse.Namespace) -> list[Row]:
-    steps, cells, seeds = (60, 128, 1) if options.quick else (1000, 1024, options.seeds)
+    steps, cells, draws, seeds = (20, 64, 8, 1) if options.quick else (1000, 1024, 64, options.seeds)
     bars: dict[str, float | None] = {"variance at 1/2": SPREAD, "drift RMSE": DRIFT, "action": None}
-    return checked(rows_of("Schroedinger bridge", lambda seed: gaussians(BRIDGE, seed, steps, cells, strands=32), bars, seeds), "bridge")
+    return checked(
+        rows_of("Schroedinger bridge", lambda seed: gaussians(BRIDGE, seed, steps, cells, draws, paths=32), bars, seeds), "bridge"
+    )
 
 
 def growth(options: argparse.Namespace) -> list[Row]:
-    steps, seeds = (60, 1) if options.quick else (600, options.seeds)
+    steps, draws, seeds = (20, 8, 1) if options.quick else (600, 64, options.seeds)
     rows = rows_of(
         "far atoms, normalised growth",
-        lambda seed: far_atoms(seed, steps),
+        lambda seed: far_atoms(seed, steps, draws),
         {"weights": WEIGHT, "action": None, "weight that moved": None},
         seeds,
     )
     bars: dict[str, float | None] = {"action": ACTION, "mass at 1/2 and 1": None, "position at 1/2 and 1": None}
-    rows += rows_of("true growth between Diracs", lambda seed: diracs(seed, steps), bars, seeds)
+    rows += rows_of("true growth between Diracs", lambda seed: diracs(seed, steps, draws), bars, seeds)
     return checked(rows, "growth")
 
 
 def saddle(options: argparse.Namespace) -> list[Row]:
     """Cells paired at random, as published: the potential alone tells the path where to go."""
-    steps, cells, seeds = (40, 128, 1) if options.quick else (1000, 1024, options.seeds)
-    pair: dict = {"coupling": path_coupling.independent}
+    steps, cells, draws, seeds = (20, 64, 8, 1) if options.quick else (1000, 1024, 64, options.seeds)
+    pair: dict = {"coupling": path_coupling.random_pairs}
     names = ("Gaussian optimal transport", "harmonic potential")
     rows = []
     for name in names:
-        rows += rows_of(f"{name}, random pairs", lambda seed, name=name: gaussians(GAUSSIANS[name], seed, steps, cells, **pair),
+        rows += rows_of(f"{name}, random pairs", lambda seed, name=name: gaussians(GAUSSIANS[name], seed, steps, cells, draws, **pair),
                         {"action": None, "standard deviations at 1/2": None}, seeds)  # fmt: skip
-    rows += rows_of("far atoms, random pairs", lambda seed: far_atoms(seed, steps, **pair), {"weights": None, "action": None}, seeds)
+    rows += rows_of("far atoms, random pairs", lambda seed: far_atoms(seed, steps, draws, **pair), {"weights": None, "action": None}, seeds)
     return checked(rows, "saddle")
 
 
@@ -276,7 +278,7 @@ def boundary_form(path_loss: Callable, lagrangian: Lagrangian, potential: Potent
 
 def schemes(options: argparse.Namespace) -> list[Row]:
     """Ways to take the steps of the saddle, on the harmonic toy with cells paired at random; the figure is the error of the action."""
-    steps = 20 if options.quick else 400
+    steps = 10 if options.quick else 400
     problem = GAUSSIANS["harmonic potential"]
     truth, lagrangian = problem.truth, problem.lagrangian
     snapshots = Snapshots.of([problem.cells(end, 512, end) for end in (0, 1)], times=[0, 1])
@@ -294,9 +296,9 @@ def schemes(options: argparse.Namespace) -> list[Row]:
     for name, (form, optimizer, rates, anchor) in ways.items():
         begin, rng = cpu(), Streams(0)
         with rng.layers():
-            potential = Potential(lagrangian, snapshots, potential_network(2, 64, 3))
+            potential = Potential(lagrangian, snapshots, MLP(2, out=1, width=64, depth=3))
             bend = Bend(lagrangian, snapshots, width=64, depth=2)
-        draws = Strands.of(lagrangian, snapshots, path_coupling.independent, rng)
+        draws = ConditionalPaths.of(lagrangian, snapshots, path_coupling.random_pairs, rng)
         unit = float(radius(draws.x)) ** 2
         loss = saddle_loss(lagrangian, potential, bend, unit, anchor)
         if form == "boundary":

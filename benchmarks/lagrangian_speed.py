@@ -1,7 +1,7 @@
 """Milliseconds per training step of a Wasserstein Lagrangian flow, eager and compiled, and of the same loss in JAX, on one core.
 
-Transport between two snapshots in five dimensions, 256 strands, three hidden layers of 64, AdamW, float32: the regression of the gradient of the
-potential on the velocities of the strands. The same initial parameters and batch for all; windows of steps are interleaved.
+Transport between two snapshots in five dimensions, 256 conditional paths, three hidden layers of 64, AdamW, float32: the regression of the gradient of the
+potential on the velocities of the paths. The same initial parameters and batch for all; windows of steps are interleaved.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ import torch
 from harness import Row, run
 
 from popflow.core import Streams
+from popflow.learn import MLP
 from popflow.transport import path_coupling
-from popflow.transport.conditional_paths import Strands
+from popflow.transport.conditional_paths import ConditionalPaths
 from popflow.transport.lagrangian import Lagrangian
-from popflow.transport.saddle import Potential, potential_network, saddle_loss
+from popflow.transport.saddle import Potential, saddle_loss
 from popflow.transport.snapshots import Snapshots
 
-DIM, WIDTH, SLICES, STRANDS = 5, 64, 16, 16
+DIM, WIDTH, SLICES, PATHS = 5, 64, 16, 16
 
 
 def problem():
     rng = Streams(0)
     snapshots = Snapshots.of([rng.normal("cells", torch.empty(200, DIM)) + k for k in (0.0, 1.0)], times=[0, 1])
     with rng.layers():
-        potential = Potential(Lagrangian(), snapshots, potential_network(DIM, WIDTH, 3))
-    batch = Strands.of(Lagrangian(), snapshots, path_coupling.best, rng).draw(rng, SLICES, STRANDS)
+        potential = Potential(Lagrangian(), snapshots, MLP(DIM, out=1, width=WIDTH, depth=3))
+    batch = ConditionalPaths.of(Lagrangian(), snapshots, path_coupling.least_action, rng).draw(rng, SLICES, PATHS)
     params = {f"s.{name}": p.detach() for name, p in potential.named_parameters()}
     return potential, saddle_loss(Lagrangian(), potential, None, 1.0, 1.0), params, batch
 
@@ -83,7 +84,7 @@ def jax_step(potential: Potential, params: dict[str, torch.Tensor], batch: dict[
 
 
 def main(options: argparse.Namespace) -> list[Row]:
-    """Training steps of the regression along strands, compiled against JAX, on one core."""
+    """Training steps of the regression along conditional paths, compiled against JAX, on one core."""
     torch.set_num_threads(1)
     begin = time.perf_counter()
     potential, loss, params, batch = problem()
@@ -104,7 +105,7 @@ def main(options: argparse.Namespace) -> list[Row]:
             times[kind].append(window(step, wait, steps))
     wall = {kind: statistics.median(w for w, _ in rows) for kind, rows in times.items()}
     cpu = {kind: statistics.median(c for _, c in rows) for kind, rows in times.items()}
-    size = f"{SLICES * STRANDS} strands, width {WIDTH}, d {DIM}"
+    size = f"{SLICES * PATHS} paths, width {WIDTH}, d {DIM}"
     notes = {"core": CORE, "windows": windows, "steps_per_window": steps, "wall_ms": wall, "cpu_ms": cpu, "jax": version("jax")}
     rows = [
         Row(f"compiled step, {size}", wall["compiled"], None, "ms", peers=peers | wall, seconds=time.perf_counter() - begin, notes=notes)

@@ -1,8 +1,8 @@
-"""Wasserstein Lagrangian flows on one page, without the library: optimal transport and growth as one regression along strands of mass.
+"""Wasserstein Lagrangian flows on one page, without the library: optimal transport and growth as one regression along paths of mass.
 
 Two snapshots; a plan says which samples belong together; each pair moves along its own path of least action; a potential s(t, x) learns the
-velocity grad s (and the growth lam s) of all of them. The value of the loss is minus a lower bound on the action. The same in a few lines with
-popflow is at the end.
+velocity grad s (and the growth lam s) of all of them. Minus the loss is a lower bound on the action. The same in a few lines with popflow
+is at the end.
 """
 
 import math
@@ -27,7 +27,7 @@ def potential(net: nn.Module, t: torch.Tensor, x: torch.Tensor) -> tuple[torch.T
     return s, torch.autograd.grad(s.sum(), x, create_graph=True)[0]
 
 
-def learn(strand, draw, dim: int, lam: float, steps: int = 600) -> tuple[nn.Module, float]:
+def learn(path, draw, dim: int, lam: float, steps: int = 600) -> tuple[nn.Module, float]:
     """Raise the dual E[m (<x', grad s> - |grad s|^2 / 2 - lam s^2 / 2) + m' s]; return the potential and its mean over the last steps."""
     net = network(dim)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
@@ -35,7 +35,7 @@ def learn(strand, draw, dim: int, lam: float, steps: int = 600) -> tuple[nn.Modu
     values = []
     for _ in range(steps):
         t = ((torch.arange(256) + torch.rand(256)) / 256)[:, None]  # one time in each of 256 equal parts
-        x, velocity, mass, rate = strand(t, *draw(256))
+        x, velocity, mass, rate = path(t, *draw(256))
         s, slope = potential(net, t, x)
         dual = (mass * ((velocity * slope).sum(1) - slope.square().sum(1) / 2 - lam / 2 * s.square()) + rate * s).mean()
         optimizer.zero_grad()

@@ -64,3 +64,31 @@ WASSERSTEIN_LAGRANGIAN_FLOWS = """\
   eprint    = {2310.10649},
   archivePrefix = {arXiv}
 }"""
+
+OT_FLOW_MATCHING = """\
+@article{tong2024improving,
+  title     = {Improving and Generalizing Flow-Based Generative Models with
+               Minibatch Optimal Transport},
+  author    = {Tong, Alexander and Fatras, Kilian and Malkin, Nikolay and
+               Huguet, Guillaume and Zhang, Yanlei and Rector-Brooks, Jarrid and
+               Wolf, Guy and Bengio, Yoshua},
+  journal   = {Transactions on Machine Learning Research},
+  year      = {2024},
+  eprint    = {2302.00482},
+  archivePrefix = {arXiv}
+}"""
+
+WASSERSTEIN_SPLINES = """\
+@inproceedings{chewi2021fast,
+  title     = {Fast and Smooth Interpolation on {Wasserstein} Space},
+  author    = {Chewi, Sinho and Clancy, Julien and Le Gouic, Thibaut and
+               Rigollet, Philippe and Stepaniants, George and Stromme, Austin J.},
+  booktitle = {Proceedings of the 24th International Conference on Artificial
+               Intelligence and Statistics},
+  series    = {Proceedings of Machine Learning Research},
+  volume    = {130},
+  pages     = {3061--3069},
+  year      = {2021},
+  eprint    = {2010.12101},
+  archivePrefix = {arXiv}
+}"""

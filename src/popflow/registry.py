@@ -118,9 +118,9 @@ TASKS = {
     ),
     "flow": Task(
         summary="Learn population dynamics from snapshots and predict held-out times.",
-        config="popflow.transport.job:FlowConfig",
+        config="popflow.transport.config:FlowConfig",
         run="popflow.transport.job:run",
-        cite=(citations.WASSERSTEIN_LAGRANGIAN_FLOWS,),
+        cite="popflow.transport.config:cite",
         examples=("popflow flow cells.h5ad --time day --rep X_pca --dims 5 --lagrangian unbalanced --hold-out 2",),
     ),
     "search": Task(
@@ -160,7 +160,7 @@ BUILT_IN = (
         name="wlf",
         summary="Population dynamics from snapshots: transport, growth, bridges and potentials by least action (Wasserstein Lagrangian flows).",
         cite=(citations.WASSERSTEIN_LAGRANGIAN_FLOWS,),
-        demo=Task("popflow.transport.demo:DemoConfig", "popflow.transport.demo:demo"),
+        demo=Task("popflow.transport.config:DemoConfig", "popflow.transport.demo:demo"),
         task="flow",
     ),
 )

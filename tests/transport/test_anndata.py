@@ -47,15 +47,15 @@ def test_components_decode_to_genes_or_say_why_not(h5ad):
 
 def test_keys_of_others_are_not_overwritten_and_failures_leave_nothing(h5ad, tmp_path):
     values = np.zeros(180, dtype=np.float32)
-    with pytest.raises(ValueError, match=r"has obs\['batch'\] already"):
-        write(h5ad, tmp_path / "out.h5ad", obs={"batch": values}, obsm={}, uns={})
+    with pytest.raises(ValueError, match=r"already has obs\['batch'\]"):
+        write(h5ad, tmp_path / "out.h5ad", {"batch": values}, {}, {})
     assert list(tmp_path.iterdir()) == []
-    one = write(h5ad, tmp_path / "one.h5ad", obs={"popflow_growth": values}, obsm={}, uns={"seed": 0})
-    two = write(one, tmp_path / "two.h5ad", obs={"popflow_growth": values + 1}, obsm={}, uns={"seed": 1})
+    one = write(h5ad, tmp_path / "one.h5ad", {"popflow_growth": values}, {}, {"seed": 0})
+    two = write(one, tmp_path / "two.h5ad", {"popflow_growth": values + 1}, {}, {"seed": 1})
     assert ad.read_h5ad(two).obs["popflow_growth"].tolist() == [1.0] * 180
     assert list(ad.read_h5ad(two).obs.columns).count("popflow_growth") == 1
     with pytest.raises(CheckpointError, match="cannot write"):
-        write(tmp_path / "absent.h5ad", tmp_path / "three.h5ad", obs={}, obsm={}, uns={})
+        write(tmp_path / "absent.h5ad", tmp_path / "three.h5ad", {}, {}, {})
 
 
 def test_bad_input_is_named(h5ad, tmp_path):

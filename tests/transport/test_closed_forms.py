@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import quad
 
 from popflow.core import Streams
-from popflow.transport.closed_forms import atom_growth, brenier_map, dirac_growth, gaussian_bridge, gaussian_transport, matching_velocity
+from popflow.transport.closed_forms import atom_growth, brenier_map, dirac_growth, gaussian_bridge, gaussian_transport
 
 H = 1e-5
 
@@ -141,18 +141,6 @@ def test_normalised_growth_moves_on_a_great_circle():
     torch.testing.assert_close(flow.mass(1.0), q.double())
     assert [energy(t) for t in (0.1, 0.6)] == pytest.approx([flow.action] * 2, rel=1e-6)
     assert atom_growth(torch.zeros(1, 1), torch.ones(1), torch.ones(1), lam).action == 0.0
-
-
-def test_the_matching_velocity_carries_the_populations():
-    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
-    mu, shift = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([0.5, 0.0], dtype=torch.float64)
-    x = torch.stack([mu, mu + 1.0])  # the mean, and a point at one standard deviation in each coordinate
-    for k in range(2000):
-        t = (k + 0.5) / 2000
-        half = x + matching_velocity(t, x, mu, turn, shift, 0.5) / 4000
-        x = x + matching_velocity(t, half, mu, turn, shift, 0.5) / 2000
-    end = turn @ mu + shift
-    torch.testing.assert_close(x, torch.stack([end, end + 0.5]), atol=2e-3, rtol=0)
 
 
 def test_what_has_no_answer_is_refused():

@@ -1,4 +1,4 @@
-"""Strands meet the snapshots, move at their stated velocity, and spend the action of the closed forms; plans are optimal."""
+"""ConditionalPaths meet the snapshots, move at their stated velocity, and spend the action of the closed forms; plans are optimal."""
 
 import math
 
@@ -8,9 +8,10 @@ import torch
 from popflow.core import Streams
 from popflow.transport import path_coupling
 from popflow.transport.closed_forms import atom_growth, dirac_growth
-from popflow.transport.conditional_paths import Bend, Strands, bubbles, follow
+from popflow.transport.conditional_paths import Bend, ConditionalPaths, bubbles, follow
+from popflow.transport.coupling import entropic_plan
 from popflow.transport.lagrangian import WFR, Harmonic, Lagrangian, Linear, MeanAcceleration
-from popflow.transport.saddle import strand_energy
+from popflow.transport.saddle import path_energy
 from popflow.transport.snapshots import Snapshots
 
 PULL = torch.tensor([1.0, -3.0], dtype=torch.float64)
@@ -48,13 +49,13 @@ def bend_for(lagrangian, cells):
 
 
 @pytest.mark.parametrize("bent", [False, True])
-@pytest.mark.parametrize("coupling", [path_coupling.best, path_coupling.independent])
+@pytest.mark.parametrize("coupling", [path_coupling.least_action, path_coupling.random_pairs])
 @pytest.mark.parametrize("name", KINDS)
-def test_strands_meet_the_snapshots_and_move_at_their_velocity(name, coupling, bent):
+def test_paths_meet_the_snapshots_and_move_at_their_velocity(name, coupling, bent):
     lagrangian, cells = KINDS[name], snapshots()
-    strands = Strands.of(lagrangian, cells, coupling, Streams(0))
+    paths = ConditionalPaths.of(lagrangian, cells, coupling, Streams(0))
     bend = bend_for(lagrangian, cells) if bent else None
-    batch = strands.draw(Streams(2), 1, 50)
+    batch = paths.draw(Streams(2), 1, 50)
     start, length = float(batch["start"][0, 0]), float(batch["length"][0, 0])
     ends = [follow(lagrangian, at(batch, t), bend) for t in (start, start + length)]
     for point, place, mass in zip(ends, ("a", "b"), ("h0", "h1"), strict=True):
@@ -76,12 +77,12 @@ def test_strands_meet_the_snapshots_and_move_at_their_velocity(name, coupling, b
 
 @pytest.mark.parametrize("name", ["transport", "harmonic", "inverted", "linear", "mean acceleration", "true growth"])
 def test_a_bend_only_costs(name):
-    """Strands are of least action one by one, between ends that may both travel; a bend cannot lower their energy, to second order."""
+    """ConditionalPaths are of least action one by one, between ends that may both travel; a bend cannot lower their energy, to second order."""
     lagrangian, cells = KINDS[name], snapshots()
-    strands = Strands.of(lagrangian, cells, path_coupling.best, Streams(0))
-    batch, draws = strands.draw(Streams(3), 400, 20), []
+    paths = ConditionalPaths.of(lagrangian, cells, path_coupling.least_action, Streams(0))
+    batch, draws = paths.draw(Streams(3), 400, 20), []
     pick = {key: value[:1].expand_as(value) if key in ("a", "b", "h0", "h1") else value for key, value in batch.items()}
-    first = batch["start"] == batch["start"][0, 0]  # one interval, the same strands at all its times
+    first = batch["start"] == batch["start"][0, 0]  # one interval, the same paths at all its times
     rows = first[:, 0]
     pick = {key: value[rows] for key, value in pick.items()}
     u = (torch.arange(int(rows.sum())).double() + 0.5) / int(rows.sum())
@@ -89,7 +90,7 @@ def test_a_bend_only_costs(name):
     shape = bend_for(lagrangian, cells)
     for size in (-1.0, 0.0, 1.0):
         point = follow(lagrangian, pick, lambda *ends: tuple(size * c for c in shape(*ends)))  # noqa: B023
-        draws.append(float(strand_energy(lagrangian, pick["t"].flatten(), point).mean().detach()))
+        draws.append(float(path_energy(lagrangian, pick["t"].flatten(), point).mean().detach()))
     assert draws[1] < draws[0]
     assert draws[1] < draws[2]
 
@@ -105,25 +106,25 @@ def test_bubbles_vanish_at_both_ends_and_have_their_slopes():
 def test_plans_of_growth_between_two_atoms_have_the_exact_action(distance, mass):
     lagrangian = Lagrangian(WFR(1.0, normalized=False))
     cells = Snapshots.of([torch.zeros(2, 1).double(), torch.full((2, 1), distance).double()], times=[0, 1], masses=[1.0, mass])
-    strands = Strands.of(lagrangian, cells, path_coupling.best, Streams(0))
-    batch = strands.draw(Streams(1), 64, 256)
-    energy = float(strand_energy(lagrangian, batch["t"].flatten(), follow(lagrangian, batch, None)).mean())
+    paths = ConditionalPaths.of(lagrangian, cells, path_coupling.least_action, Streams(0))
+    batch = paths.draw(Streams(1), 64, 256)
+    energy = float(path_energy(lagrangian, batch["t"].flatten(), follow(lagrangian, batch, None)).mean())
     exact = dirac_growth(torch.zeros(1), torch.full((1,), distance), 1.0, mass, 1.0)
-    assert energy == pytest.approx(exact.action, rel=2e-2 if distance == 4.0 else 1e-6)  # far: strands that die and grow are drawn apart
-    assert strands.plans[0].born == (1.0 if distance == 4.0 else 0.0)
+    assert energy == pytest.approx(exact.action, rel=2e-2 if distance == 4.0 else 1e-6)  # far: paths that die and grow are drawn apart
+    assert paths.plans[0].born == (1.0 if distance == 4.0 else 0.0)
 
 
 def test_plans_of_normalised_growth_between_far_atoms_have_the_exact_action():
     places = torch.tensor([[-3.0], [3.0]], dtype=torch.float64)
     p, q, lagrangian = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1]), Lagrangian(WFR(1.0))
     cells = Snapshots.of([places.repeat_interleave((20 * w).long(), 0) for w in (p, q)], times=[0, 1])
-    plan = Strands.of(lagrangian, cells, path_coupling.best, Streams(0)).plans[0]
+    plan = ConditionalPaths.of(lagrangian, cells, path_coupling.least_action, Streams(0)).plans[0]
     assert 2 * plan.theta**2 == pytest.approx(atom_growth(places, p, q, 1.0).action, rel=1e-4)
-    random = Strands.of(lagrangian, cells, path_coupling.independent, Streams(0)).plans[0]
+    random = ConditionalPaths.of(lagrangian, cells, path_coupling.random_pairs, Streams(0)).plans[0]
     assert random.theta > plan.theta
 
 
-@pytest.mark.parametrize("coupling", [path_coupling.best, path_coupling.independent])
+@pytest.mark.parametrize("coupling", [path_coupling.least_action, path_coupling.random_pairs])
 @pytest.mark.parametrize("lam", [0.3, 3.0])
 def test_every_cell_of_a_plan_has_its_mass(coupling, lam):
     x, y = (3 * Streams(k).normal("cells", torch.empty(n, 2, dtype=torch.float64)) for k, n in enumerate((7, 9)))
@@ -132,7 +133,7 @@ def test_every_cell_of_a_plan_has_its_mass(coupling, lam):
         real = index >= 0
         each = torch.zeros(n, dtype=torch.float64).index_add(0, index[real], (plan.chance * mass)[real])
         torch.testing.assert_close(
-            each, torch.full_like(each, whole / n), rtol=0.3 if coupling is path_coupling.independent else 1e-9, atol=0
+            each, torch.full_like(each, whole / n), rtol=0.3 if coupling is path_coupling.random_pairs else 1e-9, atol=0
         )
         assert not mass[~real].any()
 
@@ -141,9 +142,10 @@ def test_the_plan_of_growth_is_optimal():
     """Duality of entropy transport: for cost c the optimum ``HK^2 = m0 + m1 - 2 |gamma|`` needs ``log sigma_0 + log sigma_1 + c >= 0``."""
     x, y = (2 * Streams(k).normal("cells", torch.empty(8, 2, dtype=torch.float64)) for k in (0, 1))
     alpha = torch.full((8,), 1 / 8, dtype=torch.float64)
-    tau = torch.cdist(x, y) / 2
-    cost = torch.where(tau < math.pi / 2, -2 * tau.clamp_max(math.pi / 2).cos().clamp_min(1e-300).log(), math.inf)
-    gamma = path_coupling.scaling(cost, alpha, alpha, path_coupling.BLUR, 1.0)
+    cost = path_coupling.growth_cost(x, y, 1.0)
+    assert float(cost[cost.isfinite()].max()) > 1  # -log cos^2 of half the distance, infinite from pi on
+    torch.testing.assert_close((-cost).exp(), (torch.cdist(x, y).clamp_max(math.pi) / 2).cos().square(), atol=1e-12, rtol=0)
+    gamma = entropic_plan(cost, alpha, alpha, path_coupling.BLUR, 1.0)
     left, right = (gamma.sum(1) / alpha).log(), (gamma.sum(0) / alpha).log()
     near = cost.isfinite()
     assert float((left[:, None] + right + cost)[near].min()) > -0.05
@@ -152,22 +154,23 @@ def test_the_plan_of_growth_is_optimal():
     assert value == pytest.approx(2 - 2 * float(gamma.sum()), abs=2e-2)
 
 
-def test_scaling_agrees_with_pot():
+def test_the_entropic_plan_agrees_with_pot():
     import ot
 
     rng = Streams(0)
     cost = rng.uniform("cost", (5, 6)) * 3
     alpha, beta = rng.uniform("a", (5,)) + 0.1, rng.uniform("b", (6,)) + 0.1
-    mine = path_coupling.scaling(cost, alpha, beta, 0.05, 0.7)
+    mine = entropic_plan(cost, alpha, beta, 0.05, 0.7)
     theirs = ot.unbalanced.sinkhorn_unbalanced(
         alpha.numpy(), beta.numpy(), cost.numpy(), 0.05, 0.7, method="sinkhorn_stabilized", numItermax=20_000, stopThr=1e-12, reg_type="kl"
     )
     torch.testing.assert_close(mine, torch.from_numpy(theirs), atol=2e-4, rtol=2e-3)
 
 
-def test_large_snapshots_get_several_plans():
+def test_large_snapshots_get_several_plans(monkeypatch):
+    monkeypatch.setattr(path_coupling, "CELLS", 128)
     x = torch.arange(2 * path_coupling.CELLS, dtype=torch.float64)[:, None] / path_coupling.CELLS
-    plan = path_coupling.best(Lagrangian(), x, x + 3.0, (1.0, 1.0), 1.0, Streams(0))
+    plan = path_coupling.least_action(Lagrangian(), x, x + 3.0, (1.0, 1.0), 1.0, Streams(0))
     assert len(plan.i) >= 2 * path_coupling.CELLS
     assert float(plan.chance.sum()) == pytest.approx(1.0)
     assert float((plan.chance * (x[plan.j] + 3 - x[plan.i])[:, 0]).sum()) == pytest.approx(3.0, abs=0.05)

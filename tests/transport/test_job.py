@@ -5,13 +5,16 @@ import contextlib
 import io
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from popflow import citations
 from popflow.cli.app import main
-from popflow.runs import ConfigError, config_of
-from popflow.transport.job import FlowConfig
+from popflow.runs import ConfigError, config_of, point_figures
+from popflow.transport.config import FlowConfig, cite
 
 OPTIONS = ["--time", "day", "--rep", "X_pca", "--dims", "2", "--hold-out", "2", "--steps", "30", "--width", "8"]
 
@@ -114,6 +117,7 @@ def test_scanpy_draws_the_new_keys(done):
         np.testing.assert_allclose(np.sort(drawn[:, 0]), np.sort(adata.obsm[basis][:, 0]), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("no_film")
 def test_the_same_command_goes_on_with_the_same_run(done, capsys):
     out, told, arguments = done
     first = (out / "report.json").read_bytes()
@@ -127,11 +131,11 @@ def test_the_same_command_goes_on_with_the_same_run(done, capsys):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lam": 0.0}, "lam=0.0: wanted a finite number above 0"),
+        ({"lam": 0.0}, "lam=0.0, wanted a number > 0"),
         ({"masses": "counts"}, "conserves mass. Fix: lagrangian unbalanced"),
         ({"lagrangian": "balanced"}, "did you mean 'unbalanced'"),
         ({"smooth": True, "velocity": "v"}, "smooth=True and velocity='v', wanted one of them"),
-        ({"dims": 0}, "dims=0: wanted at least 1"),
+        ({"dims": 0}, "dims=0, wanted a whole number >= 1"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):
@@ -144,7 +148,7 @@ def test_what_is_wrong_is_named(values, message):
     [
         (["--time", "dya"], "did you mean 'day'"),
         (["--time", "day", "--rep", "X_pc"], "did you mean 'X_pca'"),
-        (["--time", "type", "--dims", "2"], "'upper' is no number"),
+        (["--time", "type", "--dims", "2"], "'upper' is not a number"),
         (["--time", "day", "--dims", "9"], "dims=9, wanted 1 to 4"),
         (["--time", "day", "--dims", "2", "--hold-out", "10"], "is an end point or does not exist"),
         (["--time", "day", "--dims", "2", "--hold-out", "3"], "there is no snapshot at time 3.0"),
@@ -153,3 +157,37 @@ def test_what_is_wrong_is_named(values, message):
 def test_what_does_not_fit_the_file_is_named(h5ad, tmp_path, capsys, options, message):
     assert main(["flow", str(h5ad), *options, "--out", str(tmp_path / "run")]) != 0
     assert message in re.sub(r"'lower'", "'upper'", capsys.readouterr().err)
+
+
+@pytest.fixture
+def no_film(monkeypatch):
+    """Leave the animation away, which takes longest."""
+    monkeypatch.setattr(point_figures, "moving", lambda *_, **__: "data:image/png;base64,AA==")
+
+
+@pytest.mark.usefixtures("no_film")
+def test_a_misspelt_column_locks_nothing_and_a_changed_file_is_fitted_anew_or_refused(h5ad, tmp_path, monkeypatch, capsys):
+    import anndata as ad
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(h5ad, "mine.h5ad")
+    small = ["flow", "mine.h5ad", "--time", "day", "--dims", "2", "--no-baseline", "--steps", "2", "--width", "4", "--json"]
+    assert main([*small, "--types", "tpye", "--out", "here"]) == 1
+    assert "unknown types: key of obs 'tpye': did you mean 'type'" in capsys.readouterr().err
+    assert main([*small, "--types", "type", "--out", "here"]) == 0
+    before = json.loads(capsys.readouterr().out)["results"]["action"]
+
+    adata = ad.read_h5ad("mine.h5ad")
+    adata.obsm["X_pca"][:, 0] += 3 * (adata.obs["day"] == "10").to_numpy()
+    adata.write_h5ad("mine.h5ad")
+    assert main([*small, "--types", "type", "--out", "here"]) == 1
+    assert "mine.h5ad changed since that run read it" in capsys.readouterr().err
+    assert main([*small, "--types", "type"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"]["action"] != before
+    assert len(list(Path("runs").iterdir())) == 1
+
+
+def test_what_is_cited_follows_the_configuration():
+    config = {"cells": Path("cells.h5ad"), "time": "day"}
+    assert cite(FlowConfig(**config, baseline=False)) == (citations.WASSERSTEIN_LAGRANGIAN_FLOWS,)
+    assert {citations.OT_FLOW_MATCHING, citations.WASSERSTEIN_SPLINES} < set(cite(FlowConfig(**config, smooth=True)))

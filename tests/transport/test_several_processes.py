@@ -1,4 +1,4 @@
-"""Flows learned by two processes under torchrun are those of one: whole slices of strands are shared, so growth stays normalised."""
+"""Flows learned by two processes under torchrun are those of one: whole slices of paths are shared, so growth stays normalised."""
 
 import torch
 from safetensors.torch import load_file
@@ -13,11 +13,11 @@ torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)
 cells = Snapshots.of([torch.randn(20, 2, generator=g, dtype=torch.float64) + k for k in range(3)], times=[0, 1, 3])
 flows = {
-    "bridge": LagrangianFlow(Lagrangian(noise=0.3, drift=VelocityPrior.between(cells, 1.0)), width=8, depth=2, slices=8, strands=4),
-    "growth": LagrangianFlow(Lagrangian(WFR(0.5)), coupling=path_coupling.independent, width=8, depth=2, slices=8, strands=4),
+    "bridge": LagrangianFlow(Lagrangian(noise=0.3, drift=VelocityPrior.between(cells, 1.0)), width=8, depth=2, slices=8, paths=4),
+    "growth": LagrangianFlow(Lagrangian(WFR(0.5)), coupling=path_coupling.random_pairs, width=8, depth=2, slices=8, paths=4),
 }
 for name, flow in flows.items():
-    found = flow.fit(cells, steps=15, rng=Streams(0), compile=False).learned.params
+    found = flow.fit(cells, steps=8, rng=Streams(0), compile=False).learned.params
     save_file({key: p.detach().contiguous() for key, p in found.items()}, f"{sys.argv[1]}/{name}.{os.environ.get('RANK', 'alone')}")
 """
 

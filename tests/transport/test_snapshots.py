@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from popflow.core import Streams
 from popflow.transport import Snapshots
 
 
@@ -25,7 +24,6 @@ def test_times_are_sorted_as_numbers_and_keep_their_spacing():
     assert snapshots.labels == ("1", "2", "10")
     assert torch.equal(snapshots.x[2], x[[0, 2]])
     assert snapshots.unit_times.tolist() == [0, 1 / 9, 1]
-    assert snapshots.unit(5.5) == 0.5
     listed = Snapshots.of([x[2:], x[:2]], times=[3.5, 1.0], masses=[8, 2])
     assert torch.equal(listed.x[0], x[:2])
     assert listed.mass.tolist() == [1, 4]
@@ -39,11 +37,10 @@ def test_what_is_held_out_changes_nothing():
         clean, dirty = scale(held), scale(poisoned)
         assert torch.equal(clean.shift, dirty.shift)
         assert torch.equal(clean.scale, dirty.scale)
-        assert torch.equal(clean.sample(Streams(0), 7), dirty.sample(Streams(0), 7))
+        assert all(torch.equal(a, b) for a, b in zip(clean.training.x, dirty.training.x, strict=True))
         assert clean.training.labels == (2, 3, 7)
         assert clean.training.held_out == ()
         assert clean.training.mass.tolist() == pytest.approx([1, 6 / 5, 8 / 5])
-    assert clean.sample(Streams(0), 7).shape == (3, 7, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -62,14 +59,6 @@ def test_scaling_is_undone_and_follows_velocities(dtype):
     torch.testing.assert_close(proportions[0], proportions[1])
 
 
-def test_chains_pair_cells_at_random():
-    drawn = chain().sample(Streams(0), 4000)
-    assert [int((drawn[k, :, 0] / 10).round().median()) for k in range(4)] == [0, 1, 2, 3]
-    noise = drawn - drawn.mean(1, keepdim=True)
-    correlation = (noise[0, :, 0] * noise[1, :, 0]).mean() / (noise[0, :, 0].std() * noise[1, :, 0].std())
-    assert abs(correlation) < 0.06
-
-
 def bad(x, message, error=ValueError, **rest):
     with pytest.raises(error, match=message):
         Snapshots.of(x, **rest)
@@ -81,8 +70,8 @@ def test_bad_input_is_named():
     a, b = normal(3), normal(4)
     bad([a], r"x holds 1 snapshot\(s\), wanted at least two")
     bad(a, "the time of each cell|wanted a time for each cell", times=None)
-    bad([a, b], "'day 1' is no number", TypeError, times=["day 1", "day 2"])
-    bad([a, b], "True is no number", TypeError, times=[True, 2])
+    bad([a, b], "'day 1' is not a number", TypeError, times=["day 1", "day 2"])
+    bad([a, b], "True is not a number", TypeError, times=[True, 2])
     bad([a, b], "not finite, wanted the time", times=[1.0, float("nan")])
     bad([a, b], r"the labels '1' and 1.0 are the same time 1.0", times=["1", 1.0])
     bad(torch.cat([a, a]), r"the labels .* are the same time 1.0", times=["1", "1", "1", 1, 1, 1])

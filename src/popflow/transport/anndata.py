@@ -1,4 +1,4 @@
-"""AnnData files in and out: snapshots from ``obs`` and ``obsm``; velocities, growth, fate and settings back under keys of their own.
+"""AnnData files in and out: snapshots from ``obs`` and ``obsm``; velocities, growth, fates and settings back under keys of their own.
 
     obs["popflow_growth"]         growth rate of each cell, one over the unit of time
     obs["popflow_fate"]           most probable type at the last time, where cell types were given
@@ -12,11 +12,10 @@ Nothing else in a file is touched: it is copied byte by byte, and the new keys a
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,10 @@ import torch
 from torch import Tensor
 
 from popflow.core.errors import CheckpointError, MissingExtraError, unknown
+from popflow.core.streams import Streams
+from popflow.transport.evaluate import Flow
+from popflow.transport.fate import Fates, fates_at_every_time
+from popflow.transport.predict import Prediction, in_blocks
 from popflow.transport.snapshots import Snapshots
 
 KEY = "popflow"
@@ -37,21 +40,22 @@ class Cells:
     """Snapshots, and where their cells stand in the file.
 
     Attributes:
-        snapshots: In the coordinates of the representation; standardise them before a fit.
+        snapshots: The cells in the coordinates of the representation; standardise them before a fit.
         rows: For each marginal the rows of its cells in the file.
-        count: Cells in the file, those without a time included.
+        count: Number of cells in the file, including those without a time.
+        rep: Key of ``obsm`` with the coordinates.
         annotation: The type of each cell of each marginal, or None.
     """
 
     snapshots: Snapshots
     rows: tuple[np.ndarray, ...]
     count: int
+    rep: str
     annotation: tuple[tuple[str, ...], ...] | None = None
 
     def spread(self, values: Sequence[Tensor], missing: float = float("nan")) -> np.ndarray:
         """Values per marginal ``[n_i, ...]`` in the order of the file ``[count, ...]``; ``missing`` for cells of no marginal."""
-        first = values[0]
-        out = np.full((self.count, *first.shape[1:]), missing, dtype=np.float32)
+        out = np.full((self.count, *values[0].shape[1:]), missing, dtype=np.float32)
         for rows, value in zip(self.rows, values, strict=True):
             out[rows] = value.detach().cpu().float().numpy()
         return out
@@ -73,58 +77,76 @@ def read(
         source: Path of the file, or the object.
         time: Column of ``obs``: numbers, or text that reads as numbers; cells without a value are left out.
         rep: Key of ``obsm``.
-        dims: How many leading coordinates of it; all unless given.
-        velocity: Key of ``obsm`` with a known velocity of each cell in the coordinates of ``rep``.
+        dims: How many of its leading coordinates to use; None: all.
+        velocity: Key of ``obsm`` with a measured velocity of each cell in the coordinates of ``rep``.
         types: Column of ``obs`` with cell types, for fates and growth per type.
         masses: As in `Snapshots.of`.
 
     Raises:
-        ValueError: for a key that is absent (naming the closest one), and what `Snapshots` refuses.
-        TypeError: for a sparse representation or times that are no numbers.
+        ValueError: for a missing key (naming the closest one), and whatever `Snapshots` refuses.
+        TypeError: for a sparse representation or times that are not numbers.
         MissingExtraError: without anndata.
         CheckpointError: when the file cannot be read.
     """
-    if isinstance(source, str | Path):
-        adata = _open(source)
-        try:
-            return read(adata, time=time, rep=rep, dims=dims, velocity=velocity, types=types, masses=masses)
-        finally:
-            adata.file.close()
-    keys = {"time": (time, source.obs), "rep": (rep, source.obsm), "velocity": (velocity, source.obsm), "types": (types, source.obs)}
-    for name, (key, place) in keys.items():
-        if key is not None and key not in place:
-            raise ValueError(unknown(f"{name}: key of {'obs' if place is source.obs else 'obsm'}", key, map(str, place.keys())))
-    x = _coordinates(rep, source.obsm[rep], dims)
-    moving = None if velocity is None else _coordinates(velocity, source.obsm[velocity], dims)
-    column = source.obs[time]
-    timed = np.flatnonzero(~column.isna().to_numpy())
-    labels = [value.item() if isinstance(value, np.generic) else value for value in column.iloc[timed].tolist()]
-    place = torch.as_tensor(timed)
-    snapshots = Snapshots.of(x[place], labels, masses, None if moving is None else moving[place])
-    rows = tuple(timed[[k for k, label in enumerate(labels) if label == wanted]] for wanted in snapshots.labels)
-    annotation = None
-    if types is not None:
-        names = source.obs[types].astype(object).where(~source.obs[types].isna(), "unknown").astype(str).to_numpy()
-        annotation = tuple(tuple(names[r].tolist()) for r in rows)
-    return Cells(snapshots, rows, source.n_obs, annotation)
+    with _opened(source) as adata:
+        keys = {"time": (time, adata.obs), "rep": (rep, adata.obsm), "velocity": (velocity, adata.obsm), "types": (types, adata.obs)}
+        for name, (key, place) in keys.items():
+            if key is not None and key not in place:
+                raise ValueError(unknown(f"{name}: key of {'obs' if place is adata.obs else 'obsm'}", key, map(str, place.keys())))
+        x = _coordinates(rep, adata.obsm[rep], dims)
+        moving = None if velocity is None else _coordinates(velocity, adata.obsm[velocity], dims)
+        column = adata.obs[time]
+        timed = np.flatnonzero(~column.isna().to_numpy())
+        labels = [value.item() if isinstance(value, np.generic) else value for value in column.iloc[timed].tolist()]
+        place = torch.as_tensor(timed)
+        snapshots = Snapshots.of(x[place], labels, masses, None if moving is None else moving[place])
+        rows = tuple(timed[[k for k, label in enumerate(labels) if label == wanted]] for wanted in snapshots.labels)
+        annotation = None
+        if types is not None:
+            names = adata.obs[types].astype(object).where(~adata.obs[types].isna(), "unknown").astype(str).to_numpy()
+            annotation = tuple(tuple(names[r].tolist()) for r in rows)
+        return Cells(snapshots, rows, adata.n_obs, rep, annotation)
 
 
-def write(
-    source: str | Path,
-    target: str | Path,
-    *,
-    obs: Mapping[str, Any],
-    obsm: Mapping[str, np.ndarray],
-    uns: Mapping[str, Any],
+def write_flow(
+    source: str | Path, target: str | Path, cells: Cells, flow: Flow, *, fate: Fates | None, about: Mapping[str, Any], rng: Streams
 ) -> Path:
-    """Copy an ``.h5ad`` file and add keys to the copy; the copy is whole or absent.
+    """Copy the file of the cells and add what a flow says of each: velocity, growth, place one snapshot later, and fate.
 
     Args:
-        source: The file; it is not changed.
+        source: The file that the cells were read from.
         target: Where the copy goes.
-        obs: Column -> values, one per cell (arrays, or pandas categoricals).
-        obsm: Key -> array ``[cells, k]``.
-        uns: What goes under ``uns["popflow"]``: numbers, text, lists and mappings of them.
+        cells: The cells, scaled as for the fit.
+        flow: The fitted flow.
+        fate: Fates of the first marginal at the last; None writes none.
+        about: Entries of ``uns["popflow"]``: numbers, text, lists, and mappings of them.
+        rng: Streams for the noise of the flow.
+
+    Raises:
+        ValueError: as `write`.
+        CheckpointError: as `write`.
+    """
+    import pandas as pd
+
+    snapshots, times = cells.snapshots, [float(t) for t in cells.snapshots.times]
+    scale = torch.ones(snapshots.dim) if snapshots.scale is None else snapshots.scale.cpu()
+    each = list(zip(times, snapshots.x, strict=True))
+    velocity = [in_blocks(lambda x, t=t: flow.velocity(t, x), x).cpu() * scale for t, x in each]
+    growth = [in_blocks(lambda x, t=t: flow.growth(t, x), x) for t, x in each]
+    later = [in_blocks(lambda x, k=k: flow.push(x, times[k], times[k + 1], rng).x, x) for k, x in enumerate(snapshots.x[:-1])]
+    obs: dict[str, Any] = {f"{KEY}_growth": cells.spread(growth)}
+    obsm = {f"{KEY}_velocity": cells.spread(velocity), f"X_{KEY}": cells.spread([snapshots.raw(x) for x in (*later, snapshots.x[-1])])}
+    about = {**about, "times": times}
+    if fate is not None and cells.annotation is not None:
+        share = cells.spread(fates_at_every_time(flow, snapshots, cells.annotation, fate, rng=rng))
+        code = np.where(np.isnan(share[:, 0]), -1, share.argmax(1))
+        obs[f"{KEY}_fate"], obsm[f"{KEY}_fate"] = pd.Categorical.from_codes(code, categories=list(fate.types)), share
+        about["types"] = list(fate.types)
+    return write(source, target, obs, obsm, about)
+
+
+def write(source: str | Path, target: str | Path, obs: Mapping[str, Any], obsm: Mapping[str, np.ndarray], uns: Mapping[str, Any]) -> Path:
+    """Copy an ``.h5ad`` file and add columns, arrays and ``uns["popflow"]`` to the copy; the copy is whole or absent.
 
     Raises:
         ValueError: when the file has one of the keys already and it is not of an earlier run of popflow.
@@ -133,22 +155,17 @@ def write(
     import h5py
     from anndata.io import write_elem
 
-    source, target = Path(source), Path(target)
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
+    with _whole(Path(target)) as temporary:
         shutil.copyfile(source, temporary)
         with h5py.File(temporary, "r+") as file:
             ours = f"uns/{KEY}" in file
             for group, keys in (("obs", obs), ("obsm", obsm)):
                 for key in keys:
                     if f"{group}/{key}" in file and not ours:
-                        raise ValueError(f"{source} has {group}[{key!r}] already, wanted a file without it: rename or drop it there.")
+                        raise ValueError(f"{source} already has {group}[{key!r}], wanted a file without it: rename or drop it there.")
             columns: Any = file["obs"]
             if "column-order" not in columns.attrs:
-                raise ValueError(f"{source} is of a format before anndata 0.7, wanted a current one: read it and write it again.")
+                raise ValueError(f"{source} is in a format before anndata 0.7, wanted a current one: read it and write it again.")
             for key, value in obs.items():
                 write_elem(columns, key, value)
             order = [str(name) for name in columns.attrs["column-order"]]
@@ -156,21 +173,48 @@ def write(
             for key, value in obsm.items():
                 write_elem(file.require_group("obsm"), key, value)
             write_elem(file.require_group("uns"), KEY, dict(uns))
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error}. Fix: free space, or give another folder.") from error
-    finally:
-        if temporary is not None and temporary.exists():
-            os.unlink(temporary)
-    return target
+    return Path(target)
+
+
+def write_predictions(source: Any, target: str | Path, rep: str, predictions: Sequence[Prediction]) -> str:
+    """Write predicted cells to an ``.h5ad`` file of their own: time, weight and way in ``obs``, positions in ``obsm``, genes in ``X`` if known.
+
+    Args:
+        source: The file that the snapshots were read from, or its AnnData object: its principal components decode genes.
+        target: The file to write; whole or absent.
+        rep: Key of the positions.
+        predictions: Cells in raw coordinates; weights are written relative to their mean.
+
+    Returns:
+        Whether genes were decoded, in words.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    positions = torch.cat([one.cells.x for one in predictions])
+    try:
+        genes, names = genes_of(source, rep, positions)
+        x, var, told = genes.astype(np.float32), pd.DataFrame(index=pd.Index(names)), "with genes decoded from principal components"
+    except ValueError as error:
+        x, var, told = None, None, f"without genes: {error}"
+    columns = {
+        "time": [one.time for one in predictions for _ in range(len(one.cells))],
+        "way": pd.Categorical([one.way for one in predictions for _ in range(len(one.cells))]),
+        "weight": torch.cat([one.cells.weights() * len(one.cells) for one in predictions]).double().cpu().numpy(),
+    }
+    obs = pd.DataFrame(columns, index=pd.Index([str(k) for k in range(len(positions))]))
+    adata = AnnData(X=x, obs=obs, var=var)
+    adata.obsm[rep] = positions.float().cpu().numpy()
+    with _whole(Path(target)) as temporary:
+        adata.write_h5ad(temporary)
+    return told
 
 
 def genes_of(source: Any, rep: str, positions: Tensor) -> tuple[np.ndarray, list[str]]:
     """Decode positions ``[n, d]`` in principal components to genes, ``mean + positions @ PCs[:, :d].T``, as ``[n, genes]``.
 
-    The mean is that of ``X``, and the components are those of ``varm["PCs"]``; whether ``obsm[rep]`` is ``(X - mean) @ PCs`` is checked on
-    some cells, for genes that were scaled, or components of other genes, decode to nothing meaningful.
+    The mean is that of ``X``, and the components are those of ``varm["PCs"]``. Whether ``obsm[rep]`` is ``(X - mean) @ PCs`` is checked on
+    some cells: genes that were scaled, or components of other genes, decode to nothing meaningful.
 
     Args:
         source: An ``.h5ad`` file or an AnnData object with principal components of ``X``.
@@ -180,104 +224,67 @@ def genes_of(source: Any, rep: str, positions: Tensor) -> tuple[np.ndarray, list
     Raises:
         ValueError: when the representation cannot be decoded; the message says why.
     """
-    if isinstance(source, str | Path):
-        adata = _open(source)
-        try:
-            return genes_of(adata, rep, positions)
-        finally:
-            adata.file.close()
-    if "PCs" not in source.varm:
-        raise ValueError(f"varm has no 'PCs' (it has {sorted(map(str, source.varm.keys()))}), wanted the components behind obsm[{rep!r}].")
-    if source.X is None:
-        raise ValueError("X is empty, wanted the expression that the components were taken of.")
-    components, known = np.asarray(source.varm["PCs"], dtype=np.float64), np.asarray(source.obsm[rep], dtype=np.float64)
-    d = positions.shape[1]
-    if components.shape[1] < known.shape[1] or known.shape[1] < d:
-        raise ValueError(
-            f"varm['PCs'] has {components.shape[1]} components and obsm[{rep!r}] {known.shape[1]}: they are not of one another."
-        )
-    total = np.zeros(source.n_vars)
-    for begin in range(0, source.n_obs, 4096):
-        total += np.asarray(source.X[begin : begin + 4096].sum(axis=0)).ravel()
-    mean = total / source.n_obs
-    sample = np.unique(np.linspace(0, source.n_obs - 1, _CHECKED).astype(int))
-    rows = source.X[sample]
-    seen = ((rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)) - mean) @ components[:, : known.shape[1]]
-    error = np.abs(seen - known[sample]).max() / np.abs(known[sample]).max()
-    if not error < _AGREES:
-        raise ValueError(
-            f"obsm[{rep!r}] is not (X - mean) @ varm['PCs'] (off by {error:.2g} of its largest value), wanted components of X as it is stored: "
-            "genes were scaled, or X was changed after the components were taken."
-        )
-    return mean + positions.double().cpu().numpy() @ components[:, :d].T, [str(name) for name in source.var_names]
+    with _opened(source) as adata:
+        if "PCs" not in adata.varm:
+            raise ValueError(
+                f"varm has no 'PCs' (it has {sorted(map(str, adata.varm.keys()))}), wanted the components behind obsm[{rep!r}]."
+            )
+        if adata.X is None:
+            raise ValueError("X is empty, wanted the expression that the components were computed from.")
+        components, known = np.asarray(adata.varm["PCs"], dtype=np.float64), np.asarray(adata.obsm[rep], dtype=np.float64)
+        d = positions.shape[1]
+        if components.shape[1] < known.shape[1] or known.shape[1] < d:
+            raise ValueError(
+                f"varm['PCs'] has {components.shape[1]} components and obsm[{rep!r}] {known.shape[1]}: they do not belong together."
+            )
+        total = np.zeros(adata.n_vars)
+        for begin in range(0, adata.n_obs, 4096):
+            total += np.asarray(adata.X[begin : begin + 4096].sum(axis=0)).ravel()
+        mean = total / adata.n_obs
+        sample = np.unique(np.linspace(0, adata.n_obs - 1, _CHECKED).astype(int))
+        rows = adata.X[sample]
+        seen = ((rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)) - mean) @ components[:, : known.shape[1]]
+        error = np.abs(seen - known[sample]).max() / np.abs(known[sample]).max()
+        if not error < _AGREES:
+            raise ValueError(
+                f"obsm[{rep!r}] is not (X - mean) @ varm['PCs'] (off by {error:.2g} of its largest value), wanted components of X as it is "
+                "stored: genes were scaled, or X was changed after the components were computed."
+            )
+        return mean + positions.double().cpu().numpy() @ components[:, :d].T, [str(name) for name in adata.var_names]
 
 
-def write_predictions(
-    target: str | Path,
-    rep: str,
-    positions: Tensor,
-    *,
-    times: Sequence[float],
-    ways: Sequence[str],
-    weights: Tensor,
-    genes: tuple[np.ndarray, list[str]] | None = None,
-) -> Path:
-    """Write predicted cells as an ``.h5ad`` file of their own: time, weight and way in ``obs``, positions in ``obsm``, genes in ``X`` if known.
+@contextmanager
+def _opened(source: Any) -> Iterator[Any]:
+    """Open a path in backed mode and close it at the end; an object stays as it is."""
+    if not isinstance(source, str | Path):
+        yield source
+        return
+    try:
+        from anndata import read_h5ad
+    except ImportError as error:
+        raise MissingExtraError(f"anndata is not installed; it reads {source}. Fix: pip install 'popflow[cells]'.") from error
+    try:
+        adata = read_h5ad(source, backed="r")
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"cannot read {source} as h5ad: {error}. Fix: give the path of an AnnData file.") from error
+    try:
+        yield adata
+    finally:
+        adata.file.close()
 
-    Args:
-        target: The file; whole or absent.
-        rep: Key of the positions.
-        positions: Raw coordinates ``[n, d]``.
-        times: Of each cell.
-        ways: How each was predicted.
-        weights: Of each cell, relative to the mean at its time.
-        genes: Expression ``[n, genes]`` and names, as `genes_of` gives them.
-    """
-    import pandas as pd
-    from anndata import AnnData
 
-    names = pd.Index([str(k) for k in range(len(positions))])
-    obs = pd.DataFrame({"time": list(times), "way": pd.Categorical(ways), "weight": weights.double().cpu().numpy()}, index=names)
-    x, var = (None, None) if genes is None else (genes[0].astype(np.float32), pd.DataFrame(index=pd.Index(genes[1])))
-    adata = AnnData(X=x, obs=obs, var=var)
-    adata.obsm[rep] = positions.float().cpu().numpy()
-    target = Path(target)
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Give a temporary file that takes the place of the target when the block ends well, and is removed otherwise."""
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.h5ad")
     try:
-        adata.write_h5ad(temporary)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         temporary.replace(target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error}. Fix: free space, or give another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return target
-
-
-def plain(value: Any) -> Any:
-    """Settings as what ``uns`` can hold: nested mappings, numbers, text and lists; anything else as its JSON or text.
-
-    >>> plain({"dims": 5, "held out": (2,), "noise": None})
-    {'dims': 5, 'held out': [2], 'noise': 'none'}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, tuple | list):
-        same = {type(one) for one in value} in ({int}, {float}, {str}) or not value
-        return list(value) if same else json.dumps(value, default=str)
-    if value is None:
-        return "none"
-    return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _open(path: str | Path) -> Any:
-    try:
-        from anndata import read_h5ad
-    except ImportError as error:
-        raise MissingExtraError(f"anndata is not installed, it reads {path}. Fix: pip install 'popflow[cells]'.") from error
-    try:
-        return read_h5ad(path, backed="r")
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path} as h5ad: {error}. Fix: give the path of an AnnData file.") from error
 
 
 def _coordinates(key: str, value: Any, dims: int | None) -> Tensor:
@@ -286,5 +293,5 @@ def _coordinates(key: str, value: Any, dims: int | None) -> Tensor:
         raise TypeError(f"obsm[{key!r}] is sparse, wanted dense coordinates: take principal components (scanpy.pp.pca) and give their key.")
     array = np.asarray(value)
     if dims is not None and not 1 <= dims <= array.shape[1]:
-        raise ValueError(f"dims={dims}, wanted 1 to {array.shape[1]}, the coordinates of obsm[{key!r}].")
+        raise ValueError(f"dims={dims}, wanted 1 to {array.shape[1]}, the number of coordinates in obsm[{key!r}].")
     return torch.from_numpy(np.array(array[:, :dims], dtype=np.float32))

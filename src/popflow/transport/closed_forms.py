@@ -1,4 +1,4 @@
-"""Exact answers: Gaussian transport (free, harmonic, linear), Schroedinger bridges, growth between atoms. What solvers are held against.
+"""Exact answers to test solvers against: Gaussian transport (free, harmonic, linear), Schroedinger bridges, growth between atoms.
 
 Time runs from 0 to 1. A flow of duration ``T`` with noise ``sigma`` and stiffness ``k`` is one of duration 1 with ``sigma sqrt(T)`` and
 ``k T^2``, whose action is ``T`` times as large. Everything is computed in float64; positions are in the user's unit of length, ``lam`` in its
@@ -219,20 +219,6 @@ def atom_growth(x: Tensor, p: Tensor, q: Tensor, lam: float) -> AtomFlow:
         return ((math.sin((1 - t) * theta) * p.sqrt() + math.sin(t * theta) * q.sqrt()) / math.sin(theta)).square()
 
     return AtomFlow(mass, lambda t: x.double(), 2 * theta**2 / lam)
-
-
-def matching_velocity(t: float, x: Tensor, mean: Tensor, rotation: Tensor, shift: Tensor, scale: float) -> Tensor:
-    """Velocity ``[n, d]`` of straight lines between ``N(mu, 1)`` and ``N(R mu + b, s^2)``, drawn independently: it depends on ``mu``.
-
-    ``v = (R - 1) mu + b + (t s^2 - (1-t)) / ((1-t)^2 + t^2 s^2) (x - m_t)``: what flow matching learns on one population, and a single field
-    for all ``mu`` cannot. Standing still costs ``W2^2 = |(R - 1) mu + b|^2 + d (1 - s)^2``.
-
-    >>> matching_velocity(0.0, torch.zeros(1, 2), torch.zeros(2), torch.eye(2), torch.ones(2), 1.0).tolist()
-    [[1.0, 1.0]]
-    """
-    end = rotation @ mean + shift
-    variance, slope = (1 - t) ** 2 + t**2 * scale**2, t * scale**2 - (1 - t)
-    return end - mean + slope / variance * (x - (1 - t) * mean - t * end)
 
 
 def _root(s: Tensor) -> Tensor:

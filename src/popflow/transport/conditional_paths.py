@@ -1,7 +1,7 @@
-"""Paths that meet every snapshot by construction: strands of mass from ``a`` to ``b``, each of least action on its own, and a learned bend.
+"""Paths that meet every snapshot by construction: conditional paths of mass from ``a`` to ``b``, each of least action, and a learned bend.
 
-A strand carries the mass ``h0`` from a cell ``a`` of one snapshot to ``h1`` at a cell ``b`` of the next. For every kinetic energy and every
-quadratic potential its path of least action is known (``u`` runs from 0 to 1 over the interval of length ``L``):
+A conditional path carries mass from ``h0`` at a cell ``a`` of one snapshot to ``h1`` at a cell ``b`` of the next. For every kinetic energy and
+every quadratic potential the one of least action is known (``u`` runs from 0 to 1 over the interval of length ``L``):
 
     transport            q = A(1-u) a + A(u) b,   A(u) = u,  sin(w u) / sin w  or  sinh(w u) / sinh w,   w = sqrt|k| L
     acceleration a(t)    q gains the solution of q'' = a(t) that vanishes at both ends
@@ -9,10 +9,10 @@ quadratic potential its path of least action is known (``u`` runs from 0 to 1 ov
     growth               sqrt(mass) and position are modulus and angle of z = A(1-u) sqrt(h0) + A(u) sqrt(h1) exp(i tau),
                          tau = sqrt(lam) |b - a| / 2; A(u) = u for true masses, sin(theta u) / sin(theta) for normalised ones
 
-Strands with ``tau >= pi/2`` do not travel: they are drawn as one that dies at ``a`` and one that grows at ``b``. With the best coupling
-of cells (`popflow.transport.path_coupling`) these paths together are the path of least action; with any other coupling, and for any other
-potential, the learned bend ``q += sum_k phi_k(u) c_k(a, b)``, ``mass *= exp(sum_k phi_k(u) r_k(a, b))`` with ``phi_k(0) = phi_k(1) = 0``
-takes them there.
+Paths with ``tau >= pi/2`` do not travel: they are drawn as one that dies at ``a`` and one that grows at ``b``. With the coupling of least
+action (`popflow.transport.path_coupling`) the conditional paths together are the path of least action. With any other coupling, or any other
+potential, a learned bend takes them there: ``q += sum_k phi_k(u) c_k(a, b)``, ``mass *= exp(sum_k phi_k(u) r_k(a, b))`` with
+``phi_k(0) = phi_k(1) = 0``.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from torch import Tensor, nn
 from popflow.core import Streams
 from popflow.learn import MLP
 from popflow.transport.lagrangian import EXACT_LAPLACIAN, WFR, Harmonic, Lagrangian, Linear, MeanAcceleration, shaped
-from popflow.transport.path_coupling import Coupling, Plan
+from popflow.transport.path_coupling import PathCoupling, PathPlan
 from popflow.transport.snapshots import Snapshots
 
 BENDS = 3
-"""How many bubbles ``phi_k(u) = 4 u (1-u) (2u-1)^k`` a bend is made of."""
+"""Number of bubble functions ``phi_k(u) = 4 u (1-u) (2u-1)^k`` in a bend."""
 
 Batch = dict[str, Tensor]
-"""Strands at times: a, b and, with noise, z, probe ``[slices, n, d]``; t, h0, h1, and of their interval start, length, theta, middle
-(from 0 to 1) ``[slices, n]``. All of one slice are at the same time."""
+"""Drawn paths and the times at which they are looked at: a, b and, with noise, z, probe ``[slices, n, d]``; t, h0, h1, and start, length,
+theta, middle (from 0 to 1) of their interval ``[slices, n]``. All paths of a slice are at the same time."""
 
 
 class Point(NamedTuple):
-    """Where strands are at their times.
+    """Where paths are at their times.
 
     Attributes:
         x: Positions ``[rows, d]``.
-        velocity: Of the position without noise, relative to the reference drift, ``[rows, d]``.
-        mass: ``[rows]``, mean one over all strands at a time when normalised.
-        mass_rate: Its derivative in time ``[rows]``.
+        velocity: Velocity of the position without noise, relative to the reference drift, ``[rows, d]``.
+        mass: ``[rows]``, mean one over all paths at a time when normalised.
+        mass_rate: Derivative of the mass in time ``[rows]``.
         spread: ``nu nu'``, half the derivative of the variance of the bridge, ``[rows]``.
     """
 
@@ -58,28 +58,26 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Strands:
-    """The plans between all consecutive training snapshots, and the draws from them.
+class ConditionalPaths:
+    """The coupled paths between all consecutive training snapshots, and draws from them.
 
     Attributes:
-        lagrangian: What the strands are shaped by.
+        lagrangian: The Lagrangian that shapes the paths.
         x: Cells of all training snapshots, ``[N, d]``.
-        first: Index of the first cell of each, ``[M + 1]``.
         times: ``[M]``, float64.
         plans: One for each interval.
-        tables: Cells at both ends ``[k]`` (the same cell twice where a strand dies or is born), masses, and cumulative chances of all
+        tables: Cells at both ends ``[k]`` (the same cell twice where mass dies or is born), masses, and cumulative chances of all
             intervals, one after another.
     """
 
     lagrangian: Lagrangian
     x: Tensor
-    first: Tensor
     times: Tensor
-    plans: tuple[Plan, ...]
+    plans: tuple[PathPlan, ...]
     tables: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
     @staticmethod
-    def of(lagrangian: Lagrangian, snapshots: Snapshots, coupling: Coupling, rng: Streams) -> Strands:
+    def of(lagrangian: Lagrangian, snapshots: Snapshots, coupling: PathCoupling, rng: Streams) -> ConditionalPaths:
         """Couple the training snapshots; those held out are not looked at."""
         training = snapshots.training
         masses = [1.0] * len(training) if lagrangian.normalized else training.mass.tolist()
@@ -94,16 +92,16 @@ class Strands:
         x = torch.cat(training.x)
         columns = [torch.cat(column).to(x.device) for column in zip(*tables, strict=True)]
         a, b, h0, h1, cumulative = columns
-        return Strands(lagrangian, x, first, training.times, tuple(plans), (a, b, h0.to(x.dtype), h1.to(x.dtype), cumulative))
+        return ConditionalPaths(lagrangian, x, training.times, tuple(plans), (a, b, h0.to(x.dtype), h1.to(x.dtype), cumulative))
 
     def draw(self, rng: Streams, slices: int, n: int) -> Batch:
-        """Draw ``n`` strands at each of ``slices`` times, one time at random in each of so many equal parts of the whole."""
+        """Draw ``n`` paths at each of ``slices`` times, one time at random in each of as many equal parts of the whole."""
         share = (torch.arange(slices) + rng.uniform("times", (slices,)).cpu()) / slices
         t = self.times[0] + share * (self.times[-1] - self.times[0])
         return self.at(t, rng.uniform("strands", (slices, n)), rng)
 
     def at(self, t: Tensor, place: Tensor, rng: Streams) -> Batch:
-        """Take the strands at the ``place [slices, n]`` in [0, 1) of the cumulative chances, at the times ``t [slices]``, float64."""
+        """Take the paths at the quantiles ``place [slices, n]`` in [0, 1) of the cumulative chances, at the times ``t [slices]``, float64."""
         x, times, device = self.x, self.times, self.x.device
         slices, n = place.shape
         k = (torch.searchsorted(times, t, right=True) - 1).clamp(0, len(times) - 2)
@@ -130,7 +128,8 @@ class Strands:
 def moments(lagrangian: Lagrangian, snapshots: Snapshots) -> tuple[Tensor, Tensor]:
     """Mean ``[M, d]`` and width ``[M]`` of the training snapshots, for standardised inputs of the networks.
 
-    With growth, where means move without transport, all get those of all cells together. A width is at least a twentieth of theirs.
+    With growth, where means move without transport, every snapshot gets those of all cells together. A width is at least a twentieth of that
+    of all cells.
     """
     training = snapshots.training
     cells = torch.cat(training.x)
@@ -150,10 +149,10 @@ def radius(cells: Tensor) -> Tensor:
 
 
 class Bend(nn.Module):
-    """Learned coefficients ``c_k [rows, BENDS, d]`` and ``r_k [rows, BENDS]`` of strands from ``a`` to ``b``; zero at first.
+    """Learned coefficients ``c_k [rows, BENDS, d]`` and ``r_k [rows, BENDS]`` of paths from ``a`` to ``b``; zero at first.
 
     Args:
-        lagrangian: Whether there is growth.
+        lagrangian: Says whether there is growth.
         snapshots: Sets the scale of the ends; those held out are not looked at.
         width: Hidden width.
         depth: Hidden layers.
@@ -185,12 +184,12 @@ class Bend(nn.Module):
 
 
 def follow(lagrangian: Lagrangian, batch: Batch, bend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None) -> Point:
-    """Put strands where they are at their times: least action for each on its own, bent by ``bend(a, b, middle)``.
+    """Put paths where they are at their times: of least action each on its own, then bent by ``bend(a, b, middle)``.
 
     Velocities are relative to the reference drift of the Lagrangian, at the positions with noise.
 
     Args:
-        lagrangian: Its kinetic energy, noise and quadratic or linear potential shape the strands; all else is left to the bend.
+        lagrangian: Its kinetic energy, noise and quadratic or linear potential shape the paths; all else is left to the bend.
         batch: See `Batch`.
         bend: A `Bend`, or None.
     """
@@ -255,7 +254,7 @@ def _bridge(lagrangian: Lagrangian, u: Tensor, length: Tensor) -> tuple[Tensor, 
 
 
 def _accelerated(lagrangian: Lagrangian, batch: Batch, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Displacement and velocity by an acceleration that is constant, or changes once in the middle of the interval."""
+    """Displacement and velocity under an acceleration that is constant, or changes once in the middle of the interval."""
     potential, a, length = lagrangian.potential, batch["a"], batch["length"][:, None]
     if isinstance(potential, Linear):
         early = late = potential.acceleration.to(a)[None]
@@ -270,7 +269,7 @@ def _accelerated(lagrangian: Lagrangian, batch: Batch, u: Tensor) -> tuple[Tenso
 
 
 def _cone(kinetic: WFR, batch: Batch, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Position, velocity, mass and its rate of strands under transport and growth: straight lines in the plane of ``z``."""
+    """Position, velocity, mass and its rate under transport and growth: straight lines in the plane of ``z``."""
     a, b, length = batch["a"], batch["b"], batch["length"]
     left, right = batch["h0"].sqrt(), batch["h1"].sqrt()
     gap = b - a

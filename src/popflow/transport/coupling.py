@@ -1,7 +1,8 @@
-"""Couplings of two samples: which cell of one belongs to which of the other, as a plan of masses ``[n, m]``."""
+"""Couplings of two samples: which point of one is paired with which of the other, as a plan of masses ``[n, m]``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ from torch import Generator, Tensor
 from popflow.core.errors import NonFiniteError
 
 Coupling = Callable[[Tensor, Tensor], Tensor]
-"""``coupling(x, y)``: a plan ``[n, m]`` with equal row and column sums, as `independent` and `exact` give."""
+"""``coupling(x, y)``: a plan ``[n, m]`` between equal weights; `independent`, `exact`, and `sinkhorn` with its epsilon bound."""
 
 
 def independent(x: Tensor, y: Tensor) -> Tensor:
@@ -23,9 +24,9 @@ def independent(x: Tensor, y: Tensor) -> Tensor:
 
 
 def exact(x: Tensor, y: Tensor) -> Tensor:
-    """The optimal plan for ``|x - y|^2`` between equal weights: ``argmin <cost, P>``, by POT's network simplex on the processor, float64.
+    """The optimal plan for ``|x - y|^2`` between equal weights: ``argmin <cost, P>``, by POT's network simplex on the CPU, float64.
 
-    Seconds at a few thousand points. The plan is sparse: at most ``n + m - 1`` pairs carry mass.
+    Takes seconds at a few thousand points. The plan is sparse: at most ``n + m - 1`` pairs carry mass.
 
     >>> exact(torch.tensor([[0.0], [3.0]]), torch.tensor([[4.0], [1.0]])).tolist()
     [[0.0, 0.5], [0.5, 0.0]]
@@ -40,53 +41,81 @@ def exact(x: Tensor, y: Tensor) -> Tensor:
 def sinkhorn(x: Tensor, y: Tensor, epsilon: float, *, tolerance: float = 1e-6, most: int = 10_000) -> Tensor:
     """The entropic plan between equal weights, ``argmin <|x - y|^2, P> + epsilon KL(P | product)``, on the device of ``x``, float64.
 
-    Sinkhorn's iteration on the potentials in the log domain, so that no kernel underflows, with ``epsilon`` lowered by halves from the
-    largest cost to its value. For the Schroedinger bridge of ``sigma`` over a time ``T`` pass ``epsilon = 2 sigma^2 T``.
+    For the Schroedinger bridge with noise ``sigma`` over a time ``T`` pass ``epsilon = 2 sigma^2 T``.
 
     Args:
         x: ``[n, d]``.
         y: ``[m, d]``.
-        epsilon: Of the unit of ``|x|^2``.
+        epsilon: In units of ``|x|^2``.
         tolerance: Largest relative error of a row sum; column sums are exact.
-        most: Iterations at the last ``epsilon``.
+        most: Iterations at the final ``epsilon``.
 
     Raises:
         ValueError: unless ``epsilon > 0``.
-        NonFiniteError: when the rows do not come within the tolerance.
+        NonFiniteError: when the row sums do not come within the tolerance.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0]])
         >>> plan = sinkhorn(x, x, epsilon=2.0)
         >>> [round(v, 4) for v in plan[0].tolist()], round(0.5 / (1 + torch.tensor(-0.5).exp().item()), 4)
         ([0.3112, 0.1888], 0.3112)
-
-    Source: Peyre and Cuturi, *Computational optimal transport* (2019), section 4.4.
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon={epsilon!r}, wanted a number above 0: exact(x, y) is the plan without entropy.")
     cost = _squared(x, y)
-    log_a, log_b = (_weights(one).log().to(cost.device) for one in (x, y))
-    f, g = torch.zeros_like(log_a), torch.zeros_like(log_b)
-    level = max(float(cost.max()), epsilon)
-    while True:
-        level = max(level / 2, epsilon)
-        for k in range(most if level == epsilon else 10):
-            f = -level * ((g - cost) / level + log_b).logsumexp(1)
-            g = -level * ((f[:, None] - cost) / level + log_a[:, None]).logsumexp(0)
-            if level == epsilon and k % 10 == 9:
-                off = ((f[:, None] + g - cost) / level + log_b).logsumexp(1).expm1().abs().max()
-                if off < tolerance:
-                    break
-        if level == epsilon:
-            break
-    log_plan = (f[:, None] + g - cost) / epsilon + log_a[:, None] + log_b
-    error = float((log_plan.logsumexp(1) - log_a).expm1().abs().max())
+    alpha, beta = (_weights(one).to(cost.device) for one in (x, y))
+    plan = entropic_plan(cost, alpha, beta, epsilon, tolerance=tolerance / 2, most=most)
+    error = float((plan.sum(1) / alpha - 1).abs().max())
     if not error < tolerance:
         raise NonFiniteError(
-            f"sinkhorn: rows are off by {error:.2g} after {most} iterations at epsilon={epsilon!r}, wanted {tolerance!r}. "
-            "Fix: raise epsilon, most or tolerance, or take exact(x, y)."
+            f"sinkhorn: row sums are off by {error:.2g} after {most} iterations at epsilon={epsilon!r}, wanted {tolerance!r}. "
+            "Fix: raise epsilon, most or tolerance, or use exact(x, y)."
         )
-    return log_plan.exp()
+    return plan
+
+
+def entropic_plan(
+    cost: Tensor, alpha: Tensor, beta: Tensor, epsilon: float, rho: float = math.inf, *, tolerance: float = 1e-3, most: int = 2000
+) -> Tensor:
+    """The plan ``P [n, m]`` that minimises ``<cost, P> + epsilon KL(P | alpha beta) + rho KL(P 1 | alpha) + rho KL(P^T 1 | beta)``.
+
+    Sinkhorn's iteration in stabilised form: twenty products with a kernel, then the scalings are absorbed into the potentials; epsilon is
+    halved down to its value from the largest cost.
+
+    Args:
+        cost: ``[n, m]``, float64; pairs of infinite cost are not coupled.
+        alpha: Masses of the rows ``[n]``.
+        beta: Masses of the columns ``[m]``.
+        epsilon: Weight of the entropy, in the unit of the cost.
+        rho: Price of missing the marginals; infinite: both are met.
+        tolerance: Largest relative change of a potential's scaling over twenty iterations at which the iteration stops.
+        most: Iterations at the final ``epsilon``.
+
+    Example:
+        >>> plan = entropic_plan(torch.tensor([[0.0, 9.0], [9.0, 0.0]]).double(), torch.ones(2).double(), torch.ones(2).double(), 0.1)
+        >>> [[round(v, 3) for v in row] for row in plan.tolist()]
+        [[1.0, 0.0], [0.0, 1.0]]
+
+    Source: Peyre and Cuturi, *Computational optimal transport* (2019), sections 4.4 and 10.2.
+    """
+    f, g = torch.zeros_like(alpha), torch.zeros_like(beta)
+    allowed = cost[cost.isfinite()]
+    levels = [epsilon]
+    while len(allowed) and levels[-1] < float(allowed.max()) / 2:
+        levels.append(2 * levels[-1])
+    for level in reversed(levels):
+        power = 1.0 if math.isinf(rho) else rho / (rho + level)
+        for _ in range(max(1, most // 20) if level == epsilon else 2):
+            kernel = ((f[:, None] + g - cost) / level).exp()
+            u, v = torch.ones_like(f), torch.ones_like(g)
+            for _ in range(20):
+                u = ((-f / rho).exp() / (kernel @ (v * beta)).clamp_min(1e-200)).pow(power).clamp(1e-100, 1e100)
+                v = ((-g / rho).exp() / (kernel.mT @ (u * alpha)).clamp_min(1e-200)).pow(power).clamp(1e-100, 1e100)
+            f, g = f + level * u.log(), g + level * v.log()
+            reached = ((u - 1).abs() < tolerance) | (kernel.amax(1) == 0)
+            if bool(reached.all()):
+                break
+    return alpha[:, None] * ((f[:, None] + g - cost) / epsilon).exp() * beta
 
 
 def pairs(plan: Tensor, count: int, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from popflow.core import Population, Streams
 from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, training
 from popflow.runs.figures import lines
 from popflow.transport.closed_forms import atom_growth, dirac_growth, gaussian_transport
+from popflow.transport.config import DemoConfig
 from popflow.transport.lagrangian import WFR, Harmonic, Lagrangian
 from popflow.transport.lagrangian_flow import Certificate, LagrangianFlow
 from popflow.transport.snapshots import Snapshots
@@ -22,31 +24,8 @@ GRID = tuple(k / 20 for k in range(21))
 
 
 @dataclass(frozen=True)
-class DemoConfig:
-    """Settings of ``popflow demo wlf``.
-
-    Attributes:
-        seed: Of every random stream.
-        quick: Smaller, within seconds: at most 128 cells, and 120 steps, 400 for far atoms, whose potential is slow to change with time.
-        steps: Training steps of each problem.
-        cells: Samples in each snapshot of the Gaussian problems.
-        width: Hidden width of the networks.
-    """
-
-    seed: int = 0
-    quick: bool = False
-    steps: int = 600
-    cells: int = 1024
-    width: int = 64
-
-    def __post_init__(self) -> None:
-        if self.steps < 20 or self.cells < 16 or self.width < 4:
-            raise ValueError(f"steps={self.steps}, cells={self.cells}, width={self.width}, wanted at least 20, 16 and 4.")
-
-
-@dataclass(frozen=True)
 class Problem:
-    """Two snapshots, what is minimised, its least action, and one number to follow in time with its exact value."""
+    """Two snapshots, a Lagrangian, its least action, and one number to follow in time beside its exact value."""
 
     snapshots: Snapshots
     lagrangian: Lagrangian
@@ -57,46 +36,58 @@ class Problem:
     quick_steps: int = 120
 
 
+@dataclass(frozen=True)
+class Solved:
+    """A problem, how good its fit is, and the followed number at the times of `GRID`."""
+
+    problem: Problem
+    fit: Certificate
+    seen: list[float]
+
+    @property
+    def error(self) -> float:
+        """Relative error of the action."""
+        return abs(self.fit.action / self.problem.action - 1)
+
+
 def demo(config: DemoConfig, run: Run) -> Report:
-    """Learn the flow of least action for each problem and hold it against the closed form."""
-    cells = min(128, config.cells) if config.quick else config.cells
-    found: dict[str, tuple[Problem, Certificate, list[float]]] = {}
-    for name, problem in problems(cells, Streams(config.seed)).items():
+    """Learn the flow of least action for each problem and compare it with the closed form."""
+    found = {}
+    for name, problem in problems(min(128, config.cells) if config.quick else config.cells, Streams(config.seed)).items():
         steps = min(problem.quick_steps, config.steps) if config.quick else config.steps
         flow = LagrangianFlow(problem.lagrangian, width=config.width)
-        flow.fit(
-            problem.snapshots,
-            steps=steps,
-            rng=Streams(config.seed),
-            compile=False,
-            **training(run, name, steps),
-        )
-        pop, seen = Population.of(problem.snapshots.x[0]), []
-        for k, t in enumerate(GRID):
-            pop = flow.push(pop, GRID[k - 1], t, Streams(config.seed)) if k else pop
+        flow.fit(problem.snapshots, steps=steps, rng=Streams(config.seed), compile=False, **training(run, name, steps))
+        pop = Population.of(problem.snapshots.x[0])
+        seen = [problem.measure(pop)]
+        for a, b in pairwise(GRID):
+            pop = flow.push(pop, a, b, Streams(config.seed))
             seen.append(problem.measure(pop))
-        found[name] = problem, flow.report(), seen
-    errors = {name: abs(c.action / p.action - 1) for name, (p, c, _) in found.items()}
-    worst = max(errors, key=errors.__getitem__)
+        found[name] = Solved(problem, flow.report(), seen)
+    return report(found, run)
+
+
+def report(found: Mapping[str, Solved], run: Run) -> Report:
+    """Learned actions and paths beside the exact ones."""
+    worst = max(found, key=lambda name: found[name].error)
     return Report(
         title="Least action between two sets of samples",
         summary=(
-            "Cells are measured once, at two times. Among all ways from the first sample to the second the one of least action is learned: "
+            "Cells are measured once, at two times. Among all paths from the first sample to the second, the one of least action is learned: "
             "a single potential whose gradient moves particles and whose value makes them grow or die. Four problems have exact answers: "
             "transport of a Gaussian, the same in a parabola, growth of atoms too far apart to exchange mass, and an atom that moves and "
-            "doubles.\n\nThe action of a learned flow is enclosed: the dual value of any potential lies below the action of the path, the "
-            "energy of its strands above."
+            "doubles.\n\nThe action of a learned flow is bracketed: the dual value of any potential lies below the action of the path, the "
+            "energy of its conditional paths above."
         ),
         verdict=Verdict(
-            all(error <= BAR for error in errors.values()),
-            f"The largest error of the action is {errors[worst]:.2%}, for {worst}.",
+            all(one.error <= BAR for one in found.values()),
+            f"The largest error of the action is {found[worst].error:.2%}, for {worst}.",
             f"every action within {BAR:.0%} of the closed form",
         ),
         figure=Figure(
             lines(
                 GRID,
-                {f"{name}: {p.what}": seen for name, (p, _, seen) in found.items()}
-                | {f"{name}, exact": [p.exact(t) for t in GRID] for name, (p, _, _) in found.items()},
+                {f"{name}: {one.problem.what}": one.seen for name, one in found.items()}
+                | {f"{name}, exact": [one.problem.exact(t) for t in GRID] for name, one in found.items()},
                 x_label="time",
                 y_label="value",
             ),
@@ -106,23 +97,26 @@ def demo(config: DemoConfig, run: Run) -> Report:
         comparison=(
             Table(
                 "Action",
-                ("problem", "dual (below)", "learned flow", "exact", "strands (above)", "error"),
-                tuple((name, c.dual, c.action, p.action, c.strands, f"{errors[name]:.2%}") for name, (p, c, _) in found.items()),
-                "Dual and strands are averages over random strands and times: they enclose the action of the path up to sampling.",
+                ("problem", "dual (below)", "learned flow", "exact", "path energy (above)", "error"),
+                tuple(
+                    (name, one.fit.dual, one.fit.action, one.problem.action, one.fit.path_energy, f"{one.error:.2%}")
+                    for name, one in found.items()
+                ),
+                "Dual and path energy are averages over random paths and times: they bracket the action of the path up to sampling.",
             ),
         ),
         diagnostics=(
             Table(
                 "Optimality",
                 ("problem", "gap: flow - dual", "Hamilton-Jacobi residual, relative"),
-                tuple((name, c.gap, c.residual_relative) for name, (_, c, _) in found.items()),
+                tuple((name, one.fit.gap, one.fit.residual_relative) for name, one in found.items()),
                 "The residual is the root mean square of its gradient times T^2 over the radius of the cells; 0 at the optimum.",
             ),
         ),
         results={
             f"{name}, {what}": Measured(value)
-            for name, (p, c, _) in found.items()
-            for what, value in (("action", c.action), ("exact", p.action))
+            for name, one in found.items()
+            for what, value in (("action", one.fit.action), ("exact", one.problem.action))
         },
         next=("popflow flow --help", f"popflow cite {run.path}"),
     )

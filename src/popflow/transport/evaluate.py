@@ -1,12 +1,11 @@
-"""How well a flow predicts marginals that it has not seen, always beside what is known without one.
+"""How well a flow predicts marginals that it has not seen, always beside trivial predictions.
 
-Every score stands beside those of the marginal before, of the midpoint by exact optimal transport, of the midpoint of random pairs, and of
-the sampling floor: two halves of the true cells, below which distances mean nothing.
+Every score stands beside those of the marginal before, the midpoint by exact optimal transport, the midpoint of random pairs, and the
+sampling floor: two halves of the true cells, below which distances mean nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -19,13 +18,13 @@ from popflow.core.streams import Streams
 from popflow.transport.coupling import between, exact
 from popflow.transport.snapshots import Snapshots
 
-FLOW, PATH = "flow", "path at the time"
+FLOW, PATH, BASELINE = "flow", "path at the time", "OT-conditional flow matching"
 PREVIOUS, TRANSPORT, RANDOM, FLOOR = "previous marginal", "exact-OT midpoint", "independent midpoint", "sampling floor"
 
 
 @runtime_checkable
 class Flow(Protocol):
-    """What can be evaluated: a drift, a growth rate, and how a population moves, in the unit of time of the snapshots."""
+    """What can be evaluated: a drift, a growth rate, and a way to move a population, in the unit of time of the snapshots."""
 
     def velocity(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Drift ``[n, d]``."""
@@ -42,7 +41,7 @@ class Flow(Protocol):
 
 @runtime_checkable
 class Path(Flow, Protocol):
-    """A flow that was learned with a path through the snapshots, which is itself an answer for the times between."""
+    """A flow that was learned with a path through the snapshots, which itself predicts the times between."""
 
     def interpolate(self, t: float, n: int, rng: Streams) -> Population:
         """``n`` cells of the path at a time between the snapshots, weights inside."""
@@ -51,12 +50,12 @@ class Path(Flow, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Distances of a weighted sample from the true cells, in the coordinates it was given in.
+    """Distances of a weighted sample from the true cells, in the coordinates of the samples.
 
     Attributes:
         w1: Wasserstein-1.
         w2: Wasserstein-2.
-        mmd: Root of the squared maximum mean discrepancy (V-statistic), kernels as in `popflow.core.metrics.mmd2`.
+        mmd: Square root of the squared maximum mean discrepancy (V-statistic), kernels as in `popflow.core.metrics.mmd2`.
         ess: Effective number of points of the weighted sample.
     """
 
@@ -74,12 +73,27 @@ def score(x: Tensor, truth: Tensor, weights: Tensor | None = None) -> Score:
     2.0
     """
     share = torch.full((len(x),), 1 / len(x), dtype=torch.float64) if weights is None else weights.double() / weights.double().sum()
+    places, mass = merged(x, weights)
     return Score(
-        w1=float(wasserstein(x, truth, weights)),
-        w2=float(wasserstein(x, truth, weights, order=2)),
+        w1=float(wasserstein(places, truth, mass)),
+        w2=float(wasserstein(places, truth, mass, order=2)),
         mmd=float(mmd2(x, truth, x_weights=weights).sqrt()),
         ess=float(1 / share.square().sum()),
     )
+
+
+def merged(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Coincident points of a sample as one, with the sum of their weights: on ties the network simplex can cycle without end.
+
+    >>> merged(torch.tensor([[0.0], [1.0], [0.0]]), None)
+    (tensor([[0.],
+            [1.]]), tensor([2., 1.], dtype=torch.float64))
+    """
+    places, which = torch.unique(x, dim=0, return_inverse=True)
+    if len(places) == len(x):
+        return x, weights
+    share = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
+    return places, share.new_zeros(len(places)).index_add(0, which, share)
 
 
 def evaluate(
@@ -88,11 +102,11 @@ def evaluate(
     """Score the flow at marginals, from the cells of the training marginal before each.
 
     Args:
-        flow: What was learned.
-        snapshots: With the marginals that were held out.
+        flow: The flow to score.
+        snapshots: Samples, with the held-out marginals.
         rng: Streams for the subsamples, pairs, halves and the noise of the flow.
-        marginals: Which to score, 1 .. M - 1; those held out unless given.
-        cells: Most cells of a marginal that are used: exact distances are cubic in them.
+        marginals: Marginals to score, from 1 .. M - 1; None: those held out.
+        cells: At most this many cells of a marginal are used: exact distances are cubic in them.
 
     Returns:
         Marginal -> name -> `Score`: ``flow``; at held-out marginals ``path at the time`` for a flow that has a path (twice as many points as
@@ -107,25 +121,20 @@ def evaluate(
         raise ValueError(f"marginals={chosen}, wanted some of 1..{len(snapshots) - 1}: hold one out (snapshots.hold_out), or name them.")
     found = {}
     for k in chosen:
-        left, _ = neighbours(snapshots, k)
-        truth, before = (some(snapshots.x[i], cells, rng) for i in (k, left))
-        pushed = flow.push(before, float(snapshots.times[left]), float(snapshots.times[k]), rng)
+        before, truth, known = baselines(snapshots, k, rng=rng, cells=cells)
+        pushed = flow.push(before, float(snapshots.times[neighbours(snapshots, k)[0]]), float(snapshots.times[k]), rng)
         mine = {FLOW: score(pushed.x, truth, pushed.weights())}
         if k in snapshots.held_out and isinstance(flow, Path):
             drawn = flow.interpolate(float(snapshots.times[k]), 2 * cells, rng)
             mine[PATH] = score(drawn.x, truth, drawn.weights())
-        found[k] = mine | _known(snapshots, k, before, truth, rng, cells)
+        found[k] = mine | known
     return found
 
 
-def baselines(snapshots: Snapshots, k: int, *, rng: Streams, cells: int = 1500) -> dict[str, Score]:
-    """Score what is known of marginal ``k`` without a flow; see the module. With the same streams, the same cells as in `evaluate`."""
-    truth, before = (some(snapshots.x[i], cells, rng) for i in (k, neighbours(snapshots, k)[0]))
-    return _known(snapshots, k, before, truth, rng, cells)
-
-
-def _known(snapshots: Snapshots, k: int, before: Tensor, truth: Tensor, rng: Streams, cells: int) -> dict[str, Score]:
+def baselines(snapshots: Snapshots, k: int, *, rng: Streams, cells: int = 1500) -> tuple[Tensor, Tensor, dict[str, Score]]:
+    """Cells of the training marginal before ``k``, true cells of ``k``, and the scores of the trivial predictions of it; see the module."""
     left, right = neighbours(snapshots, k)
+    truth, before = (some(snapshots.x[i], cells, rng) for i in (k, left))
     found = {PREVIOUS: score(before, truth)}
     if right is not None:
         after = some(snapshots.x[right], cells, rng)
@@ -138,7 +147,7 @@ def _known(snapshots: Snapshots, k: int, before: Tensor, truth: Tensor, rng: Str
         found[RANDOM] = score(paired, truth)
     half = truth[rng.uniform("baselines", (len(truth),)).argsort().to(truth.device)]
     found[FLOOR] = score(half[: len(half) // 2], half[len(half) // 2 :])
-    return found
+    return before, truth, found
 
 
 def neighbours(snapshots: Snapshots, k: int) -> tuple[int, int | None]:
@@ -148,10 +157,5 @@ def neighbours(snapshots: Snapshots, k: int) -> tuple[int, int | None]:
 
 
 def some(x: Tensor, most: int, rng: Streams) -> Tensor:
-    """At most so many of the rows, drawn without replacement."""
+    """At most ``most`` of the rows, drawn without replacement."""
     return x if len(x) <= most else x[rng.uniform("baselines", (len(x),)).argsort()[:most].to(x.device)]
-
-
-def table(scores: Mapping[int, Mapping[str, Score]], snapshots: Snapshots) -> list[tuple[str, str, float, float, float]]:
-    """Rows ``(time, what, W1, W2, MMD)`` for a report."""
-    return [(str(snapshots.labels[k]), name, s.w1, s.w2, s.mmd) for k, row in scores.items() for name, s in row.items()]

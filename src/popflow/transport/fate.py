@@ -1,4 +1,4 @@
-"""Which cells become which type, and how fast each type grows: a flow read through annotations of the cells."""
+"""Which cells become which type, and how fast each type grows: a flow read through the cell types."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from popflow.transport.snapshots import Snapshots
 
 @dataclass(frozen=True, eq=False)
 class Fates:
-    """Where the cells of one time end.
+    """What becomes of the cells of one time.
 
     Attributes:
         types: Names of the types.
-        probability: ``[n, types]``: share of the descendants of each cell that are of each type.
+        probability: ``[n, types]``: shares of the types among the descendants of each cell.
         descendants: ``[n]``: expected number (mass) of descendants of each cell, relative to the mean of the population.
-        table: ``[types, types]``: row of a type at the start -> shares of the types among its descendants; NaN for absent types.
+        table: ``[types, types]``: shares of the types among the descendants (columns) of each type at the start (rows); NaN for absent types.
     """
 
     types: tuple[str, ...]
@@ -40,59 +40,72 @@ def fates(
     *,
     rng: Streams,
     neighbours: int = 15,
-    repeats: int = 1,
 ) -> Fates:
-    """Push the cells of marginal ``start`` to the time of ``end`` and read the types of the cells that are near them there.
+    """Push the cells of marginal ``start`` to the time of ``end`` and read the types of the cells near them there.
 
     The type of a pushed cell is that of its ``neighbours`` nearest cells of marginal ``end``, each with an equal vote.
 
     Args:
-        flow: What was learned.
-        snapshots: Its samples.
+        flow: The flow to follow.
+        snapshots: Samples.
         annotation: A type for each cell of each marginal.
         start: Marginal whose cells are followed.
-        end: Marginal that they are compared with.
+        end: Marginal with which they are compared.
         rng: Streams for the noise of the flow.
-        neighbours: Cells that vote; all where there are fewer.
-        repeats: Times each cell is pushed, for a flow with noise.
+        neighbours: Number of cells that vote; all where there are fewer.
 
     Raises:
-        ValueError: when annotations do not fit the cells, or ``start`` and ``end`` are not two marginals in order.
+        ValueError: when the annotation does not fit the cells, or ``start`` and ``end`` are not two marginals in order.
     """
     for k in (start, end):
         if len(annotation[k]) != len(snapshots.x[k]):
             raise ValueError(f"annotation[{k}] holds {len(annotation[k])} types for {len(snapshots.x[k])} cells, wanted one each.")
-    if not 0 <= start < end < len(snapshots) or neighbours < 1 or repeats < 1:
+    if not 0 <= start < end < len(snapshots) or neighbours < 1:
         raise ValueError(
-            f"start={start}, end={end}, neighbours={neighbours}, repeats={repeats}: wanted two marginals of 0..{len(snapshots) - 1} in order, "
-            "and at least one neighbour and one repeat."
+            f"start={start}, end={end}, neighbours={neighbours}: wanted two marginals of 0..{len(snapshots) - 1} in order, and a neighbour or more."
         )
     types = tuple(sorted({*annotation[start], *annotation[end]}))
     member = {name: i for i, name in enumerate(types)}
     goal = torch.nn.functional.one_hot(torch.tensor([member[name] for name in annotation[end]]), len(types)).double()
-    x, n = snapshots.x[start], len(snapshots.x[start])
-    times = float(snapshots.times[start]), float(snapshots.times[end])
-    pushed = flow.push(Population.of(x.repeat(repeats, 1)), *times, rng)
-    target = snapshots.x[end]
+    x, target = snapshots.x[start], snapshots.x[end]
+    pushed = flow.push(Population.of(x), float(snapshots.times[start]), float(snapshots.times[end]), rng)
     near = torch.cat([torch.cdist(rows, target).topk(min(neighbours, len(target)), largest=False).indices for rows in pushed.x.split(2048)])
     vote = goal.to(x.device)[near].mean(1)
     mass = pushed.weights().double()
-    of_cell = mass.reshape(repeats, n).sum(0)
-    joint = (mass[:, None] * vote).reshape(repeats, n, -1).sum(0)
+    joint = mass[:, None] * vote
     begin = torch.nn.functional.one_hot(torch.tensor([member[name] for name in annotation[start]]), len(types)).double().to(x.device)
     flow_of_types = begin.T @ joint
     return Fates(
         types,
-        (joint / of_cell[:, None]).nan_to_num(1 / len(types)),
-        of_cell * n,
+        (joint / mass[:, None]).nan_to_num(1 / len(types)),
+        mass * len(x),
         flow_of_types / flow_of_types.sum(1, keepdim=True),
     )
+
+
+def fates_at_every_time(
+    flow: Flow, snapshots: Snapshots, annotation: Sequence[Sequence[str]], first: Fates, *, rng: Streams
+) -> list[Tensor]:
+    """Fate probabilities ``[n, types]`` at the last time of the cells of every marginal, given those of the ``first`` one.
+
+    Columns are the types of ``first``; the cells of the last marginal have their own type.
+    """
+    last, found = len(snapshots) - 1, [first.probability]
+    for k in range(1, last):
+        one = fates(flow, snapshots, annotation, k, last, rng=rng)
+        here = one.probability.new_zeros(len(one.probability), len(first.types))
+        for j, name in enumerate(one.types):
+            if name in first.types:
+                here[:, first.types.index(name)] = one.probability[:, j]
+        found.append(here)
+    own = torch.tensor([first.types.index(name) for name in annotation[last]])
+    return [*found, torch.nn.functional.one_hot(own, len(first.types))]
 
 
 def growth_by_type(
     flow: Flow, snapshots: Snapshots, annotation: Sequence[Sequence[str]]
 ) -> dict[str, tuple[tuple[float, float, int] | None, ...]]:
-    """Growth rate of each type at each time: mean, standard deviation over its cells, and how many; None where there is none.
+    """Growth rate of each type at each time: mean, standard deviation over its cells, and their number; None where there is no cell.
 
     Rates are one over the unit of time. Under normalised growth they are relative to the mean of the population.
     """

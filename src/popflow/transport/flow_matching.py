@@ -1,4 +1,4 @@
-"""(Optimal-transport) conditional flow matching between consecutive snapshots: the baseline of the room, a drift without growth or noise.
+"""(Optimal-transport) conditional flow matching between consecutive snapshots: the baseline, a drift without growth or noise.
 
     min E | v(t, x_t) - (x_1 - x_0) / (t_1 - t_0) |^2,    x_t = x_0 + (t - t_0) / (t_1 - t_0) (x_1 - x_0),    (x_0, x_1) ~ coupling
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,17 +31,17 @@ from popflow.transport.coupling import Coupling, exact, independent, pairs
 from popflow.transport.snapshots import Snapshots
 
 CELLS = 2048
-"""Snapshots of up to so many cells are coupled once and as a whole."""
+"""Snapshots of up to this many cells are coupled once and as a whole."""
 
 
 @dataclass(frozen=True, eq=False)
 class MatchedFlow:
-    """A drift learned from snapshots, in the coordinates and the time unit of the snapshots. It carries mass unchanged.
+    """A drift learned from snapshots, in their coordinates and unit of time. Mass is conserved.
 
     Attributes:
         network: Network of position and unit time.
         start: Time of the first snapshot.
-        span: From the first to the last one.
+        span: Time from the first to the last.
     """
 
     network: nn.Module
@@ -83,13 +84,13 @@ def match(
     Args:
         snapshots: Samples; standardise them first.
         rng: Random streams.
-        coupling: Of the cells of two snapshots: `popflow.transport.coupling.exact` (OT-CFM), ``independent``, or a partial of ``sinkhorn``.
+        coupling: Pairs the cells of two snapshots: `popflow.transport.coupling.exact` (OT-CFM), ``independent``, or a partial of ``sinkhorn``.
         steps: Training steps.
         batch: Cells of each snapshot in a step.
         width: Hidden width.
         depth: Hidden layers.
-        lr: Learning rate of AdamW, on half a cosine.
-        ema: Decay of the average of parameters that is used.
+        lr: Learning rate of AdamW, lowered along half a cosine.
+        ema: Decay of the average of parameters, which the flow uses.
         compile: As in `popflow.learn.fit`.
         record: As in `popflow.learn.fit`.
         checkpoint: As in `popflow.learn.fit`.
@@ -104,15 +105,8 @@ def match(
     with rng.layers("flow matching"):
         network = MLP(training.dim, width=width, depth=depth).to(training.x[0])
     start, span = float(snapshots.times[0]), float(snapshots.times[-1] - snapshots.times[0])
-    ends = training.unit_times.to(training.x[0])
-
-    x = training.x
-
-    def plan_of_all(k: int) -> Tensor | None:
-        small = max(len(x[k]), len(x[k + 1])) <= CELLS
-        return coupling(x[k], x[k + 1]) if small and coupling is not independent else None
-
-    plans = [plan_of_all(k) for k in range(len(x) - 1)]
+    x, ends = training.x, training.unit_times.to(training.x[0])
+    plans = [coupling(a, b) if coupling is not independent and max(len(a), len(b)) <= CELLS else None for a, b in pairwise(x)]
 
     def coupled(k: int, rng: Streams) -> tuple[Tensor, Tensor]:
         """As many pairs of cells of two snapshots as a batch holds."""

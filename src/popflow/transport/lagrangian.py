@@ -1,11 +1,11 @@
-"""What is minimised: kinetic energy of transport and growth, minus a potential, with or without noise.
+"""The action: kinetic energy of transport and growth, minus a potential, with or without noise.
 
-Among all paths ``mu_t`` through the snapshots the one of least action is sought,
+Among all paths ``mu_t`` through the snapshots the flow is the one of least action,
 
     int dt int [ |v - u|^2 / 2 + g^2 / (2 lam) - V(t, x) ] dmu_t,       d_t mu = -div(mu v) + g mu + sigma^2 / 2 lap mu
 
 Its velocity is ``v = u + grad s`` and its growth ``g = lam s`` with one potential ``s(t, x)`` that solves a Hamilton-Jacobi equation,
-`residual`. Everything is in the units of the snapshots: positions as they are given to the fit, times in the user's unit. So ``lam`` is one
+`residual`. Everything is in the units of the snapshots: positions as given to the fit, times in the user's unit. So ``lam`` is one
 over a length squared, ``sigma`` a length per square root of time, ``V`` a length squared over a time squared, a stiffness one over a time
 squared.
 
@@ -42,11 +42,11 @@ class W2:
 class WFR:
     """Kinetic energy of transport and growth, ``E[|v|^2 + g^2 / lam] / 2``: Wasserstein-Fisher-Rao.
 
-    Mass further than ``pi / sqrt(lam)`` away is not carried over: it dies here and grows there.
+    Mass is not carried further than ``pi / sqrt(lam)``: it dies here and grows there.
 
     Attributes:
-        lam: Price of transport against growth, one over a length squared.
-        normalized: Whether every ``mu_t`` has mass one and growth is relative to the mean (the spherical geometry, what the published solver
+        lam: Price of transport relative to growth, one over a length squared.
+        normalized: Whether every ``mu_t`` has mass one and growth is relative to the mean (the spherical geometry, which the published solver
             trains). Otherwise the masses of the snapshots are met.
     """
 
@@ -55,14 +55,14 @@ class WFR:
 
     def __post_init__(self) -> None:
         if not 0 < self.lam < math.inf:
-            raise ValueError(f"lam={self.lam!r}, wanted a finite number above 0: without growth take W2().")
+            raise ValueError(f"lam={self.lam!r}, wanted a finite number above 0: use W2() for no growth.")
 
 
 @dataclass(frozen=True, slots=True)
 class Harmonic:
     """``V = k |x - centre|^2 / 2``: particles obey ``x'' = -k (x - centre)``; inverted for ``k < 0``.
 
-    A minimiser exists while ``sqrt(k)`` times the longest interval between two snapshots is below pi; a fit refuses what is beyond.
+    A minimiser exists while ``sqrt(k)`` times the longest interval between two snapshots is below pi; a fit refuses longer ones.
     """
 
     stiffness: float
@@ -113,7 +113,7 @@ class MeanAcceleration:
         """
         training = snapshots.training
         if len(training) < 3:
-            raise ValueError(f"there are {len(training)} training snapshots, wanted at least three: an acceleration needs three means.")
+            raise ValueError(f"there are {len(training)} training snapshots, wanted at least three: an acceleration takes three means.")
         means, times = torch.stack([rows.double().mean(0) for rows in training.x]), training.times.to(training.x[0].device)
         velocity = means.diff(dim=0) / times.diff()[:, None]
         return MeanAcceleration(times[1:-1], velocity.diff(dim=0) / ((times[2:] - times[:-2]) / 2)[:, None])
@@ -130,10 +130,10 @@ class MeanAcceleration:
 
 @dataclass(frozen=True, slots=True)
 class VelocityPrior:
-    """A reference drift ``u(t, x)``: velocities of the cells near ``x``, averaged, at the snapshots around ``t``: measured ones, or those implied.
+    """A reference drift ``u(t, x)``: the average velocity of the cells near ``x`` at the snapshots around ``t``, measured or implied.
 
-    Nadaraya-Watson in space with Gaussian kernels, linear in time between snapshots. Departures from it are what costs, so that the prior
-    decides where snapshots leave a choice.
+    Nadaraya-Watson in space with Gaussian kernels, linear in time between snapshots. Only departures from it cost energy, so the prior
+    decides where the snapshots leave a choice.
 
     Attributes:
         x: Cells of each snapshot, ``[M, n, d]`` (the same number of each, drawn once).
@@ -151,7 +151,7 @@ class VelocityPrior:
 
     @staticmethod
     def of(snapshots: Snapshots, bandwidth: float, strength: float = 1.0, cells: int = 256) -> VelocityPrior:
-        """Take ``cells`` evenly spread rows of every training snapshot (fewer are repeated).
+        """Measured velocities, such as RNA velocity, at ``cells`` evenly spread rows of every training snapshot (fewer are repeated).
 
         Raises:
             ValueError: when the snapshots carry no velocities, or the bandwidth is not above 0.
@@ -165,11 +165,11 @@ class VelocityPrior:
 
     @staticmethod
     def between(snapshots: Snapshots, bandwidth: float, cells: int = 512) -> VelocityPrior:
-        """Take the velocities that the training snapshots imply, where none were measured: cells go on as they came.
+        """Velocities that the training snapshots imply, where none were measured: smooth trajectories across snapshots.
 
         Every cell has a displacement along the exact plan to the snapshot after, and one from the snapshot before; its velocity is the slope of
         the parabola through both, ``(L_+ v_- + L_- v_+) / (L_- + L_+)`` with the intervals ``L``, as in a spline of optimal maps. At the ends
-        there is one displacement alone.
+        there is only one displacement.
 
         Raises:
             ValueError: with fewer than three training snapshots, or when the bandwidth is not above 0.
@@ -183,7 +183,7 @@ class VelocityPrior:
         """
         training = snapshots.training
         if len(training) < 3:
-            raise ValueError(f"there are {len(training)} training snapshots, wanted at least three: a change of velocity needs three.")
+            raise ValueError(f"there are {len(training)} training snapshots, wanted at least three: a change of velocity takes three.")
         _positive_bandwidth(bandwidth)
         x = _evenly(training.x, min(cells, max(len(rows) for rows in training.x)))
         length = training.times.diff().to(x)
@@ -223,7 +223,7 @@ def _evenly(x: tuple[Tensor, ...], count: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Lagrangian:
-    """Kinetic energy, noise, potential and reference drift; see the module for what is minimised and for the units.
+    """Kinetic energy, noise, potential and reference drift; see the module for the action and the units.
 
     Attributes:
         kinetic: `W2` or `WFR`.
@@ -261,8 +261,8 @@ class Lagrangian:
         return self.potential.stiffness if isinstance(self.potential, Harmonic) else 0.0
 
     @property
-    def solved_by_strands(self) -> bool:
-        """Whether the path of least action between two points is known, so that a plan of least cost is all there is to find."""
+    def is_static(self) -> bool:
+        """Whether the path of least action between two points has a closed form, so that only a plan of least cost has to be found."""
         if isinstance(self.kinetic, WFR):
             return self.potential is None and self.drift is None and not self.noise
         return self.drift is None and isinstance(self.potential, Harmonic | Linear | MeanAcceleration | None)
@@ -279,11 +279,11 @@ def residual(lagrangian: Lagrangian, s: Field, t: Tensor, x: Tensor, probe: Tens
     At the optimum it does not depend on ``x`` where there is mass; without `W2` or normalisation it is zero there.
 
     Args:
-        lagrangian: Which terms there are.
+        lagrangian: Its noise, growth, drift and potential say which terms there are.
         s: Potential ``s(t, x) [rows]`` of independent rows, with second derivatives where there is noise.
         t: ``[rows]``.
         x: ``[rows, d]``.
-        probe: Rademacher directions like ``x`` for the Laplacian; exact without.
+        probe: Rademacher directions like ``x`` for the Laplacian; None: the exact Laplacian.
     """
     if lagrangian.noise:
         (value, (by_t,)), (_, by_x, laplacian) = (
@@ -304,7 +304,7 @@ def residual(lagrangian: Lagrangian, s: Field, t: Tensor, x: Tensor, probe: Tens
 
 
 def shaped(name: str, value: Any, like: Tensor) -> Tensor:
-    """Return what a user's function gave, or say that its shape is wrong (``[n, 1]`` on ``[n]`` would become ``[n, n]``)."""
+    """Return the value of a user's function, or refuse a wrong shape (``[n, 1]`` on ``[n]`` would broadcast to ``[n, n]``)."""
     if not isinstance(value, Tensor) or value.shape != like.shape:
         seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name}(t, x) returned {seen}, wanted a tensor of shape {tuple(like.shape)}: one entry per row.")

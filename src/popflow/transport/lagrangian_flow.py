@@ -1,4 +1,4 @@
-"""The fitted flow: learn the potential of a Lagrangian from snapshots, push populations along it, and say how good it is."""
+"""The fitted flow: learn the potential of a Lagrangian from snapshots, push populations along it, and report how good it is."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from torch import Tensor, nn
 
 from popflow.core import Ito, Population, Rates, Streams, euler, heun, simulate
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
-from popflow.learn import Fit, Progress, cosine, fit
+from popflow.learn import MLP, Fit, Progress, cosine, fit
 from popflow.transport import path_coupling
-from popflow.transport.conditional_paths import Bend, Strands, follow, radius
+from popflow.transport.conditional_paths import Bend, ConditionalPaths, follow, radius
 from popflow.transport.lagrangian import WFR, Lagrangian, residual, shaped
-from popflow.transport.saddle import Potential, dual, potential_network, saddle_loss, strand_energy, two_rates
+from popflow.transport.saddle import Potential, dual, path_energy, saddle_loss, two_rates
 from popflow.transport.snapshots import Snapshots
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What is known about a fit, in the units of the snapshots (length squared per time; times the mass where masses are true).
+    """How good a fit is, in the units of the snapshots (length squared per time; times the mass where masses are true).
 
     Attributes:
-        action: Of the learned flow, pushed from the cells of each training snapshot to the next, all intervals added up.
+        action: Action of the learned flow, pushed from the cells of each training snapshot to the next, summed over the intervals.
         dual: ``D(s)``: at most the action of the path through the snapshots, for any ``s``.
-        strands: ``P``: energy of the strands one by one, at least the action of that path; None with noise, where it has no finite value.
+        path_energy: ``P``: energy of the conditional paths one by one, at least the action; None with noise, where it is not finite.
         gap: ``action - dual``: zero at the optimum, when the flow meets the snapshots.
         residual: Root mean square of the gradient of the Hamilton-Jacobi residual along the path, an acceleration; 0 at the optimum.
-        residual_relative: The same times ``T^2`` over the radius of all cells.
-        born: Largest share of a snapshot that no mass of the one before reaches: a flow pushed from there cannot show it.
+        residual_relative: The residual times ``T^2`` over the radius of all cells.
+        born: Largest share of a snapshot that no mass of the one before reaches; a flow pushed from there cannot reach it either.
     """
 
     action: float
     dual: float
-    strands: float | None
+    path_energy: float | None
     gap: float
     residual: float
     residual_relative: float
@@ -49,18 +49,18 @@ class LagrangianFlow:
     """Least action through snapshots: ``LagrangianFlow(lagrangian).fit(snapshots, rng=Streams(0))``, then `push`, `velocity`, `growth`.
 
     Args:
-        lagrangian: What is minimised; its constants are in the units of the snapshots (positions as given to `fit`, times in the user's unit).
-        coupling: Which cells of consecutive snapshots strands connect: `path_coupling.best` (least action, potentials aside) or
-            `path_coupling.independent` (at random, as published: slower, and learned bends have to undo the crossings).
+        lagrangian: The action to minimise; its constants are in the units of the snapshots (positions as given to `fit`, times in the user's unit).
+        coupling: Which cells of consecutive snapshots are connected: `path_coupling.least_action` or `path_coupling.random_pairs` (as
+            published: slower, and learned bends have to undo the crossings).
         width: Hidden width of the networks.
         depth: Their hidden layers.
         lr: Learning rate of the potential, warmed up over a tenth of the steps and lowered along a cosine.
-        path_lr: That of the bend. None takes ``lr`` where the anchor is 1, and a tenth of it in a saddle, where the potential has to stay near
-            its optimum for the present path.
-        anchor: Share of the strands' own energy in what the bend descends on, see `popflow.transport.saddle`; None takes 1 for the best
-            coupling and 0 for any other.
+        path_lr: Learning rate of the bend. None: ``lr`` where the anchor is 1, and a tenth of it in a saddle, where the potential has to stay
+            near its optimum for the present path.
+        anchor: Share of the paths' own energy in the objective of the bend, see `popflow.transport.saddle`. None: 1 for the coupling of
+            least action and 0 for any other.
         slices: Times in a batch.
-        strands: Strands at each.
+        paths: Paths at each of these times.
         network: ``network(dim) -> nn.Module`` for the potential, called as ``module(x [rows, dim], u [rows]) -> [rows, 1]``; None for a
             perceptron with SiLU.
 
@@ -79,27 +79,27 @@ class LagrangianFlow:
         self,
         lagrangian: Lagrangian,
         *,
-        coupling: path_coupling.Coupling = path_coupling.best,
+        coupling: path_coupling.PathCoupling = path_coupling.least_action,
         width: int = 64,
         depth: int = 3,
         lr: float = 3e-3,
         path_lr: float | None = None,
         anchor: float | None = None,
         slices: int = 16,
-        strands: int = 16,
+        paths: int = 16,
         network: Callable[[int], nn.Module] | None = None,
     ):
         self.lagrangian, self.coupling = lagrangian, coupling
-        self.anchor = (1.0 if coupling is path_coupling.best else 0.0) if anchor is None else anchor
+        self.anchor = (1.0 if coupling is path_coupling.least_action else 0.0) if anchor is None else anchor
         if not 0 <= self.anchor <= 1:
             raise ValueError(f"anchor={anchor!r}, wanted a share in [0, 1].")
-        for name, size in {"width": width, "depth": depth, "slices": slices, "strands": strands}.items():
+        for name, size in {"width": width, "depth": depth, "slices": slices, "paths": paths}.items():
             if size < 1:
                 raise ValueError(f"{name}={size!r}, wanted at least 1.")
-        self.width, self.depth, self.lr, self.slices, self.per_slice = width, depth, lr, slices, strands
+        self.width, self.depth, self.lr, self.slices, self.per_slice = width, depth, lr, slices, paths
         self.path_lr = (lr if self.anchor == 1 else lr / 10) if path_lr is None else path_lr
-        self.make_network = network or partial(potential_network, width=width, depth=depth)
-        self._fitted: tuple[Potential, Bend | None, Strands, Snapshots, int] | None = None
+        self.make_network = network or partial(MLP, out=1, width=width, depth=depth)
+        self._fitted: tuple[Potential, Bend | None, ConditionalPaths, Snapshots, int] | None = None
         self.learned: Fit | None = None
 
     def fit(
@@ -112,11 +112,11 @@ class LagrangianFlow:
         checkpoint: str | Path | None = None,
         compile: bool | Literal["auto"] = "auto",
     ) -> LagrangianFlow:
-        """Learn the potential (and the bend, where the strands need one); marginals held out are not looked at. Returns the flow itself.
+        """Learn the potential (and the bend, where the paths need one); held-out marginals are not looked at. Returns the flow itself.
 
         Args:
             snapshots: The samples. Their masses count under ``WFR(lam, normalized=False)``; `W2` conserves mass and takes every one as 1.
-            steps: Of the optimiser.
+            steps: Steps of the optimiser.
             rng: Streams for the networks, plans and batches.
             record: See `popflow.learn.fit`.
             checkpoint: See `popflow.learn.fit`.
@@ -133,11 +133,11 @@ class LagrangianFlow:
         with rng.layers():
             potential = Potential(lagrangian, snapshots, self.make_network(snapshots.dim)).to(cells)
             bend = None
-            if self.coupling is not path_coupling.best or not lagrangian.solved_by_strands:
+            if self.coupling is not path_coupling.least_action or not lagrangian.is_static:
                 bend = Bend(lagrangian, snapshots, width=self.width, depth=2).to(cells)
         if lagrangian.noise:
             _refuse_flat(potential.network, cells)
-        strands = Strands.of(lagrangian, snapshots, self.coupling, rng)
+        paths = ConditionalPaths.of(lagrangian, snapshots, self.coupling, rng)
         params = {f"s.{name}": p for name, p in potential.named_parameters()}
         first = len(params)
         if bend is not None:
@@ -146,7 +146,7 @@ class LagrangianFlow:
         self.learned = fit(
             saddle_loss(lagrangian, potential, bend, (float(radius(cells)) / potential.span) ** 2, self.anchor),
             params,
-            lambda rng: strands.draw(rng, self.slices, self.per_slice),
+            lambda rng: paths.draw(rng, self.slices, self.per_slice),
             steps=steps,
             rng=rng,
             optimizer=partial(two_rates, first=first, lr=self.lr, path_lr=self.path_lr, betas=betas),
@@ -162,7 +162,7 @@ class LagrangianFlow:
                 mine = {name[2:]: value for name, value in self.learned.ema.items() if name.startswith(player)}
                 module.load_state_dict(mine, strict=False)
                 module.requires_grad_(False)
-        self._fitted = potential, bend, strands, snapshots, rng.seed
+        self._fitted = potential, bend, paths, snapshots, rng.seed
         return self
 
     def potential(self, t: Tensor | float, x: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class LagrangianFlow:
     def velocity(self, t: Tensor | float, x: Tensor) -> Tensor:
         """``v = u + grad s`` ``[n, d]`` at a time in the user's unit (or one per row); with noise the drift of the diffusion.
 
-        It may jump at a snapshot; there it is that of the interval before.
+        It may jump at a snapshot, where it is that of the interval before.
         """
         return self._rates(t, x)[1]
 
@@ -181,7 +181,7 @@ class LagrangianFlow:
         return self.lagrangian.lam * self._rates(t, x)[0]
 
     def process(self, t: float, pop: Population) -> Rates:
-        """Drift, noise and growth of a population ``[n, d]``; where it carries ``aux["action"]``, its mean is the action so far."""
+        """Drift, noise and growth of a population ``[n, d]``; the mean of ``aux["action"]``, if it is there, is the action so far."""
         lagrangian, x = self.lagrangian, pop.x
         value, velocity = self._rates(t, x)
         growth = Ito(lagrangian.lam * value) if lagrangian.lam else None
@@ -204,8 +204,8 @@ class LagrangianFlow:
             pop: A population ``[n, d]``, or its positions.
             t0: Start.
             t1: End, later than ``t0``; earlier too where there is no noise.
-            rng: Streams; the noise.
-            steps: None takes 100 for the time between the first and the last snapshot, in proportion, and four times as many with noise.
+            rng: Streams for the noise.
+            steps: Steps of the integrator. None: 100 from the first to the last snapshot, in proportion, and four times as many with noise.
 
         Raises:
             ValueError: for positions of another dimension, or noise backwards in time.
@@ -227,15 +227,15 @@ class LagrangianFlow:
         return simulate((euler if noisy else heun)(process), pop, times, rng=rng)
 
     def interpolate(self, t: float, n: int, rng: Streams) -> Population:
-        """``n`` cells of the path itself at a time between the first and the last snapshot, weighted by their mass.
+        """Draw ``n`` cells of the path itself at a time between the first and the last snapshot, weighted by their mass.
 
-        The cells of both snapshots around ``t`` have a say, and nothing is integrated: the nearest answer for a time that lies between. `push`
-        says what becomes of given cells.
+        Both snapshots around ``t`` contribute, and nothing is integrated: the best prediction for a time in between. `push` follows given
+        cells instead.
 
         Args:
             t: Time, in the user's unit.
             n: Cells.
-            rng: Streams; which strands, and their noise.
+            rng: Streams for the choice of paths and their noise.
 
         Raises:
             ValueError: for a time outside, or ``n < 1``.
@@ -245,26 +245,26 @@ class LagrangianFlow:
             >>> flow.interpolate(0.25, 3, Streams(0)).x.flatten().tolist()
             [1.0, 1.0, 1.0]
         """
-        _, bend, strands, _, _ = self._ready()
-        first, last = float(strands.times[0]), float(strands.times[-1])
+        _, bend, paths, _, _ = self._ready()
+        first, last = float(paths.times[0]), float(paths.times[-1])
         if not first <= t <= last:
-            raise ValueError(f"t={t}, wanted a time from {first} to {last}: beyond the snapshots push goes on along the flow.")
+            raise ValueError(f"t={t}, wanted a time from {first} to {last}: beyond the snapshots use push, which follows the flow.")
         if n < 1:
             raise ValueError(f"n={n!r}, wanted at least 1.")
         place = (torch.arange(n, dtype=torch.float64) + rng.uniform("interpolate", (1, n)).cpu()) / n  # one in each of n equal parts
-        batch = strands.at(torch.tensor([t], dtype=torch.float64), place, rng)
+        batch = paths.at(torch.tensor([t], dtype=torch.float64), place, rng)
         with torch.no_grad():
             point = follow(self.lagrangian, batch, bend)
         return Population.of(point.x).reweight(point.mass.log())
 
     def report(self, *, cells: int = 1024, draws: int = 64) -> Certificate:
-        """Action, its bounds, the duality gap and the Hamilton-Jacobi residual, with random numbers of their own.
+        """Action, its bounds, the duality gap and the Hamilton-Jacobi residual, estimated with fresh random numbers.
 
         Args:
             cells: Most cells of each snapshot that are pushed.
-            draws: Batches of strands that the bounds and the residual are averaged over.
+            draws: Batches of paths over which the bounds and the residual are averaged.
         """
-        potential, bend, strands, snapshots, seed = self._ready()
+        potential, bend, paths, snapshots, seed = self._ready()
         lagrangian, training, rng = self.lagrangian, snapshots.training, Streams(seed)
         action = 0.0
         for k in range(len(training) - 1):
@@ -275,23 +275,23 @@ class LagrangianFlow:
             action += mass * float(pushed.aux["action"].double().mean())
         lower = upper = force = 0.0
         for _ in range(draws):
-            batch = strands.draw(rng, self.slices, self.per_slice)
+            batch = paths.draw(rng, self.slices, self.per_slice)
             t, point = batch["t"].flatten(), follow(lagrangian, batch, bend)
             probe = batch["probe"].flatten(0, 1) if "probe" in batch else None
             with torch.no_grad():
                 lower += float(dual(lagrangian, potential, t, point, probe).double().mean()) / draws
-                upper += float(strand_energy(lagrangian, t, point).double().mean()) / draws
+                upper += float(path_energy(lagrangian, t, point).double().mean()) / draws
             _, (slope,) = value_and_grad(lambda x: residual(lagrangian, potential, t, x, probe), point.x)  # noqa: B023
             force += float((point.mass * slope.detach().square().sum(-1)).mean()) / draws
         lower, upper = potential.span * lower, potential.span * upper
         return Certificate(
             action=action,
             dual=lower,
-            strands=None if lagrangian.noise else upper,
+            path_energy=None if lagrangian.noise else upper,
             gap=action - lower,
             residual=math.sqrt(force),
-            residual_relative=math.sqrt(force) * potential.span**2 / float(radius(strands.x)),
-            born=max(plan.born for plan in strands.plans),
+            residual_relative=math.sqrt(force) * potential.span**2 / float(radius(paths.x)),
+            born=max(plan.born for plan in paths.plans),
         )
 
     def _rates(self, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -307,13 +307,13 @@ class LagrangianFlow:
                 slope = slope + shaped("drift", self.lagrangian.drift(times, x), x)
         return value, slope
 
-    def _ready(self) -> tuple[Potential, Bend | None, Strands, Snapshots, int]:
+    def _ready(self) -> tuple[Potential, Bend | None, ConditionalPaths, Snapshots, int]:
         if self._fitted is None:
             raise ValueError("the flow has not been fitted: call fit(snapshots, rng=Streams(0)) first.")
         return self._fitted
 
     def _check(self, snapshots: Snapshots) -> None:
-        """Refuse what has no solution, or would be ignored."""
+        """Refuse problems without a solution, and settings that would be ignored."""
         lagrangian, training = self.lagrangian, snapshots.training
         longest = float(training.times.diff().max())
         if lagrangian.stiffness > 0 and math.sqrt(lagrangian.stiffness) * longest >= math.pi:
@@ -330,11 +330,11 @@ class LagrangianFlow:
         if coarse > 1e-4 * float(training.times.diff().min()):
             raise ValueError(
                 f"times go up to {float(training.times[-1]):.6g} and are {float(training.times.diff().min()):.3g} apart, too near for "
-                f"{training.x[0].dtype}. Fix: subtract the first time, or take float64 cells."
+                f"{training.x[0].dtype}. Fix: subtract the first time, or use float64 cells."
             )
         x = torch.cat([rows[:2] for rows in training.x])
         if not bool((torch.cat(training.x).std(0) > 0).any()):
-            raise ValueError("x: all cells of all snapshots are at one place, wanted samples that differ.")
+            raise ValueError("x: all cells of all snapshots are in one place, wanted samples that differ.")
         t = training.times.to(x)[:1].expand(len(x))
         if lagrangian.potential is not None:
             shaped("potential", lagrangian.potential(t, x), t)
@@ -343,7 +343,7 @@ class LagrangianFlow:
 
 
 def _refuse_flat(network: nn.Module, cells: Tensor) -> None:
-    """A network whose Laplacian is zero everywhere (ReLU) would turn a bridge into optimal transport without a word."""
+    """Refuse a network whose Laplacian is zero everywhere (ReLU): it would silently turn a bridge into optimal transport."""
     x = ((cells - cells.mean(0)) / cells.std().clamp_min(1e-6))[:64]
     u = torch.linspace(0, 1, len(x), dtype=x.dtype, device=x.device)
     _, _, laplacian = value_grad_and_laplacian(lambda x: network(x, u)[:, 0], x)

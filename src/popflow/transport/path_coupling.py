@@ -1,13 +1,14 @@
-"""Which mass goes where between two snapshots: plans of least static cost, one strand of mass per entry.
+"""Which mass goes where between two snapshots: plans of least static cost, one conditional path per entry.
 
-Where the least action between two points is known in closed form, the dynamic problem between two snapshots is a static one: the least
-``sum_ij cost(x_i, y_j) P_ij``, and the path of least action is made of the strands between coupled cells (`popflow.transport.conditional_paths`).
+Where the least action between two points is known in closed form, the dynamic problem between two snapshots is a static one: minimise
+``sum_ij cost(x_i, y_j) P_ij``, and the path of least action is made of the conditional paths between coupled cells
+(`popflow.transport.conditional_paths`).
 
     transport       cost |x - y|^2: exact, by the network simplex; the same plan for every quadratic or linear potential
     noise           cost |x - y|^2 / 2 with entropy sigma^2 L: Sinkhorn's iteration
     growth          cost -log cos^2(min(sqrt(lam) |x - y|, pi) / 2), both marginals relaxed by their relative entropies: the plan gamma carries
-                    the shares sigma_0(x), sigma_1(y) of the mass of a cell; its strands go from mass gamma / sigma_0 to gamma / sigma_1,
-                    and what it does not carry dies, or is born
+                    the shares sigma_0(x), sigma_1(y) of the mass of a cell; its paths go from mass gamma / sigma_0 to gamma / sigma_1,
+                    and the mass that it does not carry dies or is born
 
 Source: Liero, Mielke and Savare, Invent. Math. 211 (2018), theorems 6.3 and 7.20; Peyre and Cuturi, *Computational optimal transport* (2019).
 """
@@ -22,25 +23,25 @@ import torch
 from torch import Tensor
 
 from popflow.core import Streams
-from popflow.transport.coupling import exact
+from popflow.transport.coupling import entropic_plan, exact
 from popflow.transport.lagrangian import WFR, Lagrangian
 
 CELLS = 1024
-"""Cells of each snapshot in one plan; of larger snapshots several plans of random cells are made, up to `PLANS`."""
+"""Cells of each snapshot in one plan; larger snapshots get several plans of random cells, up to `PLANS`."""
 PLANS = 8
 BLUR = 2e-3
 """Entropy of the plan under growth, in units of ``1 / lam``; far below what snapshots of a thousand cells resolve."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Strands between two snapshots, to be drawn.
+class PathPlan:
+    """The conditional paths between two snapshots, and how often each is drawn.
 
     Attributes:
-        i: Cell at the left end of a strand, ``[k]``; -1 where it is born at ``j``.
-        j: Cell at the right end; -1 where it dies at ``i``.
-        h0: Mass at the left end, ``[k]``, float64. Given a cell, the mean over strands is that cell's mass: the snapshot is met exactly.
-        h1: Mass at the right end.
+        i: Cell where a path starts, ``[k]``; -1 where its mass is born at ``j``.
+        j: Cell where it ends; -1 where its mass dies at ``i``.
+        h0: Mass at the start, ``[k]``, float64. The mean over the paths of a cell is the cell's mass: the snapshot is met exactly.
+        h1: Mass at the end.
         chance: Probability of drawing each, ``[k]``, float64.
         theta: Angle between the two ends, for normalised growth: ``cos theta = E[sqrt(h0 h1) cos(sqrt(lam) |x - y| / 2)]``.
     """
@@ -54,18 +55,18 @@ class Plan:
 
     @property
     def born(self) -> float:
-        """Share of the mass at the right end that no strand brings there."""
+        """Share of the mass at the end that no path brings there."""
         return float((self.chance * self.h1)[self.i < 0].sum() / (self.chance * self.h1).sum())
 
 
-Coupling = Callable[[Lagrangian, Tensor, Tensor, tuple[float, float], float, Streams], Plan]
-"""``coupling(lagrangian, x, y, masses, length, rng)``: `best` and `independent` are two."""
+PathCoupling = Callable[[Lagrangian, Tensor, Tensor, tuple[float, float], float, Streams], PathPlan]
+"""``coupling(lagrangian, x, y, masses, length, rng)``: `least_action` and `random_pairs` are two."""
 
 
-def best(lagrangian: Lagrangian, x: Tensor, y: Tensor, masses: tuple[float, float], length: float, rng: Streams) -> Plan:
-    """The plan of least action between cells ``x [n, d]`` and ``y [m, d]``, ``length`` apart in time, potentials aside.
+def least_action(lagrangian: Lagrangian, x: Tensor, y: Tensor, masses: tuple[float, float], length: float, rng: Streams) -> PathPlan:
+    """The plan of least action between cells ``x [n, d]`` and ``y [m, d]``, ``length`` apart in time, other potentials aside.
 
-    >>> plan = best(Lagrangian(WFR(1.0)), torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [-9.0]]), (1.0, 1.0), 1.0, Streams(0))
+    >>> plan = least_action(Lagrangian(WFR(1.0)), torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [-9.0]]), (1.0, 1.0), 1.0, Streams(0))
     >>> plan.i.tolist(), plan.j.tolist()
     ([0, 1, -1], [0, -1, 1])
     """
@@ -76,11 +77,11 @@ def best(lagrangian: Lagrangian, x: Tensor, y: Tensor, masses: tuple[float, floa
         left, right = x.cpu().double()[rows], y.cpu().double()[columns]
         alpha, beta = (torch.full((len(r),), h / len(r), dtype=torch.float64) for r, h in zip((rows, columns), masses, strict=True))
         if isinstance(lagrangian.kinetic, WFR):
-            i, j, h0, h1, chance = _growing(left, right, alpha, beta, lagrangian.lam)
+            i, j, h0, h1, chance = _unbalanced(left, right, alpha, beta, lagrangian.lam)
         else:
             if lagrangian.noise:
                 epsilon = lagrangian.noise**2 * length * _stretch(lagrangian, length)
-                plan = scaling(torch.cdist(left, right).square() / 2, alpha, beta, epsilon, math.inf)
+                plan = entropic_plan(torch.cdist(left, right).square() / 2, alpha, beta, epsilon)
             else:
                 plan = exact(left, right)
             plan = torch.where(plan > 1e-9 * plan.max(), plan, 0.0)
@@ -91,10 +92,10 @@ def best(lagrangian: Lagrangian, x: Tensor, y: Tensor, masses: tuple[float, floa
     return _joined(lagrangian, x, y, parts)
 
 
-def independent(lagrangian: Lagrangian, x: Tensor, y: Tensor, masses: tuple[float, float], length: float, rng: Streams) -> Plan:
-    """Cells paired at random, as published; every cell of the larger snapshot sixteen times. Bends must undo the crossings.
+def random_pairs(lagrangian: Lagrangian, x: Tensor, y: Tensor, masses: tuple[float, float], length: float, rng: Streams) -> PathPlan:
+    """Cells paired at random, as published; every cell of the larger snapshot sixteen times. Learned bends must undo the crossings.
 
-    >>> plan = independent(Lagrangian(), torch.zeros(2, 1), torch.ones(3, 1), (1.0, 1.0), 1.0, Streams(0))
+    >>> plan = random_pairs(Lagrangian(), torch.zeros(2, 1), torch.ones(3, 1), (1.0, 1.0), 1.0, Streams(0))
     >>> len(plan.i), plan.i.bincount().tolist(), plan.j.bincount().tolist()
     (48, [24, 24], [16, 16, 16])
     """
@@ -103,7 +104,7 @@ def independent(lagrangian: Lagrangian, x: Tensor, y: Tensor, masses: tuple[floa
     h0, h1 = (torch.full((count,), h, dtype=torch.float64) for h in masses)
     chance = torch.full_like(h0, 1 / count)
     parts = [(i, j, h0, h1, chance)]
-    if isinstance(lagrangian.kinetic, WFR):  # a pair too far apart to travel is a strand that dies and one that is born
+    if isinstance(lagrangian.kinetic, WFR):  # a pair too far apart to travel is a path that dies and one that is born
         far = math.sqrt(lagrangian.lam) * (x.cpu()[i] - y.cpu()[j]).norm(dim=1) >= math.pi
         none, zero, half = torch.full_like(i, -1), torch.zeros_like(h0), chance / 2
         parts = [tuple(v[~far] for v in parts[0]), tuple(v[far] for v in (i, none, 2 * h0, zero, half))]
@@ -111,11 +112,19 @@ def independent(lagrangian: Lagrangian, x: Tensor, y: Tensor, masses: tuple[floa
     return _joined(lagrangian, x, y, parts)
 
 
-def _growing(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, lam: float) -> tuple[Tensor, ...]:
-    """Strands of the unbalanced plan, and those that die or are born where it carries nothing."""
+def growth_cost(x: Tensor, y: Tensor, lam: float) -> Tensor:
+    """``-log cos^2(sqrt(lam) |x - y| / 2)`` between cells ``[n, d]`` and ``[m, d]``, infinite from ``pi / sqrt(lam)`` on.
+
+    >>> growth_cost(torch.zeros(1, 1), torch.tensor([[0.0], [4.0]]), 1.0).tolist()
+    [[-0.0, inf]]
+    """
     tau = math.sqrt(lam) * torch.cdist(x, y) / 2
-    cost = torch.where(tau < math.pi / 2, -2 * tau.clamp_max(math.pi / 2).cos().clamp_min(1e-300).log(), math.inf)
-    gamma = scaling(cost, alpha, beta, BLUR, 1.0)
+    return torch.where(tau < math.pi / 2, -2 * tau.clamp_max(math.pi / 2).cos().clamp_min(1e-300).log(), math.inf)
+
+
+def _unbalanced(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, lam: float) -> tuple[Tensor, ...]:
+    """Paths of the unbalanced plan, and those that die or are born where it carries nothing."""
+    gamma = entropic_plan(growth_cost(x, y, lam), alpha, beta, BLUR, 1.0)
     gamma = torch.where(gamma > 1e-7 * torch.minimum(alpha[:, None], beta), gamma, 0.0)
     rows, columns = gamma.sum(1), gamma.sum(0)
     i, j = gamma.nonzero(as_tuple=True)
@@ -127,37 +136,7 @@ def _growing(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, lam: float) -> t
     return i, j, left / chance, right / chance, chance
 
 
-def scaling(cost: Tensor, alpha: Tensor, beta: Tensor, epsilon: float, rho: float) -> Tensor:
-    """The plan ``P [n, m]`` of least ``<cost, P> + epsilon KL(P | alpha beta) + rho KL(P 1 | alpha) + rho KL(P^T 1 | beta)``.
-
-    Sinkhorn's iteration in stabilised form: twenty products with a kernel, then potentials are absorbed into it; epsilon is lowered by halves
-    to its value. ``rho = inf`` meets the marginals. Infinite costs are pairs that may not be coupled.
-
-    >>> plan = scaling(torch.tensor([[0.0, 9.0], [9.0, 0.0]]).double(), torch.ones(2).double(), torch.ones(2).double(), 0.1, math.inf)
-    >>> [[round(v, 3) for v in row] for row in plan.tolist()]
-    [[1.0, 0.0], [0.0, 1.0]]
-    """
-    f, g = torch.zeros_like(alpha), torch.zeros_like(beta)
-    allowed = cost[cost.isfinite()]
-    levels = [epsilon]
-    while len(allowed) and levels[-1] < float(allowed.max()) / 2:
-        levels.append(2 * levels[-1])
-    for level in reversed(levels):
-        power = 1.0 if math.isinf(rho) else rho / (rho + level)
-        for _ in range(100 if level == epsilon else 2):
-            kernel = ((f[:, None] + g - cost) / level).exp()
-            u, v = torch.ones_like(f), torch.ones_like(g)
-            for _ in range(20):
-                u = ((-f / rho).exp() / (kernel @ (v * beta)).clamp_min(1e-200)).pow(power).clamp(1e-100, 1e100)
-                v = ((-g / rho).exp() / (kernel.mT @ (u * alpha)).clamp_min(1e-200)).pow(power).clamp(1e-100, 1e100)
-            f, g = f + level * u.log(), g + level * v.log()
-            reached = ((u - 1).abs() < 1e-3) | (kernel.amax(1) == 0)
-            if bool(reached.all()):
-                break
-    return alpha[:, None] * ((f[:, None] + g - cost) / epsilon).exp() * beta
-
-
-def _joined(lagrangian: Lagrangian, x: Tensor, y: Tensor, parts: list[tuple[Tensor, ...]]) -> Plan:
+def _joined(lagrangian: Lagrangian, x: Tensor, y: Tensor, parts: list[tuple[Tensor, ...]]) -> PathPlan:
     i, j, h0, h1, chance = (torch.cat(column) for column in zip(*parts, strict=True))
     theta = 0.0
     if isinstance(lagrangian.kinetic, WFR):
@@ -165,11 +144,11 @@ def _joined(lagrangian: Lagrangian, x: Tensor, y: Tensor, parts: list[tuple[Tens
         tau = math.sqrt(lagrangian.lam) * (x.cpu()[i[travels]] - y.cpu()[j[travels]]).double().norm(dim=1) / 2
         overlap = (chance * (h0 * h1).sqrt())[travels] @ tau.cos()
         theta = math.acos(min(1.0, float(overlap)))
-    return Plan(i, j, h0, h1, chance, theta)
+    return PathPlan(i, j, h0, h1, chance, theta)
 
 
 def _named(cells: Tensor, index: Tensor) -> Tensor:
-    """Index among all cells of one among the ``cells`` of a plan; -1 stays."""
+    """Index among all cells of an index among the ``cells`` of one plan; -1 stays."""
     return torch.where(index < 0, index, cells[index.clamp_min(0)])
 
 

@@ -1,6 +1,6 @@
 """The max-min problem as one pure loss for `popflow.learn.fit`: a potential that rises on the dual, a path that descends on the action.
 
-Along strands with positions ``x``, velocities ``x'``, masses ``m`` (`popflow.transport.conditional_paths`) integration by parts turns the dual
+Along conditional paths with positions ``x``, velocities ``x'``, masses ``m`` (`popflow.transport.conditional_paths`) integration by parts turns the dual
 
     int s_1 dmu_1 - int s_0 dmu_0 - int dt E[m (d_t s + |grad s|^2 / 2 + <u, grad s> + lam s^2 / 2 + sigma^2 / 2 lap s + V)]
 
@@ -9,13 +9,13 @@ into an integral without boundary terms and without the time derivative,
     D(s) = int dt E[ m (<x' - u, grad s> - |grad s|^2 / 2 - lam s^2 / 2 + (nu nu' - sigma^2 / 2) lap s - V) + m' s ]
 
 which is a regression of ``grad s`` on ``x' - u`` and of ``lam s`` on ``m' / m``: bounded for every batch, and at most the action of the path for
-any ``s``. Above it stands the energy of the strands, each on its own,
+any ``s``. Above it stands the energy of the conditional paths, each on its own,
 
     P = int dt E[ m (|x' - u|^2 / 2 - V) + m'^2 / (2 lam m) ]
 
-and where strands do not cross the two meet. The path follows ``anchor * P + (1 - anchor) * D``: ``anchor = 1`` descends on an upper bound and
-cannot diverge, ``anchor = 0`` is the published saddle, needed where cells are paired at random, because only the potential can say that
-crossing strands should part.
+and where paths do not cross the two meet. The bend follows ``anchor * P + (1 - anchor) * D``: ``anchor = 1`` descends on an upper bound and
+cannot diverge; ``anchor = 0`` is the published saddle, needed where cells are paired at random, because only the potential can tell crossing
+paths to part.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
-from popflow.learn import MLP
 from popflow.transport.conditional_paths import Batch, Bend, Point, follow, moments, radius
 from popflow.transport.lagrangian import Field, Lagrangian, residual, shaped
 from popflow.transport.snapshots import Snapshots
@@ -43,8 +42,8 @@ class Potential(nn.Module):
     The network has a bias: growth depends on the value of ``s``, not only on its slope.
 
     Args:
-        lagrangian: Sets the scale ``c`` of the values.
-        snapshots: Sets ``m``, ``r`` and ``u``; those held out are not looked at.
+        lagrangian: Its kinetic energy sets the scale ``c`` of the values.
+        snapshots: They set ``m``, ``r`` and ``u``; those held out are not looked at.
         network: ``network(x, u) -> [rows, 1]`` on standardised coordinates; twice differentiable where there is noise.
     """
 
@@ -89,20 +88,15 @@ def mean_drift(lagrangian: Lagrangian, snapshots: Snapshots) -> Tensor:
     )
 
 
-def potential_network(dim: int, width: int, depth: int) -> nn.Module:
-    """The network of a `Potential` unless another is given."""
-    return MLP(dim, out=1, width=width, depth=depth)
-
-
 def dual(lagrangian: Lagrangian, s: Field, t: Tensor, point: Point, probe: Tensor | None = None) -> Tensor:
-    """The integrand of ``D(s)`` above, ``[rows]``: its mean over strands and times, times the duration, is at most the action.
+    """The integrand of ``D(s)`` above, ``[rows]``: its mean over paths and times, times the duration, is at most the action.
 
     Args:
-        lagrangian: Which terms there are.
+        lagrangian: Its noise, growth and potential say which terms there are.
         s: Potential.
         t: ``[rows]``.
-        point: Strands at these times.
-        probe: For the Laplacian, see `popflow.transport.lagrangian.residual`.
+        point: Paths at these times.
+        probe: Directions for the Laplacian, see `popflow.transport.lagrangian.residual`.
     """
     x, mass = point.x, point.mass
     if lagrangian.noise:
@@ -115,7 +109,7 @@ def dual(lagrangian: Lagrangian, s: Field, t: Tensor, point: Point, probe: Tenso
     return mass * (total - _potential(lagrangian, t, x, value)) + point.mass_rate * value
 
 
-def strand_energy(lagrangian: Lagrangian, t: Tensor, point: Point) -> Tensor:
+def path_energy(lagrangian: Lagrangian, t: Tensor, point: Point) -> Tensor:
     """The integrand of ``P`` above, ``[rows]``; with noise up to the energy of the bridge's own fluctuations."""
     energy = point.velocity.square().sum(-1) / 2
     energy = point.mass * (energy - _potential(lagrangian, t, point.x, energy))
@@ -127,17 +121,17 @@ def strand_energy(lagrangian: Lagrangian, t: Tensor, point: Point) -> Tensor:
 def saddle_loss(
     lagrangian: Lagrangian, potential: nn.Module, bend: Bend | None, unit: float, anchor: float
 ) -> Callable[[Mapping[str, Tensor], Batch], tuple[Tensor, Mapping[str, Tensor]]]:
-    """The loss of both players: parameters ``s.*`` of the potential and ``b.*`` of the bend, each of which sees its own objective alone.
+    """The loss of both players: parameters ``s.*`` of the potential and ``b.*`` of the bend, each of which sees only its own objective.
 
     Args:
         lagrangian: The problem.
         potential: A `Potential`.
-        bend: A `Bend`, or None where the strands need none.
-        unit: Energy that the loss is measured in, length squared over time squared.
-        anchor: Share of the upper bound in what the bend descends on.
+        bend: A `Bend`, or None where the paths need none.
+        unit: Unit of energy of the loss, length squared over time squared.
+        anchor: Share of the upper bound in the objective of the bend.
 
     Returns:
-        ``loss(params, batch) -> (scalar, metrics)``; the metrics ``dual`` and ``strands`` are ``D`` and ``P`` per unit of time.
+        ``loss(params, batch) -> (scalar, metrics)``; the metrics ``dual`` and ``path energy`` are ``D`` and ``P`` per unit of time.
     """
 
     def loss(params: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -147,8 +141,8 @@ def saddle_loss(
         point = follow(lagrangian, batch, None if bend is None else lambda *ends, module=bend: functional_call(module, theirs, ends))
         still = Point(*(value.detach() for value in point))
         lower = dual(lagrangian, lambda t, x: functional_call(potential, mine, (t, x)), t, still, probe).mean()
-        upper = strand_energy(lagrangian, t, point).mean()
-        total, metrics = -lower / unit, {"dual": lower, "strands": upper}
+        upper = path_energy(lagrangian, t, point).mean()
+        total, metrics = -lower / unit, {"dual": lower, "path energy": upper}
         if bend is None:
             return total, metrics
         total = total + anchor * upper / unit

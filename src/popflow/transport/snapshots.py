@@ -1,4 +1,4 @@
-"""Samples of a population at several times: real times, masses, and marginals that are held out and never looked at."""
+"""Samples of a population at several times: real times, masses, and held-out marginals that no fit looks at."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from popflow.core.streams import Streams
-
 
 @dataclass(frozen=True, eq=False)
 class Snapshots:
@@ -25,9 +23,9 @@ class Snapshots:
         x: One tensor ``[n_i, d]`` per time, of one dtype and device.
         times: ``[M]``, float64, strictly increasing, in the user's own unit.
         mass: ``[M]``, float64, above 0: total mass relative to the first.
-        labels: What the user called the times.
-        held_out: Which marginals only `popflow.transport.evaluate` may see. Their values are not checked, nor used by any fit.
-        velocity: Like ``x``: known velocities in units of ``x`` per unit of time (RNA velocity), or None.
+        labels: The times as the user gave them.
+        held_out: Marginals that only `popflow.transport.evaluate` may see. Their values are neither checked nor used by any fit.
+        velocity: Measured velocities like ``x``, in units of ``x`` per unit of time (RNA velocity), or None.
         shift: ``[d]``, see above.
         scale: ``[d]``, see above.
 
@@ -41,8 +39,6 @@ class Snapshots:
         ([0.0, 0.2, 1.0], [1.0, 1.33, 2.0])
         >>> snapshots.hold_out(1).training.labels
         (2, 7)
-        >>> snapshots.sample(Streams(0), 5).shape
-        torch.Size([3, 5, 2])
     """
 
     x: tuple[Tensor, ...]
@@ -64,8 +60,7 @@ class Snapshots:
             )
         if not bool(self.times.isfinite().all()) or not bool((self.times.diff() > 0).all()):
             raise ValueError(f"times={self.times.tolist()}, wanted finite, strictly increasing ones: Snapshots.of sorts them.")
-        if self.mass.shape != (count,) or not bool((self.mass.isfinite() & (self.mass > 0)).all()):
-            raise ValueError(f"mass={self.mass.tolist()}, wanted one finite number above 0 for each of {count} times.")
+        _check_masses("mass", self.mass, count)
         for k in self.held_out:
             if not 0 < k < count - 1:
                 raise ValueError(
@@ -110,7 +105,7 @@ class Snapshots:
 
         Raises:
             ValueError: see the class; also for two labels of the same time ("1" and 1.0).
-            TypeError: for sparse matrices, and times that are no numbers.
+            TypeError: for sparse matrices, and times that are not numbers.
         """
         if isinstance(x, Tensor | np.ndarray) or _sparse(x):
             x, times, velocity = _grouped(_array("x", x), times, None if velocity is None else _array("velocity", velocity))
@@ -134,8 +129,7 @@ class Snapshots:
                 raise ValueError(f'masses={masses!r}, wanted numbers, "counts" or None.')
             masses = [float(len(rows)) for rows in x]
         mass = torch.ones(len(x), dtype=torch.float64) if masses is None else torch.as_tensor(masses, dtype=torch.float64).cpu()
-        if mass.shape != (len(x),) or not bool((mass.isfinite() & (mass > 0)).all()):
-            raise ValueError(f"masses={mass.tolist()}, wanted one finite number above 0 for each of {len(x)} times.")
+        _check_masses("masses", mass, len(x))
         mass = mass[order]
         return Snapshots(
             tuple(x[k] for k in order),
@@ -150,21 +144,16 @@ class Snapshots:
 
     @property
     def dim(self) -> int:
-        """Coordinates of a cell."""
+        """Number of coordinates of a cell."""
         return self.x[0].shape[1]
 
     @property
     def unit_times(self) -> Tensor:
         """The times mapped to [0, 1] with their real spacing, ``[M]``, float64."""
-        return self.unit(self.times)
-
-    def unit(self, t: Tensor | float) -> Any:
-        """Map times in the user's unit to the scale on which first and last are 0 and 1."""
-        first, last = float(self.times[0]), float(self.times[-1])
-        return (t - first) / (last - first)
+        return (self.times - self.times[0]) / (self.times[-1] - self.times[0])
 
     def index(self, label: Any) -> int:
-        """Return which marginal a label or a time names.
+        """Return the number of the marginal at a time, given as a number or as its label.
 
         >>> Snapshots.of([torch.zeros(2, 1)] * 3, times=["0", "10", "2"]).index(2)
         1
@@ -181,7 +170,7 @@ class Snapshots:
 
     @property
     def training(self) -> Snapshots:
-        """The snapshots without those held out: what may be fitted to. Times, masses and coordinates stay."""
+        """The snapshots without those held out, which a fit may use. Times, masses and coordinates stay."""
         if not self.held_out:
             return self
         keep = [k for k in range(len(self)) if k not in self.held_out]
@@ -201,7 +190,7 @@ class Snapshots:
         return self._transformed(cells.mean(0), _spread(cells))
 
     def scaled(self) -> Snapshots:
-        """Subtract the mean and divide all coordinates by the largest standard deviation of one: distances keep their proportions."""
+        """Subtract the mean and divide all coordinates by the largest of their standard deviations: distances keep their proportions."""
         cells = torch.cat(self.training.x)
         return self._transformed(cells.mean(0), _spread(cells).max().expand(self.dim))
 
@@ -222,16 +211,8 @@ class Snapshots:
         """Return raw coordinates ``[..., d]`` in those of the model."""
         return raw if self.shift is None or self.scale is None else (raw - self.shift.to(raw)) / self.scale.to(raw)
 
-    def sample(self, rng: Streams, batch: int) -> Tensor:
-        """Draw chains ``[M, batch, d]`` from the training marginals, each cell on its own (independent coupling), with replacement."""
-        if batch < 1:
-            raise ValueError(f"batch={batch!r}, wanted at least 1.")
-        rows = self.training.x
-        place = rng.uniform("cells", (len(rows), batch))
-        return torch.stack([x[(u * len(x)).long()] for x, u in zip(rows, place, strict=True)])
-
     def to(self, *args: Any, **kwargs: Any) -> Snapshots:
-        """Move or cast the coordinates as `torch.Tensor.to`; times and masses stay float64 on the processor."""
+        """Move or cast the coordinates as `torch.Tensor.to`; times and masses stay float64 on the CPU."""
         moved: Mapping[str, Any] = {
             name: None if value is None else tuple(rows.to(*args, **kwargs) for rows in value)
             for name, value in (("x", self.x), ("velocity", self.velocity))
@@ -242,8 +223,13 @@ class Snapshots:
         return _replace(self, **moved, **ends)
 
 
+def _check_masses(name: str, mass: Tensor, count: int) -> None:
+    if mass.shape != (count,) or not bool((mass.isfinite() & (mass > 0)).all()):
+        raise ValueError(f"{name}={mass.tolist()}, wanted one finite number above 0 for each of {count} times.")
+
+
 def _spread(cells: Tensor) -> Tensor:
-    """Standard deviation of each coordinate, or what is wrong with it."""
+    """Standard deviation of each coordinate; refuse one that is 0."""
     scale = cells.std(0, correction=0)
     if not bool((scale > 0).all()):
         flat = (scale <= 0).nonzero().flatten().tolist()
@@ -252,7 +238,7 @@ def _spread(cells: Tensor) -> Tensor:
 
 
 def _grouped(x: Tensor, times: Any, velocity: Tensor | None) -> tuple[list[Tensor], list[Any], list[Tensor] | None]:
-    """Cut one array of cells at their times, in the order of the first cell of each."""
+    """Split one array of cells by their times."""
     if times is None:
         raise ValueError("times is None with one array x, wanted a time for each cell: or pass a list of arrays.")
     labels = _plain(times)
@@ -263,11 +249,12 @@ def _grouped(x: Tensor, times: Any, velocity: Tensor | None) -> tuple[list[Tenso
     members: dict[Any, list[int]] = {}
     for k, label in enumerate(labels):
         members.setdefault((type(label), label), []).append(k)
-    rows = [x[members[key]] for key in members]
-    moving = None if velocity is None else [velocity[members[key]] for key in members]
-    found = sorted(range(len(members)), key=lambda k: _number(list(members)[k][1]))
-    names = [key[1] for key in members]
-    return [rows[k] for k in found], [names[k] for k in found], None if moving is None else [moving[k] for k in found]
+    groups = sorted(members.items(), key=lambda group: _number(group[0][1]))
+
+    def split(rows: Tensor) -> list[Tensor]:
+        return [rows[index] for _, index in groups]
+
+    return split(x), [label for (_, label), _ in groups], None if velocity is None else split(velocity)
 
 
 def _plain(times: Any) -> list[Any]:
@@ -283,7 +270,7 @@ def _number(label: Any) -> float:
         value = float(label)
     except (TypeError, ValueError):
         raise TypeError(
-            f"times: {label!r} is no number, wanted numbers or text that reads as one: text sorts as '10' < '2'. "
+            f"times: {label!r} is not a number, wanted numbers or text that reads as one: text sorts as '10' < '2'. "
             "Fix: map the labels to times in one unit, for example days."
         ) from None
     if not math.isfinite(value):

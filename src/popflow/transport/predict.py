@@ -1,0 +1,69 @@
+"""What a flow predicts: cells at held-out times, and the way of cells from the first snapshot to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from popflow.core.population import Population
+from popflow.core.streams import Streams
+from popflow.transport.evaluate import FLOW, PATH, Flow, Path, neighbours
+from popflow.transport.snapshots import Snapshots
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Predicted cells.
+
+    Attributes:
+        time: Time in the unit of the snapshots.
+        way: How they were predicted: pushed along the flow, or drawn from its path.
+        cells: Positions in raw coordinates, weights inside.
+    """
+
+    time: float
+    way: str
+    cells: Population
+
+
+def predict(flow: Flow, snapshots: Snapshots, marginals: Sequence[int], rng: Streams) -> list[Prediction]:
+    """Predict marginals: the cells of the training marginal before each, pushed; of a held-out one as many cells of the path besides."""
+    found = []
+    for k in marginals:
+        left, t = neighbours(snapshots, k)[0], float(snapshots.times[k])
+        pushed = flow.push(snapshots.x[left], float(snapshots.times[left]), t, rng)
+        found.append(Prediction(t, FLOW, pushed.replace(x=snapshots.raw(pushed.x))))
+        if k in snapshots.held_out and isinstance(flow, Path):
+            drawn = flow.interpolate(t, len(pushed), rng)
+            found.append(Prediction(t, PATH, drawn.replace(x=snapshots.raw(drawn.x))))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """Cells on their way: ``times [T]``, positions ``x [T, n, d]`` and weights ``[T, n]``."""
+
+    times: list[float]
+    x: Tensor
+    weights: Tensor
+
+
+def track(flow: Flow, snapshots: Snapshots, rng: Streams, *, cells: int = 400, frames: int = 25) -> Track:
+    """Follow evenly spread cells of the first snapshot to the time of the last."""
+    start = snapshots.x[0]
+    count = min(cells, len(start))
+    pop = Population.of(start[torch.arange(count) * len(start) // count])
+    times = torch.linspace(float(snapshots.times[0]), float(snapshots.times[-1]), frames, dtype=torch.float64).tolist()
+    pops = [pop]
+    for a, b in pairwise(times):
+        pops.append(flow.push(pops[-1], a, b, rng))
+    return Track(times, torch.stack([pop.x for pop in pops]), torch.stack([pop.weights() for pop in pops]))
+
+
+def in_blocks(f: Callable[[Tensor], Tensor], x: Tensor, most: int = 8192) -> Tensor:
+    """Evaluate in blocks of rows, so that memory does not grow with the number of cells."""
+    return torch.cat([f(rows) for rows in x.split(most)])
