@@ -165,8 +165,8 @@ def check(config: Any) -> None:
 def config_of(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build the frozen dataclass ``cls`` from JSON-like values: lists become tuples, integers become floats where floats are wanted.
 
-    Fields may be bool, int, float, str, None, `pathlib.Path`, `typing.Literal`, unions of these, tuples, mappings with string keys, and
-    other dataclasses. ``"inf"``, ``"-inf"`` and ``"nan"`` stand for the floats that JSON cannot write.
+    Fields may be bool, int, float, str, None, `pathlib.Path`, `typing.Literal`, unions and tuples of these. ``"inf"``, ``"-inf"`` and ``"nan"``
+    stand for the floats that JSON cannot write.
 
     Raises:
         ConfigError: for an unknown key (naming the closest one), a missing key, a wrong type, or what the dataclass itself refuses.
@@ -304,8 +304,6 @@ def _read(hint: Any, value: Any, name: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         for member in args:
-            if _is_record(member) and isinstance(value, Mapping):
-                return _read(member, value, name)
             with contextlib.suppress(ConfigError):
                 return _read(member, value, name)
         choices = [one for member in args if get_origin(member) is Literal for one in get_args(member)]
@@ -321,21 +319,9 @@ def _read(hint: Any, value: Any, name: str) -> Any:
             members = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
             if len(members) == len(value):
                 return tuple(_read(member, one, f"{name}[{i}]") for i, (member, one) in enumerate(zip(members, value, strict=True)))
-    elif isinstance(origin, type) and issubclass(origin, Mapping):
-        if isinstance(value, Mapping):
-            return {key: _read(args[1], one, f"{name}.{key}") for key, one in value.items()}
-    elif _is_record(hint):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, Mapping):
-            return config_of(hint, value)
     else:
         return _read_scalar(hint, value, name)
     raise ConfigError(f"{name}={value!r}, wanted {_say(hint)}.")
-
-
-def _is_record(hint: Any) -> bool:
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
 def _read_scalar(hint: Any, value: Any, name: str) -> Any:
@@ -372,6 +358,4 @@ def _say(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, args))
     if origin is tuple:
         return f"a list, each {_say(args[0])}" if args[-1] is Ellipsis else f"a list of {len(args)}: {', '.join(map(_say, args))}"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"an object with values of {_say(args[1])}"
-    return f"an object with the keys of {hint.__name__}"
+    raise TypeError(f"a field is annotated {hint!r}, which a JSON configuration cannot hold.")
