@@ -57,7 +57,9 @@ def test_a_directory_without_results_belongs_to_the_next_job(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["beta"] == 2.0
 
 
-@pytest.mark.parametrize(("error", "stays"), [(ValueError, False), (KeyboardInterrupt, False), (RuntimeError, True)])
+@pytest.mark.parametrize(
+    ("error", "stays"), [(ValueError, False), (FileNotFoundError, False), (KeyboardInterrupt, False), (RuntimeError, True)]
+)
 @pytest.mark.parametrize("computed", [False, True])
 def test_an_error_of_the_input_before_anything_was_computed_leaves_no_directory(tmp_path, error, stays, computed):
     def job(run):

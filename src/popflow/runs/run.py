@@ -40,6 +40,7 @@ Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: told where a job stands."""
 
 _LOCK = ".lock"
+_OF_THE_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, KeyboardInterrupt)
 _BEFORE_RESULTS = {_LOCK, "config.json", "env.json", "log.txt"}
 _LEFT_BY_A_KILL = re.compile(r"\.(?:[\w.-]+\.(?:json|jsonl|html|safetensors))\.\w+\.tmp")
 
@@ -171,7 +172,7 @@ class Run:
             self.log("interrupted")
         elif error is not None:
             self.log("".join(traceback.format_exception(error)))
-        if isinstance(error, ValueError | ImportError | KeyboardInterrupt) and not _results(self.path):
+        if isinstance(error, _OF_THE_INPUT) and not _results(self.path):
             for name in _BEFORE_RESULTS:
                 (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
