@@ -337,7 +337,7 @@ PARTS = {f"{kind}, w={w:g}": (kind, w) for kind in KINDS for w in SCALES}
 
 def main(options: argparse.Namespace) -> list[Row]:
     """Guidance by weighted particles against plain guidance and Langevin steps, at equal network calls."""
-    sizes = Sizes(1, 1, 20, (4,), levels=4) if options.quick else Sizes(16, options.seeds, 2000, PARTICLES)
+    sizes = Sizes(2, 1, 20, (4,), levels=4) if options.quick else Sizes(16, options.seeds, 2000, PARTICLES)
     rows = []
     for part in options.only:
         if options.quick and part in PARTS and PARTS[part][1] != 3:
