@@ -61,7 +61,8 @@ def test_bad_files(folder, tmp_path):
 def test_search_reads_the_users_files(folder):
     """`--data mnist:3,7:FOLDER` is this task, and its files are part of the identity of a run; a folder that does not exist is named."""
     config = SearchConfig(data=f"mnist:3,7:{folder}")
-    assert list(config.inputs()) == [folder]
+    (folder / "notes.txt").write_text("not of the data set")
+    assert [path.name.partition("-")[0] for path in config.inputs()] == ["t10k", "t10k", "train", "train"]
     before = identity("search", config)
     cost, data = task(config)
     labels = folder / "t10k-labels-idx1-ubyte"

@@ -55,40 +55,33 @@ SMALLEST: dict[str, Callable[[Path], list[str]]] = {
     "sample": lambda folder: ["--expert", f"kernel:{points(folder)}:0.5", "--steps", "6", "--particles", "1", "--runs", "1"],
     "flow": lambda folder: [str(cells(folder)), "--time", "day", "--dims", "2", "--steps", "2", "--width", "4"],
     "search": lambda folder: [
-        "--data",
-        "digits:3,7:2",
-        "--depth",
-        "1",
-        "--curve",
-        "1",
-        "--restarts",
-        "1",
-        "--steps",
-        "2",
-        "--calls",
-        "8",
-        "--runs",
-        "1",
+        *("--data", f"mnist:3,7:{mnist(folder).parent}"),
+        *["--depth", "1", "--curve", "1", "--restarts", "1", "--steps", "2", "--calls", "8", "--runs", "1"],
     ],
 }
 """Verb -> the options of its smallest job (one particle, one restart), on input made in a folder."""
 
-INPUTS: dict[str, tuple[Callable[[Path], list[str]], Callable[[Path, int], Path]]] = {
-    "sample": (lambda folder: [], points),
-    "flow": (lambda folder: [], cells),
-    "search": (lambda folder: ["--data", f"mnist:3,7:{mnist(folder).parent}"], mnist),
-}
-"""Verb -> options that name an input file beside the smallest ones, and what writes it: the same path, other content for another seed."""
+INPUTS: dict[str, Callable[[Path, int], Path]] = {"sample": points, "flow": cells, "search": mnist}
+"""Verb -> what writes its input file: the same path, other content for another seed."""
 
-MISTAKES: dict[str, tuple[list[str], list[str], str]] = {
-    "sample": (["--expert", "zoo:digits-evn"], ["--expert", "zoo:digits-even"], "did you mean 'digits-even'"),
-    "flow": (["--rep", "X_pc"], ["--rep", "X_pca"], "X_pca"),
-    "search": (["--activation", "rleu"], ["--activation", "relu"], "did you mean 'relu'"),
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "sample": (["--expert", "zoo:digits-evn"], "did you mean 'digits-even'"),
+    "flow": (["--rep", "X_pc"], "X_pca"),
+    "search": (["--activation", "rleu"], "did you mean 'relu'"),
 }
-"""Verb -> options with a misspelt name, the right ones, and what the error says."""
+"""Verb -> an option with a misspelt name, and what the error says."""
 
 METHODS = pytest.mark.parametrize("method", BUILT_IN, ids=lambda method: method.name)
 VERBS = pytest.mark.parametrize("verb", TASKS)
+
+
+@pytest.fixture(autouse=True)
+def no_films(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out animations, which take seconds and are tested with the figures."""
+    from popflow.runs import point_figures
+
+    image = "data:image/png;base64,iVBORw0KGgo="
+    monkeypatch.setattr(point_figures, "moving", lambda *given, **options: image)
 
 
 @pytest.fixture
@@ -174,44 +167,32 @@ def _declared(config: type) -> None:
 
 
 @VERBS
-def test_the_smallest_job_runs_and_comes_out_the_same_after_an_interruption(verb: str, interrupted, tmp_path: Path) -> None:
+def test_a_run_survives_mistakes_interruptions_and_changed_inputs(verb: str, interrupted, tmp_path: Path, capsys, monkeypatch) -> None:
+    """A mistake locks no directory; an interrupted run ends as a whole one; a changed input is refused there, and elsewhere a new run."""
+    monkeypatch.chdir(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    smallest = SMALLEST[verb](tmp_path)
+    smallest, (wrong, message) = SMALLEST[verb](tmp_path), MISTAKES[verb]
+
+    assert main([verb, *smallest, *wrong, "--out", str(whole)]) in (1, 2)
+    assert message in capsys.readouterr().err
+    assert not whole.exists()
+
     reports = interrupted(verb, *smallest, "--out", str(whole))
     assert render(read_report(whole)) == (whole / "report.html").read_text()
     interrupted(verb, *smallest, "--out", str(cut), at=max(1, reports // 2))
     interrupted(verb, *smallest, "--out", str(cut))
     assert results(whole) == results(cut)
 
-
-@pytest.mark.parametrize("verb", INPUTS)
-def test_a_changed_input_is_a_new_run_or_a_named_refusal(verb: str, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    reading, write = INPUTS[verb]
-    smallest = [*SMALLEST[verb](tmp_path), *reading(tmp_path)]
-    for arguments in (smallest, [*smallest, "--out", "here"]):
-        assert main([verb, *arguments]) == 0
-    path = write(tmp_path, 1)
+    changed = INPUTS[verb](tmp_path, 1)
     capsys.readouterr()
-    assert main([verb, *smallest, "--out", "here"]) == 1
+    assert main([verb, *smallest, "--out", str(whole)]) == 1
     said = capsys.readouterr().err
-    assert path.name in said
+    assert changed.name in said
     assert "changed since that run read it" in said
-    assert main([verb, *smallest]) == 0
-    first, second = (results(folder) for folder in (tmp_path / "runs").iterdir())
-    assert first["report.json"] != second["report.json"]
-
-
-@VERBS
-def test_a_mistake_leaves_nothing_and_the_right_name_then_runs(verb: str, tmp_path: Path, capsys) -> None:
-    smallest, (wrong, right, message) = SMALLEST[verb](tmp_path), MISTAKES[verb]
-    if "--expert" in wrong:
-        smallest = smallest[2:]
-    out = tmp_path / "here"
-    assert main([verb, *smallest, *wrong, "--out", str(out)]) in (1, 2)
-    assert message in capsys.readouterr().err
-    assert not out.exists()
-    assert main([verb, *smallest, *right, "--out", str(out)]) == 0
+    interrupted(verb, *smallest)
+    (new,) = (tmp_path / "runs").iterdir()
+    assert results(new)["config.json"] != results(whole)["config.json"]
+    assert results(new)["report.json"] != results(whole)["report.json"]
 
 
 @VERBS

@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -163,28 +162,6 @@ def test_what_does_not_fit_the_file_is_named(h5ad, tmp_path, capsys, options, me
 def no_film(monkeypatch):
     """Leave the animation away, which takes longest."""
     monkeypatch.setattr(point_figures, "moving", lambda *_, **__: "data:image/png;base64,AA==")
-
-
-@pytest.mark.usefixtures("no_film")
-def test_a_misspelt_column_locks_nothing_and_a_changed_file_is_fitted_anew_or_refused(h5ad, tmp_path, monkeypatch, capsys):
-    import anndata as ad
-
-    monkeypatch.chdir(tmp_path)
-    shutil.copyfile(h5ad, "mine.h5ad")
-    small = ["flow", "mine.h5ad", "--time", "day", "--dims", "2", "--no-baseline", "--steps", "2", "--width", "4", "--json"]
-    assert main([*small, "--types", "tpye", "--out", "here"]) == 1
-    assert "unknown types: key of obs 'tpye': did you mean 'type'" in capsys.readouterr().err
-    assert main([*small, "--types", "type", "--out", "here"]) == 0
-    before = json.loads(capsys.readouterr().out)["results"]["action"]
-
-    adata = ad.read_h5ad("mine.h5ad")
-    adata.obsm["X_pca"][:, 0] += 3 * (adata.obs["day"] == "10").to_numpy()
-    adata.write_h5ad("mine.h5ad")
-    assert main([*small, "--types", "type", "--out", "here"]) == 1
-    assert "mine.h5ad changed since that run read it" in capsys.readouterr().err
-    assert main([*small, "--types", "type"]) == 0
-    assert json.loads(capsys.readouterr().out)["results"]["action"] != before
-    assert len(list(Path("runs").iterdir())) == 1
 
 
 def test_what_is_cited_follows_the_configuration():

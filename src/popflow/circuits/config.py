@@ -113,8 +113,9 @@ class SearchConfig:
         return tuple(range(low, high + 1))
 
     def inputs(self) -> Iterable[Path]:
-        """Return the folder of MNIST, if that is the data."""
-        return (value for value in self.data_set()[1].values() if isinstance(value, Path))
+        """Return the files of MNIST, if that is the data."""
+        folders = (value for value in self.data_set()[1].values() if isinstance(value, Path))
+        return (path for folder in folders for path in sorted(folder.glob("*-idx?-ubyte*")))
 
 
 @dataclass(frozen=True)
