@@ -84,16 +84,12 @@ class VE:
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDM(VE):
     """Karras et al. (2022): ``alpha = 1``, the network takes ``log(sigma)/4``.
 
     >>> round(EDM().sigma(EDM().time(0.5)), 9)
     0.5
     """
-
-    def alpha(self, sigma: Level) -> Level:
-        """Return one."""
-        return sigma**0
 
     def time(self, sigma: Level) -> Level:
         """Return ``log(sigma) / 4``."""

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.compose.diffusers.extra import extra
 from popflow.core import NonFiniteError
 from popflow.core.checks import refuse
 
@@ -151,6 +150,8 @@ def latents_of(pipe: Any, network: Any, patch: int, height: int | None = None, w
     Raises:
         ValueError: for a size that is not a multiple of the factor, or an autoencoder that does not fit the network.
     """
+    from diffusers.image_processor import VaeImageProcessor
+
     vae = getattr(pipe, "vae", None)
     channels = network.config.in_channels
     if patch == 2 and type(network).__name__ == "FluxTransformer2DModel":
@@ -177,7 +178,7 @@ def latents_of(pipe: Any, network: Any, patch: int, height: int | None = None, w
         factor,
         space,
         vae,
-        extra("diffusers.image_processor").VaeImageProcessor(vae_scale_factor=factor * patch),
+        VaeImageProcessor(vae_scale_factor=factor * patch),
     )
 
 

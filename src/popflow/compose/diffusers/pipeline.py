@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.compose.composition import OPERATIONS
 from popflow.compose.diffusers.expert import PipelineExpert, from_pipe, load_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
-from popflow.compose.diffusers.options import exponents_of, finite, known_options, one_of, whole
+from popflow.compose.diffusers.options import exponents_of, finite, known_options, whole
 from popflow.compose.diffusers.plan import Plan, composed, edited, prompted, reward_of
 from popflow.compose.probability_flow import flow_below
 from popflow.compose.sampler import Sample, Sampler, sample
 from popflow.compose.steering import steer
 from popflow.compose.target import check_same_space
 from popflow.core import Population, Streams
+from popflow.core.errors import unknown
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _USUAL = {
@@ -131,7 +131,8 @@ class ComposedPipeline:
         """
         known_options(options, self.__call__, self.plan)
         whole(particles=particles, num_images_per_prompt=num_images_per_prompt)
-        one_of("output_type", output_type, _OUTPUT_TYPES)
+        if output_type not in _OUTPUT_TYPES:
+            raise ValueError(unknown("output_type", str(output_type), _OUTPUT_TYPES))
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(
                 f"callback_on_step_end={callback_on_step_end!r}, wanted a function (pipeline, step, timestep, tensors) or None: tensors holds "
@@ -231,7 +232,6 @@ class ComposedPipeline:
         whole(**{name: value for name, value in (("height", height), ("width", width)) if value is not None})
         finite(_USUAL, strength=strength, reward_scale=reward_scale, guidance_scale=1.0 if guidance_scale is None else guidance_scale)
         exponents_of(exponents)
-        one_of("op", op, OPERATIONS)
         if not isinstance(noise_above, int | float) or not noise_above >= 0:
             raise ValueError(f"noise_above={noise_above!r}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
         if image is not None and height is None and width is None:
@@ -302,7 +302,6 @@ def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Samp
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         after = plan.sampler.step(pop, t0, t1, rng)
-        assert source is not None
         seen = {"latents": after.x, "weights": after.weights(), "ess": after.ess()}
         seen |= {"log_densities": plan.log_densities(after), "kappa": after.aux.get("kappa")}
         answer = callback(pipeline, number[t1], float(source.reading.schedule.time(t0**0.5)), seen)

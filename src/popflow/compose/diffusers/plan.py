@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from popflow.compose.composition import composition
-from popflow.compose.diffusers.expert import PipelineExpert, distilled
+from popflow.compose.diffusers.expert import PipelineExpert
 from popflow.compose.diffusers.latents import Latents
 from popflow.compose.diffusers.options import adapters_of, prompt_of, prompts_of
 from popflow.compose.inpainting import keep
@@ -88,7 +88,7 @@ def prompted(
         _warn(
             f"negative_prompt={negative!r} has no effect {why if told is None else 'on a network with distilled guidance: leave it out.'}"
         )
-    reasons = distilled(experts)
+    reasons = {expert.name: expert.source.distilled for expert in experts if expert.source.distilled}
     if reasons and (len(experts) > 1 or w != 1):
         _warn(
             f"distilled models are composed or guided: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}. Their predictions are not scores "
@@ -164,7 +164,6 @@ def reward_of(reward: Callable[[Tensor], Tensor] | None, scale: float, on: str, 
 
 def _guidance(expert: PipelineExpert, asked: float | None) -> tuple[float, float | None]:
     """Weight of guidance, and the scale that a network with distilled guidance is told (None for others)."""
-    assert expert.source is not None
     pipe, network = expert.source.pipe, expert.source.network
     own = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
     usual = float(own.default) if own is not None and own.default is not inspect.Parameter.empty else 1.0

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from popflow.compose.experts import Output, epsilon_output, flow_output, v_output, x0_output
-from popflow.compose.schedule import DDPM, Level, RectifiedFlow, Schedule, check_levels
+from popflow.compose.schedule import DDPM, EDM, Level, RectifiedFlow, Schedule, check_levels
 from popflow.core import PopflowWarning
 from popflow.core.errors import unknown
 
@@ -38,7 +38,7 @@ _DISTILLED = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStocha
 
 
 @dataclass(frozen=True)
-class Preconditioned:
+class Preconditioned(EDM):
     """Schedule of a raw EDM network: it sees ``x = y / sqrt(sigma^2 + sigma_data^2)`` and ``log(sigma) / 4``.
 
     >>> round(Preconditioned().sigma(Preconditioned().time(0.7)), 9)
@@ -50,14 +50,6 @@ class Preconditioned:
     def alpha(self, sigma: Level) -> Level:
         """Return ``c_in``."""
         return (sigma**2 + self.sigma_data**2) ** -0.5
-
-    def time(self, sigma: Level) -> Level:
-        """Return ``c_noise = log(sigma) / 4``."""
-        return (sigma.log() if isinstance(sigma, Tensor) else math.log(sigma)) / 4
-
-    def sigma(self, time: Level) -> Level:
-        """Invert `time`."""
-        return (4 * time).exp() if isinstance(time, Tensor) else math.exp(4 * time)
 
 
 def preconditioned_output(out: Tensor, x: Tensor, alpha: float, s: float, sigma_data: float = 0.5, sign: float = 1.0) -> Tensor:
