@@ -95,7 +95,7 @@ class Denoiser:
 class PipelineExpert(Expert):
     """An expert that knows the pipeline it was read from."""
 
-    model: Denoiser
+    model: Denoiser  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def prompt(self, text: Any, name: str | None = None) -> PipelineExpert:
         """Return the same model under another prompt (a text, or a class number); all prompts of a pipeline are evaluated in one call."""

@@ -5,6 +5,7 @@ Strings such as ``op="and"`` live here because this is where users of diffusers 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popflow.compose.composition import composition
 from popflow.compose.diffusers.expert import PipelineExpert, from_pipe, load_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
 from popflow.compose.diffusers.options import exponents_of, finite, known_options, whole
-from popflow.compose.diffusers.plan import Plan, composed, edited, prompted, reward_of
+from popflow.compose.diffusers.plan import Plan, edited, prompted, reward_of
 from popflow.compose.probability_flow import flow_below
 from popflow.compose.sampler import Sample, Sampler, sample
 from popflow.compose.steering import steer
@@ -234,23 +236,27 @@ class ComposedPipeline:
         exponents_of(exponents)
         if not isinstance(noise_above, int | float) or not noise_above >= 0:
             raise ValueError(f"noise_above={noise_above!r}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
+        if reward is not None and reward_gradient and op != "product":
+            raise ValueError(
+                f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."
+            )
         if image is not None and height is None and width is None:
             height, width = size_of(image)
         bases = self.experts(height, width)
         experts, empty, w = prompted(bases, prompts, negative_prompt, adapters, guidance_scale)
+        dim = math.prod(bases[0].event)
+        if op == "and" and len(experts) > dim + 1:
+            raise ValueError(
+                f"op='and' of {len(experts)} prompts in {dim} dimensions: {len(experts) - 1} equations in {dim} unknowns, wanted at most {dim + 1} "
+                "prompts. Fix: fewer prompts, or op='average'."
+            )
         potential = reward_of(reward, reward_scale, reward_on, reward_gradient, bases[0].latents)
-        sampler = composed(
-            experts,
-            op,
-            empty,
-            w,
-            exponents=exponents,
-            reward=potential if reward_gradient else None,
-            zeta=zeta,
-            kernel_steps=kernel_steps,
-            correct=correct,
-            ess_below=ess_below,
-        )
+        if op == "product":
+            settings = {"zeta": zeta, "kernel_steps": kernel_steps, "track": zeta == 1 and not kernel_steps}
+            settings |= {"correct": correct, "ess_below": ess_below, "reward": potential if reward_gradient else None}
+        else:  # refused by name unless they are the defaults
+            settings = {"zeta": None if zeta == 1 else zeta, "kernel_steps": kernel_steps or None}
+        sampler = composition(experts, op, unconditional=empty, guidance=w, exponents=exponents, **settings)
         sampler = flow_below(sampler, noise_above)
         sampler, levels, around, given = edited(sampler, bases[0], num_inference_steps, image, strength, mask_image)
         if potential is not None and not reward_gradient:

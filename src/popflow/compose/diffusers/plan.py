@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from popflow.compose.composition import composition
 from popflow.compose.diffusers.expert import PipelineExpert
 from popflow.compose.diffusers.latents import Latents
 from popflow.compose.diffusers.options import adapters_of, prompt_of, prompts_of
@@ -95,36 +93,6 @@ def prompted(
             "of a noised density, so weights and log-densities mean little. Sampled alone with guidance_scale=1, such a model works as usual."
         )
     return experts, empty, w
-
-
-def composed(
-    experts: Sequence[PipelineExpert],
-    op: str,
-    unconditional: Sequence[PipelineExpert],
-    guidance: float,
-    *,
-    exponents: Sequence[float] | None,
-    reward: Reward | None,
-    zeta: float,
-    kernel_steps: int,
-    **weighing: Any,
-) -> Sampler:
-    """Return the sampler of an operation on prompts; ``reward`` guides by its gradient, ``weighing`` is read by products alone."""
-    if reward is not None and op != "product":
-        raise ValueError(
-            f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."
-        )
-    dim = math.prod(experts[0].event)
-    if op == "and" and len(experts) > dim + 1:
-        raise ValueError(
-            f"op='and' of {len(experts)} prompts in {dim} dimensions: {len(experts) - 1} equations in {dim} unknowns, wanted at most {dim + 1} prompts. "
-            "Fix: fewer prompts, or op='average'."
-        )
-    if op == "product":
-        settings = {"reward": reward, "zeta": zeta, "kernel_steps": kernel_steps, "track": zeta == 1 and not kernel_steps, **weighing}
-    else:  # refused by name unless they are the defaults
-        settings = {"zeta": None if zeta == 1 else zeta, "kernel_steps": kernel_steps or None}
-    return composition(experts, op, unconditional=unconditional, guidance=guidance, exponents=exponents, **settings)
 
 
 def edited(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -86,7 +85,7 @@ class LowerToeplitz(Structure):
             return (_lag_means(_lag_sums(rows @ self.dense(factor, n))),)
         c = factor[0].unsqueeze(-2)
         spectrum, few = _spectrum(c), max(1, CACHED // (len(rows) * n))
-        power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in _few_at_a_time(rows, few)]
+        power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in rows.split(few, -2)]
         return (_lag_means(_lags(power[0] if len(power) == 1 else torch.stack(power).sum(0), n).to(rows.dtype)),)
 
     def inner(self, factor: Factor, n: int) -> Factor:
@@ -160,10 +159,6 @@ def _hankel(values: Tensor, n: int) -> Tensor:
 
 def _padded(c: Tensor) -> Tensor:
     return torch.nn.functional.pad(c, (0, c.shape[-1]))
-
-
-def _few_at_a_time(rows: Tensor, few: int) -> Sequence[Tensor]:
-    return rows.split(few, -2) if rows.shape[-2] > few else (rows,)
 
 
 def _lag_sums(rows: Tensor) -> Tensor:
