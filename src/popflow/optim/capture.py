@@ -115,7 +115,9 @@ class Tap:
     def _layer_hook(self, owner: nn.Module, layer: Layer):
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             if self.armed and module is owner and (module.training or self.always):
-                _record(self, layer, module, args[0] if args else kwargs["input"], output)
+                # the graph of a compiled model breaks here, only on the steps that record
+                note = _note_apart if torch.compiler.is_compiling() else _note_call
+                note(self, layer, module, args[0] if args else kwargs["input"], output)
 
         return hook
 
@@ -191,11 +193,6 @@ def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Ten
 
 
 _note_apart: Any = torch.compiler.disable(_note_call)
-
-
-def _record(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
-    """Note a call; the graph of a compiled model breaks here, only on the steps that record."""
-    (_note_apart if torch.compiler.is_compiling() else _note_call)(tap, layer, module, x, output)
 
 
 def _sequence(x: Tensor) -> Tensor:

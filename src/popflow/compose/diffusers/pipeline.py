@@ -21,7 +21,7 @@ from popflow.compose.diffusers.latents import Latents, size_of
 from popflow.compose.diffusers.options import exponents_of, finite, known_options, whole
 from popflow.compose.diffusers.plan import Plan, edited, prompted, reward_of
 from popflow.compose.probability_flow import flow_below
-from popflow.compose.sampler import Sample, Sampler, sample
+from popflow.compose.sampler import Sampler, sample
 from popflow.compose.steering import steer
 from popflow.compose.target import check_same_space
 from popflow.core import Population, Streams
@@ -140,7 +140,9 @@ class ComposedPipeline:
                 f"callback_on_step_end={callback_on_step_end!r}, wanted a function (pipeline, step, timestep, tensors) or None: tensors holds "
                 "'latents', 'weights', 'ess', 'log_densities' and 'kappa'."
             )
-        for one in generator if isinstance(generator, Sequence) else [generator]:
+        apart = isinstance(generator, Sequence)  # each image has a generator of its own
+        generators = list(generator) if isinstance(generator, Sequence) else [generator]
+        for one in generators:
             if one is not None and not isinstance(one, torch.Generator):
                 raise TypeError(f"generator holds {one!r}, wanted a torch.Generator: torch.Generator().manual_seed(0).")
         plan = self.plan(prompts, correct=particles > 1, **options)
@@ -148,20 +150,21 @@ class ComposedPipeline:
             raise ValueError(
                 f"image holds {plan.given} images, wanted 1, or num_images_per_prompt={num_images_per_prompt}: pass num_images_per_prompt={plan.given}."
             )
-        if not isinstance(generator, Sequence):
-            made = [self._follow(plan, particles, num_images_per_prompt, generator, callback_on_step_end)]
-        elif len(generator) == num_images_per_prompt:
-            plans = [plan] * len(generator)
-            if plan.given > 1:  # each image is edited on its own
-                single = [options | {"image": options["image"][i : i + 1]} for i in range(plan.given)]
-                plans = [self.plan(prompts, correct=particles > 1, **one) for one in single]
-            made = [self._follow(each, particles, 1, one, callback_on_step_end) for each, one in zip(plans, generator, strict=True)]
-        else:
+        if apart and len(generators) != num_images_per_prompt:
             raise ValueError(
-                f"generator is a list of {len(generator)}, wanted one for each of {num_images_per_prompt} images, or one for all."
+                f"generator is a list of {len(generators)}, wanted one for each of {num_images_per_prompt} images, or one for all."
             )
-        picked = torch.cat([x for _, x in made])
-        pops = [out.population for out, _ in made]
+        plans, runs = [plan] * len(generators), 1 if apart else num_images_per_prompt
+        if apart and plan.given > 1:  # each image is edited on its own
+            single = [options | {"image": options["image"][i : i + 1]} for i in range(plan.given)]
+            plans = [self.plan(prompts, correct=particles > 1, **one) for one in single]
+        made, picks = [], []
+        for each, one in zip(plans, generators, strict=True):
+            rng = Streams(_seed(one), each.experts[0].device)
+            sampler = each.sampler if callback_on_step_end is None else _telling(each, callback_on_step_end, self)
+            made.append(sample(sampler, each.levels, particles=particles, runs=runs, rng=rng, around=each.around))
+            picks.append(made[-1].pick(rng))
+        picked, pops = torch.cat(picks), [out.population for out in made]
 
         tracked = [one for pop in pops if (one := plan.log_densities(pop)) is not None]
         shares = [pop.aux["kappa"] for pop in pops if "kappa" in pop.aux]
@@ -169,7 +172,7 @@ class ComposedPipeline:
             images=self.images(picked, plan.latents, output_type),
             latents=picked,
             weights=torch.cat([pop.weights() for pop in pops]),
-            ess=torch.cat([out.trace["ess"] for out, _ in made], 1),
+            ess=torch.cat([out.trace["ess"] for out in made], 1),
             log_densities=torch.cat(tracked) if tracked else None,
             kappa=torch.cat(shares) if shares else None,
             particles=torch.cat([pop.x for pop in pops]),
@@ -290,15 +293,6 @@ class ComposedPipeline:
             images, flagged = check(latents.decode(z), z.device, z.dtype)
         keep_range = [not one for one in flagged] if flagged is not None else None
         return latents.processor.postprocess(images, output_type=output_type, do_denormalize=keep_range)
-
-    def _follow(
-        self, plan: Plan, particles: int, runs: int, generator: torch.Generator | None, callback: Callback | None
-    ) -> tuple[Sample, Tensor]:
-        """Sample, and pick one of each run."""
-        rng = Streams(_seed(generator), plan.experts[0].device)
-        sampler = plan.sampler if callback is None else _telling(plan, callback, self)
-        out = sample(sampler, plan.levels, particles=particles, runs=runs, rng=rng, around=plan.around)
-        return out, out.pick(rng)
 
 
 def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Sampler:
