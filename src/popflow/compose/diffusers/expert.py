@@ -21,6 +21,7 @@ from popflow.compose.target import Expert
 from popflow.core import MissingExtraError
 from popflow.core.errors import unknown
 
+_DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler", "SCMScheduler")
 _BY_NAME = ("turbo", "lightning", "lcm", "hyper-sd", "schnell")
 AS_IT_STANDS = None
 """No choice of adapters: whatever the pipeline has active."""
@@ -205,9 +206,9 @@ def from_pipe(
         if isinstance(part, torch.nn.Module):
             part.eval()
     latents = latents_of(pipe, network, family.patch, height, width)
-    reading, encode = read(pipe.scheduler), family.encode
+    encode = family.encode
     conditions = None if encode is None else Conditions(lambda key: encode(pipe, key[1], latents.size))
-    source = Source(pipe, network, reading, latents, family.call, conditions, _why_distilled(pipe, network, reading))
+    source = Source(pipe, network, read(pipe.scheduler), latents, family.call, conditions, _why_distilled(pipe, network))
     name = name or Path(str(pipe.config.get("_name_or_path") or type(pipe).__name__)).name
     expert = PipelineExpert(Denoiser(source), latents.event, None, name, latents.space, None, chunk)
     return expert if conditions is None else expert.prompt(_nothing(network), name)
@@ -300,11 +301,11 @@ def _nothing(network: Any) -> Any:
     return network.config.num_class_embeds - 1 if type(network).__name__ == "UNet2DModel" else ""
 
 
-def _why_distilled(pipe: Any, network: Any, reading: Reading) -> str:
+def _why_distilled(pipe: Any, network: Any) -> str:
     if network.config.get("guidance_embeds"):
         return "guidance was distilled into it (guidance_embeds)"
-    if reading.distilled:
-        return f"{type(pipe.scheduler).__name__} belongs to models distilled to few steps"
+    if (scheduler := type(pipe.scheduler).__name__) in _DISTILLED_SCHEDULERS:
+        return f"{scheduler} belongs to models distilled to few steps"
     if network.config.get("time_cond_proj_dim"):
         return "guidance was distilled into it (time_cond_proj_dim)"
     known = str(pipe.config.get("_name_or_path") or "").lower()

@@ -91,14 +91,15 @@ class LowerToeplitz(Structure):
     def inner(self, factor: Factor, n: int) -> Factor:
         """Projection of ``K^T K``: ``sum_s c_s c_{s+l} (n - s - l)``, per lag."""
         c = factor[0]
-        weighted = c * _counts(n, c)
+        weighted = c * _counts(n, c.dtype, str(c.device))
         if n > MEDIUM:
             return (_lag_means(correlate(weighted, c)),)
         return (_lag_means((_hankel(_padded(weighted), n) * c.unsqueeze(-2)).sum(-1)),)
 
     def square(self, factor: Factor, n: int) -> Tensor:
         """``sum_l c_l^2 (n - l)``."""
-        return (factor[0].square() * _counts(n, factor[0])).sum(-1)
+        c = factor[0]
+        return (c.square() * _counts(n, c.dtype, str(c.device))).sum(-1)
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
         """By ``K K^T`` where the rows pay for making it, else by FFT."""
@@ -174,13 +175,9 @@ def _lag_means(sums: Tensor) -> Tensor:
     return sums.mul_(_weights(sums.shape[-1], sums.dtype, str(sums.device)))
 
 
-def _counts(n: int, like: Tensor) -> Tensor:
-    """Entries on each diagonal, ``n, n - 1, ..., 1``."""
-    return _descending(n, like.dtype, str(like.device))
-
-
 @lru_cache(maxsize=256)
-def _descending(n: int, dtype: torch.dtype, device: str) -> Tensor:
+def _counts(n: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Entries on each diagonal, ``n, n - 1, ..., 1``."""
     return torch.arange(n, 0, -1, dtype=dtype, device=device)
 
 
