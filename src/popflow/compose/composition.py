@@ -78,7 +78,7 @@ def settings_of(op: str) -> tuple[str, ...]:
     >>> settings_of("or")
     ('temperature', 'bias', 'deterministic', 'probes')
     """
-    if op not in _SAMPLERS:
+    if op not in OPERATIONS:
         raise ValueError(unknown("op", str(op), OPERATIONS))
     parameters = inspect.signature(_SAMPLERS[op]).parameters.values()
     own = tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "guidance")

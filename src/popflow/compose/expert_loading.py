@@ -29,8 +29,8 @@ def load_experts(texts: Sequence[str], device: torch.device | str = "cpu") -> li
         if label:
             _check_label(spec)
         if key not in loaded:
-            make = {"zoo": _from_zoo, "kernel": _from_file, "python": _from_python}[spec.kind]
-            loaded[key] = make(spec, device)
+            make = {"kernel": _from_file, "python": _from_python}.get(spec.kind)
+            loaded[key] = catalogue.load(spec.name, device=device) if make is None else make(spec, device)
         expert = loaded[key]
         if not label:
             return expert
@@ -63,10 +63,6 @@ def _check_label(spec: ExpertSpec) -> None:
         raise ValueError(
             f"expert {spec.text!r}: label {spec.detail!r}, wanted a class number from 0 to {labels - 1} ({labels - 1}: any class)."
         )
-
-
-def _from_zoo(spec: ExpertSpec, device: torch.device | str) -> Expert:
-    return catalogue.load(spec.name, device=device)
 
 
 def _from_file(spec: ExpertSpec, device: torch.device | str) -> Expert:

@@ -87,9 +87,11 @@ def of_experts(config: SampleConfig, device: torch.device | str = "cpu") -> Setu
 
 def of_pipelines(config: SampleConfig, device: torch.device | str = "cpu") -> Setup:
     """Load pipelines of diffusers and plan what is sampled; see `popflow.compose.diffusers.ComposedPipeline.plan`."""
-    from popflow.compose.diffusers.configured import loaded, planned
+    from popflow.compose.diffusers import ComposedPipeline
+    from popflow.compose.diffusers.configured import planned
     from popflow.compose.diffusers.report import report as report_images
 
-    particles, runs, pipe = config.particles or 4, config.runs or 2, loaded(config, device)
+    particles, runs, dtype = config.particles or 4, config.runs or 2, getattr(torch, config.precision)
+    pipe = ComposedPipeline.from_pretrained(*config.diffusers, dtype=dtype, device=device, chunk=config.chunk)
     plan = planned(config, pipe, particles)
     return Setup(plan.sampler, plan.levels, particles, runs, partial(report_images, config, pipe, plan), plan.around)

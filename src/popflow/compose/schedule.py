@@ -57,7 +57,7 @@ class VP:
     def time(self, sigma: Level) -> Level:
         """Solve ``log(1 + sigma^2) = t^2 (b1 - b0)/2 + t b0`` for t."""
         slope = self.beta_max - self.beta_min
-        log = _log1p(sigma**2)
+        log = torch.log1p(sigma**2) if isinstance(sigma, Tensor) else math.log1p(sigma**2)
         return 2 * log / (self.beta_min + (self.beta_min**2 + 2 * slope * log) ** 0.5)
 
     def sigma(self, time: Level) -> Level:
@@ -84,16 +84,12 @@ class VE:
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDM(VE):
     """Karras et al. (2022): ``alpha = 1``, the network takes ``log(sigma)/4``.
 
     >>> round(EDM().sigma(EDM().time(0.5)), 9)
     0.5
     """
-
-    def alpha(self, sigma: Level) -> Level:
-        """Return one."""
-        return sigma**0
 
     def time(self, sigma: Level) -> Level:
         """Return ``log(sigma) / 4``."""
@@ -255,10 +251,6 @@ def _check_ends(steps: int, sigma_min: float, sigma_max: float) -> None:
 def _exact_ends(levels: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
     levels[0], levels[-1] = sigma_max, sigma_min
     return levels
-
-
-def _log1p(value: Level) -> Level:
-    return torch.log1p(value) if isinstance(value, Tensor) else math.log1p(value)
 
 
 def _like(value: Tensor, argument: Level) -> Level:

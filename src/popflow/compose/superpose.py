@@ -121,8 +121,7 @@ def both(
     There is no stationary target density: this is a process on an iso-surface, not the product and not the minimum.
 
     Raises:
-        ValueError: for fewer than two experts, experts of different spaces, or an argument out of range.
-        TypeError: for a product or power among the experts.
+        ValueError, TypeError: as `either`.
 
     Example:
         >>> import torch

@@ -17,7 +17,7 @@ Sources: Martens and Grosse 2015 (arXiv 1503.05671); expand and reduce: Eschenha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,19 +95,15 @@ class Tap:
         self.tape: list[tuple[Layer, Tensor, Any, Callable[[Tensor], Tensor]]] = []
         self.layers = list(layers)
         self._handles: list[Any] = []
-        self.attach()
-
-    def attach(self) -> None:
-        """Put the hooks in place."""
         by_module: dict[nn.Module, list[Layer]] = {}
         for layer in self.layers:
             for module in layer.modules:
                 by_module.setdefault(module, []).append(layer)
-        for module, layers in by_module.items():
+        for module, own in by_module.items():
             if isinstance(module, nn.MultiheadAttention):
-                self._handles += self._attention_hooks(module, layers)
+                self._handles += self._attention_hooks(module, own)
             else:
-                self._handles.append(module.register_forward_hook(self._layer_hook(module, layers[0]), with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._layer_hook(module, own[0]), with_kwargs=True))
 
     def detach(self) -> None:
         """Remove every hook."""
@@ -119,7 +115,9 @@ class Tap:
     def _layer_hook(self, owner: nn.Module, layer: Layer):
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             if self.armed and module is owner and (module.training or self.always):
-                _record(self, layer, module, args[0] if args else kwargs["input"], output)
+                # the graph of a compiled model breaks here, only on the steps that record
+                note = _note_apart if torch.compiler.is_compiling() else _note_call
+                note(self, layer, module, args[0] if args else kwargs["input"], output)
 
         return hook
 
@@ -157,12 +155,12 @@ class Tap:
 
         whole.grad_fn.register_prehook(record)  # on the node: an operation in place on the output comes after it
 
-    def pull(self, outputs: Tensor, cotangents: Tensor, keep_graph: bool = True) -> list[Rows]:
+    def pull(self, outputs: Tensor, cotangents: Tensor) -> list[Rows]:
         """Pull cotangents of ``outputs`` back to every noted call; empties the tape. Parameters' ``.grad`` stay as they are."""
         tape, self.tape = self.tape, []
         if not tape:
             return []
-        gradients = torch.autograd.grad(outputs, [edge for _, _, edge, _ in tape], cotangents, retain_graph=keep_graph, allow_unused=True)
+        gradients = torch.autograd.grad(outputs, [edge for _, _, edge, _ in tape], cotangents, retain_graph=True, allow_unused=True)
         pairs = zip(tape, gradients, strict=True)
         return [Rows(layer, a, cotangent(g.detach())) for (layer, a, _, cotangent), g in pairs if g is not None]
 
@@ -195,11 +193,6 @@ def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Ten
 
 
 _note_apart: Any = torch.compiler.disable(_note_call)
-
-
-def _record(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
-    """Note a call; the graph of a compiled model breaks here, only on the steps that record."""
-    (_note_apart if torch.compiler.is_compiling() else _note_call)(tap, layer, module, x, output)
 
 
 def _sequence(x: Tensor) -> Tensor:
@@ -235,9 +228,7 @@ def _pixels(module: nn.Module, g: Tensor) -> Tensor:
     return g.flatten(2).unflatten(1, (conv.groups, -1)).permute(1, 0, 3, 2)
 
 
-def rows(
-    model: nn.Module, forward: Callable[[], Tensor], cotangent: Callable[[Tensor], Tensor], layers: Iterable[Layer] | None = None
-) -> tuple[Tensor, list[Rows]]:
+def rows(model: nn.Module, forward: Callable[[], Tensor], cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Rows]]:
     """Run ``outputs = forward()`` and pull ``cotangent(outputs)`` back to the layers of ``model``: the functional form.
 
     Nothing is accumulated in ``.grad``; evaluation mode is recorded as well. With one scalar per datum and ``torch.ones_like`` as the
@@ -247,7 +238,6 @@ def rows(
         model: Holds the layers.
         forward: Runs the model.
         cotangent: From the outputs, what is pulled back; shaped like the outputs.
-        layers: Record these only.
 
     Returns:
         The outputs, and the rows of every call in order of the calls.
@@ -259,7 +249,7 @@ def rows(
         >>> found.a[0, :, 0].tolist(), found.g[0, :, 0].tolist()
         ([[1.0, 2.0], [3.0, 4.0]], [[1.0], [1.0]])
     """
-    tap = Tap(find_layers(model) if layers is None else list(layers), always=True)
+    tap = Tap(find_layers(model), always=True)
     try:
         tap.armed = True
         with torch.enable_grad():

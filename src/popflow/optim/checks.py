@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +39,7 @@ def check_options(*, sharing: Any, averaging: Any, factor_dtype: Any, **numbers:
     TypeError: sharing='reduce', wanted a function. Fix: popflow.optim.expand or reduce.
     """
     for name, value in numbers.items():
-        in_range(name, value, 0 if name == "seed" else 1, math.inf, whole=True)
+        in_range(name, value)
     functions = (("sharing", sharing, "expand or reduce"), ("averaging", averaging, "over_data, over_rows or summed"))
     for name, value, fix in functions:
         if not callable(value):

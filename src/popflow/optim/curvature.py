@@ -7,7 +7,7 @@ from typing import Any
 from popflow.optim.distributed import average, distributed
 from popflow.optim.kronecker import Pair, measure, refresh, warm_start
 from popflow.optim.layer_batch import Curvature, LayerBatch
-from popflow.optim.options import RANGES, in_range
+from popflow.optim.options import in_range
 from popflow.optim.preconditioner import Preconditioner
 
 
@@ -38,7 +38,7 @@ def refresh_factors(of: Preconditioner, groups: list[dict[str, Any]], scale: flo
         return
     for group in groups:
         lr_cov = group["lr_cov"](of.refreshes) if callable(group["lr_cov"]) else group["lr_cov"]
-        in_range("lr_cov", lr_cov, *RANGES["lr_cov"])
+        in_range("lr_cov", lr_cov)
         mine = [(batch, curvature) for batch, curvature in ready if batch.group is group]
         pairs = [_pair(batch, curvature) for batch, curvature in mine]
         if not pairs:

@@ -48,11 +48,8 @@ class Kernel:
 
     def gram(self) -> Tensor:
         """``J J^T [N, N]``, symmetric."""
-        total = (
-            self.found[0].a.new_zeros(self.data, self.data)
-            if self.found
-            else next(iter(self.loose.values())).new_zeros(self.data, self.data)
-        )
+        like = self.found[0].a if self.found else next(iter(self.loose.values()))
+        total = like.new_zeros(self.data, self.data)
         for calls in _by_layer(self.found).values():
             a, g = _uses(calls)
             if a.shape[2] == 1:

@@ -1,67 +1,67 @@
-"""The numbers of a SINGD parameter group, and their ranges."""
+"""The numbers that SINGD takes, and their ranges."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "lr": (0, math.inf, False),
-    "damping": (0, math.inf, True),
-    "momentum": (0, BELOW_ONE, False),
-    "alpha1": (0, BELOW_ONE, False),
-    "lr_cov": (0, BELOW_ONE, True),
-    "weight_decay": (0, math.inf, False),
-    "kl_clip": (0, math.inf, True),
-    "update_rms": (0, math.inf, True),
-    "fallback_lr": (0, math.inf, False),
+
+
+class Range(NamedTuple):
+    """What a number may be: ``usual`` is a good first value, named in errors; ``above`` excludes the lowest itself."""
+
+    usual: float
+    low: float = 0
+    high: float = math.inf
+    above: bool = False
+    whole: bool = False
+    or_none: bool = False
+    or_function: bool = False
+
+
+RANGES = {
+    "lr": Range(3e-3),
+    "damping": Range(1e-4, above=True),
+    "momentum": Range(0.9, high=BELOW_ONE),
+    "alpha1": Range(0.0, high=BELOW_ONE),
+    "lr_cov": Range(0.3, high=BELOW_ONE, above=True, or_function=True),
+    "weight_decay": Range(0.01),
+    "kl_clip": Range(1e-3, above=True, or_none=True),
+    "update_rms": Range(1.0, above=True, or_none=True),
+    "fallback_lr": Range(1e-3, or_none=True),
+    "interval": Range(10, low=1, whole=True, or_function=True),
+    "every": Range(5, low=1, whole=True),
+    "max_rows": Range(1024, low=1, whole=True, or_none=True),
+    "seed": Range(0, whole=True),
 }
-"""Name -> lowest, highest, whether the lowest itself is excluded."""
-USUAL = {
-    "lr": 3e-3,
-    "damping": 1e-4,
-    "momentum": 0.9,
-    "alpha1": 0.0,
-    "lr_cov": 0.3,
-    "weight_decay": 0.01,
-    "kl_clip": 1e-3,
-    "update_rms": 1.0,
-    "fallback_lr": 1e-3,
-    "interval": 10,
-    "every": 5,
-    "max_rows": 1024,
-    "seed": 0,
-}
-"""Name -> a good first value, named in errors."""
-MAY_BE_NONE = ("kl_clip", "update_rms", "fallback_lr", "max_rows")
-MAY_BE_FUNCTIONS = ("lr_cov", "interval")
 
 
 def check(group: Mapping[str, Any]) -> None:
     """Raise ValueError for a number of a group that is out of its range.
 
-    >>> check({name: 0.5 for name in RANGES})
-    >>> check({name: 0.5 for name in RANGES} | {"damping": 0.0})
+    >>> check({"lr": 0.5, "damping": 0.0})
     Traceback (most recent call last):
     ValueError: damping=0.0, wanted a finite number above 0. Fix: 0.0001 is usual.
     """
-    for name, (low, high, above) in RANGES.items():
-        in_range(name, group[name], low, high, above)
+    for name in group:
+        if name in RANGES:
+            in_range(name, group[name])
 
 
-def in_range(name: str, value: Any, low: float, high: float, above: bool = False, whole: bool = False) -> None:
-    """Raise ValueError unless ``value`` is a number in ``[low, high]`` (without ``low`` if ``above``), or None or a function where that is allowed."""
-    if (value is None and name in MAY_BE_NONE) or (callable(value) and name in MAY_BE_FUNCTIONS):
+def in_range(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is in the range of that name."""
+    usual, low, high, above, whole, or_none, or_function = RANGES[name]
+    if (value is None and or_none) or (callable(value) and or_function):
         return
     number: Any = value if isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) else math.nan
     if not (math.isfinite(number) and number <= high and (number > low if above else number >= low)):
-        most = f" and {'below 1' if high == BELOW_ONE else f'at most {high:g}'}" if high < math.inf else ""
+        most = " and below 1" if high == BELOW_ONE else ""
         raise ValueError(
             f"{name}={value!r}, wanted a {'whole' if whole else 'finite'} number {'above' if above else 'at least'} {low:g}{most}. "
-            f"Fix: {USUAL[name]:g} is usual."
+            f"Fix: {usual:g} is usual."
         )
 
 
@@ -71,8 +71,8 @@ def growing(to: int = 10, every: int = 5) -> Callable[[int], int]:
     >>> [growing(4)(step) for step in (1, 5, 10, 15, 1000)]
     [1, 2, 3, 4, 4]
     """
-    in_range("interval", to, 1, math.inf, whole=True)
-    in_range("every", every, 1, math.inf, whole=True)
+    in_range("interval", to)
+    in_range("every", every)
     return partial(_grown, to, every)
 
 

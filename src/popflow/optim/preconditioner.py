@@ -21,20 +21,10 @@ from popflow.optim.options import in_range
 class Preconditioner:
     """All that `popflow.optim.SINGD` keeps besides the torch protocol; its options are explained there.
 
-    Args:
+    Attributes:
         layers: Layers of one model that may be preconditioned.
         names: Parameter -> name, for all parameters of the model.
-        interval: Steps between refreshes, or a function from the number of steps made to the next interval.
-        adaptive: SINGD; False for IKFAC.
-        sharing: How the uses of a shared weight become rows.
-        averaging: What the loss averages over.
-        warm: Start from the solution of the first batch.
-        max_rows: Use at most so many rows of each call.
-        factor_dtype: Of the factors.
-        process_group: Over which curvature is averaged.
         rounding: Rounds bfloat16 tensors at random; None rounds to nearest.
-
-    Attributes:
         batches: The layers of all groups, those of equal shape and options together.
         tap: The hooks on the layers, or None before there are any.
         steps: Steps made.
@@ -136,7 +126,7 @@ class Preconditioner:
             ValueError: when ``interval`` is a function that returns something other than a whole number of at least 1.
         """
         gap = self.interval(self.steps + 1) if callable(self.interval) else self.interval
-        in_range("interval", gap, 1, math.inf, whole=True)
+        in_range("interval", gap)
         return gap
 
     def finish_step(self) -> None:

@@ -105,7 +105,7 @@ def test_uncentred_particles_are_centred_with_a_warning():
     ("call", "message"),
     [
         (lambda: lennard_jones(1), "particles=1, wanted at least 2"),
-        (lambda: lennard_jones(3, depth=0.0), "depth=0.0, wanted a finite number above 0"),
+        (lambda: lennard_jones(3, depth=0.0), "depth=0.0, minimum=1.0, wanted finite numbers above 0"),
         (lambda: double_well(0), "particles=0"),
         (lambda: lennard_jones(13).energy(torch.zeros(4, 39)), r"wanted \[..., 13, 3\], a configuration of LJ-13"),
     ],

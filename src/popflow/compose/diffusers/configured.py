@@ -1,22 +1,16 @@
-"""From the configuration of ``popflow sample`` to pipelines and what they sample."""
+"""From the configuration of ``popflow sample`` to what its pipelines sample."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from popflow.compose.config import SampleConfig
 from popflow.compose.diffusers.pipeline import ComposedPipeline
 from popflow.compose.diffusers.plan import Plan
 
-_PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def loaded(config: SampleConfig, device: torch.device | str = "cpu") -> ComposedPipeline:
-    """Load the pipelines that a configuration names."""
-    return ComposedPipeline.from_pretrained(*config.diffusers, dtype=_PRECISIONS[config.precision], device=device, chunk=config.chunk)
+_OF_THE_SAME_NAME = ("op", "height", "width", "strength", "noise_above", "ess_below")
+"""Settings that `ComposedPipeline.plan` takes under the names that they have in the configuration."""
 
 
 def planned(config: SampleConfig, pipe: ComposedPipeline, particles: int) -> Plan:
@@ -25,21 +19,16 @@ def planned(config: SampleConfig, pipe: ComposedPipeline, particles: int) -> Pla
     prompts = [int(text) if numbered and text.isdigit() else text for text in (*config.prompts, config.negative_prompt or "")]
     return pipe.plan(
         prompts[:-1] or None,
-        op=config.op,
         negative_prompt=None if config.negative_prompt is None else prompts[-1],
         exponents=config.beta or None,
         num_inference_steps=config.steps or 50,
         guidance_scale=config.guidance,
-        height=config.height,
-        width=config.width,
         image=_opened(config.image),
-        strength=config.strength,
         mask_image=_opened(config.mask_image),
-        noise_above=config.noise_above,
         correct=particles > 1,
         zeta=1.0 if config.zeta is None else config.zeta,
         kernel_steps=config.kernel_steps or 0,
-        ess_below=config.ess_below,
+        **{name: getattr(config, name) for name in _OF_THE_SAME_NAME},
     )
 
 

@@ -6,22 +6,22 @@ precision; their predictions are turned into epsilon, and weighted, in the preci
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from popflow.compose.diffusers.extra import extra
 from popflow.compose.diffusers.latents import Latents, latents_of
 from popflow.compose.diffusers.network import Call, Conditions, family_of
 from popflow.compose.diffusers.scheduler import Reading, read
 from popflow.compose.target import Expert
+from popflow.core import MissingExtraError
 from popflow.core.errors import unknown
 
+_DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler", "SCMScheduler")
 _BY_NAME = ("turbo", "lightning", "lcm", "hyper-sd", "schnell")
 AS_IT_STANDS = None
 """No choice of adapters: whatever the pipeline has active."""
@@ -94,17 +94,13 @@ class Denoiser:
 
 @dataclass(frozen=True, eq=False)
 class PipelineExpert(Expert):
-    """An expert that knows the pipeline it was read from.
+    """An expert that knows the pipeline it was read from."""
 
-    Attributes:
-        source: The pipeline and what was read from it.
-    """
-
-    source: Source | None = None
+    model: Denoiser  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def prompt(self, text: Any, name: str | None = None) -> PipelineExpert:
         """Return the same model under another prompt (a text, or a class number); all prompts of a pipeline are evaluated in one call."""
-        source = self._source()
+        source = self.source
         if source.conditions is None:
             raise ValueError(f"prompt {text!r}: {self.name!r} takes no prompts, it is an unconditional model.")
         source.select(self.adapters)
@@ -121,7 +117,7 @@ class PipelineExpert(Expert):
         Raises:
             ValueError: for an adapter that has not been loaded (``pipe.load_lora_weights(..., adapter_name=...)``).
         """
-        source = self._source()
+        source = self.source
         chosen = tuple((one, 1.0) if isinstance(one, str) else (one[0], float(one[1])) for one in adapters)
         if not hasattr(source.pipe, "get_list_adapters"):
             raise ValueError(f"adapters {list(adapters)} of a {type(source.pipe).__name__}, which takes none (LoRA): leave adapters out.")
@@ -135,33 +131,29 @@ class PipelineExpert(Expert):
 
     def sigmas(self, steps: int) -> Tensor:
         """Return the noise levels of the pipeline's own scheduler for a number of steps, ending in 0."""
-        latents = self._source().latents
-        length = latents.event[1] * latents.event[2] // family_of(self._source().network).patch ** 2
-        return self._source().reading.levels(steps, length)
+        latents = self.latents
+        length = latents.event[1] * latents.event[2] // family_of(self.source.network).patch ** 2
+        return self.source.reading.levels(steps, length)
+
+    @property
+    def source(self) -> Source:
+        """The pipeline and what was read from it."""
+        return self.model.source
 
     @property
     def adapters(self) -> tuple[tuple[str, float], ...] | None:
         """Adapters chosen by `lora`, with their strengths; None for whatever the pipeline has active."""
-        return self._denoiser().adapters
+        return self.model.adapters
 
     @property
     def latents(self) -> Latents:
         """The space it samples in: ``latents.decode(x)``, ``latents.encode(image)``, ``latents.images(x)``."""
-        return self._source().latents
+        return self.source.latents
 
     @property
     def device(self) -> torch.device:
         """Where the networks compute."""
-        return self._source().pipe._execution_device
-
-    def _source(self) -> Source:
-        if self.source is None:
-            raise TypeError(f"expert {self.name!r} has no pipeline: make it with popflow.compose.diffusers.from_pipe.")
-        return self.source
-
-    def _denoiser(self) -> Denoiser:
-        assert isinstance(self.model, Denoiser)
-        return self.model
+        return self.source.pipe._execution_device
 
 
 def from_pipe(
@@ -214,14 +206,11 @@ def from_pipe(
         if isinstance(part, torch.nn.Module):
             part.eval()
     latents = latents_of(pipe, network, family.patch, height, width)
-    conditions = None
-    source = Source(pipe, network, read(pipe.scheduler), latents, family.call, None, "")
-    source.distilled = _why_distilled(pipe, network, source.reading)
-    if family.encode is not None:
-        encode = partial(family.encode, pipe)
-        conditions = source.conditions = Conditions(lambda key: encode(key[1], latents.size))
+    encode = family.encode
+    conditions = None if encode is None else Conditions(lambda key: encode(pipe, key[1], latents.size))
+    source = Source(pipe, network, read(pipe.scheduler), latents, family.call, conditions, _why_distilled(pipe, network))
     name = name or Path(str(pipe.config.get("_name_or_path") or type(pipe).__name__)).name
-    expert = PipelineExpert(Denoiser(source), latents.event, None, name, latents.space, None, chunk, source)
+    expert = PipelineExpert(Denoiser(source), latents.event, None, name, latents.space, None, chunk)
     return expert if conditions is None else expert.prompt(_nothing(network), name)
 
 
@@ -241,6 +230,20 @@ def from_pretrained(
         ValueError: for a folder that is not a pipeline, and when the hub cannot be reached.
     """
     return from_pipe(load_pipe(folder, dtype=dtype, device=device), **size)
+
+
+def extra(name: str) -> Any:
+    """Import ``diffusers`` or ``transformers``.
+
+    Raises:
+        MissingExtraError: when it is absent, naming the extra that brings it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"pretrained pipelines need {name}, which cannot be imported ({error}): pip install 'popflow[diffusers]'."
+        ) from error
 
 
 def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
@@ -298,11 +301,11 @@ def _nothing(network: Any) -> Any:
     return network.config.num_class_embeds - 1 if type(network).__name__ == "UNet2DModel" else ""
 
 
-def _why_distilled(pipe: Any, network: Any, reading: Reading) -> str:
+def _why_distilled(pipe: Any, network: Any) -> str:
     if network.config.get("guidance_embeds"):
         return "guidance was distilled into it (guidance_embeds)"
-    if reading.distilled:
-        return f"{type(pipe.scheduler).__name__} belongs to models distilled to few steps"
+    if (scheduler := type(pipe.scheduler).__name__) in _DISTILLED_SCHEDULERS:
+        return f"{scheduler} belongs to models distilled to few steps"
     if network.config.get("time_cond_proj_dim"):
         return "guidance was distilled into it (time_cond_proj_dim)"
     known = str(pipe.config.get("_name_or_path") or "").lower()
@@ -311,8 +314,3 @@ def _why_distilled(pipe: Any, network: Any, reading: Reading) -> str:
 
 def _parameter(network: Any) -> Tensor:
     return next(network.parameters())
-
-
-def distilled(experts: Sequence[Expert]) -> dict[str, str]:
-    """Names of the experts whose predictions are not scores, and why."""
-    return {e.name: e.source.distilled for e in experts if isinstance(e, PipelineExpert) and e.source is not None and e.source.distilled}

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.compose.diffusers.extra import extra
 from popflow.core import NonFiniteError
 from popflow.core.checks import refuse
 
@@ -57,7 +56,9 @@ class Latents:
         _refuse_non_finite(z, "latents to decode", "sampling diverged earlier: take more steps or less guidance")
         if self.vae is None:
             return z
-        images = self.vae.decode(self._unscaled(z).to(_dtype(self.vae)), return_dict=False)[0].to(z.dtype)
+        mean, spread = self._moments(z)
+        own = next(self.vae.parameters()).dtype
+        images = self.vae.decode((z * spread + mean).to(own), return_dict=False)[0].to(z.dtype)
         _refuse_non_finite(images, "decoded images", _OVERFLOW)
         return images
 
@@ -73,7 +74,9 @@ class Latents:
             return pixels
         weight = next(self.vae.parameters())
         with torch.no_grad():
-            z = self._scaled(self.vae.encode(pixels.to(weight), return_dict=True).latent_dist.mode().to(pixels.dtype))
+            z = self.vae.encode(pixels.to(weight), return_dict=True).latent_dist.mode().to(pixels.dtype)
+            mean, spread = self._moments(z)
+            z = (z - mean) / spread
         _refuse_non_finite(z, "latents of the image", _OVERFLOW)
         return z
 
@@ -129,14 +132,6 @@ class Latents:
         cells = grey.reshape(self.event[1], self.factor, self.event[2], self.factor).amax((1, 3))
         return (cells > 0).to(grey).unsqueeze(0)
 
-    def _scaled(self, z: Tensor) -> Tensor:
-        mean, spread = self._moments(z)
-        return (z - mean) / spread
-
-    def _unscaled(self, z: Tensor) -> Tensor:
-        mean, spread = self._moments(z)
-        return z * spread + mean
-
     def _moments(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
         config = self.vae.config
         means, stds = config.get("latents_mean"), config.get("latents_std")
@@ -151,6 +146,8 @@ def latents_of(pipe: Any, network: Any, patch: int, height: int | None = None, w
     Raises:
         ValueError: for a size that is not a multiple of the factor, or an autoencoder that does not fit the network.
     """
+    from diffusers.image_processor import VaeImageProcessor
+
     vae = getattr(pipe, "vae", None)
     channels = network.config.in_channels
     if patch == 2 and type(network).__name__ == "FluxTransformer2DModel":
@@ -177,7 +174,7 @@ def latents_of(pipe: Any, network: Any, patch: int, height: int | None = None, w
         factor,
         space,
         vae,
-        extra("diffusers.image_processor").VaeImageProcessor(vae_scale_factor=factor * patch),
+        VaeImageProcessor(vae_scale_factor=factor * patch),
     )
 
 
@@ -227,10 +224,6 @@ def _fingerprint(vae: Any) -> str:
 
 
 _OVERFLOW = "an autoencoder in half precision overflows (that of SDXL is known to): pipe.vae.to(torch.float32)"
-
-
-def _dtype(module: Any) -> torch.dtype:
-    return next(module.parameters()).dtype
 
 
 def _refuse_non_finite(value: Tensor, what: str, fix: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -38,17 +38,6 @@ def finite(fixes: Mapping[str, str], **numbers: Any) -> None:
             raise TypeError(f"{name}={value!r} is a {type(value).__name__}, wanted a number: {fixes[name]}.")
         if not math.isfinite(value):
             raise ValueError(f"{name}={value}, wanted a finite number: {fixes[name]}.")
-
-
-def one_of(name: str, value: Any, known: Iterable[str]) -> None:
-    """Refuse an unknown name.
-
-    >>> one_of("op", None, ("and", "or"))
-    Traceback (most recent call last):
-    ValueError: unknown op 'None': Known: and, or.
-    """
-    if value not in known:
-        raise ValueError(unknown(name, str(value), known))
 
 
 def known_options(options: Mapping[str, Any], *functions: Callable) -> None:

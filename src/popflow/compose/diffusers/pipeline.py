@@ -5,6 +5,7 @@ Strings such as ``op="and"`` live here because this is where users of diffusers 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.compose.composition import OPERATIONS
+from popflow.compose.composition import composition
 from popflow.compose.diffusers.expert import PipelineExpert, from_pipe, load_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
-from popflow.compose.diffusers.options import exponents_of, finite, known_options, one_of, whole
-from popflow.compose.diffusers.plan import Plan, composed, edited, prompted, reward_of
+from popflow.compose.diffusers.options import exponents_of, finite, known_options, whole
+from popflow.compose.diffusers.plan import Plan, edited, prompted, reward_of
 from popflow.compose.probability_flow import flow_below
-from popflow.compose.sampler import Sample, Sampler, sample
+from popflow.compose.sampler import Sampler, sample
 from popflow.compose.steering import steer
 from popflow.compose.target import check_same_space
 from popflow.core import Population, Streams
+from popflow.core.errors import unknown
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _USUAL = {
@@ -131,13 +133,16 @@ class ComposedPipeline:
         """
         known_options(options, self.__call__, self.plan)
         whole(particles=particles, num_images_per_prompt=num_images_per_prompt)
-        one_of("output_type", output_type, _OUTPUT_TYPES)
+        if output_type not in _OUTPUT_TYPES:
+            raise ValueError(unknown("output_type", str(output_type), _OUTPUT_TYPES))
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(
                 f"callback_on_step_end={callback_on_step_end!r}, wanted a function (pipeline, step, timestep, tensors) or None: tensors holds "
                 "'latents', 'weights', 'ess', 'log_densities' and 'kappa'."
             )
-        for one in generator if isinstance(generator, Sequence) else [generator]:
+        apart = isinstance(generator, Sequence)  # each image has a generator of its own
+        generators = list(generator) if isinstance(generator, Sequence) else [generator]
+        for one in generators:
             if one is not None and not isinstance(one, torch.Generator):
                 raise TypeError(f"generator holds {one!r}, wanted a torch.Generator: torch.Generator().manual_seed(0).")
         plan = self.plan(prompts, correct=particles > 1, **options)
@@ -145,20 +150,21 @@ class ComposedPipeline:
             raise ValueError(
                 f"image holds {plan.given} images, wanted 1, or num_images_per_prompt={num_images_per_prompt}: pass num_images_per_prompt={plan.given}."
             )
-        if not isinstance(generator, Sequence):
-            made = [self._follow(plan, particles, num_images_per_prompt, generator, callback_on_step_end)]
-        elif len(generator) == num_images_per_prompt:
-            plans = [plan] * len(generator)
-            if plan.given > 1:  # each image is edited on its own
-                single = [options | {"image": options["image"][i : i + 1]} for i in range(plan.given)]
-                plans = [self.plan(prompts, correct=particles > 1, **one) for one in single]
-            made = [self._follow(each, particles, 1, one, callback_on_step_end) for each, one in zip(plans, generator, strict=True)]
-        else:
+        if apart and len(generators) != num_images_per_prompt:
             raise ValueError(
-                f"generator is a list of {len(generator)}, wanted one for each of {num_images_per_prompt} images, or one for all."
+                f"generator is a list of {len(generators)}, wanted one for each of {num_images_per_prompt} images, or one for all."
             )
-        picked = torch.cat([x for _, x in made])
-        pops = [out.population for out, _ in made]
+        plans, runs = [plan] * len(generators), 1 if apart else num_images_per_prompt
+        if apart and plan.given > 1:  # each image is edited on its own
+            single = [options | {"image": options["image"][i : i + 1]} for i in range(plan.given)]
+            plans = [self.plan(prompts, correct=particles > 1, **one) for one in single]
+        made, picks = [], []
+        for each, one in zip(plans, generators, strict=True):
+            rng = Streams(_seed(one), each.experts[0].device)
+            sampler = each.sampler if callback_on_step_end is None else _telling(each, callback_on_step_end, self)
+            made.append(sample(sampler, each.levels, particles=particles, runs=runs, rng=rng, around=each.around))
+            picks.append(made[-1].pick(rng))
+        picked, pops = torch.cat(picks), [out.population for out in made]
 
         tracked = [one for pop in pops if (one := plan.log_densities(pop)) is not None]
         shares = [pop.aux["kappa"] for pop in pops if "kappa" in pop.aux]
@@ -166,7 +172,7 @@ class ComposedPipeline:
             images=self.images(picked, plan.latents, output_type),
             latents=picked,
             weights=torch.cat([pop.weights() for pop in pops]),
-            ess=torch.cat([out.trace["ess"] for out, _ in made], 1),
+            ess=torch.cat([out.trace["ess"] for out in made], 1),
             log_densities=torch.cat(tracked) if tracked else None,
             kappa=torch.cat(shares) if shares else None,
             particles=torch.cat([pop.x for pop in pops]),
@@ -231,26 +237,29 @@ class ComposedPipeline:
         whole(**{name: value for name, value in (("height", height), ("width", width)) if value is not None})
         finite(_USUAL, strength=strength, reward_scale=reward_scale, guidance_scale=1.0 if guidance_scale is None else guidance_scale)
         exponents_of(exponents)
-        one_of("op", op, OPERATIONS)
         if not isinstance(noise_above, int | float) or not noise_above >= 0:
             raise ValueError(f"noise_above={noise_above!r}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
+        if reward is not None and reward_gradient and op != "product":
+            raise ValueError(
+                f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."
+            )
         if image is not None and height is None and width is None:
             height, width = size_of(image)
         bases = self.experts(height, width)
         experts, empty, w = prompted(bases, prompts, negative_prompt, adapters, guidance_scale)
+        dim = math.prod(bases[0].event)
+        if op == "and" and len(experts) > dim + 1:
+            raise ValueError(
+                f"op='and' of {len(experts)} prompts in {dim} dimensions: {len(experts) - 1} equations in {dim} unknowns, wanted at most {dim + 1} "
+                "prompts. Fix: fewer prompts, or op='average'."
+            )
         potential = reward_of(reward, reward_scale, reward_on, reward_gradient, bases[0].latents)
-        sampler = composed(
-            experts,
-            op,
-            empty,
-            w,
-            exponents=exponents,
-            reward=potential if reward_gradient else None,
-            zeta=zeta,
-            kernel_steps=kernel_steps,
-            correct=correct,
-            ess_below=ess_below,
-        )
+        if op == "product":
+            settings = {"zeta": zeta, "kernel_steps": kernel_steps, "track": zeta == 1 and not kernel_steps}
+            settings |= {"correct": correct, "ess_below": ess_below, "reward": potential if reward_gradient else None}
+        else:  # refused by name unless they are the defaults
+            settings = {"zeta": None if zeta == 1 else zeta, "kernel_steps": kernel_steps or None}
+        sampler = composition(experts, op, unconditional=empty, guidance=w, exponents=exponents, **settings)
         sampler = flow_below(sampler, noise_above)
         sampler, levels, around, given = edited(sampler, bases[0], num_inference_steps, image, strength, mask_image)
         if potential is not None and not reward_gradient:
@@ -285,15 +294,6 @@ class ComposedPipeline:
         keep_range = [not one for one in flagged] if flagged is not None else None
         return latents.processor.postprocess(images, output_type=output_type, do_denormalize=keep_range)
 
-    def _follow(
-        self, plan: Plan, particles: int, runs: int, generator: torch.Generator | None, callback: Callback | None
-    ) -> tuple[Sample, Tensor]:
-        """Sample, and pick one of each run."""
-        rng = Streams(_seed(generator), plan.experts[0].device)
-        sampler = plan.sampler if callback is None else _telling(plan, callback, self)
-        out = sample(sampler, plan.levels, particles=particles, runs=runs, rng=rng, around=plan.around)
-        return out, out.pick(rng)
-
 
 def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Sampler:
     """Sampler that calls back after each step."""
@@ -302,7 +302,6 @@ def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Samp
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         after = plan.sampler.step(pop, t0, t1, rng)
-        assert source is not None
         seen = {"latents": after.x, "weights": after.weights(), "ess": after.ess()}
         seen |= {"log_densities": plan.log_densities(after), "kappa": after.aux.get("kappa")}
         answer = callback(pipeline, number[t1], float(source.reading.schedule.time(t0**0.5)), seen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from popflow.compose.composition import composition
-from popflow.compose.diffusers.expert import PipelineExpert, distilled
+from popflow.compose.diffusers.expert import PipelineExpert
 from popflow.compose.diffusers.latents import Latents
 from popflow.compose.diffusers.options import adapters_of, prompt_of, prompts_of
 from popflow.compose.inpainting import keep
@@ -88,43 +86,13 @@ def prompted(
         _warn(
             f"negative_prompt={negative!r} has no effect {why if told is None else 'on a network with distilled guidance: leave it out.'}"
         )
-    reasons = distilled(experts)
+    reasons = {expert.name: expert.source.distilled for expert in experts if expert.source.distilled}
     if reasons and (len(experts) > 1 or w != 1):
         _warn(
             f"distilled models are composed or guided: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}. Their predictions are not scores "
             "of a noised density, so weights and log-densities mean little. Sampled alone with guidance_scale=1, such a model works as usual."
         )
     return experts, empty, w
-
-
-def composed(
-    experts: Sequence[PipelineExpert],
-    op: str,
-    unconditional: Sequence[PipelineExpert],
-    guidance: float,
-    *,
-    exponents: Sequence[float] | None,
-    reward: Reward | None,
-    zeta: float,
-    kernel_steps: int,
-    **weighing: Any,
-) -> Sampler:
-    """Return the sampler of an operation on prompts; ``reward`` guides by its gradient, ``weighing`` is read by products alone."""
-    if reward is not None and op != "product":
-        raise ValueError(
-            f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."
-        )
-    dim = math.prod(experts[0].event)
-    if op == "and" and len(experts) > dim + 1:
-        raise ValueError(
-            f"op='and' of {len(experts)} prompts in {dim} dimensions: {len(experts) - 1} equations in {dim} unknowns, wanted at most {dim + 1} prompts. "
-            "Fix: fewer prompts, or op='average'."
-        )
-    if op == "product":
-        settings = {"reward": reward, "zeta": zeta, "kernel_steps": kernel_steps, "track": zeta == 1 and not kernel_steps, **weighing}
-    else:  # refused by name unless they are the defaults
-        settings = {"zeta": None if zeta == 1 else zeta, "kernel_steps": kernel_steps or None}
-    return composition(experts, op, unconditional=unconditional, guidance=guidance, exponents=exponents, **settings)
 
 
 def edited(
@@ -164,7 +132,6 @@ def reward_of(reward: Callable[[Tensor], Tensor] | None, scale: float, on: str, 
 
 def _guidance(expert: PipelineExpert, asked: float | None) -> tuple[float, float | None]:
     """Weight of guidance, and the scale that a network with distilled guidance is told (None for others)."""
-    assert expert.source is not None
     pipe, network = expert.source.pipe, expert.source.network
     own = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
     usual = float(own.default) if own is not None and own.default is not inspect.Parameter.empty else 1.0

@@ -27,18 +27,17 @@ import torch
 from torch import Tensor
 
 from popflow.compose.experts import Output, epsilon_output, flow_output, v_output, x0_output
-from popflow.compose.schedule import DDPM, Level, RectifiedFlow, Schedule, check_levels
+from popflow.compose.schedule import DDPM, EDM, Level, RectifiedFlow, Schedule, check_levels
 from popflow.core import PopflowWarning
 from popflow.core.errors import unknown
 
 NEAR_ONE = 1e-3
 """A flow starts at ``t = 1 - NEAR_ONE``: at ``t = 1`` the signal is gone and ``sigma`` infinite."""
 _OUTPUTS: dict[str, Output] = {"epsilon": epsilon_output, "v_prediction": v_output, "sample": x0_output, "original_sample": x0_output}
-_DISTILLED = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler", "SCMScheduler")
 
 
 @dataclass(frozen=True)
-class Preconditioned:
+class Preconditioned(EDM):
     """Schedule of a raw EDM network: it sees ``x = y / sqrt(sigma^2 + sigma_data^2)`` and ``log(sigma) / 4``.
 
     >>> round(Preconditioned().sigma(Preconditioned().time(0.7)), 9)
@@ -50,14 +49,6 @@ class Preconditioned:
     def alpha(self, sigma: Level) -> Level:
         """Return ``c_in``."""
         return (sigma**2 + self.sigma_data**2) ** -0.5
-
-    def time(self, sigma: Level) -> Level:
-        """Return ``c_noise = log(sigma) / 4``."""
-        return (sigma.log() if isinstance(sigma, Tensor) else math.log(sigma)) / 4
-
-    def sigma(self, time: Level) -> Level:
-        """Invert `time`."""
-        return (4 * time).exp() if isinstance(time, Tensor) else math.exp(4 * time)
 
 
 def preconditioned_output(out: Tensor, x: Tensor, alpha: float, s: float, sigma_data: float = 0.5, sign: float = 1.0) -> Tensor:
@@ -74,13 +65,11 @@ class Reading:
         output: Turns its output into epsilon.
         levels: ``levels(steps, length)``: noise levels of that many steps, ending in 0; ``length`` is the number of tokens of one image, by
             which some flow models shift their levels.
-        distilled: Whether the scheduler belongs to models distilled to few steps, whose predictions are not scores.
     """
 
     schedule: Schedule
     output: Output
     levels: Callable[[int, int], Tensor]
-    distilled: bool = False
 
 
 def read(scheduler: Any) -> Reading:
@@ -95,10 +84,9 @@ def read(scheduler: Any) -> Reading:
     config, name = scheduler.config, type(scheduler).__name__
     prediction = config.get("prediction_type", "epsilon")
     _tell_what_is_left_out(scheduler, name)
-    distilled = name in _DISTILLED
     if name.startswith("FlowMatch") or prediction == "flow_prediction" or config.get("use_flow_sigmas"):
         schedule = RectifiedFlow(float(config.get("num_train_timesteps", 1000)))
-        return Reading(schedule, flow_output, partial(_flow_levels, scheduler), distilled)
+        return Reading(schedule, flow_output, partial(_flow_levels, scheduler))
     if prediction not in _OUTPUTS:
         raise ValueError(f"scheduler {name}: {unknown('prediction_type', str(prediction), [*_OUTPUTS, 'flow_prediction'])}")
     if name.startswith("EDM"):
@@ -107,7 +95,7 @@ def read(scheduler: Any) -> Reading:
             raise ValueError(f"scheduler {name} with prediction_type={prediction!r}, wanted 'epsilon' or 'v_prediction'.")
         sign = 1.0 if prediction == "epsilon" else -1.0
         output = partial(preconditioned_output, sigma_data=sigma_data, sign=sign)
-        return Reading(Preconditioned(sigma_data), output, partial(_sigma_levels, scheduler, math.inf), distilled)
+        return Reading(Preconditioned(sigma_data), output, partial(_sigma_levels, scheduler, math.inf))
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
             f"scheduler {name} has no table of noise levels, wanted one with alphas_cumprod, a FlowMatch or an EDM scheduler. Fix: build the "
@@ -119,7 +107,7 @@ def read(scheduler: Any) -> Reading:
     schedule = DDPM(table[table > 0])  # zero terminal signal-to-noise: its last level is infinite
     highest = schedule.sigma(len(schedule.alphas_cumprod) - 1.0)
     levels = partial(_sigma_levels, scheduler, highest) if hasattr(scheduler, "sigmas") else partial(_table_levels, scheduler, schedule)
-    return Reading(schedule, _OUTPUTS[prediction], levels, distilled)
+    return Reading(schedule, _OUTPUTS[prediction], levels)
 
 
 def _fresh(scheduler: Any, steps: int, **shift: float) -> Any:

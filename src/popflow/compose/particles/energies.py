@@ -115,7 +115,9 @@ def lennard_jones(particles: int = 13, *, depth: float = 1.0, minimum: float = 1
     """
     if particles < 2:
         raise ValueError(f"particles={particles}, wanted at least 2.")
-    pairs = partial(_lennard_jones_pairs, 2 * positive("depth", depth), positive("minimum", minimum) ** 2)
+    if not (0 < depth < math.inf and 0 < minimum < math.inf):
+        raise ValueError(f"depth={depth!r}, minimum={minimum!r}, wanted finite numbers above 0.")
+    pairs = partial(_lennard_jones_pairs, 2 * depth, minimum**2)
     return Cluster(f"LJ-{particles}", particles, 3, pairs, trap, minimum)
 
 
@@ -169,13 +171,6 @@ def apart(system: Cluster, x: Tensor, *, what: str = "x") -> Tensor:
             f"pairs in all), wanted distances around {system.distance:g}: the energy is infinite there. Fix: remove the copies, or move them apart."
         )
     return x
-
-
-def positive(name: str, value: float) -> float:
-    """Return a number, checked to be finite and above 0."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value!r}, wanted a finite number above 0.")
-    return value
 
 
 @cache

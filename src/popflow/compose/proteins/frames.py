@@ -232,11 +232,9 @@ def fragment_mixture(backbone: Tensor, rotation_std: float = 0.2, translation_st
     return frame_mixture(*relative(*residue_frames(backbone.double())), rotation_std, translation_std, **options)
 
 
-def frame_draws(
-    rotations: Tensor, translations: Tensor, rotation_std: float, translation_std: float, n: int, rng: Streams, stream: str = "exact"
-) -> Tensor:
+def frame_draws(rotations: Tensor, translations: Tensor, rotation_std: float, translation_std: float, n: int, rng: Streams) -> Tensor:
     """Exact draws ``[n, count * 12]`` from `frame_mixture` with equal weights (at a noise level pass the widths ``sqrt(a^2 + sigma_r^2)`` and so on)."""
-    which = torch.randint(len(rotations), (n,), generator=rng(stream), device=rng.device)
+    which = torch.randint(len(rotations), (n,), generator=rng("exact"), device=rng.device)
     place = translations[which]
-    turned = igso3_draws(rotations[which], rotation_std, rng, stream)
-    return frame_space(translations.shape[1]).join([turned, place + translation_std * rng.normal(stream, place)])
+    turned = igso3_draws(rotations[which], rotation_std, rng, "exact")
+    return frame_space(translations.shape[1]).join([turned, place + translation_std * rng.normal("exact", place)])

@@ -111,6 +111,14 @@ class FlatSpace:
         """Return the vector."""
         return vector
 
+    def move(self, x: Tensor, displacement: Tensor) -> Tensor:
+        """Add, and stay in the space in spite of rounding."""
+        return self.project(x + displacement)
+
+    def gradient(self, x: Tensor, slope: Tensor) -> Tensor:
+        """Project the derivatives."""
+        return self.project(slope)
+
     def start(self, like: Tensor, sigma: float, total: float, rng: Streams) -> Tensor:
         """Draw from ``N(0, sigma^2 / total)``."""
         return self.project(rng.normal("start", like)) * (sigma / math.sqrt(total))
@@ -144,14 +152,6 @@ class Euclidean(FlatSpace):
     def dim(self) -> int:
         """As many as a point has numbers."""
         return math.prod(self.event)
-
-    def move(self, x: Tensor, displacement: Tensor) -> Tensor:
-        """Add."""
-        return x + displacement
-
-    def gradient(self, x: Tensor, slope: Tensor) -> Tensor:
-        """Return the derivatives."""
-        return slope
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,3 @@ class CentredParticles(FlatSpace):
     def project(self, vector: Tensor) -> Tensor:
         """Subtract the mean over the particles."""
         return vector - vector.mean(-2, keepdim=True)
-
-    def move(self, x: Tensor, displacement: Tensor) -> Tensor:
-        """Add, and keep the centre of mass at the origin in spite of rounding."""
-        return self.project(x + displacement)
-
-    def gradient(self, x: Tensor, slope: Tensor) -> Tensor:
-        """Subtract the mean force."""
-        return self.project(slope)

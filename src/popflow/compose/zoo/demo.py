@@ -13,7 +13,8 @@ from popflow.compose.sampler import Sampler, diagnostics, sample
 from popflow.compose.schedule import karras
 from popflow.compose.superpose import average, both, either
 from popflow.compose.target import Expert
-from popflow.compose.zoo.even_prime import AND, EXACT, OR, TRAINED, Outcome, exact_experts, judge, product_samplers, trained_experts, truth
+from popflow.compose.zoo.catalogue import load
+from popflow.compose.zoo.even_prime import AND, EXACT, OR, TRAINED, Outcome, exact_experts, judge, product_samplers, truth
 from popflow.compose.zoo.report import product_report, superposition_report
 from popflow.core import Streams
 from popflow.runs import Report, Run, simulation
@@ -45,7 +46,7 @@ def superdiff(config: DemoConfig, run: Run) -> Report:
 
 
 def _experts(run: Run) -> dict[str, list[Expert]]:
-    return {EXACT: exact_experts(), TRAINED: trained_experts(run.device)}
+    return {EXACT: exact_experts(), TRAINED: [load(name, device=run.device) for name in ("digits-even", "digits-prime")]}
 
 
 def _followed(run: Run, kind: str, samplers: dict[str, Sampler], sizes: DemoConfig) -> dict[str, Outcome]:

@@ -18,7 +18,6 @@ from popflow.compose.feynman_kac import feynman_kac
 from popflow.compose.sampler import Sampler
 from popflow.compose.target import Expert, scores
 from popflow.compose.zoo import digits
-from popflow.compose.zoo.catalogue import load
 from popflow.compose.zoo.classifier import share
 from popflow.compose.zoo.exact import mixture_draws, product_draws
 from popflow.core import Streams
@@ -77,11 +76,6 @@ class Judgement:
 def exact_experts() -> list[Expert]:
     """Kernel mixtures of the even and of the prime training digits."""
     return [digits.kernel_expert(digits.EVEN, name="even"), digits.kernel_expert(digits.PRIME, name="prime")]
-
-
-def trained_experts(device: torch.device | str = "cpu") -> list[Expert]:
-    """Networks of the zoo."""
-    return [load("digits-even", device=device), load("digits-prime", device=device)]
 
 
 def step_size(sigma: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -164,17 +165,9 @@ def _product_table(
         return (*cells, None, None) if outcome is None else (*cells, _over_runs(outcome.ancestors[-1]), outcome.evaluations)
 
     rows = [row(name, one, made[name]) for name, one in judged.items()]
-    columns = (
-        "",
-        "share of 2s",
-        "MMD² to exact draws",
-        f"distinct 2s of {twos}",
-        f"ancestors of {sizes.particles}",
-        "evaluations per sample",
-    )
     return Table(
         f"Even AND prime, {kind}",
-        (*columns,),
+        ("", "share of 2s", "MMD² to exact draws", f"distinct 2s of {twos}", f"ancestors of {sizes.particles}", "evaluations per sample"),
         (row("exact draws", exact, None), *rows),
         "Share of 2s by the classifier; MMD² to exact draws from the product of the exact experts, lower is better; distinct: training 2s "
         "that are nearest to some sample; ancestors: initial particles with descendants at the end; evaluations of the two experts. "
@@ -202,17 +195,18 @@ def _traces(made: Mapping[str, Outcome]) -> tuple[Figure, ...]:
     ancestors = {name: o.ancestors.mean(1) / o.x.shape[1] for name, o in made.items()}
     log_z = {name: o.log_z.mean(1) for name, o in made.items()}
     exact = {"exact": log_normalizer(sigma)}
+    curves = partial(lines, sigma, x_label="sigma", log_x=True, downwards=True)
     return (
         Figure(
-            lines(sigma, ess, x_label="sigma", y_label="ESS / particles", log_x=True, downwards=True),
+            curves(ess, y_label="ESS / particles"),
             "Effective sample size, mean over runs. It rises after each resampling, and hides that particles descend from few ancestors.",
         ),
         Figure(
-            lines(sigma, ancestors, x_label="sigma", y_label="ancestors / particles", log_x=True, log_y=True, downwards=True),
+            curves(ancestors, y_label="ancestors / particles", log_y=True),
             "Initial particles that still have descendants, as a share of the particles, mean over runs.",
         ),
         Figure(
-            lines(sigma, log_z | exact, x_label="sigma", y_label="log Z (nats)", log_x=True, downwards=True),
+            curves(log_z | exact, y_label="log Z (nats)"),
             "Log normaliser of the product of the noised models; its error shrinks as the number of steps grows. Exact: of the exact experts.",
         ),
     )

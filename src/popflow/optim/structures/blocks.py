@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from popflow.optim.structures.structure import Factor, Structure, spectral_bound, squares
+from popflow.optim.structures.structure import Factor, Structure, spectral_bound
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Dense(Structure):
     >>> Dense().project(torch.tensor([[[2.0, 1.0], [1.0, 3.0]]]))[0].tolist()
     [[[2.0, 1.0], [1.0, 3.0]]]
     """
+
+    entries_once: ClassVar[bool] = True
 
     def size(self, n: int) -> int:
         """``n^2``."""
@@ -32,9 +35,7 @@ class Dense(Structure):
         """The matrix itself."""
         return factor[0]
 
-    def project(self, matrix: Tensor) -> Factor:
-        """The matrix itself."""
-        return (matrix,)
+    project = pack
 
     def shift_(self, factor: Factor, n: int, value: float) -> None:
         """Add to the diagonal."""
@@ -78,6 +79,8 @@ class Diagonal(Structure):
     [[2.0, 3.0]]
     """
 
+    entries_once: ClassVar[bool] = True
+
     def size(self, n: int) -> int:
         """``n``."""
         return n
@@ -90,9 +93,7 @@ class Diagonal(Structure):
         """Diagonal matrix."""
         return torch.diag_embed(factor[0])
 
-    def project(self, matrix: Tensor) -> Factor:
-        """Diagonal of the matrix."""
-        return self.pack(matrix)
+    project = pack
 
     def from_diagonal(self, diagonal: Tensor) -> Factor:
         """The diagonal itself."""
@@ -114,9 +115,7 @@ class Diagonal(Structure):
         """Scale columns."""
         return rows * factor[0].unsqueeze(-2)
 
-    def right_t(self, factor: Factor, rows: Tensor) -> Tensor:
-        """Scale columns."""
-        return rows * factor[0].unsqueeze(-2)
+    right_t = right
 
     def left(self, factor: Factor, columns: Tensor) -> Tensor:
         """Scale rows."""
@@ -129,10 +128,6 @@ class Diagonal(Structure):
     def inner(self, factor: Factor, n: int) -> Factor:
         """Squares."""
         return (factor[0].square(),)
-
-    def square(self, factor: Factor, n: int) -> Tensor:
-        """Sum of squares."""
-        return squares(factor)
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
         """Scale by squares."""
@@ -155,6 +150,7 @@ class BlockDiagonal(Structure):
     1816
     """
 
+    entries_once: ClassVar[bool] = True
     block: int
 
     def __post_init__(self):
@@ -186,9 +182,7 @@ class BlockDiagonal(Structure):
         out[:, cut:, cut:] = rest
         return out
 
-    def project(self, matrix: Tensor) -> Factor:
-        """Diagonal blocks."""
-        return self.pack(matrix)
+    project = pack
 
     def from_diagonal(self, diagonal: Tensor) -> Factor:
         """Diagonal blocks."""
@@ -256,10 +250,6 @@ class BlockDiagonal(Structure):
     def inner(self, factor: Factor, n: int) -> Factor:
         """Blockwise ``K^T K``."""
         return self.multiply(tuple(part.mT for part in factor), factor, n)
-
-    def square(self, factor: Factor, n: int) -> Tensor:
-        """Sum of squares."""
-        return squares(factor)
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
         """Blockwise, as `Dense`."""

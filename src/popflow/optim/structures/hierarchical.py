@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from popflow.optim.structures.structure import Factor, Structure, squares
+from popflow.optim.structures.structure import Factor, Structure
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Hierarchical(Structure):
     19
     """
 
+    entries_once: ClassVar[bool] = True
     k1: int
     k2: int
 
@@ -132,10 +134,6 @@ class Hierarchical(Structure):
         _, d, e = bottom.split_with_sizes([k1, middle, k2], -1)
         # Tensors of their own: a momentum that is made of them would keep the border rows as well.
         return a.contiguous(), b + b, diagonal.narrow(-1, k1, middle).clone(), d + d, e.contiguous()
-
-    def square(self, factor: Factor, n: int) -> Tensor:
-        """Sum of squares."""
-        return squares(factor)
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
         """One product after the other, in one piece of memory."""

@@ -16,6 +16,7 @@ arXiv 2312.05705, section 3.2 and appendix.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,9 @@ class Structure(ABC):
     >>> Scalar().size(5), Scalar().multiply((torch.tensor([[2.0]]),), (torch.tensor([[3.0]]),), 5)
     (1, (tensor([[6.]]),))
     """
+
+    entries_once: ClassVar[bool] = False
+    """Whether a factor stores every entry of its matrix that is not zero exactly once."""
 
     @abstractmethod
     def pack(self, matrix: Tensor) -> Factor:
@@ -98,7 +102,7 @@ class Structure(ABC):
 
     def square(self, factor: Factor, n: int) -> Tensor:
         """Return the traces of ``K^T K`` ``[B]``: sums of squares of all entries."""
-        return squares((self.dense(factor, n),))
+        return squares(factor if self.entries_once else (self.dense(factor, n),))
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
         """Return ``X K K^T`` (``dim=-1``) or ``K K^T X`` (``dim=-2``) for ``X [B, d, p]``."""
@@ -134,7 +138,7 @@ def spectral_bound(square: Tensor, trace: Tensor, n: int | Tensor) -> Tensor:
 
 
 def squares(factor: Factor) -> Tensor:
-    """Sum of squares of the stored numbers ``[B]``: `Structure.square` of a structure that stores each entry once.
+    """Sum of squares of the stored numbers ``[B]``: of the matrices, where each entry is stored once.
 
     >>> squares((torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])))
     tensor([14.])

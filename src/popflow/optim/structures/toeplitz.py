@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -86,20 +85,21 @@ class LowerToeplitz(Structure):
             return (_lag_means(_lag_sums(rows @ self.dense(factor, n))),)
         c = factor[0].unsqueeze(-2)
         spectrum, few = _spectrum(c), max(1, CACHED // (len(rows) * n))
-        power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in _few_at_a_time(rows, few)]
+        power = [_power(torch.fft.rfft(_filtered(some, c, spectrum, self.backwards))) for some in rows.split(few, -2)]
         return (_lag_means(_lags(power[0] if len(power) == 1 else torch.stack(power).sum(0), n).to(rows.dtype)),)
 
     def inner(self, factor: Factor, n: int) -> Factor:
         """Projection of ``K^T K``: ``sum_s c_s c_{s+l} (n - s - l)``, per lag."""
         c = factor[0]
-        weighted = c * _counts(n, c)
+        weighted = c * _counts(n, c.dtype, str(c.device))
         if n > MEDIUM:
             return (_lag_means(correlate(weighted, c)),)
         return (_lag_means((_hankel(_padded(weighted), n) * c.unsqueeze(-2)).sum(-1)),)
 
     def square(self, factor: Factor, n: int) -> Tensor:
         """``sum_l c_l^2 (n - l)``."""
-        return (factor[0].square() * _counts(n, factor[0])).sum(-1)
+        c = factor[0]
+        return (c.square() * _counts(n, c.dtype, str(c.device))).sum(-1)
 
     def precondition(self, factor: Factor, x: Tensor, dim: int) -> Tensor:
         """By ``K K^T`` where the rows pay for making it, else by FFT."""
@@ -162,10 +162,6 @@ def _padded(c: Tensor) -> Tensor:
     return torch.nn.functional.pad(c, (0, c.shape[-1]))
 
 
-def _few_at_a_time(rows: Tensor, few: int) -> Sequence[Tensor]:
-    return rows.split(few, -2) if rows.shape[-2] > few else (rows,)
-
-
 def _lag_sums(rows: Tensor) -> Tensor:
     """``sum_r sum_i x_ri x_r(i+l)`` for every lag ``l`` by the Gram matrix of the rows, whose diagonals are rows of the same memory read with another stride."""
     batch, _, n = rows.shape
@@ -179,13 +175,9 @@ def _lag_means(sums: Tensor) -> Tensor:
     return sums.mul_(_weights(sums.shape[-1], sums.dtype, str(sums.device)))
 
 
-def _counts(n: int, like: Tensor) -> Tensor:
-    """Entries on each diagonal, ``n, n - 1, ..., 1``."""
-    return _descending(n, like.dtype, str(like.device))
-
-
 @lru_cache(maxsize=256)
-def _descending(n: int, dtype: torch.dtype, device: str) -> Tensor:
+def _counts(n: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Entries on each diagonal, ``n, n - 1, ..., 1``."""
     return torch.arange(n, 0, -1, dtype=dtype, device=device)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from popflow.optim.structures.structure import Factor, Structure, squares
+from popflow.optim.structures.structure import Factor, Structure
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class LowerTriangular(Structure):
     >>> LowerTriangular().project(torch.tensor([[[2.0, 1.0], [1.0, 3.0]]]))[0].tolist()
     [[2.0, 2.0, 3.0]]
     """
+
+    entries_once: ClassVar[bool] = True
 
     def size(self, n: int) -> int:
         """``n (n + 1) / 2``."""
@@ -38,10 +41,6 @@ class LowerTriangular(Structure):
     def project(self, matrix: Tensor) -> Factor:
         """Diagonal plus twice the strict triangle."""
         return self.pack(2 * matrix - torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1)))
-
-    def square(self, factor: Factor, n: int) -> Tensor:
-        """Sum of squares."""
-        return squares(factor)
 
 
 @dataclass(frozen=True)
