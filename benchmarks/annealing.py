@@ -29,10 +29,10 @@ from pathlib import Path
 import torch
 from harness import Row, run
 from torch import Tensor
+from train_zoo import truth
 
 from popflow.compose import feynman_kac, gaussian_mixture, geometric, sample, zoo
 from popflow.compose.particles import Comparison, compare, models
-from popflow.compose.zoo.train import truth
 from popflow.core import Population, Streams
 from popflow.core.checkpoint import load_tensors, save_tensors
 from popflow.core.metrics import distinct_ancestors, effective_number, total_variation, wasserstein_1d

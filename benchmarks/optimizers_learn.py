@@ -1,6 +1,6 @@
 """A diffusion expert trained by `popflow.learn.fit` with SINGD and with AdamW.
 
-The network, data and loss of the digits experts of the zoo (`popflow.compose.zoo.train`), 128 images a step, cosine schedule. Each optimiser has the
+The network, data and loss of the digits experts of the zoo (`benchmarks/train_zoo.py`), 128 images a step, cosine schedule. Each optimiser has the
 same number of step sizes to choose from, by the loss of a first seed on noised images that are not used again; then the other seeds run.
 """
 
@@ -16,9 +16,9 @@ import torch
 from harness import Row, run
 from optimizer_tasks import Memo
 from torch import nn
+from train_zoo import denoising, noised
 
 from popflow.compose.zoo.networks import TRAINING, Denoiser
-from popflow.compose.zoo.train import denoising, noised
 from popflow.core import Streams
 from popflow.learn import cosine, fit
 from popflow.optim import SINGD, Diagonal

@@ -1,11 +1,14 @@
 """The experts that come with the library: small, honest about images they have not seen, and what their names say."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 
 from popflow.compose import kernel_mixture, zoo
 from popflow.compose.particles import models
-from popflow.compose.zoo import digits, networks, train
+from popflow.compose.zoo import digits, networks
 from popflow.core import Streams
 from popflow.core.checkpoint import load_tensors
 
@@ -107,7 +110,9 @@ def test_blur_is_the_kernel_of_the_exact_experts():
     assert float((network.score(y, 2.0) - exact).norm() / exact.norm()) < 0.08
 
 
-def test_the_script_trains_goes_on_where_it_stopped_and_refuses_unknown_names(tmp_path, monkeypatch, capsys):
+def test_the_script_trains_resumes_where_it_stopped_and_refuses_unknown_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    train = importlib.import_module("train_zoo")
     monkeypatch.setattr(train, "DATA", tmp_path)
     monkeypatch.setattr(train, "BATCH", 16)
     for steps in (101, 102):

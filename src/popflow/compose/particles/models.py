@@ -4,7 +4,7 @@ Each is a `PairNetwork` that has learned the score of ``exp(-E/T)`` at every noi
 other. ``q^beta`` is then the Boltzmann distribution at ``T / beta``: annealing is a power of the expert. Each model comes with tables of quantiles
 of the exact energies and distances at a few temperatures, from parallel tempering, to compare samples with.
 
-``python -m popflow.compose.zoo.train lj13 dw4`` regenerates samples, models and tables.
+``python benchmarks/train_zoo.py lj13 dw4`` regenerates samples, models and tables.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The digits classifier that judges samples: small, fixed, trained on images that no expert was trained on.
 
-A convolutional network of 48 thousand parameters, trained by `popflow.compose.zoo.train` on `popflow.compose.zoo.digits.for_classifier`.
+A convolutional network of 48 thousand parameters, trained by `benchmarks/train_zoo.py` on `popflow.compose.zoo.digits.for_classifier`.
 """
 
 from __future__ import annotations

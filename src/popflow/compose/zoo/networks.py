@@ -4,7 +4,7 @@ They use the preconditioning of Karras et al. (2022). Like the exact kernel expe
 ``h = digits.BANDWIDTH``: at noise level sigma the network denoises at ``tau = sqrt(sigma^2 + h^2)``. So noise levels, step sizes and grids are those
 of the exact experts, and no network is ever asked about less noise than it was trained on.
 
-``python -m popflow.compose.zoo.train`` trains them again.
+``python benchmarks/train_zoo.py`` trains them again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train the experts and the classifier that come with the library: ``python -m popflow.compose.zoo.train [NAME ...] [--work DIR]``.
+"""Train the experts and the classifier that come with the library: ``python benchmarks/train_zoo.py [NAME ...] [--work DIR]``.
 
 Seeds are fixed; an interrupted run resumes from its checkpoint in the work directory. Parameters are stored as float16.
 
