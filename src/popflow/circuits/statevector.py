@@ -29,7 +29,8 @@ from torch import Tensor
 from popflow.circuits.ansatz import Ansatz, TwoQubitGate, rotations
 from popflow.circuits.circuit_cutting import best_cut, born_by_cutting, cut_groups, refuse_double_backward
 from popflow.circuits.signed_permutation import SignedPermutation
-from popflow.circuits.space import at_least_one, size_of
+from popflow.circuits.space import size_of
+from popflow.core.checks import at_least_one
 
 MAX_QUBITS = 26
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from popflow.core.checkpoint import load_tensors, save_tensors
+from popflow.core.checks import at_least_one
 from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
 from popflow.learn.distributed import Processes, Shard, processes, shard_rows
@@ -346,9 +347,7 @@ def _bar(start: int, steps: int, team: Processes) -> Iterator[Callable[[Progress
 def _check(params: Mapping[str, Tensor], *, ema: float | None, clip_norm: float | None, **counts: int) -> None:
     if not params:
         raise ValueError("params is empty, wanted named tensors to learn: pass dict(module.named_parameters()).")
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value!r}, wanted at least 1.")
+    at_least_one(**counts)
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema={ema!r}, wanted a decay in [0, 1): 0.999 is usual, None for no average.")
     if clip_norm is not None and not clip_norm > 0:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from popflow.core import Ito, Population, Rates, Streams, euler, heun, simulate
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
+from popflow.core.checks import at_least_one
 from popflow.learn import MLP, Fit, Progress, cosine, fit
 from popflow.transport import path_coupling
 from popflow.transport.conditional_paths import Bend, ConditionalPaths, follow, radius
@@ -93,9 +94,7 @@ class LagrangianFlow:
         self.anchor = (1.0 if coupling is path_coupling.least_action else 0.0) if anchor is None else anchor
         if not 0 <= self.anchor <= 1:
             raise ValueError(f"anchor={anchor!r}, wanted a share in [0, 1].")
-        for name, size in {"width": width, "depth": depth, "slices": slices, "paths": paths}.items():
-            if size < 1:
-                raise ValueError(f"{name}={size!r}, wanted at least 1.")
+        at_least_one(width=width, depth=depth, slices=slices, paths=paths)
         self.width, self.depth, self.lr, self.slices, self.per_slice = width, depth, lr, slices, paths
         self.path_lr = (lr if self.anchor == 1 else lr / 10) if path_lr is None else path_lr
         self.make_network = network or partial(MLP, out=1, width=width, depth=depth)
@@ -249,8 +248,7 @@ class LagrangianFlow:
         first, last = float(paths.times[0]), float(paths.times[-1])
         if not first <= t <= last:
             raise ValueError(f"t={t}, wanted a time from {first} to {last}: beyond the snapshots use push, which follows the flow.")
-        if n < 1:
-            raise ValueError(f"n={n!r}, wanted at least 1.")
+        at_least_one(n=n)
         place = (torch.arange(n, dtype=torch.float64) + rng.uniform("interpolate", (1, n)).cpu()) / n  # one in each of n equal parts
         batch = paths.at(torch.tensor([t], dtype=torch.float64), place, rng)
         with torch.no_grad():
