@@ -23,8 +23,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, frequencies: int = 16):
         super().__init__()
         self.size = 2 * frequencies + 1
-        self.register_buffer("omega", torch.logspace(-2, 4, frequencies, base=2.0), persistent=False)
-        self.omega: Tensor
+        self.omega = nn.Buffer(torch.logspace(-2, 4, frequencies, base=2.0), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed one time per row."""

@@ -163,13 +163,7 @@ class Bend(nn.Module):
         means, radii = moments(lagrangian, snapshots)
         self.dim, self.growth = snapshots.dim, isinstance(lagrangian.kinetic, WFR)
         self.network = MLP(2 * self.dim, out=BENDS * (self.dim + self.growth), width=width, depth=depth)
-        times = snapshots.training.times
-        self.register_buffer("times", ((times - times[0]) / (times[-1] - times[0])).to(means))
-        self.register_buffer("means", means)
-        self.register_buffer("radii", radii)
-        self.times: Tensor
-        self.means: Tensor
-        self.radii: Tensor
+        self.times, self.means, self.radii = nn.Buffer(snapshots.training.unit_times.to(means)), nn.Buffer(means), nn.Buffer(radii)
         nn.init.zeros_(self.network.last.weight)
         nn.init.zeros_(self.network.last.bias)
 

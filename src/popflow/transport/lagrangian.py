@@ -149,6 +149,10 @@ class VelocityPrior:
     bandwidth: float
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.bandwidth > 0:
+            raise ValueError(f"bandwidth={self.bandwidth!r}, wanted a length above 0: about the distance between neighbouring cells.")
+
     @staticmethod
     def of(snapshots: Snapshots, bandwidth: float, strength: float = 1.0, cells: int = 256) -> VelocityPrior:
         """Measured velocities, such as RNA velocity, at ``cells`` evenly spread rows of every training snapshot (fewer are repeated).
@@ -159,7 +163,6 @@ class VelocityPrior:
         training = snapshots.training
         if training.velocity is None:
             raise ValueError("the snapshots have no velocity, wanted one for each cell: Snapshots.of(..., velocity=...).")
-        _positive_bandwidth(bandwidth)
         x, velocity = _evenly(training.x, cells), _evenly(training.velocity, cells)
         return VelocityPrior(x, velocity, training.times, bandwidth, strength)
 
@@ -184,7 +187,6 @@ class VelocityPrior:
         training = snapshots.training
         if len(training) < 3:
             raise ValueError(f"there are {len(training)} training snapshots, wanted at least three: a change of velocity takes three.")
-        _positive_bandwidth(bandwidth)
         x = _evenly(training.x, min(cells, max(len(rows) for rows in training.x)))
         length = training.times.diff().to(x)
         came, goes = [], []
@@ -209,11 +211,6 @@ class VelocityPrior:
         kernel = ((x @ cells.mT - cells.square().sum(-1)[:, None] / 2) / self.bandwidth**2).softmax(-1)
         found, row = kernel @ self.velocity.to(x), torch.arange(len(x), device=x.device)
         return self.strength * ((1 - share)[:, None] * found[right - 1, row] + share[:, None] * found[right, row])
-
-
-def _positive_bandwidth(bandwidth: float) -> None:
-    if not bandwidth > 0:
-        raise ValueError(f"bandwidth={bandwidth!r}, wanted a length above 0: about the distance between neighbouring cells.")
 
 
 def _evenly(x: tuple[Tensor, ...], count: int) -> Tensor:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from popflow.core import Ito, Population, Rates, Streams, euler, heun, simulate
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
 from popflow.core.checks import at_least_one
-from popflow.learn import MLP, Fit, Progress, cosine, fit
+from popflow.learn import MLP, Fit, cosine, fit
 from popflow.transport import path_coupling
 from popflow.transport.conditional_paths import Bend, ConditionalPaths, follow, radius
 from popflow.transport.lagrangian import WFR, Lagrangian, residual, shaped
@@ -101,25 +100,14 @@ class LagrangianFlow:
         self._fitted: tuple[Potential, Bend | None, ConditionalPaths, Snapshots, int] | None = None
         self.learned: Fit | None = None
 
-    def fit(
-        self,
-        snapshots: Snapshots,
-        *,
-        steps: int = 1000,
-        rng: Streams,
-        record: Iterable[Callable[[Progress], None]] = (),
-        checkpoint: str | Path | None = None,
-        compile: bool | Literal["auto"] = "auto",
-    ) -> LagrangianFlow:
+    def fit(self, snapshots: Snapshots, *, steps: int = 1000, rng: Streams, **options: Any) -> LagrangianFlow:
         """Learn the potential (and the bend, where the paths need one); held-out marginals are not looked at. Returns the flow itself.
 
         Args:
             snapshots: The samples. Their masses count under ``WFR(lam, normalized=False)``; `W2` conserves mass and takes every one as 1.
             steps: Steps of the optimiser.
             rng: Streams for the networks, plans and batches.
-            record: See `popflow.learn.fit`.
-            checkpoint: See `popflow.learn.fit`.
-            compile: See `popflow.learn.fit`.
+            **options: Handed to `popflow.learn.fit`: ``record``, ``checkpoint``, ``compile`` and so on.
 
         Raises:
             ValueError: for a potential without a minimiser, a network without second derivatives under noise, masses that normalised growth
@@ -152,9 +140,7 @@ class LagrangianFlow:
             schedule=cosine(steps, warmup=steps // 10),
             clip_norm=10.0,
             ema=min(0.99, max(0.5, 1 - 10 / steps)),  # over a tenth of a short run
-            record=record,
-            checkpoint=checkpoint,
-            compile=compile,
+            **options,
         )
         for player, module in (("s.", potential), ("b.", bend)):
             if module is not None:

@@ -55,14 +55,8 @@ class Potential(nn.Module):
         self.network, self.span, self.start = network, float(times[-1] - times[0]), float(times[0])
         area = min(whole**2, 1 / lagrangian.lam) if lagrangian.lam else float(radii.mean()) * whole
         self.unit = area / self.span
-        self.register_buffer("times", times.to(means))
-        self.register_buffer("means", means)
-        self.register_buffer("radii", radii)
-        self.register_buffer("reference", mean_drift(lagrangian, snapshots))
-        self.times: Tensor
-        self.means: Tensor
-        self.radii: Tensor
-        self.reference: Tensor
+        self.times, self.means, self.radii = nn.Buffer(times.to(means)), nn.Buffer(means), nn.Buffer(radii)
+        self.reference = nn.Buffer(mean_drift(lagrangian, snapshots))
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Evaluate at times ``t [rows]`` of the user and positions ``x [rows, d]``."""
