@@ -90,8 +90,7 @@ class ConditionalPaths:
             tables.append((*ends, plan.h0, plan.h1, plan.chance.cumsum(0) / plan.chance.sum() + k))
             plans.append(plan)
         x = torch.cat(training.x)
-        columns = [torch.cat(column).to(x.device) for column in zip(*tables, strict=True)]
-        a, b, h0, h1, cumulative = columns
+        a, b, h0, h1, cumulative = (torch.cat(column).to(x.device) for column in zip(*tables, strict=True))
         return ConditionalPaths(lagrangian, x, training.times, tuple(plans), (a, b, h0.to(x.dtype), h1.to(x.dtype), cumulative))
 
     def draw(self, rng: Streams, slices: int, n: int) -> Batch:
