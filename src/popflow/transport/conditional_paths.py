@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from popflow.core import Streams
+from popflow.core.checks import shaped
 from popflow.learn import MLP
-from popflow.transport.lagrangian import EXACT_LAPLACIAN, WFR, Harmonic, Lagrangian, Linear, MeanAcceleration, shaped
+from popflow.transport.lagrangian import EXACT_LAPLACIAN, WFR, Harmonic, Lagrangian, Linear, MeanAcceleration
 from popflow.transport.path_coupling import PathCoupling, PathPlan
 from popflow.transport.snapshots import Snapshots
 

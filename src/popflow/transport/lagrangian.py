@@ -17,12 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
+from popflow.core.checks import shaped
 from popflow.transport.coupling import exact
 from popflow.transport.snapshots import Snapshots
 
@@ -298,11 +298,3 @@ def residual(lagrangian: Lagrangian, s: Field, t: Tensor, x: Tensor, probe: Tens
     if lagrangian.drift is not None:
         total = total + (shaped("drift", lagrangian.drift(t, x), x) * by_x).sum(-1)
     return total if lagrangian.potential is None else total + shaped("potential", lagrangian.potential(t, x), value)
-
-
-def shaped(name: str, value: Any, like: Tensor) -> Tensor:
-    """Return the value of a user's function, or refuse a wrong shape (``[n, 1]`` on ``[n]`` would broadcast to ``[n, n]``)."""
-    if not isinstance(value, Tensor) or value.shape != like.shape:
-        seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name}(t, x) returned {seen}, wanted a tensor of shape {tuple(like.shape)}: one entry per row.")
-    return value

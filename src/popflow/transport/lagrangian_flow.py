@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from popflow.core import Ito, Population, Rates, Streams, euler, heun, simulate
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
-from popflow.core.checks import at_least_one
+from popflow.core.checks import at_least_one, shaped
 from popflow.learn import MLP, Fit, cosine, fit
 from popflow.transport import path_coupling
 from popflow.transport.conditional_paths import Bend, ConditionalPaths, follow, radius
-from popflow.transport.lagrangian import WFR, Lagrangian, residual, shaped
+from popflow.transport.lagrangian import WFR, Lagrangian, residual
 from popflow.transport.saddle import Potential, dual, path_energy, saddle_loss, two_rates
 from popflow.transport.snapshots import Snapshots
 

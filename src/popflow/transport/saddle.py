@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
+from popflow.core.checks import shaped
 from popflow.transport.conditional_paths import Batch, Bend, Point, follow, moments, radius
-from popflow.transport.lagrangian import Field, Lagrangian, residual, shaped
+from popflow.transport.lagrangian import Field, Lagrangian, residual
 from popflow.transport.snapshots import Snapshots
 
 
