@@ -16,10 +16,10 @@ from collections.abc import Callable
 import torch
 from harness import Row, run
 from memory import peak_megabytes
+from unet import UNet
 
 from popflow.compose import VP, both, feynman_kac, from_network
 from popflow.core import Streams, systematic
-from popflow.learn.networks import UNet
 
 EVENT, HIGH, LOW = (3, 32, 32), 2.0, 1.8
 Call = Callable[[], object]

@@ -218,7 +218,7 @@ def disjunction(options: argparse.Namespace) -> list[Row]:
 
 def step_of(kind: str, width: int, rows: int):
     """One step of a superposition of two conditions of one U-Net, as a call without arguments."""
-    from popflow.learn.networks import UNet
+    from unet import UNet
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -60,6 +60,22 @@ def _processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def test_the_u_net_reads_one_image_at_a_time_and_starts_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = importlib.import_module("unet").UNet(2, width=8, levels=(1, 2), classes=2).double()
+        x, t, cond = torch.randn(4, 2, 8, 4, dtype=torch.float64), torch.linspace(0, 1, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
+        assert network(x, t, cond).abs().max() == 0
+        for p in network.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    y = network(x, t, cond)
+    assert y.shape == x.shape
+    torch.testing.assert_close(network(x[1:2], t[1:2], cond[1:2]), y[1:2])
+    for other in (network(x, t + 0.1, cond), network(x, t, (cond + 1) % 3)):
+        assert (other - y).flatten(1).abs().amax(1).min() > 1e-4
+
+
 def test_jets_give_the_residual_of_nested_derivatives_and_its_gauss_newton_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tasks = importlib.import_module("optimizer_tasks")

@@ -109,10 +109,10 @@ def test_a_step_size_that_is_not_above_zero_is_named(eta: float) -> None:
 def test_a_score_or_density_of_the_wrong_shape_is_named() -> None:
     pop = Population.of(normal(5, 5), accepted=torch.zeros(5))  # event as long as the population: it would broadcast
     wrong: list[tuple[Step, str]] = [
-        (langevin(lambda t, pop: -pop.x.sum(-1), 0.1), r"score returned shape \(5,\), wanted \(5, 5\)"),
-        (metropolis(lambda t, pop: -pop.x.square().sum(-1), 0.1, score=lambda t, pop: -pop.x.sum(-1)), r"score returned shape \(5,\)"),
-        (metropolis(lambda t, pop: -pop.x.square().sum(), 0.1), r"log_density returned shape \(\), wanted \(5,\)"),
-        (metropolis(lambda t, pop: -pop.x.square().sum(-1, keepdim=True), 0.1), r"log_density returned shape \(5, 1\)"),
+        (langevin(lambda t, pop: -pop.x.sum(-1), 0.1), r"score returned \(5,\), wanted a tensor of shape \(5, 5\)"),
+        (metropolis(lambda t, pop: -pop.x.square().sum(-1), 0.1, score=lambda t, pop: -pop.x.sum(-1)), r"score returned \(5,\)"),
+        (metropolis(lambda t, pop: -pop.x.square().sum(), 0.1), r"log_density returned \(\), wanted a tensor of shape \(5,\)"),
+        (metropolis(lambda t, pop: -pop.x.square().sum(-1, keepdim=True), 0.1), r"log_density returned \(5, 1\)"),
     ]
     for step, message in wrong:
         with pytest.raises(ValueError, match=message):

@@ -126,7 +126,7 @@ def test_constants_out_of_range_and_wrong_shapes_are_refused():
         with pytest.raises(ValueError, match="noise="):
             Lagrangian(noise=sigma)
     t, x = points(3)
-    with pytest.raises(ValueError, match=r"potential\(t, x\) returned \(3, 1\), wanted a tensor of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"potential returned \(3, 1\), wanted a tensor of shape \(3,\)"):
         residual(Lagrangian(potential=lambda t, x: x[:, :1]), lambda t, x: x[:, 0], t, x)
-    with pytest.raises(ValueError, match=r"drift\(t, x\) returned \(3,\), wanted a tensor of shape \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"drift returned \(3,\), wanted a tensor of shape \(3, 2\)"):
         residual(Lagrangian(drift=lambda t, x: x[:, 0]), lambda t, x: x[:, 0], t, x)

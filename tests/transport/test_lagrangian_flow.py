@@ -248,7 +248,7 @@ def test_bad_input_is_named():
     late = Snapshots.of([torch.zeros(3, 1), torch.ones(3, 1)], times=[1.7e9, 1.7e9 + 60])
     with pytest.raises(ValueError, match="too near for torch.float32. Fix: subtract the first time".replace(".", r"\.")):
         LagrangianFlow(Lagrangian()).fit(late, rng=rng)
-    with pytest.raises(ValueError, match=r"potential\(t, x\) returned"):
+    with pytest.raises(ValueError, match="potential returned"):
         LagrangianFlow(Lagrangian(potential=lambda t, x: x)).fit(cells(), rng=rng)
     with pytest.raises(ValueError, match="not been fitted"):
         LagrangianFlow(Lagrangian()).velocity(0.0, torch.zeros(1, 2))

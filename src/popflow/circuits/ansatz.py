@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popflow.circuits.space import at_least_one
 from popflow.core import Streams
+from popflow.core.checks import at_least_one
 
 Pairs = Sequence[tuple[int, int]]
 Entangler = Callable[[int, int], Pairs]

@@ -12,9 +12,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from popflow.circuits.ansatz import Ansatz
 from popflow.circuits.cost import Cost, cross_entropy
 from popflow.circuits.hypernetwork import energy, train_adam
-from popflow.circuits.space import BinaryMLP, Choice, at_least_one, bits_of, size_of
+from popflow.circuits.space import BinaryMLP, Choice, bits_of, size_of
 from popflow.circuits.statevector import MAX_QUBITS, born
 from popflow.core import Streams
+from popflow.core.checks import at_least_one
 
 
 class QuantumHypernetworkClassifier(ClassifierMixin, BaseEstimator):

@@ -112,15 +112,14 @@ class Cost:
                 f"n={n} bits: a table of 2^{n} costs takes {size_of(8, n)}, wanted n <= {MAX_TABLE}. "
                 "Fix: a smaller space, or a search that asks the cost itself (popflow.circuits.search)."
             )
-        out = _shallow_table(self, torch.device(device)) if len(self.space.hidden) <= 1 else self._every(torch.device(device))
+        if len(self.space.hidden) <= 1:
+            out = _shallow_table(self, torch.device(device))
+        else:
+            out = torch.cat([self(bits_of(some, n)) for some in torch.arange(2**n, device=device).split(2**12)])
         if not bool(out.isfinite().all()):
             bad = int((~out.isfinite()).nonzero()[0])
             raise ArithmeticError(f"the cost of network {bad} of {2**n} is {float(out[bad])}, wanted finite. Fix: scale x, or the loss.")
         return out
-
-    def _every(self, device: torch.device) -> Tensor:
-        codes = torch.arange(2**self.space.n, device=device)
-        return torch.cat([self(bits_of(some, self.space.n)) for some in codes.split(2**12)])
 
     def _parts(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         x, y, share = self.__dict__["_merged"]

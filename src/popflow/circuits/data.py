@@ -6,6 +6,7 @@ Labels are 0 and 1; of two digits, the second has label 1.
 from __future__ import annotations
 
 import gzip
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,9 +98,7 @@ def read_idx(path: str | Path) -> Tensor:
         raise ValueError(f"{path} begins with the bytes {data[:4].hex(' ')}, wanted 00 00 08: an IDX file of unsigned bytes.")
     ranks = data[3]
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(ranks)]
-    start, size = 4 + 4 * ranks, 1
-    for length in shape:
-        size *= length
+    start, size = 4 + 4 * ranks, math.prod(shape)
     if len(data) - start != size:
         raise ValueError(f"{path} holds {len(data) - start} bytes after its header, wanted {size} for the shape {tuple(shape)}.")
     return torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8).reshape(shape)

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz, rotations
 from popflow.circuits.oracle import Oracle
-from popflow.circuits.space import at_least_one, bits_of
+from popflow.circuits.space import bits_of
 from popflow.circuits.statevector import born, born_of_gates, sample
+from popflow.core.checks import at_least_one
 
 
 def parameter_shift(energies: Callable[[Tensor], Tensor], angles: Tensor) -> Tensor:

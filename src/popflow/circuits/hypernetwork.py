@@ -19,9 +19,9 @@ from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz
 from popflow.circuits.cost import check_table, resolution
-from popflow.circuits.space import at_least_one
 from popflow.circuits.statevector import born
 from popflow.core import NonFiniteError, Proportion, wilson
+from popflow.core.checks import at_least_one
 
 Objective = Callable[[Tensor, Tensor, float], Tensor]
 """``objective(p [B, 2^n], cost [2^n], progress) -> [B]``, with progress running from 0 to 1 and costs in units of their spread."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from popflow.circuits.ansatz import Ansatz, rotations
 from popflow.circuits.oracle import Oracle
-from popflow.circuits.space import at_least_one
+from popflow.core.checks import at_least_one
 
 
 @dataclass(frozen=True, slots=True)

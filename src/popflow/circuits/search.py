@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 
 from popflow.circuits.cost import Cost
 from popflow.circuits.oracle import Oracle
-from popflow.circuits.space import at_least_one, bits_of
+from popflow.circuits.space import bits_of
+from popflow.core.checks import at_least_one
 
 
 @dataclass(frozen=True, slots=True)

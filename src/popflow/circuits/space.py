@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from popflow.core.checks import at_least_one
+
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 """Activations by the names used in files and on the command line."""
@@ -319,18 +321,6 @@ def check_bits(bits: Tensor, n: int, *, relaxed: bool = False) -> None:
     if len(beyond) and not (relaxed and bits.is_floating_point()):
         shown = ", ".join(f"{v:g}" for v in beyond.unique()[:6].tolist())
         raise ValueError(f"bits hold {shown}, wanted only 0 and 1. Fix: (spins + 1) // 2 makes bits of spins -1 and 1.")
-
-
-def at_least_one(**counts: int) -> None:
-    """Check that counts are 1 or more.
-
-    >>> at_least_one(shots=0)
-    Traceback (most recent call last):
-    ValueError: shots=0: wanted at least 1.
-    """
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: wanted at least 1.")
 
 
 def size_of(item: int, n: int) -> str:

@@ -29,7 +29,8 @@ from torch import Tensor
 from popflow.circuits.ansatz import Ansatz, TwoQubitGate, rotations
 from popflow.circuits.circuit_cutting import best_cut, born_by_cutting, cut_groups, refuse_double_backward
 from popflow.circuits.signed_permutation import SignedPermutation
-from popflow.circuits.space import at_least_one, size_of
+from popflow.circuits.space import size_of
+from popflow.core.checks import at_least_one
 
 MAX_QUBITS = 26
 
@@ -67,10 +68,7 @@ def born(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
 def born_of_gates(ansatz: Ansatz, gates: Tensor) -> Tensor:
     """Return the Born distribution ``[*batch, 2^n]`` for one-qubit gates ``[*batch, depth, n, 2, 2]`` in place of the ansatz's rotations."""
-    _check_memory(ansatz, gates)
-    flat = _flat(gates)
-    if len(flat) == 0:
-        raise ValueError(f"gates of shape {tuple(gates.shape)} hold 0 circuits, wanted at least 1.")
+    flat = _flat(ansatz, gates)
     layouts = _layouts(ansatz, flat)
     cut = best_cut(ansatz, len(flat), _cost(ansatz.n, layouts, len(flat), flat.is_complex()))
     if cut is None:
@@ -82,15 +80,10 @@ def born_of_gates(ansatz: Ansatz, gates: Tensor) -> Tensor:
 
 def amplitudes(ansatz: Ansatz, gates: Tensor) -> Tensor:
     """Return the state ``[*batch, 2^n]``, differentiable any number of times, in memory proportional to depth."""
-    _check_memory(ansatz, gates)
-    flat = _flat(gates)
+    flat = _flat(ansatz, gates)
     layouts = _layouts(ansatz, flat)
     psi = _forward(layouts, _outer(*_product_halves(flat[:, 0])), _matrices(layouts, flat), [])
     return psi.reshape(*gates.shape[:-4], -1)
-
-
-def _flat(gates: Tensor) -> Tensor:
-    return gates.reshape(math.prod(gates.shape[:-4]), *gates.shape[-4:])
 
 
 def sample(probabilities: Tensor, shots: int, generator: torch.Generator) -> Tensor:
@@ -290,10 +283,14 @@ def _cost(n: int, layouts: list[Layout], batch: int, is_complex: bool) -> float:
     return 4 * 2**n * sum(2**width + _pass(n, is_complex, batch) for width in widths)
 
 
-def _check_memory(ansatz: Ansatz, gates: Tensor) -> None:
-    if ansatz.n <= MAX_QUBITS:
-        return
-    raise ValueError(
-        f"n={ansatz.n} qubits: one state is 2^{ansatz.n} amplitudes, {size_of(gates.element_size(), ansatz.n)}, wanted n <= {MAX_QUBITS}. "
-        "Fix: popflow.circuits.matrix_product, exact at any n for the brick entangler."
-    )
+def _flat(ansatz: Ansatz, gates: Tensor) -> Tensor:
+    """Return gates ``[batch, depth, n, 2, 2]`` of at least one circuit that fits in memory."""
+    if ansatz.n > MAX_QUBITS:
+        raise ValueError(
+            f"n={ansatz.n} qubits: one state is 2^{ansatz.n} amplitudes, {size_of(gates.element_size(), ansatz.n)}, wanted n <= {MAX_QUBITS}. "
+            "Fix: popflow.circuits.matrix_product, exact at any n for the brick entangler."
+        )
+    flat = gates.reshape(math.prod(gates.shape[:-4]), *gates.shape[-4:])
+    if len(flat) == 0:
+        raise ValueError(f"gates of shape {tuple(gates.shape)} hold 0 circuits, wanted at least 1.")
+    return flat

@@ -23,8 +23,6 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-Pullback = Callable[[Tensor], tuple[Tensor, ...]]
-
 
 def value_and_grad(f: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Value and gradients of a function of independent rows: ``f(x, t)_i``, ``df_i/dx_i``, ``df_i/dt_i``.
@@ -139,7 +137,7 @@ def _like(name: str, value: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} has shape {list(value.shape)}, wanted that of x, {list(x.shape)}.")
 
 
-def _vjp(f: Callable[..., tuple[Tensor, Any]], *inputs: Tensor) -> tuple[Tensor, Pullback, Any]:
+def _vjp(f: Callable[..., tuple[Tensor, Any]], *inputs: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]], Any]:
     """``(value, back, aux)`` of ``f(*inputs) -> (value, aux)``; ``back(v)`` is ``v^T J``, one entry per input."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or peek_interpreter_stack() is not None:
         value, back, aux = torch.func.vjp(f, *inputs, has_aux=True)  # pyright: ignore[reportAssignmentType]

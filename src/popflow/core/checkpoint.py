@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,21 @@ from torch import Tensor
 from popflow.core.errors import CheckpointError
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> Path:
-    """Write a file so that a crash, a kill or a full disk leaves either the old content or the new one, complete.
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary file that takes the place of ``path`` when the block ends well, and is removed otherwise.
+
+    A crash, a kill or a full disk leaves either the old content or the new one, complete.
 
     Raises:
         CheckpointError: when the file cannot be written; the old content is then untouched.
     """
-    path = Path(path)
-    temporary = None
+    path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
@@ -38,7 +39,15 @@ def write_atomic(path: str | Path, data: bytes | str) -> Path:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-    return path
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> Path:
+    """Write a file as a `whole`, and wait until it is on the disk."""
+    with whole(path) as temporary, temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(path)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Checks of values, immediate or deferred: reading a value from an accelerator means waiting for it.
+"""Checks of counts and shapes, and of values, immediate or deferred: reading a value from an accelerator means waiting for it.
 
 `refuse` raises when values are bad. Inside `put_off` it only records the check; the first failure is raised at the end of the block.
 """
@@ -8,10 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from torch import Tensor
 
 _PUT_OFF: ContextVar[list[tuple[Tensor, Callable[..., Exception]]] | None] = ContextVar("deferred checks", default=None)
+
+
+def at_least_one(**counts: int) -> None:
+    """Check that counts are 1 or more.
+
+    >>> at_least_one(shots=0)
+    Traceback (most recent call last):
+    ValueError: shots=0, wanted at least 1.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value!r}, wanted at least 1.")
+
+
+def shaped(name: str, value: Any, like: Tensor) -> Tensor:
+    """Return what a user's function returned, or refuse another shape than that of ``like``, which would broadcast silently."""
+    if not isinstance(value, Tensor) or value.shape != like.shape:
+        seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} returned {seen}, wanted a tensor of shape {tuple(like.shape)}: one entry per row.")
+    return value
 
 
 def refuse(bad: Tensor, error: Callable[..., Exception]) -> None:

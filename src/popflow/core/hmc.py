@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from popflow.core.checks import at_least_one
 from popflow.core.population import Population
 from popflow.core.simulate import State, Trace, simulate
 from popflow.core.steps import Step, chain
@@ -104,9 +105,7 @@ def parallel_tempering(
     for name, value in {"temperatures[0]": ladder[0], "step_size": step_size}.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name}={value!r}, wanted a finite number above 0.")
-    for name, value in {"sweeps": sweeps, "chains": chains, "keep_every": keep_every, "leapfrogs": leapfrogs}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value!r}, wanted at least 1.")
+    at_least_one(sweeps=sweeps, chains=chains, keep_every=keep_every, leapfrogs=leapfrogs)
     x = start.expand(len(ladder), chains, *start.shape).clone()
     e, force = energy(x)
     none = torch.zeros_like(e)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from popflow.core.checks import shaped
 from popflow.core.errors import StaleTrackingError
 from popflow.core.population import Population
 from popflow.core.steps import Step
@@ -49,7 +50,7 @@ def langevin(score: Score, step_size: StepSize, steps: int = 1, *, tracked: Sequ
 
     def move(pop: Population, t: float, eta: float, rng: Streams) -> Population:
         for _ in range(steps):
-            pull = eta * _shaped("score", score(t, pop), pop.x).to(pop.x.dtype)
+            pull = eta * shaped("score", score(t, pop), pop.x).to(pop.x.dtype)
             pop = pop.replace(x=pop.x + pull + (2 * eta) ** 0.5 * rng.normal("kernel", pop.x))
         return pop
 
@@ -85,8 +86,8 @@ def metropolis(
 
     def move(pop: Population, t: float, eta: float, rng: Streams) -> Population:
         def evaluate(at: Population) -> tuple[Tensor, Tensor | float]:
-            pull = 0.0 if score is None else eta * _shaped("score", score(t, at), at.x).to(at.x.dtype)
-            return _shaped("log_density", log_density(t, at), at.log_w), pull
+            pull = 0.0 if score is None else eta * shaped("score", score(t, at), at.x).to(at.x.dtype)
+            return shaped("log_density", log_density(t, at), at.log_w), pull
 
         log_p, pull = evaluate(pop)
         accepted = pop.aux.get("accepted")
@@ -133,10 +134,3 @@ def _kernel(
 def _squared_norm(value: Tensor, per_particle: Tensor) -> Tensor:
     """``|value|^2`` over the event, which may be empty: ``[*batch, n, *event]`` -> ``[*batch, n]``."""
     return value.square().reshape(*per_particle.shape, -1).sum(-1)
-
-
-def _shaped(name: str, value: Tensor, like: Tensor) -> Tensor:
-    """Return ``value``; without this check, a score or density of another shape would broadcast silently."""
-    if value.shape != like.shape:
-        raise ValueError(f"{name} returned shape {tuple(value.shape)}, wanted {tuple(like.shape)}.")
-    return value

@@ -100,8 +100,7 @@ def mmd2(
     >>> mmd2(x, x).item(), mmd2(x, x + 1, widths=[1.0]).item() > 0.1
     (0.0, True)
     """
-    (x, x_weights), (y, y_weights) = _rows("x", x, x_weights), _rows("y", y, y_weights)
-    _same_dimension(x, y)
+    (x, x_weights), (y, y_weights) = _pair(x, y, x_weights, y_weights)
     points = torch.cat([x, y])
     squared = _squared_distances(points, points)
     if widths is None:
@@ -135,8 +134,7 @@ def wasserstein(x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights
 
     if order not in (1, 2):
         raise ValueError(f"order={order!r}, wanted 1 or 2.")
-    (x, x_weights), (y, y_weights) = _rows("x", x, x_weights), _rows("y", y, y_weights)
-    _same_dimension(x, y)
+    (x, x_weights), (y, y_weights) = _pair(x, y, x_weights, y_weights)
     squared = _squared_distances(x, y)
     cost = (squared.sqrt() if order == 1 else squared).cpu().numpy()
     value = ot.emd2(x_weights.cpu().numpy(), y_weights.cpu().numpy(), cost, numItermax=10_000_000)
@@ -159,8 +157,7 @@ def frechet(x: Tensor, y: Tensor) -> Tensor:
     >>> round(frechet(x, x + 3).item(), 6), round(frechet(x, 2 * x - 1).item(), 6)  # a shift; twice the standard deviation
     (9.0, 2.0)
     """
-    (x, _), (y, _) = _rows("x", x, None), _rows("y", y, None)
-    _same_dimension(x, y)
+    (x, _), (y, _) = _pair(x, y)
     for name, rows in (("x", x), ("y", y)):
         if len(rows) < 2:
             raise ValueError(f"{name} holds one sample, wanted at least two: one has no covariance.")
@@ -185,8 +182,7 @@ def precision_recall(x: Tensor, y: Tensor, *, neighbours: int = 3) -> tuple[Tens
     >>> [share.item() for share in precision_recall(y[:3] + 0.1, y, neighbours=1)]  # one of two modes
     [1.0, 0.5]
     """
-    (x, _), (y, _) = _rows("x", x, None), _rows("y", y, None)
-    _same_dimension(x, y)
+    (x, _), (y, _) = _pair(x, y)
     for name, rows in (("x", x), ("y", y)):
         if not 1 <= neighbours < len(rows):
             raise ValueError(
@@ -261,6 +257,14 @@ def _rows(name: str, x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]
     return rows, _weights(f"{name}_weights", weights, rows[:, 0])
 
 
+def _pair(x: Tensor, y: Tensor, x_weights: Tensor | None = None, y_weights: Tensor | None = None) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Rows and weights of two samples of the same event shape."""
+    first, second = _rows("x", x, x_weights), _rows("y", y, y_weights)
+    if first[0].shape[1] != second[0].shape[1]:
+        raise ValueError(f"y has {second[0].shape[1]} numbers per sample and x {first[0].shape[1]}, wanted the same event shape.")
+    return first, second
+
+
 def _line(name: str, x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     if x.ndim != 1:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, wanted [n]: take one coordinate, or use a distance for more dimensions.")
@@ -283,11 +287,6 @@ def _normalised(name: str, masses: Tensor, n: int) -> Tensor:
     if not bool(masses.sum() > 0):
         raise ValueError(f"{name} sums to 0, wanted at least one positive value.")
     return masses / masses.sum()
-
-
-def _same_dimension(x: Tensor, y: Tensor) -> None:
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"y has {y.shape[1]} numbers per sample and x {x.shape[1]}, wanted the same event shape.")
 
 
 def _cdf_gap(x: Tensor, x_weights: Tensor, y: Tensor, y_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from popflow.core.checkpoint import load_tensors, save_tensors
+from popflow.core.checks import at_least_one
 from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
 from popflow.learn.distributed import Processes, Shard, processes, shard_rows
@@ -75,6 +76,9 @@ class _Mark:
     sums: Tensor | None = None
 
 
+_NUMBERS = ("step", "count", "rollbacks", "lowest", "largest")
+
+
 def cosine(steps: int, warmup: int = 0, last: float = 0.0) -> Callable[[int], float]:
     """Learning-rate factor that rises linearly over ``warmup`` steps, then falls along half a cosine to ``last`` at ``steps``.
 
@@ -93,15 +97,6 @@ def cosine(steps: int, warmup: int = 0, last: float = 0.0) -> Callable[[int], fl
     return rate
 
 
-def constant(step: int) -> float:
-    """Learning-rate factor 1 at every step.
-
-    >>> constant(7)
-    1.0
-    """
-    return 1.0
-
-
 def fit(
     loss: Loss,
     params: Mapping[str, Tensor],
@@ -110,7 +105,7 @@ def fit(
     steps: int,
     rng: Streams,
     optimizer: MakeOptimizer = ADAMW,
-    schedule: Callable[[int], float] = constant,
+    schedule: Callable[[int], float] = lambda step: 1.0,
     clip_norm: float | None = None,
     ema: float | None = None,
     record: Iterable[Callable[[Progress], None]] = (),
@@ -144,7 +139,7 @@ def fit(
         rng: Named streams; their states are part of the checkpoint.
         optimizer: Class of `torch.optim` or partial of one, called with pairs (name, tensor); ``partial(popflow.optim.SINGD, module)`` for the
             module that ``loss`` calls (its steps are never compiled).
-        schedule: Factor of the learning rate as a function of the step, see `cosine`.
+        schedule: Factor of the learning rate as a function of the step, see `cosine`; 1 unless given.
         clip_norm: Longest joint gradient; the norm before clipping is recorded as ``grad_norm``.
         ema: Decay of the parameter average, for example 0.999.
         record: Called with a `Progress` every ``log_every`` steps and at the end. A resumed run repeats records after its checkpoint.
@@ -272,18 +267,8 @@ def _save(path: str | Path, learner: Learner, rng: Streams, mark: _Mark) -> None
     tensors = dict(tensors) | {f"rng.{name}": value for name, value in rng.state().items()}
     if mark.sums is not None:
         tensors["sums"] = mark.sums
-    about = {
-        "step": mark.step,
-        "count": mark.count,
-        "rollbacks": mark.rollbacks,
-        "lowest": mark.lowest,
-        "largest": mark.largest,
-        "compiled": mark.compiled,
-        "names": learner.names,
-        "optimizer": structure,
-        "seed": rng.seed,
-    }
-    save_tensors(path, tensors, about)
+    about = {"compiled": mark.compiled, "names": learner.names, "optimizer": structure, "seed": rng.seed}
+    save_tensors(path, tensors, about | {name: getattr(mark, name) for name in _NUMBERS})
 
 
 def _load(path: Path, learner: Learner, rng: Streams, mark: _Mark, steps: int) -> _Mark:
@@ -299,9 +284,8 @@ def _load(path: Path, learner: Learner, rng: Streams, mark: _Mark, steps: int) -
     learner.names = tuple(about["names"])
     rng.load({name.removeprefix("rng."): value for name, value in tensors.items() if name.startswith("rng.")})
     compiled = about["compiled"] if mark.compiled is None else mark.compiled
-    numbers = {key: about[key] for key in ("step", "count", "rollbacks", "lowest", "largest")}
     sums = tensors.get("sums")
-    return _Mark(**numbers, compiled=compiled, sums=sums if sums is None else sums.to(learner.device))
+    return _Mark(**{name: about[name] for name in _NUMBERS}, compiled=compiled, sums=sums if sums is None else sums.to(learner.device))
 
 
 @contextmanager
@@ -346,9 +330,7 @@ def _bar(start: int, steps: int, team: Processes) -> Iterator[Callable[[Progress
 def _check(params: Mapping[str, Tensor], *, ema: float | None, clip_norm: float | None, **counts: int) -> None:
     if not params:
         raise ValueError("params is empty, wanted named tensors to learn: pass dict(module.named_parameters()).")
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}={value!r}, wanted at least 1.")
+    at_least_one(**counts)
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema={ema!r}, wanted a decay in [0, 1): 0.999 is usual, None for no average.")
     if clip_norm is not None and not clip_norm > 0:

@@ -12,7 +12,6 @@ Nothing else in a file is touched: it is copied byte by byte, and the new keys a
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from popflow.core.checkpoint import whole
 from popflow.core.errors import CheckpointError, MissingExtraError, unknown
 from popflow.core.streams import Streams
 from popflow.transport.evaluate import Flow
@@ -123,8 +123,7 @@ def write_flow(
         rng: Streams for the noise of the flow.
 
     Raises:
-        ValueError: as `write`.
-        CheckpointError: as `write`.
+        ValueError, CheckpointError: as `write`.
     """
     import pandas as pd
 
@@ -155,7 +154,7 @@ def write(source: str | Path, target: str | Path, obs: Mapping[str, Any], obsm: 
     import h5py
     from anndata.io import write_elem
 
-    with _whole(Path(target)) as temporary:
+    with whole(target) as temporary:
         shutil.copyfile(source, temporary)
         with h5py.File(temporary, "r+") as file:
             ours = f"uns/{KEY}" in file
@@ -205,7 +204,7 @@ def write_predictions(source: Any, target: str | Path, rep: str, predictions: Se
     obs = pd.DataFrame(columns, index=pd.Index([str(k) for k in range(len(positions))]))
     adata = AnnData(X=x, obs=obs, var=var)
     adata.obsm[rep] = positions.float().cpu().numpy()
-    with _whole(Path(target)) as temporary:
+    with whole(target) as temporary:
         adata.write_h5ad(temporary)
     return told
 
@@ -271,20 +270,6 @@ def _opened(source: Any) -> Iterator[Any]:
         yield adata
     finally:
         adata.file.close()
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """Give a temporary file that takes the place of the target when the block ends well, and is removed otherwise."""
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.h5ad")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(target)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error}. Fix: free space, or give another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _coordinates(key: str, value: Any, dims: int | None) -> Tensor:

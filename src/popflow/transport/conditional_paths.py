@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from popflow.core import Streams
+from popflow.core.checks import shaped
 from popflow.learn import MLP
-from popflow.transport.lagrangian import EXACT_LAPLACIAN, WFR, Harmonic, Lagrangian, Linear, MeanAcceleration, shaped
+from popflow.transport.lagrangian import EXACT_LAPLACIAN, WFR, Harmonic, Lagrangian, Linear, MeanAcceleration
 from popflow.transport.path_coupling import PathCoupling, PathPlan
 from popflow.transport.snapshots import Snapshots
 
@@ -90,8 +91,7 @@ class ConditionalPaths:
             tables.append((*ends, plan.h0, plan.h1, plan.chance.cumsum(0) / plan.chance.sum() + k))
             plans.append(plan)
         x = torch.cat(training.x)
-        columns = [torch.cat(column).to(x.device) for column in zip(*tables, strict=True)]
-        a, b, h0, h1, cumulative = columns
+        a, b, h0, h1, cumulative = (torch.cat(column).to(x.device) for column in zip(*tables, strict=True))
         return ConditionalPaths(lagrangian, x, training.times, tuple(plans), (a, b, h0.to(x.dtype), h1.to(x.dtype), cumulative))
 
     def draw(self, rng: Streams, slices: int, n: int) -> Batch:
@@ -163,13 +163,7 @@ class Bend(nn.Module):
         means, radii = moments(lagrangian, snapshots)
         self.dim, self.growth = snapshots.dim, isinstance(lagrangian.kinetic, WFR)
         self.network = MLP(2 * self.dim, out=BENDS * (self.dim + self.growth), width=width, depth=depth)
-        times = snapshots.training.times
-        self.register_buffer("times", ((times - times[0]) / (times[-1] - times[0])).to(means))
-        self.register_buffer("means", means)
-        self.register_buffer("radii", radii)
-        self.times: Tensor
-        self.means: Tensor
-        self.radii: Tensor
+        self.times, self.means, self.radii = nn.Buffer(snapshots.training.unit_times.to(means)), nn.Buffer(means), nn.Buffer(radii)
         nn.init.zeros_(self.network.last.weight)
         nn.init.zeros_(self.network.last.bias)
 

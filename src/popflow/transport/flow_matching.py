@@ -10,12 +10,11 @@ Source: Tong et al., *Improving and generalizing flow-based generative models wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from popflow.core.process import Rates
 from popflow.core.simulate import simulate
 from popflow.core.steps import heun
 from popflow.core.streams import Streams
-from popflow.learn import MLP, Progress, cosine, fit
+from popflow.learn import MLP, cosine, fit
 from popflow.transport.coupling import Coupling, exact, independent, pairs
 from popflow.transport.snapshots import Snapshots
 
@@ -75,9 +74,7 @@ def match(
     depth: int = 3,
     lr: float = 3e-3,
     ema: float = 0.99,
-    compile: bool | Literal["auto"] = "auto",
-    record: Iterable[Callable[[Progress], None]] = (),
-    checkpoint: str | Path | None = None,
+    **options: Any,
 ) -> MatchedFlow:
     """Learn a drift by conditional flow matching between the training marginals.
 
@@ -91,9 +88,7 @@ def match(
         depth: Hidden layers.
         lr: Learning rate of AdamW, lowered along half a cosine.
         ema: Decay of the average of parameters, which the flow uses.
-        compile: As in `popflow.learn.fit`.
-        record: As in `popflow.learn.fit`.
-        checkpoint: As in `popflow.learn.fit`.
+        **options: Handed to `popflow.learn.fit`: ``record``, ``checkpoint``, ``compile`` and so on.
 
     Example:
         >>> x = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
@@ -143,9 +138,7 @@ def match(
         schedule=cosine(steps, warmup=min(100, steps // 10)),
         clip_norm=1.0,
         ema=ema,
-        compile=compile,
-        record=record,
-        checkpoint=checkpoint,
+        **options,
     )
     network.load_state_dict(result.ema, strict=False)
     return MatchedFlow(network.requires_grad_(False), start, span)

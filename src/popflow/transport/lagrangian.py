@@ -17,12 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
+from popflow.core.checks import shaped
 from popflow.transport.coupling import exact
 from popflow.transport.snapshots import Snapshots
 
@@ -149,6 +149,10 @@ class VelocityPrior:
     bandwidth: float
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.bandwidth > 0:
+            raise ValueError(f"bandwidth={self.bandwidth!r}, wanted a length above 0: about the distance between neighbouring cells.")
+
     @staticmethod
     def of(snapshots: Snapshots, bandwidth: float, strength: float = 1.0, cells: int = 256) -> VelocityPrior:
         """Measured velocities, such as RNA velocity, at ``cells`` evenly spread rows of every training snapshot (fewer are repeated).
@@ -159,7 +163,6 @@ class VelocityPrior:
         training = snapshots.training
         if training.velocity is None:
             raise ValueError("the snapshots have no velocity, wanted one for each cell: Snapshots.of(..., velocity=...).")
-        _positive_bandwidth(bandwidth)
         x, velocity = _evenly(training.x, cells), _evenly(training.velocity, cells)
         return VelocityPrior(x, velocity, training.times, bandwidth, strength)
 
@@ -184,7 +187,6 @@ class VelocityPrior:
         training = snapshots.training
         if len(training) < 3:
             raise ValueError(f"there are {len(training)} training snapshots, wanted at least three: a change of velocity takes three.")
-        _positive_bandwidth(bandwidth)
         x = _evenly(training.x, min(cells, max(len(rows) for rows in training.x)))
         length = training.times.diff().to(x)
         came, goes = [], []
@@ -209,11 +211,6 @@ class VelocityPrior:
         kernel = ((x @ cells.mT - cells.square().sum(-1)[:, None] / 2) / self.bandwidth**2).softmax(-1)
         found, row = kernel @ self.velocity.to(x), torch.arange(len(x), device=x.device)
         return self.strength * ((1 - share)[:, None] * found[right - 1, row] + share[:, None] * found[right, row])
-
-
-def _positive_bandwidth(bandwidth: float) -> None:
-    if not bandwidth > 0:
-        raise ValueError(f"bandwidth={bandwidth!r}, wanted a length above 0: about the distance between neighbouring cells.")
 
 
 def _evenly(x: tuple[Tensor, ...], count: int) -> Tensor:
@@ -301,11 +298,3 @@ def residual(lagrangian: Lagrangian, s: Field, t: Tensor, x: Tensor, probe: Tens
     if lagrangian.drift is not None:
         total = total + (shaped("drift", lagrangian.drift(t, x), x) * by_x).sum(-1)
     return total if lagrangian.potential is None else total + shaped("potential", lagrangian.potential(t, x), value)
-
-
-def shaped(name: str, value: Any, like: Tensor) -> Tensor:
-    """Return the value of a user's function, or refuse a wrong shape (``[n, 1]`` on ``[n]`` would broadcast to ``[n, n]``)."""
-    if not isinstance(value, Tensor) or value.shape != like.shape:
-        seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name}(t, x) returned {seen}, wanted a tensor of shape {tuple(like.shape)}: one entry per row.")
-    return value

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from popflow.core import Ito, Population, Rates, Streams, euler, heun, simulate
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
-from popflow.learn import MLP, Fit, Progress, cosine, fit
+from popflow.core.checks import at_least_one, shaped
+from popflow.learn import MLP, Fit, cosine, fit
 from popflow.transport import path_coupling
 from popflow.transport.conditional_paths import Bend, ConditionalPaths, follow, radius
-from popflow.transport.lagrangian import WFR, Lagrangian, residual, shaped
+from popflow.transport.lagrangian import WFR, Lagrangian, residual
 from popflow.transport.saddle import Potential, dual, path_energy, saddle_loss, two_rates
 from popflow.transport.snapshots import Snapshots
 
@@ -93,34 +93,21 @@ class LagrangianFlow:
         self.anchor = (1.0 if coupling is path_coupling.least_action else 0.0) if anchor is None else anchor
         if not 0 <= self.anchor <= 1:
             raise ValueError(f"anchor={anchor!r}, wanted a share in [0, 1].")
-        for name, size in {"width": width, "depth": depth, "slices": slices, "paths": paths}.items():
-            if size < 1:
-                raise ValueError(f"{name}={size!r}, wanted at least 1.")
+        at_least_one(width=width, depth=depth, slices=slices, paths=paths)
         self.width, self.depth, self.lr, self.slices, self.per_slice = width, depth, lr, slices, paths
         self.path_lr = (lr if self.anchor == 1 else lr / 10) if path_lr is None else path_lr
         self.make_network = network or partial(MLP, out=1, width=width, depth=depth)
         self._fitted: tuple[Potential, Bend | None, ConditionalPaths, Snapshots, int] | None = None
         self.learned: Fit | None = None
 
-    def fit(
-        self,
-        snapshots: Snapshots,
-        *,
-        steps: int = 1000,
-        rng: Streams,
-        record: Iterable[Callable[[Progress], None]] = (),
-        checkpoint: str | Path | None = None,
-        compile: bool | Literal["auto"] = "auto",
-    ) -> LagrangianFlow:
+    def fit(self, snapshots: Snapshots, *, steps: int = 1000, rng: Streams, **options: Any) -> LagrangianFlow:
         """Learn the potential (and the bend, where the paths need one); held-out marginals are not looked at. Returns the flow itself.
 
         Args:
             snapshots: The samples. Their masses count under ``WFR(lam, normalized=False)``; `W2` conserves mass and takes every one as 1.
             steps: Steps of the optimiser.
             rng: Streams for the networks, plans and batches.
-            record: See `popflow.learn.fit`.
-            checkpoint: See `popflow.learn.fit`.
-            compile: See `popflow.learn.fit`.
+            **options: Handed to `popflow.learn.fit`: ``record``, ``checkpoint``, ``compile`` and so on.
 
         Raises:
             ValueError: for a potential without a minimiser, a network without second derivatives under noise, masses that normalised growth
@@ -153,9 +140,7 @@ class LagrangianFlow:
             schedule=cosine(steps, warmup=steps // 10),
             clip_norm=10.0,
             ema=min(0.99, max(0.5, 1 - 10 / steps)),  # over a tenth of a short run
-            record=record,
-            checkpoint=checkpoint,
-            compile=compile,
+            **options,
         )
         for player, module in (("s.", potential), ("b.", bend)):
             if module is not None:
@@ -249,8 +234,7 @@ class LagrangianFlow:
         first, last = float(paths.times[0]), float(paths.times[-1])
         if not first <= t <= last:
             raise ValueError(f"t={t}, wanted a time from {first} to {last}: beyond the snapshots use push, which follows the flow.")
-        if n < 1:
-            raise ValueError(f"n={n!r}, wanted at least 1.")
+        at_least_one(n=n)
         place = (torch.arange(n, dtype=torch.float64) + rng.uniform("interpolate", (1, n)).cpu()) / n  # one in each of n equal parts
         batch = paths.at(torch.tensor([t], dtype=torch.float64), place, rng)
         with torch.no_grad():

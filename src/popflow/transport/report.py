@@ -12,7 +12,7 @@ from popflow.runs import Figure, Measured, Report, Table, Verdict, figures, poin
 from popflow.transport.anndata import Cells
 from popflow.transport.evaluate import BASELINE, FLOOR, FLOW, PATH, TRANSPORT, Score
 from popflow.transport.fate import Fates, growth_by_type
-from popflow.transport.lagrangian import WFR, Lagrangian
+from popflow.transport.lagrangian import WFR
 from popflow.transport.lagrangian_flow import Certificate, LagrangianFlow
 from popflow.transport.predict import Track, in_blocks
 from popflow.transport.snapshots import Snapshots
@@ -50,10 +50,12 @@ class Outcome:
 def report(found: Outcome) -> Report:
     """Report an outcome: scores beside the baselines, paths, growth, fates, and the fit."""
     cells, snapshots, flow = found.cells, found.cells.snapshots, found.flow
+    grows = isinstance(flow.lagrangian.kinetic, WFR)
+    kind = "transport with growth" if grows else "a Schrödinger bridge" if flow.lagrangian.noise else "transport"
     seen = "all but " + ", ".join(str(snapshots.labels[k]) for k in snapshots.held_out) if snapshots.held_out else "all of them"
     means = {what: [row[what].w1 for row in found.scores.values() if what in row] for what in (FLOW, PATH, TRANSPORT, FLOOR)}
     return Report(
-        title=f"Population dynamics of {found.name}: {_kind(flow.lagrangian)}",
+        title=f"Population dynamics of {found.name}: {kind}",
         summary=(
             f"{sum(map(len, snapshots.x))} cells at {len(snapshots)} times ({', '.join(map(str, snapshots.labels))}), {found.space}. The path of "
             f"least action through the snapshots, {seen}, gives each cell a velocity and a growth rate.\n\nDistances and lengths are in the "
@@ -63,7 +65,7 @@ def report(found: Outcome) -> Report:
         figure=_paths(cells.rep, snapshots, found.track),
         comparison=(_scores(found.scores, snapshots), *(() if found.fate is None else (_fates(found.fate, snapshots),))),
         diagnostics=(
-            *(_growth(cells, flow) if isinstance(flow.lagrangian.kinetic, WFR) else ()),
+            *(_growth(cells, flow) if grows else ()),
             _film(cells.rep, snapshots, found.track),
             _certificate(found.certificate),
         ),
@@ -80,12 +82,6 @@ def report(found: Outcome) -> Report:
             **({"flow-matching.safetensors": "the same of the baseline"} if any(BASELINE in row for row in found.scores.values()) else {}),
         },
     )
-
-
-def _kind(lagrangian: Lagrangian) -> str:
-    if isinstance(lagrangian.kinetic, WFR):
-        return "transport with growth"
-    return "a Schrödinger bridge" if lagrangian.noise else "transport"
 
 
 def _verdict(scores: Mapping[int, Mapping[str, Score]], held_out: bool) -> Verdict:
@@ -141,9 +137,8 @@ def _film(rep: str, snapshots: Snapshots, way: Track) -> Figure:
 
 
 def _growth(cells: Cells, flow: LagrangianFlow) -> list[Figure | Table]:
-    training, meaning = cells.snapshots.training, "relative to the mean of the population"
-    if not flow.lagrangian.normalized:
-        meaning = "of the total mass"
+    training = cells.snapshots.training
+    meaning = "relative to the mean of the population" if flow.lagrangian.normalized else "of the total mass"
     rates = torch.cat([in_blocks(lambda x, t=t: flow.growth(float(t), x), x) for t, x in zip(training.times, training.x, strict=True)])
     at = _plane(training, torch.cat(training.x))
     image = point_figures.value_map(at, rates, value_label="growth rate, 1 / time", symmetric=True, **_labels(cells.rep))

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from popflow.core.calculus import value_and_grad, value_grad_and_laplacian
+from popflow.core.checks import shaped
 from popflow.transport.conditional_paths import Batch, Bend, Point, follow, moments, radius
-from popflow.transport.lagrangian import Field, Lagrangian, residual, shaped
+from popflow.transport.lagrangian import Field, Lagrangian, residual
 from popflow.transport.snapshots import Snapshots
 
 
@@ -55,14 +56,8 @@ class Potential(nn.Module):
         self.network, self.span, self.start = network, float(times[-1] - times[0]), float(times[0])
         area = min(whole**2, 1 / lagrangian.lam) if lagrangian.lam else float(radii.mean()) * whole
         self.unit = area / self.span
-        self.register_buffer("times", times.to(means))
-        self.register_buffer("means", means)
-        self.register_buffer("radii", radii)
-        self.register_buffer("reference", mean_drift(lagrangian, snapshots))
-        self.times: Tensor
-        self.means: Tensor
-        self.radii: Tensor
-        self.reference: Tensor
+        self.times, self.means, self.radii = nn.Buffer(times.to(means)), nn.Buffer(means), nn.Buffer(radii)
+        self.reference = nn.Buffer(mean_drift(lagrangian, snapshots))
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Evaluate at times ``t [rows]`` of the user and positions ``x [rows, d]``."""

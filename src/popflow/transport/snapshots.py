@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace as _replace
 from itertools import pairwise
 from typing import Any
@@ -213,14 +213,13 @@ class Snapshots:
 
     def to(self, *args: Any, **kwargs: Any) -> Snapshots:
         """Move or cast the coordinates as `torch.Tensor.to`; times and masses stay float64 on the CPU."""
-        moved: Mapping[str, Any] = {
-            name: None if value is None else tuple(rows.to(*args, **kwargs) for rows in value)
-            for name, value in (("x", self.x), ("velocity", self.velocity))
-        }
-        ends = {
-            name: None if value is None else value.to(*args, **kwargs) for name, value in (("shift", self.shift), ("scale", self.scale))
-        }
-        return _replace(self, **moved, **ends)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(moved, value))
+            return None if value is None else value.to(*args, **kwargs)
+
+        return _replace(self, **{name: moved(getattr(self, name)) for name in ("x", "velocity", "shift", "scale")})
 
 
 def _check_masses(name: str, mass: Tensor, count: int) -> None:
