@@ -69,7 +69,7 @@ class SearchConfig:
         check(self)
         if self.optimiser == "lbfgs" and self.objective == "free-energy":
             raise ValueError(
-                "objective='free-energy' is annealed over the steps of Adam; L-BFGS has no such schedule. Fix: optimiser adam."
+                "objective='free-energy' is annealed over the steps of Adam; L-BFGS has no such schedule. Fix: optimiser='adam'."
             )
         if not self.activation:
             raise ValueError("activation is empty, wanted at least one of relu, sigmoid, tanh.")

@@ -55,7 +55,7 @@ def composition(
         True
         >>> composition([a, b], "or", zeta=1.4)
         Traceback (most recent call last):
-        ValueError: zeta=1.4 means nothing to op='or': it belongs to 'product'.
+        ValueError: zeta=1.4 has no effect with op='or': it belongs to 'product'.
     """
     own = settings_of(op)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -63,7 +63,7 @@ def composition(
         others = [repr(other) for other in OPERATIONS if name in settings_of(other)]
         if not others:
             raise TypeError(unknown("setting", name, own))
-        raise ValueError(f"{name}={given[name]!r} means nothing to op={op!r}: it belongs to {' and '.join(others)}.")
+        raise ValueError(f"{name}={given[name]!r} has no effect with op={op!r}: it belongs to {' and '.join(others)}.")
     check_same_space([*experts, *unconditional])
     if op != "product":
         return _SAMPLERS[op](experts, guidance=Guidance(unconditional[0], guidance) if unconditional else None, **given)

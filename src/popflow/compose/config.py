@@ -47,7 +47,7 @@ class SampleConfig:
             the training temperature over this one.
         unconditional: Model to guide away from.
         negative_prompt: Prompt to guide away from; by default the empty one.
-        guidance: Guidance weight; 1 is no guidance. None takes 1, and for pipelines their own default.
+        guidance: Guidance weight; 1 means no guidance. None takes 1, and for pipelines their own default.
         steps: Steps from the first noise level to the last.
         sigma_min: Last noise level, in units of the data.
         sigma_max: First noise level, in units of the data.
@@ -132,9 +132,9 @@ class SampleConfig:
             if value == field.default:
                 continue
             if _SOURCES.get(field.name, source) != source:
-                raise ValueError(f"{field.name}={value!r} means nothing to {source}: it belongs to {_SOURCES[field.name]}.")
+                raise ValueError(f"{field.name}={value!r} has no effect with {source}: it belongs to {_SOURCES[field.name]}.")
             if self.op not in ops:
-                raise ValueError(f"{field.name}={value!r} means nothing to op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
+                raise ValueError(f"{field.name}={value!r} has no effect with op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
         count = len(self.experts) or max(len(self.diffusers), len(self.prompts))
         for name in ("beta", "bias"):
             given = len(getattr(self, name))
@@ -143,7 +143,7 @@ class SampleConfig:
                     f"{name} has {given} values for {count} models, wanted one for each{', or one for all' * (name == 'beta')}."
                 )
         if self.op in _SUPERPOSED and count < 2:
-            raise ValueError(f"op={self.op!r} of one model, wanted at least two to superpose.")
+            raise ValueError(f"op={self.op!r} with one model, wanted at least two to superpose.")
         if self.experts:
             self._check_experts()
         else:

@@ -39,7 +39,7 @@ def flow_below(sampler: Sampler, sigma: float = math.inf) -> Sampler:
         True
     """
     if not sigma >= 0:
-        raise ValueError(f"sigma={sigma}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
+        raise ValueError(f"sigma={sigma}, wanted a noise level >= 0: 0 adds noise down to the last level, math.inf adds none.")
     space = sampler.experts[0].home
     if not space.flat:
         raise ValueError(

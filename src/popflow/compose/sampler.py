@@ -199,7 +199,7 @@ def _fitting(resume: State, levels: Tensor, shape: tuple[int, ...]) -> Populatio
         )
     if not 0 <= resume.k < len(levels) or not math.isclose(resume.t, float(levels[resume.k]) ** 2):
         raise CheckpointError(
-            f"resume stands at step {resume.k} and sigma={math.sqrt(resume.t):g}, wanted a step of these {len(levels)} levels: pass those it began with."
+            f"resume stands at step {resume.k} and sigma={math.sqrt(resume.t):g}, wanted a step of these {len(levels)} levels: pass the levels of that run."
         )
     return resume.pop
 

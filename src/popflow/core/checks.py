@@ -1,4 +1,4 @@
-"""Checks of values, immediate or deferred: reading a value from an accelerator means waiting for it.
+"""Checks of values, immediate or deferred, because reading a value from an accelerator waits for it.
 
 `refuse` raises when values are bad. Inside `put_off` it only records the check; the first failure is raised at the end of the block.
 """
@@ -36,7 +36,7 @@ def refuse(bad: Tensor, error: Callable[..., Exception]) -> None:
 
 @contextmanager
 def put_off(on: bool = True) -> Iterator[None]:
-    """Defer the checks of `refuse` to the end of the block, so that an accelerator is waited for once rather than at every step.
+    """Defer the checks of `refuse` to the end of the block, so that the CPU waits for an accelerator once rather than at every step.
 
     The first failure is raised, and replaces any exception that it led to.
 

@@ -112,7 +112,7 @@ def metropolis(
 def _kernel(
     move: Callable[[Population, float, float, Streams], Population], step_size: StepSize, tracked: Sequence[str], refresh: Refresh | None
 ) -> Step:
-    """A step that makes the moves ``move(pop, t1, eta, rng)`` and leaves no tracked companion stale."""
+    """A step that applies ``move(pop, t1, eta, rng)`` repeatedly and refreshes tracked quantities."""
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         stale = [name for name in tracked if name in pop.aux]
@@ -136,7 +136,7 @@ def _squared_norm(value: Tensor, per_particle: Tensor) -> Tensor:
 
 
 def _shaped(name: str, value: Tensor, like: Tensor) -> Tensor:
-    """Return ``value``; without this check, a score or density of another shape would broadcast silently."""
+    """Return ``value`` after checking its shape, since a score or density of another shape would broadcast silently."""
     if value.shape != like.shape:
         raise ValueError(f"{name} returned shape {tuple(value.shape)}, wanted {tuple(like.shape)}.")
     return value

@@ -168,7 +168,7 @@ class Attention(nn.Module):
         self.out = _zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Let every pixel of an image read every other."""
+        """Let every pixel of an image attend to every other."""
         rows, channels, height, width = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(rows, 3, self.heads, -1, height * width).unbind(1)
         attention = (q.mT @ k / math.sqrt(q.shape[2])).softmax(-1)

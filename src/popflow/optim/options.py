@@ -1,4 +1,4 @@
-"""The numbers of a SINGD parameter group, and their ranges."""
+"""The numeric options of a SINGD parameter group, and their ranges."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MAY_BE_FUNCTIONS = ("lr_cov", "interval")
 
 
 def check(group: Mapping[str, Any]) -> None:
-    """Raise ValueError for a number of a group that is out of its range.
+    """Raise ValueError for a number of a group that is out of range.
 
     >>> check({name: 0.5 for name in RANGES})
     >>> check({name: 0.5 for name in RANGES} | {"damping": 0.0})

@@ -1,6 +1,6 @@
-"""An oracle: a costly function that is asked at most once for each input, and counts what it was asked.
+"""An oracle: a costly function that is evaluated at most once for each input, and counts its calls.
 
-Searches differ in how many evaluations they spend, so the oracle is where evaluations are counted. Inputs are told apart by hashable keys:
+Searches differ in how many evaluations they spend, so the oracle is where evaluations are counted. Inputs are identified by hashable keys:
 text, tuples, or bytes of rows of a tensor.
 """
 
@@ -82,7 +82,7 @@ class Oracle(Generic[Items]):
         return values.tolist()
 
     def _repeat(self, items: Items, keys: list[Hashable], places: list[int]) -> None:
-        """Ask again for the last of the new inputs, one for every hundred evaluations."""
+        """Evaluate the last of the new inputs again, one for every hundred evaluations."""
         count, self._unrepeated = divmod(self._unrepeated + len(places), REPEAT_EVERY)
         again = places[len(places) - count :]
         for place, value in zip(again, self._ask(_take(items, again)) if again else (), strict=True):

@@ -165,7 +165,7 @@ def write(source: str | Path, target: str | Path, obs: Mapping[str, Any], obsm: 
                         raise ValueError(f"{source} already has {group}[{key!r}], wanted a file without it: rename or drop it there.")
             columns: Any = file["obs"]
             if "column-order" not in columns.attrs:
-                raise ValueError(f"{source} is in a format before anndata 0.7, wanted a current one: read it and write it again.")
+                raise ValueError(f"{source} uses a format older than anndata 0.7, wanted a current one: read it and write it again.")
             for key, value in obs.items():
                 write_elem(columns, key, value)
             order = [str(name) for name in columns.attrs["column-order"]]
@@ -234,9 +234,7 @@ def genes_of(source: Any, rep: str, positions: Tensor) -> tuple[np.ndarray, list
         components, known = np.asarray(adata.varm["PCs"], dtype=np.float64), np.asarray(adata.obsm[rep], dtype=np.float64)
         d = positions.shape[1]
         if components.shape[1] < known.shape[1] or known.shape[1] < d:
-            raise ValueError(
-                f"varm['PCs'] has {components.shape[1]} components and obsm[{rep!r}] {known.shape[1]}: they do not belong together."
-            )
+            raise ValueError(f"varm['PCs'] has {components.shape[1]} components and obsm[{rep!r}] {known.shape[1]}: they do not match.")
         total = np.zeros(adata.n_vars)
         for begin in range(0, adata.n_obs, 4096):
             total += np.asarray(adata.X[begin : begin + 4096].sum(axis=0)).ravel()

@@ -71,7 +71,7 @@ class FlowConfig:
         if self.smooth and self.velocity is not None:
             raise ValueError(f"smooth=True and velocity={self.velocity!r}, wanted one of them: a flow has one reference drift.")
         if self.masses == "counts" and self.lagrangian != "unbalanced":
-            raise ValueError(f"masses='counts' with lagrangian={self.lagrangian!r}, which conserves mass. Fix: lagrangian unbalanced.")
+            raise ValueError(f"masses='counts' with lagrangian={self.lagrangian!r}, which conserves mass. Fix: lagrangian='unbalanced'.")
 
 
 @dataclass(frozen=True)

@@ -334,7 +334,7 @@ class LagrangianFlow:
             )
         x = torch.cat([rows[:2] for rows in training.x])
         if not bool((torch.cat(training.x).std(0) > 0).any()):
-            raise ValueError("x: all cells of all snapshots are in one place, wanted samples that differ.")
+            raise ValueError("x: all cells of all snapshots coincide, wanted samples that differ.")
         t = training.times.to(x)[:1].expand(len(x))
         if lagrangian.potential is not None:
             shaped("potential", lagrangian.potential(t, x), t)

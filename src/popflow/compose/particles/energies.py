@@ -165,7 +165,7 @@ def apart(system: Cluster, x: Tensor, *, what: str = "x") -> Tensor:
         row, pair = (int(value) for value in bad[0])
         i, j = (int(value) for value in torch.triu_indices(system.particles, system.particles, 1)[:, pair])
         raise ValueError(
-            f"{what}: particles {i} and {j} of configuration {row} lie on one another (distance {float(closest[row, pair]):.3g}; {len(bad)} such "
+            f"{what}: particles {i} and {j} of configuration {row} coincide (distance {float(closest[row, pair]):.3g}; {len(bad)} such "
             f"pairs in all), wanted distances around {system.distance:g}: the energy is infinite there. Fix: remove the copies, or move them apart."
         )
     return x
