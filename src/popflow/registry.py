@@ -124,7 +124,7 @@ TASKS = {
         examples=("popflow flow cells.h5ad --time day --rep X_pca --dims 5 --lagrangian unbalanced --hold-out 2",),
     ),
     "search": Task(
-        summary="Find binary networks with a quantum hypernetwork, beside the exact optimum and classical search.",
+        summary="Find binary networks with a quantum hypernetwork, and compare with the exact optimum and classical search.",
         config="popflow.circuits.config:SearchConfig",
         run="popflow.circuits.job:run",
         cite="popflow.circuits.config:cite",

@@ -1,4 +1,4 @@
-r"""What a quantum computer offers: shots, gradients by parameter shift, depolarising noise, and counts measured elsewhere.
+r"""Training and evaluation as on a quantum computer: shots, parameter-shift gradients, depolarising noise, measured counts.
 
     dE/dt = 1/2 [E(t + pi/2) - E(t - pi/2)]        (exact, two circuits per angle)
 

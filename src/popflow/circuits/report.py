@@ -25,7 +25,7 @@ from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, figures
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search has found.
+    """The results of a search.
 
     Attributes:
         config: The settings.

@@ -134,7 +134,7 @@ class BinaryMLP:
 
     @cached_property
     def choices(self) -> tuple[Choice | Switch, ...]:
-        """Everything but weights and biases that a bit decides, in order."""
+        """All choices and switches, in order."""
         listed = (self.activation, self.alphabet, *self.hidden, *([] if self.skip is None else [self.skip]), *self.switches)
         return tuple(item for item in listed if isinstance(item, Choice | Switch))
 

@@ -1,4 +1,4 @@
-"""From the name of an operation and its settings to a sampler: the one map that the command line and the composed pipelines share.
+"""From the name of an operation and its settings to a sampler, for the command line and for composed pipelines.
 
 ========== ========================================================= ==========================================
 operation  law                                                       sampler, whose keyword arguments are its settings
@@ -93,7 +93,7 @@ def guided_product(
     guidance: float = 1.0,
     power: float = 1.0,
 ) -> Target:
-    """Return ``(prod_i q_i^{beta_i})^power``, guided with weight w where there is an unconditional model.
+    """Return ``(prod_i q_i^{beta_i})^power``, guided with weight w if there is an unconditional model.
 
     One for all, u, gives ``u prod_i (q_i / u)^{w beta_i}``; one for each gives ``prod_i u_i^{1/M} (q_i / u_i)^{w beta_i}``.
 

@@ -1,4 +1,4 @@
-"""What a report of ``popflow sample`` shows of composed experts: samples, effective particles, ancestors, and what judges their kind."""
+"""The report of ``popflow sample`` for composed experts: samples, effective sample size, ancestors, and a check that suits the experts."""
 
 from __future__ import annotations
 

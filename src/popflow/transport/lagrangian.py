@@ -101,7 +101,7 @@ class MeanAcceleration:
 
     @staticmethod
     def of(snapshots: Snapshots) -> MeanAcceleration:
-        """Take the means of the training snapshots; those held out are not looked at.
+        """Take the means of the training snapshots; held-out snapshots are not used.
 
         Raises:
             ValueError: with fewer than three training snapshots.
@@ -262,7 +262,7 @@ class Lagrangian:
 
     @property
     def is_static(self) -> bool:
-        """Whether the path of least action between two points has a closed form, so that only a plan of least cost has to be found."""
+        """Whether the path of least action between two points has a closed form, so that only an optimal plan has to be found."""
         if isinstance(self.kinetic, WFR):
             return self.potential is None and self.drift is None and not self.noise
         return self.drift is None and isinstance(self.potential, Harmonic | Linear | MeanAcceleration | None)
@@ -304,7 +304,7 @@ def residual(lagrangian: Lagrangian, s: Field, t: Tensor, x: Tensor, probe: Tens
 
 
 def shaped(name: str, value: Any, like: Tensor) -> Tensor:
-    """Return the value of a user's function, or refuse a wrong shape (``[n, 1]`` on ``[n]`` would broadcast to ``[n, n]``)."""
+    """Return the value of a user's function, or raise for a wrong shape (``[n, 1]`` on ``[n]`` would broadcast to ``[n, n]``)."""
     if not isinstance(value, Tensor) or value.shape != like.shape:
         seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name}(t, x) returned {seen}, wanted a tensor of shape {tuple(like.shape)}: one entry per row.")

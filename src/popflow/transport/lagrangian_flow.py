@@ -1,4 +1,4 @@
-"""The fitted flow: learn the potential of a Lagrangian from snapshots, push populations along it, and report how good it is."""
+"""The fitted flow: learn the potential of a Lagrangian from snapshots, push populations along it, and certify the fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from popflow.transport.snapshots import Snapshots
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """How good a fit is, in the units of the snapshots (length squared per time; times the mass where masses are true).
+    """Quality of a fit, in the units of the snapshots (length squared per time; times the mass where masses are true).
 
     Attributes:
         action: Action of the learned flow, pushed from the cells of each training snapshot to the next, summed over the intervals.
@@ -112,7 +112,7 @@ class LagrangianFlow:
         checkpoint: str | Path | None = None,
         compile: bool | Literal["auto"] = "auto",
     ) -> LagrangianFlow:
-        """Learn the potential (and the bend, where the paths need one); held-out marginals are not looked at. Returns the flow itself.
+        """Learn the potential (and the bend, where the paths need one); held-out marginals are not used. Returns the flow itself.
 
         Args:
             snapshots: The samples. Their masses count under ``WFR(lam, normalized=False)``; `W2` conserves mass and takes every one as 1.

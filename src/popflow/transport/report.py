@@ -1,4 +1,4 @@
-"""The report of ``popflow flow``: what was found, as tables and figures."""
+"""The report of ``popflow flow``: results as tables and figures."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PATHS = 80
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
         name: Name of the file of cells.
         space: The coordinates, in words.
         cells: The cells, scaled.
         flow: The fitted flow.
-        certificate: How good the fit is.
+        certificate: Quality of the fit.
         scores: Marginal -> what -> distances from its cells.
         fate: Fates of the first marginal at the last, where types are known.
         track: Cells of the first snapshot on their way to the last time.
-        genes: Whether predicted cells have genes, in words.
+        genes: A note on whether predicted cells have genes.
     """
 
     name: str

@@ -83,7 +83,7 @@ def prompts_of(prompts: Any) -> list[Any] | None:
 
 
 def prompt_of(name: str, value: Any) -> None:
-    """Refuse anything but a text or a class number."""
+    """Refuse anything but text or a class number."""
     if not isinstance(value, str | int):
         raise TypeError(
             f"{name} holds {value!r}, a {type(value).__name__}, wanted text, or a class number of a class-conditional network"

@@ -1,4 +1,4 @@
-"""What ``popflow sample --diffusers`` shows: images of the runs, and the weights, ancestors and densities of all particles."""
+"""The report of ``popflow sample --diffusers``: images of the runs, and weights, ancestors and densities of all particles."""
 
 from __future__ import annotations
 

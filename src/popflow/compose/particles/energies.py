@@ -153,7 +153,7 @@ def icosahedron(steps: int = 500) -> Tensor:
 
 
 def apart(system: Cluster, x: Tensor, *, what: str = "x") -> Tensor:
-    """Return ``x`` if no two particles of a configuration coincide.
+    """Return ``x``, or raise if two particles of a configuration coincide.
 
     Raises:
         ValueError: naming a configuration and a pair whose distance is below a millionth of the typical one: its energy is infinite.
@@ -172,7 +172,7 @@ def apart(system: Cluster, x: Tensor, *, what: str = "x") -> Tensor:
 
 
 def positive(name: str, value: float) -> float:
-    """Return a number, checked to be finite and above 0."""
+    """Return a number, or raise if it is not finite and above 0."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name}={value!r}, wanted a finite number above 0.")
     return value
