@@ -80,7 +80,7 @@ class DemoConfig:
 
     Attributes:
         seed: Random seed.
-        quick: Run a smaller version in seconds. At most 128 cells and 120 steps; 400 for far atoms, whose potential is slow to vary in time.
+        quick: Run a smaller version in seconds. At most 128 cells and 120 steps; 400 for far atoms, whose time dependence is learned slowly.
         steps: Training steps of each problem.
         cells: Samples in each snapshot of the Gaussian problems.
         width: Hidden width of the networks.

@@ -91,7 +91,7 @@ def report(found: Mapping[str, Solved], run: Run) -> Report:
                 x_label="time",
                 y_label="value",
             ),
-            "One number of each population on its way, learned and exact.",
+            "One statistic of each population over time, learned and exact.",
             "Curves of a standard deviation, a weight and a mass against time, in pairs.",
         ),
         comparison=(

@@ -77,7 +77,7 @@ def report(found: Outcome) -> Report:
             "cells.h5ad": "the cells of the file with velocity, growth and fate (keys popflow_..., X_popflow)",
             "predicted.h5ad": f"predicted cells at the scored times, pushed and drawn from the path, {found.genes}",
             "fit.safetensors": "parameters and state of the training",
-            **({"flow-matching.safetensors": "the same of the baseline"} if any(BASELINE in row for row in found.scores.values()) else {}),
+            **({"flow-matching.safetensors": "the same for the baseline"} if any(BASELINE in row for row in found.scores.values()) else {}),
         },
     )
 
