@@ -403,7 +403,7 @@ class Everything(nn.Module):
         return self.head(self.frozen(x) + self.frozen(self.frozen(x)))
 
 
-@pytest.mark.parametrize(("structure", "share"), [("auto", expand), (Diagonal(), reduce), (LowerToeplitz(), expand)], ids=str)
+@pytest.mark.parametrize(("structure", "share"), [("auto", expand), (Diagonal(), reduce), (LowerToeplitz(), expand)], ids=lambda one: getattr(one, "__name__", str(one)))
 def test_every_module_trains(structure, share):
     net = seeded(Everything)
     optimizer = SINGD(net, lr=2e-2, structure=structure, interval=2, sharing=share, fallback_lr=5e-3)
