@@ -226,7 +226,7 @@ def fit(
                 save(mark)
     team.any(False, device)  # no process continues before the last checkpoint is written
     if stop():
-        raise KeyboardInterrupt(f"stopped at step {mark.step} of {steps}" + (f"; {checkpoint} resumes from there" if checkpoint else ""))
+        raise KeyboardInterrupt(f"stopped at step {mark.step} of {steps}" + (f"; resume from {checkpoint}" if checkpoint else ""))
     final = {name: p.detach().clone() for name, p in learner.params.items()}
     return Fit(final, learner.ema or final, mark.step, mark.rollbacks, learner.compiled)
 
