@@ -60,7 +60,7 @@ def in_range(name: str, value: Any, low: float, high: float, above: bool = False
     if not (math.isfinite(number) and number <= high and (number > low if above else number >= low)):
         most = f" and {'below 1' if high == BELOW_ONE else f'at most {high:g}'}" if high < math.inf else ""
         raise ValueError(
-            f"{name}={value!r}, wanted a {'whole' if whole else 'finite'} number {'above' if above else 'at least'} {low:g}{most}. "
+            f"{name}={value!r}, wanted {'an integer' if whole else 'a finite number'} {'above' if above else 'at least'} {low:g}{most}. "
             f"Fix: {USUAL[name]:g} is usual."
         )
 

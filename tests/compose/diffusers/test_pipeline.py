@@ -448,7 +448,7 @@ def cut(pipeline, step, timestep, tensors):
         (["a cat"], {"height": 33}, "height=33, width=32, wanted multiples of 2: 32 x 32 is nearest|34 x 32"),
         (["a cat"], {"reward": brightness, "reward_on": "pixels"}, "wanted 'images' or 'latents'"),
         (["a cat"], {"reward": lambda images: images, "particles": 2}, "wanted one value per sample"),
-        ([3], {}, "prompt 3 is not a text"),
+        ([3], {}, "prompt 3 is not text"),
     ],
 )
 def test_bad_input_is_named(pipes, prompts, options, says):
