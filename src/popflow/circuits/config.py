@@ -123,7 +123,7 @@ class DemoConfig:
 
     Attributes:
         seed: Random seed.
-        quick: Train fewer restarts, in seconds.
+        quick: Train fewer restarts, which takes seconds.
         restarts: Training restarts from random angles.
         depth: Layers of the circuit.
     """

@@ -164,7 +164,7 @@ def _read(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _declared(command: Callable[..., None], name: str, text: str, task: Task, **before: tuple[Any, Any]) -> Callable[..., None]:
-    """Give a function the signature that a configuration declares, besides the options that all verbs share."""
+    """Give a function the signature that a configuration declares, plus the options that all verbs share."""
     own = {option.name: (_typed(option), None) for option in options(task.load("config")) if option.kind in (bool, int, float, str, Path)}
     both = own.keys() & _SHARED.keys()
     if both:

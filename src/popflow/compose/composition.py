@@ -33,7 +33,7 @@ def composition(
     """Return the sampler of an operation on experts.
 
     Args:
-        experts: What is composed.
+        experts: The experts to compose.
         op: One of `OPERATIONS`.
         unconditional: Guide away from these: one model for all experts, or one for each; none for no guidance. A superposition is guided away from
             the first.
@@ -102,7 +102,7 @@ def guided_product(
         exponents: One for each, or one for all; None for 1.
         unconditional: None, one, or one for each expert.
         guidance: w.
-        power: Of the whole: one over a temperature.
+        power: Exponent of the whole product: one over a temperature.
     """
     count = len(experts)
     given = [1.0] if exponents is None else [float(beta) for beta in exponents]

@@ -60,7 +60,7 @@ class SampleConfig:
         kernel_steps: Langevin steps at each noise level. If None: 0, or 1 for particle systems below their training temperature, whose particles would
             otherwise descend from a few ancestors.
         kernel_width: Smallest standard deviation of the data density, which sets the Langevin step size. The step is
-            ``min(sigma^2 + width^2, 1) / 10``; If None: a width of 0.3, or for particle systems the step of their model.
+            ``min(sigma^2 + width^2, 1) / 10``; if None, a width of 0.3, or for particle systems the step of their model.
         ess_below: Resample when the effective sample size falls below this fraction.
         clip: Bound on each weight increment, in nats. Biased; the report counts how often it acted.
         sharpness: For OR, the exponent of the mixture weights; 1 is exact, 1e6 follows the likeliest model alone.

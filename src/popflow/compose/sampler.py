@@ -119,7 +119,7 @@ def sample(
         resume: A state to resume from; initial samples are then not drawn.
         around: Clean data to noise as initial samples, for editing: broadcast to ``[runs, particles, *event]``; None for zero.
             Tracked densities start equal for all experts. Particles without centre of mass are centred.
-        dtype: Of the particles and their weights.
+        dtype: Dtype of the particles and their weights.
 
     On an accelerator nothing in the loop waits for it: values that are not finite are found at the end, with the level they appeared at. With
     further recorders, which look at every state, they are found at once, as on a CPU.

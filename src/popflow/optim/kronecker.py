@@ -71,7 +71,7 @@ class Pair:
         c: Output side.
         h_k: ``P(K^T U K)`` up to ``scale_k``; may be overwritten.
         h_c: ``P(C^T G C)`` up to ``scale_c``; may be overwritten.
-        scale_k: One number for each member, by which ``h_k`` has yet to be multiplied.
+        scale_k: One pending factor of ``h_k`` for each member.
         scale_c: The same for ``h_c``.
         moving: Which members take the step.
         curvature: ``tr(H_K)/p`` and ``tr(H_C)/d`` of each member, from `measure`.

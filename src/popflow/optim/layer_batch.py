@@ -73,7 +73,7 @@ class LayerBatch:
         recorded: One per layer.
         metrics: Cached ``K K^T``, ``C C^T`` where that saves work (`Structure.metric`); not part of the state.
         views: The momentum, and what of it is each parameter's; made anew where needed.
-        place: Device and dtype of the weights, and dtype wanted of the factors, when they were last looked at.
+        place: Device and dtype of the weights, and requested dtype of the factors, at the last check.
     """
 
     group: dict[str, Any]

@@ -4,7 +4,7 @@
     sample(..., **simulation(run, "sample", rng, last=steps, trace=trace))
     table = once(run, "table", lambda: {"cost": cost.table()})["cost"]
 
-A stage is named in words; its checkpoint is the file ``NAME.safetensors`` of the run.
+Stages have readable names; the checkpoint of one is the file ``NAME.safetensors`` of the run.
 """
 
 from __future__ import annotations

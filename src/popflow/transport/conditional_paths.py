@@ -35,7 +35,7 @@ BENDS = 3
 """Number of bubble functions ``phi_k(u) = 4 u (1-u) (2u-1)^k`` in a bend."""
 
 Batch = dict[str, Tensor]
-"""Drawn paths and the times at which they are looked at: a, b and, with noise, z, probe ``[slices, n, d]``; t, h0, h1, and start, length,
+"""Drawn paths and the times at which they are evaluated: a, b and, with noise, z, probe ``[slices, n, d]``; t, h0, h1, and start, length,
 theta, middle (from 0 to 1) of their interval ``[slices, n]``. All paths of a slice are at the same time."""
 
 

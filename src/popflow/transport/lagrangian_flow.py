@@ -33,7 +33,7 @@ class Certificate:
         gap: ``action - dual``: zero at the optimum, when the flow meets the snapshots.
         residual: Root mean square of the gradient of the Hamilton-Jacobi residual along the path, an acceleration; 0 at the optimum.
         residual_relative: The residual times ``T^2`` over the radius of all cells.
-        born: Largest share of a snapshot that no mass of the one before reaches; a flow pushed from there cannot reach it either.
+        born: Largest share of a snapshot that no mass of the previous one reaches; pushed cells cannot reach it either.
     """
 
     action: float
