@@ -426,8 +426,8 @@ def test_resuming_midway_gives_identical_bytes():
         ({"zeta": 1.4, "track": True}, r"zeta=1.4 with tracked log-densities: the Ito formula holds only for zeta=1"),
         ({"clip": 0.0}, "clip=0.0, wanted a positive bound"),
         ({"kernel_steps": -1}, "kernel_steps=-1, wanted 0 or more"),
-        ({"ess_below": 0.0}, "ess_below=0.0, wanted a share"),
-        ({"ess_below": 1.5}, "ess_below=1.5, wanted a share"),
+        ({"ess_below": 0.0}, "ess_below=0.0, wanted a fraction"),
+        ({"ess_below": 1.5}, "ess_below=1.5, wanted a fraction"),
     ],
 )
 def test_options_are_checked(options: dict, message: str):

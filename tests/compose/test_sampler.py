@@ -117,7 +117,7 @@ def test_repeated_collapse_of_the_effective_sample_size_says_the_remedies():
 
 def test_a_run_without_weight_is_an_error():
     nothing = tilt(A, lambda y: torch.full_like(y[:, 0], -torch.inf), gradient=False)
-    with pytest.raises(ZeroWeightsError, match=r"all log weights are -inf.*start nearer, soften it, or use more particles"):
+    with pytest.raises(ZeroWeightsError, match=r"all log weights are -inf.*start closer to the target, soften it, or use more particles"):
         sample(feynman_kac(nothing), GRID, particles=8, runs=2, rng=Streams(0))
 
 

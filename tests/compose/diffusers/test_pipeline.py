@@ -460,8 +460,8 @@ def test_bad_input_is_named(pipes, prompts, options, says):
 @pytest.mark.parametrize(
     ("prompts", "options", "says"),
     [
-        (3.5, {}, "prompts holds 3.5, a float, wanted a text"),
-        ([["a cat"]], {}, r"prompts holds \['a cat'\], a list, wanted a text.* flat list"),
+        (3.5, {}, "prompts holds 3.5, a float, wanted text"),
+        ([["a cat"]], {}, r"prompts holds \['a cat'\], a list, wanted text.* flat list"),
         (["a cat", "a dog"], {"negative_prompt": ["red"], "guidance_scale": 2.0}, "negative_prompt holds .* one for all prompts"),
         ("a cat", {"strength": "0.5"}, "strength='0.5' is a str, wanted a number: 0.6 is usual"),
         ("a cat", {"guidance_scale": "7.5"}, "guidance_scale='7.5' is a str, wanted a number: 1 for no guidance"),

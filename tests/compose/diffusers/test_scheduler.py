@@ -165,7 +165,7 @@ def test_second_order_and_multistep_schedulers_lend_their_levels_only():
 @pytest.mark.parametrize("option", ["clip_sample", "thresholding"])
 def test_a_scheduler_that_clips_is_told(option: str):
     scheduler = diffusers.DDPMScheduler(**({"clip_sample": False} | {option: True}))
-    with pytest.warns(PopflowWarning, match=rf"DDPMScheduler has {option}=True: a clipped prediction is no score.*{option}=False"):
+    with pytest.warns(PopflowWarning, match=rf"DDPMScheduler has {option}=True: a clipped prediction is not a score.*{option}=False"):
         read(scheduler)
 
 
