@@ -1,28 +1,80 @@
-"""What the documentation shows runs: every Python block of a page, one after another, and every example script."""
+"""What the documentation shows works: Python blocks and example scripts run, command lines are understood."""
 
 import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.main import get_command
 
+from popflow.cli import app
 from popflow.core import MissingExtraError
+from popflow.registry import TASKS
+from popflow.runs import Run
 
 ROOT = Path(__file__).parents[1]
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if "```python" in page.read_text(encoding="utf-8")]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+PAGES = [page for page, text in TEXTS.items() if "```python" in text]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def _blocks(language, text):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def _commands(text):
+    """Return the ``popflow`` command lines of a page, from its blocks and its inline code, and the options that stand alone in inline code."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    lines = "\n".join(_blocks("(?:text|bash|)", text)).replace("\\\n", " ").splitlines()
+    shown = [shlex.split(line, comments=True)[1:] for line in (*lines, *inline) if re.match("popflow [a-z]", line)]
+    return shown, [shlex.split(code) for code in inline if code.startswith("--")]
+
+
+class _Understood(BaseException):
+    """A command line was read to the end, and its job would begin."""
+
+
+@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if _commands(text)[0]], ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands(page, monkeypatch, tmp_path, capsys):
+    """Command lines name a verb and its options, with values that the configuration accepts."""
+
+    def opened(*_, **__):
+        raise _Understood
+
+    monkeypatch.setattr(Run, "open", opened)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "config.json").write_text("{}")
+    commands, alone = _commands(TEXTS[page])
+    own = re.findall(r'Method\(name="(\w+)"', TEXTS[page])  # methods that the page itself defines
+    jobs = [command for command in commands if command[0] in {*TASKS, "demo"} and len(command) > 1 and command[-1] not in own]
+    if page.parent.name == "guides" and jobs:
+        jobs += [[*jobs[0], *options] for options in alone]
+    for job in jobs:
+        for word in job:
+            if re.fullmatch(r"(kernel:)?\w+\.(h5ad|npy|png)(:.*)?", word):
+                (tmp_path / word.removeprefix("kernel:").partition(":")[0]).touch()
+        with pytest.raises(_Understood):
+            assert app.main(job) == 0, f"{' '.join(job)}: {capsys.readouterr().err}"
+    for command in commands:
+        if command not in jobs and command[0] not in own and command[-1] not in own:
+            known: dict = getattr(get_command(app.build()), "commands", {})
+            known[command[0]].make_context(command[0], command[1:], resilient_parsing=len(command) == 1)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    _run(page, re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+    _run(page, _blocks("python", TEXTS[page]))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.name)

@@ -32,12 +32,12 @@ class UnknownMethodError(ValueError):
 
 
 class MethodError(ImportError):
-    """A method is registered, but what it is made of cannot be loaded."""
+    """A method is registered, but one of its parts cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to do: a configuration, and the job that carries it out. The verb is made from the configuration.
+    """A configuration and the job that runs it. The verb is made from the configuration.
 
     Parts are objects, or ``"module:name"`` of objects that are loaded when they are used.
 
@@ -45,8 +45,8 @@ class Task:
         config: Frozen dataclass of what ``run`` needs. Its fields are the options, its docstring holds their help texts
             (`popflow.runs.config.options`). The module should import no torch.
         run: ``run(config, run: popflow.runs.Run) -> popflow.runs.Report``: the job.
-        cite: BibTeX entries, or a function of the configuration that returns them; those of the method where empty.
-        summary: What it does, in one line of ``popflow --help``; that of the method where empty.
+        cite: BibTeX entries, or a function of the configuration that returns them; those of the method if empty.
+        summary: Description in one line of ``popflow --help``; that of the method if empty.
         examples: Command lines, shown by ``--help``.
 
     Example:
@@ -89,8 +89,8 @@ class Method:
     """A method as the command line and the conformance tests know it.
 
     Attributes:
-        name: As typed. The name of the entry point, for a method of another package.
-        summary: One line.
+        name: Name on the command line; for a method of another package, also the name of its entry point.
+        summary: Description in one line.
         cite: BibTeX entries.
         demo: A job with a known answer that needs no input: all fields of its configuration have defaults; a field ``quick: bool``
             asks for less, within seconds.
@@ -124,7 +124,7 @@ TASKS = {
         examples=("popflow flow cells.h5ad --time day --rep X_pca --dims 5 --lagrangian unbalanced --hold-out 2",),
     ),
     "search": Task(
-        summary="Find binary networks with a quantum hypernetwork, beside the exact optimum and classical search.",
+        summary="Find binary networks with a quantum hypernetwork, and compare with the exact optimum and classical search.",
         config="popflow.circuits.config:SearchConfig",
         run="popflow.circuits.job:run",
         cite="popflow.circuits.config:cite",
@@ -168,14 +168,14 @@ BUILT_IN = (
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """What was found: methods by name, and entry point -> why it could not be used."""
+    """Registered methods by name, and entry points that could not be loaded with the reason."""
 
     methods: dict[str, Method]
     broken: dict[str, str]
 
 
 def methods() -> Registry:
-    """Return the built-in methods and those of installed packages; a package that fails is reported and disturbs nothing else."""
+    """Return the built-in methods and those of installed packages; a package that fails to load is reported and does not affect the others."""
     found, broken = {method.name: method for method in BUILT_IN}, {}
     for name, point in plugins().items():
         try:
@@ -186,7 +186,7 @@ def methods() -> Registry:
 
 
 def plugins() -> dict[str, EntryPoint]:
-    """Return the entry points of other packages by name, without loading one."""
+    """Return the entry points of other packages by name, without loading them."""
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))}
 
 

@@ -1,4 +1,4 @@
-"""Packed inference against the module: bit for bit on whole numbers, to rounding on real ones, after a file too."""
+"""Packed inference against the module: bit for bit on integers, to rounding on real ones, after a file too."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_spins_are_a_count_of_differences():
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match=r"shape \(2, 3\), wanted \[N, 4\]"):
         pack(BinaryMLP(4).decode(0))(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="activation gelu has no name in a file, wanted one of relu"):
+    with pytest.raises(ValueError, match="activation gelu cannot be stored, wanted one of relu"):
         pack(BinaryMLP(2, (2,), activation=torch.nn.functional.gelu).decode(0))
     with pytest.raises(CheckpointError, match="holds no packed network"):
         PackedNetwork.load(save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}))

@@ -102,7 +102,7 @@ def test_bad_input():
         oracle(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="hold 0 shots in 1 keys"):
         evaluate_counts(oracle, {"010": 0})
-    with pytest.raises(ValueError, match="whole number of shots"):
+    with pytest.raises(ValueError, match="integer number of shots"):
         evaluate_counts(oracle, {"010": -1})
     with pytest.raises(ValueError, match=r"two=1\.5"):
         Depolarising(two=1.5)

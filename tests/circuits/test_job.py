@@ -89,13 +89,13 @@ def test_the_demo_finds_the_optimum(tmp_path):
         ({"net": "mlp:3-2"}, "the narrowest first"),
         ({"activation": ["relo"]}, "'relo': did you mean 'relu'"),
         ({"alphabet": ["-1;1"]}, "wanted two numbers LOW,HIGH"),
-        ({"restarts": 0}, "restarts=0, wanted a whole number >= 1"),
+        ({"restarts": 0}, "restarts=0, wanted an integer >= 1"),
         ({"activation": []}, "wanted at least one of relu, sigmoid, tanh"),
         ({"lr": -0.1}, "lr=-0.1, wanted a number > 0"),
-        ({"curve": [0]}, "wanted a whole number >= 1"),
+        ({"curve": [0]}, "wanted an integer >= 1"),
         ({"dept": 3}, "did you mean 'depth'"),
         ({"entangler": "brik"}, "brick"),
-        ({"optimiser": "lbfgs", "objective": "free-energy"}, "Fix: optimiser adam"),
+        ({"optimiser": "lbfgs", "objective": "free-energy"}, "Fix: optimiser='adam'"),
     ],
 )
 def test_bad_input(values, message):

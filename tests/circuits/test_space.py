@@ -108,7 +108,7 @@ def test_bad_input():
         BinaryMLP(2, switches=(Switch("b1", (0,)),)).n
     with pytest.raises(ValueError, match="inputs=0"):
         BinaryMLP(0)
-    with pytest.raises(ValueError, match=r"'far' is on the inputs \(2,\)"):
+    with pytest.raises(ValueError, match=r"'far' acts on the inputs \(2,\)"):
         BinaryMLP(2, switches=(Switch("far", (2,)),))
     with pytest.raises(ValueError, match="nothing to skip"):
         BinaryMLP(2, skip=Switch("skip"))

@@ -57,7 +57,7 @@ def test_version(capsys):
         (["demos"], "unknown command 'demos': did you mean 'demo'"),
         (["demo", "fkk"], "unknown method 'fkk': did you mean 'fkc'"),
         (["demo", "--sed", "1"], "No such option"),
-        (["demo", "--seed", "1.5"], "seed='1.5', wanted a whole number"),
+        (["demo", "--seed", "1.5"], "seed='1.5', wanted an integer"),
         (["demo", "--device", "tpu"], "tpu"),
         (["report"], "RUN"),
         (["demo", "--config", "/no/such/file.json"], "cannot read the configuration /no/such/file.json"),

@@ -96,8 +96,8 @@ def test_a_configuration_is_accepted_back_and_options_win(capsys, tmp_path):
     ("content", "message"),
     [
         ('{"precison": 9}', "unknown key of Tempering 'precison': did you mean 'precision'"),
-        ('{"steps": "many"}', "steps='many', wanted a whole number"),
-        ('{"particles": 1}', "particles=1, wanted a whole number >= 2"),
+        ('{"steps": "many"}', "steps='many', wanted an integer"),
+        ('{"particles": 1}', "particles=1, wanted an integer >= 2"),
         ("{", "mine.json is not JSON"),
     ],
 )

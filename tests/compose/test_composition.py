@@ -76,8 +76,8 @@ def test_settings_are_the_arguments_of_the_sampler():
     ("experts", "op", "settings", "says"),
     [
         ([A, B], "xor", {}, r"unknown op 'xor': did you mean 'or'\? Known: and, average, or, product"),
-        ([A, B], "and", {"zeta": 1.4}, "zeta=1.4 means nothing to op='and': it belongs to 'product'"),
-        ([A, B], "product", {"bias": (0.0, 1.0)}, r"bias=\(0.0, 1.0\) means nothing to op='product': it belongs to 'or' and 'and'"),
+        ([A, B], "and", {"zeta": 1.4}, "zeta=1.4 has no effect with op='and': it belongs to 'product'"),
+        ([A, B], "product", {"bias": (0.0, 1.0)}, r"bias=\(0.0, 1.0\) has no effect with op='product': it belongs to 'or' and 'and'"),
         ([A, B], "product", {"exponents": [1.0, 2.0, 3.0]}, "exponents holds 3 numbers for 2 experts, wanted one for each"),
         ([A, B, U], "product", {"unconditional": [U, V]}, "unconditional holds 2 models for 3 experts"),
         ([A, gaussian_mixture(torch.zeros(1, 3), 1.0)], "or", {}, "only models of one space compose"),

@@ -108,15 +108,15 @@ def test_the_operation_decides_what_is_cited():
         (TWO | {"beta": [1.0, 2.0, 3.0]}, "beta has 3 values for 2 models, wanted one for each, or one for all"),
         (TWO | {"op": "or", "bias": [1.0]}, "bias has 1 values for 2 models, wanted one for each"),
         (TWO | {"guidance": 3.0}, "guidance=3.0 without an unconditional expert"),
-        (TWO | {"op": "or", "temperature": 0.5}, "temperature=0.5 means nothing to op='or': it belongs to 'product'"),
-        (TWO | {"op": "and", "correct": False}, "correct=False means nothing to op='and'"),
-        (TWO | {"op": "and", "sharpness": 5.0}, "sharpness=5.0 means nothing to op='and': it belongs to 'or'"),
-        (TWO | {"op": "average", "bias": [1.0, 0.0]}, "bias=.* means nothing to op='average': it belongs to 'or' and 'and'"),
-        (TWO | {"ridge": 0.1}, "ridge=0.1 means nothing to op='product': it belongs to 'and'"),
+        (TWO | {"op": "or", "temperature": 0.5}, "temperature=0.5 has no effect with op='or': it belongs to 'product'"),
+        (TWO | {"op": "and", "correct": False}, "correct=False has no effect with op='and'"),
+        (TWO | {"op": "and", "sharpness": 5.0}, "sharpness=5.0 has no effect with op='and': it belongs to 'or'"),
+        (TWO | {"op": "average", "bias": [1.0, 0.0]}, "bias=.* has no effect with op='average': it belongs to 'or' and 'and'"),
+        (TWO | {"ridge": 0.1}, "ridge=0.1 has no effect with op='product': it belongs to 'and'"),
         ({"experts": ["zoo:digits-even"], "op": "and"}, "at least two"),
-        (TWO | {"prompts": ["a cat"]}, "prompts=.* means nothing to experts: it belongs to diffusers"),
-        (PIPE | {"sigma_min": 0.1}, "sigma_min=0.1 means nothing to diffusers: it belongs to experts"),
-        (PIPE | {"op": "or", "zeta": 1.4}, "zeta=1.4 means nothing to op='or': it belongs to 'product'"),
+        (TWO | {"prompts": ["a cat"]}, "prompts=.* has no effect with experts: it belongs to diffusers"),
+        (PIPE | {"sigma_min": 0.1}, "sigma_min=0.1 has no effect with diffusers: it belongs to experts"),
+        (PIPE | {"op": "or", "zeta": 1.4}, "zeta=1.4 has no effect with op='or': it belongs to 'product'"),
         ({"diffusers": ["owner/name"], "prompts": ["a cat"], "op": "and"}, "at least two"),
         (PIPE | {"image": "absent.png"}, "image='absent.png': no such file"),
         (PIPE | {"strength": 0.5}, "strength=0.5 without an image to edit"),
@@ -124,7 +124,7 @@ def test_the_operation_decides_what_is_cited():
         (TWO | {"temperature": 0.0}, "temperature=0.0, wanted a number > 0"),
         (TWO | {"zeta": -1.0}, "zeta=-1.0, wanted a number >= 0"),
         (TWO | {"ess_below": 2.0}, "ess_below=2.0, wanted"),
-        (TWO | {"particles": 0}, "particles=0, wanted a whole number >= 1"),
+        (TWO | {"particles": 0}, "particles=0, wanted an integer >= 1"),
         (TWO | {"kernel_width": float("inf")}, "kernel_width=inf, wanted a number >= 0"),
     ],
 )
@@ -134,7 +134,7 @@ def test_bad_input_is_named(values, says):
 
 
 def test_demo_settings_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="runs=1, wanted a whole number >= 2"):
+    with pytest.raises(ValueError, match="runs=1, wanted an integer >= 2"):
         DemoConfig(runs=1)
     with pytest.raises(ValueError, match="wanted sigma_min < sigma_max"):
         DemoConfig(sigma_min=20.0)

@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_the_earlier_file_whole(tmp_path: Path, monkeypatch: 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(*((os, "fsync", full) if failing == "fsync" else (Path, "replace", full)))
-    with pytest.raises(CheckpointError, match=r"No space left.*The file there before is untouched.*free space"):
+    with pytest.raises(CheckpointError, match=r"No space left.*The previous file is untouched.*free space"):
         save_tensors(path, {"x": torch.zeros(3)})
     assert torch.equal(load_tensors(path)[0]["x"], torch.ones(3))
     assert os.listdir(tmp_path) == ["state"]

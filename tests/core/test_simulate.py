@@ -140,7 +140,7 @@ def test_a_start_outside_the_grid_is_named(first: int) -> None:
 
 
 def test_tensors_of_something_else_are_named() -> None:
-    with pytest.raises(CheckpointError, match=r"hold no 'log_w' of a simulation, only \['x'\]"):
+    with pytest.raises(CheckpointError, match=r"lack 'log_w' and are not the state of a simulation: they hold \['x'\]"):
         State.of({"x": torch.zeros(1)}, Streams(0))
 
 

@@ -98,7 +98,7 @@ def test_it_goes_back_after_a_divergence():
 def test_compiling_is_refused_and_other_shapes_are_named():
     net = made()
     params = dict(net.named_parameters())
-    with pytest.raises(RuntimeError, match=r"SINGD listens to the modules.*compile=False"):
+    with pytest.raises(RuntimeError, match=r"SINGD records through module hooks.*compile=False"):
         fit(loss_of(net), params, batches, steps=3, rng=Streams(0), optimizer=partial(SINGD, net), compile=True)
     with pytest.raises(ValueError, match=r"'head\.weight' has shape \(2, 4\), the model's has \(1, 4\)"):
         SINGD(net, [*params.items()][:-2] + [("head.weight", torch.zeros(2, 4)), ("head.bias", torch.zeros(2))])

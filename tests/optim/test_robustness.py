@@ -180,7 +180,7 @@ def test_an_optimiser_goes_through_pickle():
 
 
 def test_intervals_that_cannot_grow():
-    with pytest.raises(ValueError, match=r"every=0, wanted a whole number at least 1\. Fix: 5 is usual\."):
+    with pytest.raises(ValueError, match=r"every=0, wanted an integer at least 1\. Fix: 5 is usual\."):
         growing(10, every=0)
 
 

@@ -226,12 +226,12 @@ def test_bad_sizes_are_named(unchecked):
     with pytest.raises(ValueError, match="block=0"):
         BlockDiagonal(0)
     for bad in (-1, 1.5, True):
-        with pytest.raises(ValueError, match=f"k1={bad}.*wanted whole numbers of at least 0"):
+        with pytest.raises(ValueError, match=f"k1={bad}.*wanted integers of at least 0"):
             Hierarchical(bad, 2)
         with pytest.raises(ValueError, match=f"k2={bad}"):
             Hierarchical(2, bad)
     for bad in (0, -3, 2.0, True, None):
-        with pytest.raises(ValueError, match=rf"rank_triangular\(k={bad}\), wanted a whole number of at least 1.*Diagonal\(\)"):
+        with pytest.raises(ValueError, match=rf"rank_triangular\(k={bad}\), wanted an integer of at least 1.*Diagonal\(\)"):
             rank_triangular(bad)
     with pytest.raises(ValueError, match="max_state_ratio"):
         Auto(0.0)

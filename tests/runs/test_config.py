@@ -44,11 +44,11 @@ def test_a_configuration_survives_json():
         ({}, r"Job lacks expert \(a list, each text\): give a value"),
         ({"expert": "a"}, "expert='a', wanted a list, each text"),
         ({"expert": ["a", 2]}, r"expert\[1\]=2, wanted text"),
-        ({"expert": [], "seed": 1.0}, "seed=1.0, wanted a whole number"),
-        ({"expert": [], "seed": True}, "seed=True, wanted a whole number"),
+        ({"expert": [], "seed": 1.0}, "seed=1.0, wanted an integer"),
+        ({"expert": [], "seed": True}, "seed=True, wanted an integer"),
         ({"expert": [], "zeta": "much"}, "zeta='much', wanted a number or null"),
         ({"expert": [], "quick": 1}, "quick=1, wanted true or false"),
-        ({"expert": [], "box": [1.0]}, "wanted a list of 2: a number, a whole number"),
+        ({"expert": [], "box": [1.0]}, "wanted a list of 2: a number, an integer"),
         ({"expert": [], "kind": "karas"}, "unknown kind 'karas': did you mean 'karras'"),
         ({"expert": [], "kind": 3}, "kind=3, wanted one of 'karras', 'geometric' or null"),
         ({"expert": [], "seed": -1}, "seed=-1, wanted 0 or more"),
@@ -136,7 +136,7 @@ def test_a_field_without_a_help_text_is_refused():
         a: int = 0
         b: int = 0
 
-    with pytest.raises(TypeError, match=r"Silent does not say what a, b mean"):
+    with pytest.raises(TypeError, match=r"Silent has no help text for a, b"):
         options(Silent)
 
 

@@ -107,14 +107,14 @@ def test_a_changed_input_is_another_run(tmp_path):
 
 def test_foreign_files_are_refused_and_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"not of a run \(thesis.tex\)"):
+    with pytest.raises(CheckpointError, match=r"not belong to a run \(thesis.tex\)"):
         Run.open(tmp_path, Job(), job="sample")
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
 def test_the_configuration_of_another_program_is_foreign(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["UNet"]}')
-    with pytest.raises(CheckpointError, match="not of a run"):
+    with pytest.raises(CheckpointError, match="not belong to a run"):
         Run.open(tmp_path, Job(), job="sample")
     assert os.listdir(tmp_path) == ["config.json"]
 
@@ -122,7 +122,7 @@ def test_the_configuration_of_another_program_is_foreign(tmp_path):
 @pytest.mark.parametrize(("name", "text"), [("env.json", '{"PATH": "/bin"}'), ("env.json", "A=1"), ("env.json", "[]"), ("log.txt", "mine")])
 def test_a_lone_file_of_a_name_that_runs_use_is_foreign(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match=rf"holds files that are not of a run \({name}\)"):
+    with pytest.raises(CheckpointError, match=rf"holds files that do not belong to a run \({name}\)"):
         Run.open(tmp_path, Job(), job="sample")
     assert (tmp_path / name).read_text() == text
 

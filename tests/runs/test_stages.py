@@ -90,7 +90,7 @@ def test_no_checkpoint_and_a_foreign_one(tmp_path):
     with Run.open(tmp_path, {}, job="test") as run:
         assert simulation(run, "s", Streams(0), last=10)["resume"] is None
         run.save("s", {"weights": torch.ones(2)})
-        with pytest.raises(CheckpointError, match="hold no 'x' of a simulation"):
+        with pytest.raises(CheckpointError, match="lack 'x' and are not the state of a simulation"):
             simulation(run, "s", Streams(0), last=10)
 
 

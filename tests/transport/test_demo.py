@@ -16,5 +16,5 @@ def test_every_problem_starts_and_ends_at_its_exact_value():
 
 
 def test_sizes_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match="steps=3, wanted a whole number >= 20"):
+    with pytest.raises(ValueError, match="steps=3, wanted an integer >= 20"):
         DemoConfig(steps=3)

@@ -131,10 +131,10 @@ def test_the_same_command_goes_on_with_the_same_run(done, capsys):
     ("values", "message"),
     [
         ({"lam": 0.0}, "lam=0.0, wanted a number > 0"),
-        ({"masses": "counts"}, "conserves mass. Fix: lagrangian unbalanced"),
+        ({"masses": "counts"}, "conserves mass. Fix: lagrangian='unbalanced'"),
         ({"lagrangian": "balanced"}, "did you mean 'unbalanced'"),
         ({"smooth": True, "velocity": "v"}, "smooth=True and velocity='v', wanted one of them"),
-        ({"dims": 0}, "dims=0, wanted a whole number >= 1"),
+        ({"dims": 0}, "dims=0, wanted an integer >= 1"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):

@@ -92,7 +92,7 @@ class PackedNetwork:
         tensors, about = load_tensors(path)
         header = about.get("packed")
         if header is None:
-            raise CheckpointError(f"{path} holds no packed network. Fix: a file of PackedNetwork.save.")
+            raise CheckpointError(f"{path} holds no packed network. Fix: give a file written by PackedNetwork.save.")
         if header["activation"] not in ACTIVATIONS:
             raise CheckpointError(f"{path}: " + unknown("activation", header["activation"], ACTIVATIONS))
         tuples = {name: tuple(header[name]) for name in ("widths", "used", "alphabet")}
@@ -110,7 +110,7 @@ def pack(network: BinaryNetwork) -> PackedNetwork:
     names = [name for name, function in ACTIVATIONS.items() if function is network.activation]
     if network.widths and not names:
         shown = getattr(network.activation, "__name__", repr(network.activation))
-        raise ValueError(f"the activation {shown} has no name in a file, wanted one of {', '.join(ACTIVATIONS)}.")
+        raise ValueError(f"the activation {shown} cannot be stored, wanted one of {', '.join(ACTIVATIONS)}.")
     used = tuple(i for i in range(space.inputs) if i not in network.off)
     widths, layers = (len(used), *network.widths, space.outputs), []
     for i, (above, below) in enumerate(itertools.pairwise(widths), 1):
@@ -124,7 +124,7 @@ def pack(network: BinaryNetwork) -> PackedNetwork:
 
 
 def dot(x: Tensor, packed: Tensor, m: int, alphabet: tuple[float, float]) -> Tensor:
-    """Return the product ``[N, out]`` of ``x [N, m]`` and the first m bits of the weights ``[out, bytes]``; exact for whole numbers.
+    """Return the product ``[N, out]`` of ``x [N, m]`` and the first m bits of the weights ``[out, bytes]``; exact for integers.
 
     >>> dot(torch.tensor([[1.0, -1.0, 1.0]]), torch.tensor([[0b10000000]], dtype=torch.uint8), 3, (-1.0, 1.0)).tolist()
     [[1.0]]

@@ -27,21 +27,21 @@ class SearchConfig:
         data: Data set: digits:A,B, digits:A,B:SIDE, gaussians:POINTS or mnist:A,B:FOLDER. The digits are scikit-learn's 8 x 8 images, averaged
             down to SIDE x SIDE; without a side, to the finest of 8, 4, 3 and 2 that keeps the network within 18 bits. MNIST is read from the
             four files in FOLDER and sampled at 4 x 4 pixels.
-        net: Network: logistic, mlp:WIDTH, or mlp:NARROWEST-WIDEST to have the width chosen too.
-        activation: Activation of the hidden layer; repeat the option to have it chosen.
-        alphabet: The two values LOW,HIGH of weights and biases; repeat the option to have the pair chosen.
-        loss: Loss of a prediction.
-        depth: Layers of the circuit; 1 is a product state.
-        restarts: Trainings from random angles.
-        steps: Adam steps, or the largest number of L-BFGS iterations.
+        net: Network: logistic, mlp:WIDTH, or mlp:NARROWEST-WIDEST to have the search choose the width.
+        activation: Activation of the hidden layer; repeat the option to have the search choose.
+        alphabet: The two values of weights and biases; repeat the option to have the search choose.
+        loss: Training loss.
+        depth: Layers of the circuit; depth 1 is a product state.
+        restarts: Training restarts from random angles.
+        steps: Adam steps, or the maximum number of L-BFGS iterations.
         lr: Learning rate of Adam.
-        optimiser: Adam in float32 with all restarts side by side, or L-BFGS in float64 with one restart after another.
-        objective: What is minimised: the mean cost of a measurement, the mean of the best tenth, or a free energy annealed to temperature 0.
-        entangler: Pairs of qubits that a layer entangles.
+        optimiser: Adam in float32 on all restarts in parallel, or L-BFGS in float64 on one restart at a time.
+        objective: Objective: the mean cost of a measurement, the mean of the best tenth, or a free energy annealed to temperature 0.
+        entangler: Which pairs of qubits each layer entangles.
         gate: Two-qubit gate.
-        phases: Complex amplitudes by R_z rotations, or real ones, which are faster.
-        curve: Depth of the depth curve; repeat the option. The depth of the search is always on the curve.
-        calls: Cost evaluations of each classical run.
+        phases: Complex amplitudes (with R_z rotations), or real ones, which are faster.
+        curve: A depth to include in the depth curve. The depth of the search is always on the curve.
+        calls: Cost evaluations per classical run.
         runs: Runs of each classical search.
         seed: Random seed.
     """
@@ -69,7 +69,7 @@ class SearchConfig:
         check(self)
         if self.optimiser == "lbfgs" and self.objective == "free-energy":
             raise ValueError(
-                "objective='free-energy' is annealed over the steps of Adam; L-BFGS has no such schedule. Fix: optimiser adam."
+                "objective='free-energy' is annealed over the steps of Adam; L-BFGS has no such schedule. Fix: optimiser='adam'."
             )
         if not self.activation:
             raise ValueError("activation is empty, wanted at least one of relu, sigmoid, tanh.")
@@ -124,8 +124,8 @@ class DemoConfig:
 
     Attributes:
         seed: Random seed.
-        quick: Train fewer restarts; ends within seconds.
-        restarts: Trainings from random angles.
+        quick: Train fewer restarts, which takes seconds.
+        restarts: Training restarts from random angles.
         depth: Layers of the circuit.
     """
 
@@ -139,6 +139,6 @@ class DemoConfig:
 
 
 def cite(config: SearchConfig) -> tuple[str, ...]:
-    """Return the BibTeX entries of what a search builds on; the free energy has a paper of its own."""
+    """Return the BibTeX entries of what a search builds on; the free energy has its own paper."""
     free_energy = (citations.QUANTUM_HYPERNETWORKS_VARIATIONAL,) if config.objective == "free-energy" else ()
     return (citations.QUANTUM_HYPERNETWORKS, *free_energy)

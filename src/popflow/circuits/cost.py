@@ -110,7 +110,7 @@ class Cost:
         if n > MAX_TABLE:
             raise ValueError(
                 f"n={n} bits: a table of 2^{n} costs takes {size_of(8, n)}, wanted n <= {MAX_TABLE}. "
-                "Fix: a smaller space, or a search that asks the cost itself (popflow.circuits.search)."
+                "Fix: a smaller space, or a search that evaluates the cost directly (popflow.circuits.search)."
             )
         if len(self.space.hidden) <= 1:
             out = _shallow_table(self, torch.device(device))

@@ -1,4 +1,4 @@
-r"""What a quantum computer offers: shots, gradients by parameter shift, depolarising noise, and counts measured elsewhere.
+r"""Training and evaluation as on a quantum computer: shots, parameter-shift gradients, depolarising noise, measured counts.
 
     dE/dt = 1/2 [E(t + pi/2) - E(t - pi/2)]        (exact, two circuits per angle)
 
@@ -167,7 +167,7 @@ def evaluate_counts(oracle: Oracle, counts: Mapping[str, int], *, qubit_zero_fir
                 f"counts: the key {key!r} has {len(key)} characters, wanted {n} of 0 and 1{like}. Fix: strip spaces and registers."
             )
         if count < 0 or int(count) != count:
-            raise ValueError(f"counts[{key!r}]={count}: wanted a whole number of shots, at least 0.")
+            raise ValueError(f"counts[{key!r}]={count}: wanted an integer number of shots, at least 0.")
     shots = sum(counts.values())
     if shots < 1:
         raise ValueError(f"counts hold {shots} shots in {len(counts)} keys, wanted at least 1.")

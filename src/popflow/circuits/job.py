@@ -47,7 +47,7 @@ def run(config: SearchConfig, run: Run) -> Report:
 
 
 def train(config: SearchConfig, run: Run, table: Tensor, depth: int) -> Trained:
-    """Train all restarts of one depth, once in the life of a run."""
+    """Train all restarts of one depth, once per run."""
     ansatz = Ansatz(len(table).bit_length() - 1, depth, ENTANGLERS[config.entangler], GATES[config.gate], config.phases)
 
     def restarts() -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def train(config: SearchConfig, run: Run, table: Tensor, depth: int) -> Trained:
 
 
 def classical(config: SearchConfig, cost: Cost, table: Tensor) -> dict[str, search.Found]:
-    """Run every classical search, each from a random stream of its own name."""
+    """Run every classical search, each with its own random stream."""
 
     def found(name: str, method: Callable[..., search.Found], asked: Oracle | Cost, runs: int) -> search.Found:
         return method(asked, calls=config.calls, runs=runs, generator=Streams(config.seed)(name))

@@ -1,4 +1,4 @@
-"""The oracle of a search: the cost of networks, memoised and counted, whether a table, a network on data or a machine answers."""
+"""The oracle of a search: the cost of networks, memoised and counted, from a table, from data or from hardware."""
 
 from __future__ import annotations
 

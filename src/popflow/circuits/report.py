@@ -25,7 +25,7 @@ from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, figures
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search has found.
+    """The results of a search.
 
     Attributes:
         config: The settings.
@@ -96,7 +96,7 @@ def _verdict(result: SearchResult) -> Verdict:
         if reached
         else f"the best restart ends {gap:.3g} above the exact optimum; {better} networks are better"
     )
-    return Verdict(reached, statement, "the network found costs what the enumerated optimum costs")
+    return Verdict(reached, statement, "the cost of the network found equals the enumerated optimum")
 
 
 def _results(result: SearchResult) -> dict[str, float]:

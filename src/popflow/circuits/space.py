@@ -112,12 +112,14 @@ class BinaryMLP:
         named = [choice.name for choice in self.choices]
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
-            raise ValueError(f"the name {twice[0]!r} is used by {named.count(twice[0])} choices or switches: wanted one each. Fix: rename.")
+            raise ValueError(
+                f"the name {twice[0]!r} is used by {named.count(twice[0])} choices or switches: wanted one each. Fix: rename one."
+            )
         if self.skip is not None and not self.hidden:
             raise ValueError("skip: a network without hidden layers has nothing to skip. Fix: leave skip out.")
         for switch in self.switches:
             if not switch.inputs or not all(0 <= i < self.inputs for i in switch.inputs):
-                raise ValueError(f"switch {switch.name!r} is on the inputs {switch.inputs}, wanted some of 0..{self.inputs - 1}.")
+                raise ValueError(f"switch {switch.name!r} acts on the inputs {switch.inputs}, wanted some of 0..{self.inputs - 1}.")
         for low, high in self.alphabets:
             if low == high or not math.isfinite(low) or not math.isfinite(high):
                 raise ValueError(f"alphabet ({low}, {high}): wanted two different values, both finite.")
@@ -134,7 +136,7 @@ class BinaryMLP:
 
     @cached_property
     def choices(self) -> tuple[Choice | Switch, ...]:
-        """Everything but weights and biases that a bit decides, in order."""
+        """All choices and switches, in order."""
         listed = (self.activation, self.alphabet, *self.hidden, *([] if self.skip is None else [self.skip]), *self.switches)
         return tuple(item for item in listed if isinstance(item, Choice | Switch))
 

@@ -1,4 +1,4 @@
-"""What a search is about: the data, networks and loss that a configuration names."""
+"""The task of a search: the data, networks and loss of a configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOSSES = {"cross-entropy": cross_entropy, "squared": squared_error}
 
 
 def task(config: SearchConfig) -> tuple[Cost, Dataset]:
-    """Return the cost and the data that a configuration names; digits without a side are as fine as 18 bits allow."""
+    """Return the cost and the data of a configuration; digits without a side are as fine as 18 bits allow."""
     kind, arguments = config.data_set()
     if kind == "digits" and "side" not in arguments:
         arguments["side"] = next((side for side in (8, 4, 3) if networks(config, side * side).n <= 18), 2)

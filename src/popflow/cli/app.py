@@ -1,4 +1,4 @@
-"""The command `popflow`: verbs, exit codes (0 done, 1 failed, 2 bad usage) and how errors are told."""
+"""The command `popflow`: verbs, exit codes (0 done, 1 failed, 2 bad usage) and error messages."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _verb(arguments: Sequence[str]) -> str | None:
 
 
 def _demonstrated(arguments: Sequence[str]) -> Any:
-    """The method whose demo is asked for, by default the first one; a name that is not known is told when the command runs."""
+    """The method whose demo is asked for, by default the first one; an unknown name is reported when the command runs."""
     known = {one.name: one for one in BUILT_IN}
     if _verb(arguments) != "demo":
         return BUILT_IN[0]
@@ -112,7 +112,7 @@ def _code(error: Exception) -> int:
 
 
 def _message(error: Any) -> str:
-    """One message: as the named errors say it, with the type in front of anything else, and the usage after bad usage."""
+    """One message: named errors as they are, other errors with their type in front, and a hint after bad usage."""
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         hint = f"\nSee `{context.command_path} --help`." if context is not None else ""
@@ -123,7 +123,7 @@ def _message(error: Any) -> str:
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
-    """Tell a warning of ours as one message, others as Python does."""
+    """Show popflow's own warnings as one message, others as Python does."""
     if category.__module__.startswith("popflow"):
         typer.secho(f"warning: {message}", err=True, fg="yellow")
     else:

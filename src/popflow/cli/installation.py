@@ -1,4 +1,4 @@
-"""`popflow doctor`: what is installed, what is missing, and the command that brings it."""
+"""`popflow doctor`: what is installed, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def doctor(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that runs will be written to.")] = Path("."),
     as_json: AsJson = False,
 ) -> None:
-    """Check the installation: versions, GPU, optional parts, the folder for runs, the data."""
+    """Check the installation: versions, GPU, optional dependencies, run folder, data sets."""
     checks = [*_installed(), *_computing(), *_extras(), _writing(out), _data(), *_plugins()]
     failed = any(check["status"] == "failed" for check in checks)
     if as_json:

@@ -33,7 +33,7 @@ def aligned(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
 
 
 def print_report(report: Report, html: Path) -> None:
-    """Print what came out of a run: the verdict, the results, the tables of the comparison, and what to do next."""
+    """Print the outcome of a run: the verdict, the results, the tables of the comparison, and what to do next."""
     from popflow.runs.report import Table, text_of
 
     typer.echo(f"\n{report.title}")

@@ -1,4 +1,4 @@
-"""Verbs that only look: what methods there are, the page of a run, what to cite for it."""
+"""Verbs that run no job: the methods, the report of a run, and what to cite for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")
 
 
 def methods(as_json: AsJson = False) -> None:
-    """List the methods, including those of installed packages."""
+    """List the methods, including those of other installed packages."""
     from popflow.registry import methods as find
 
     registry = find()
@@ -29,7 +29,7 @@ def methods(as_json: AsJson = False) -> None:
 
 
 def report(run: RunPath, as_json: AsJson = False) -> None:
-    """Write report.html of a run again from its report.json."""
+    """Rebuild the report.html of a run from its report.json."""
     from popflow.runs import rerender
 
     html = rerender(run)
@@ -40,11 +40,11 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
 
 
 def cite(run: RunPath, as_json: AsJson = False) -> None:
-    """Print the BibTeX entries of what a run uses."""
+    """Print the BibTeX entries for the methods that a run uses."""
     from popflow.runs import cited
 
     entries = cited(run)
     if as_json:
         print_json({"ok": True, "cite": entries})
     else:
-        typer.echo("\n\n".join(entries) or "% this run names nothing to cite")
+        typer.echo("\n\n".join(entries) or "% nothing to cite for this run")

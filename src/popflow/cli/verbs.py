@@ -1,4 +1,4 @@
-"""Verbs that run jobs, made from the declarations of the registry: options to a configuration, a run directory, the job, what came out."""
+"""Verbs that run jobs, made from the registry: from options to a configuration, a run directory, the job and its report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from popflow.registry import Method
 
 ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments")
-"""The command line being carried out, for the report."""
+"""The command line being run, for the report."""
 
 
 class Device(StrEnum):
@@ -33,7 +33,7 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output; all else goes to standard error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output; everything else goes to standard error.")]
 _SHARED: dict[str, tuple[Any, Any]] = {
     "out": (
         Annotated[
@@ -47,7 +47,9 @@ _SHARED: dict[str, tuple[Any, Any]] = {
     "config": (
         Annotated[
             Path | None,
-            typer.Option("--config", metavar="FILE", help="JSON file of settings, such as config.json of a run; options given here win."),
+            typer.Option(
+                "--config", metavar="FILE", help="JSON file of settings, such as the config.json of a run; options on the command line win."
+            ),
         ],
         None,
     ),
@@ -55,7 +57,7 @@ _SHARED: dict[str, tuple[Any, Any]] = {
         Annotated[
             Device,
             typer.Option(
-                "--device", metavar="auto|cpu|cuda", help="Where to compute; auto takes a GPU when there is one.", show_default=False
+                "--device", metavar="auto|cpu|cuda", help="Where to compute; auto uses a GPU if there is one.", show_default=False
             ),
         ],
         Device.auto,
@@ -86,8 +88,8 @@ def demo_verb(method: Method) -> Callable[..., None]:
         carry_out(f"demo {found.name}", found.demo, given, out=out, file=config, device=device, as_json=as_json, cite=found.cite)
 
     text = (
-        "Run a method on a problem whose answer is known, and compare.\n\nThe default shows digits that are even AND prime, composed at sampling time "
-        f"from two models that know only one of these.\n\nThe options are those of the demo of {method.name}."
+        "Run a method on a problem whose answer is known, and compare.\n\nThe default, fkc, samples digits that are even AND prime from two models "
+        f"that each know only one of the two.\n\nThe options below are those of `popflow demo {method.name}`."
     )
     which = Annotated[str, typer.Argument(metavar="METHOD", help="See `popflow methods`.")]
     return _declared(command, "demo", text, method.demo, method_name=(which, method.name))
@@ -104,7 +106,7 @@ def carry_out(
     as_json: bool,
     cite: Sequence[str] = (),
 ) -> None:
-    """Run a job in its directory and print what came out. A failure is logged there with its traceback and raised again."""
+    """Run a job in its directory and print its report. A failure is logged there with its traceback and raised again."""
     from popflow.runs.run import Run, identity
 
     config = config_of(task.load("config"), settings(_read(task.load("config"), given), file, job))
@@ -138,12 +140,12 @@ def settings(given: Mapping[str, Any], file: Path | None, job: str) -> dict[str,
     values.pop("inputs", None)
     of = values.pop("job", job)
     if of != job:
-        raise ConfigError(f"{file} is of the job {of!r}, wanted {job!r}. Fix: give `popflow {of} --config {file}`, or another file.")
+        raise ConfigError(f"{file} belongs to the job {of!r}, wanted {job!r}. Fix: give `popflow {of} --config {file}`, or another file.")
     return values | {name: plain(value) for name, value in given.items() if value not in (None, [])}
 
 
 def _read(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Make numbers of the text of options; what is not a number stays text, which the configuration refuses in its own words."""
+    """Turn option text into numbers; text that is not a number is left for the configuration to refuse."""
 
     def number(kind: type, text: str) -> Any:
         try:
@@ -162,7 +164,7 @@ def _read(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _declared(command: Callable[..., None], name: str, text: str, task: Task, **before: tuple[Any, Any]) -> Callable[..., None]:
-    """Give a function the signature that a configuration declares, besides the options that all verbs share."""
+    """Give a function the signature that a configuration declares, plus the options that all verbs share."""
     own = {option.name: (_typed(option), None) for option in options(task.load("config")) if option.kind in (bool, int, float, str, Path)}
     both = own.keys() & _SHARED.keys()
     if both:
@@ -181,7 +183,7 @@ def _declared(command: Callable[..., None], name: str, text: str, task: Task, **
 
 
 def _typed(option: Option) -> Any:
-    """The annotation that typer reads: None where the option is not given, so that values of ``--config`` stay; text, which `_read` makes numbers of."""
+    """The annotation that typer reads. An option that is not given is None, so that values of ``--config`` stay; numbers are read by `_read`."""
     default = _default(option)
     notes = [f"default: {default}"] if default else []
     notes += ["may be repeated"] if option.many else []

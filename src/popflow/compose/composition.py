@@ -1,4 +1,4 @@
-"""From the name of an operation and its settings to a sampler: the one map that the command line and the composed pipelines share.
+"""From the name of an operation and its settings to a sampler, for the command line and for composed pipelines.
 
 ========== ========================================================= ==========================================
 operation  law                                                       sampler, whose keyword arguments are its settings
@@ -33,7 +33,7 @@ def composition(
     """Return the sampler of an operation on experts.
 
     Args:
-        experts: What is composed.
+        experts: The experts to compose.
         op: One of `OPERATIONS`.
         unconditional: Guide away from these: one model for all experts, or one for each; none for no guidance. A superposition is guided away from
             the first.
@@ -55,7 +55,7 @@ def composition(
         True
         >>> composition([a, b], "or", zeta=1.4)
         Traceback (most recent call last):
-        ValueError: zeta=1.4 means nothing to op='or': it belongs to 'product'.
+        ValueError: zeta=1.4 has no effect with op='or': it belongs to 'product'.
     """
     own = settings_of(op)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -63,7 +63,7 @@ def composition(
         others = [repr(other) for other in OPERATIONS if name in settings_of(other)]
         if not others:
             raise TypeError(unknown("setting", name, own))
-        raise ValueError(f"{name}={given[name]!r} means nothing to op={op!r}: it belongs to {' and '.join(others)}.")
+        raise ValueError(f"{name}={given[name]!r} has no effect with op={op!r}: it belongs to {' and '.join(others)}.")
     check_same_space([*experts, *unconditional])
     if op != "product":
         return _SAMPLERS[op](experts, guidance=Guidance(unconditional[0], guidance) if unconditional else None, **given)
@@ -93,7 +93,7 @@ def guided_product(
     guidance: float = 1.0,
     power: float = 1.0,
 ) -> Target:
-    """Return ``(prod_i q_i^{beta_i})^power``, guided with weight w where there is an unconditional model.
+    """Return ``(prod_i q_i^{beta_i})^power``, guided with weight w if there is an unconditional model.
 
     One for all, u, gives ``u prod_i (q_i / u)^{w beta_i}``; one for each gives ``prod_i u_i^{1/M} (q_i / u_i)^{w beta_i}``.
 
@@ -102,7 +102,7 @@ def guided_product(
         exponents: One for each, or one for all; None for 1.
         unconditional: None, one, or one for each expert.
         guidance: w.
-        power: Of the whole: one over a temperature.
+        power: Exponent of the whole product: one over a temperature.
     """
     count = len(experts)
     given = [1.0] if exponents is None else [float(beta) for beta in exponents]

@@ -32,47 +32,47 @@ _SOURCES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What to sample: experts, or pipelines of diffusers, and how they are composed.
+    """What to sample: experts or diffusers pipelines, and how they are composed.
 
-    Sizes that are None take what suits the experts: those of their entry in the zoo, and for pipelines 50 steps, 4 particles and 2 runs.
+    Sizes left at None are chosen to suit the experts: those of their zoo entry, or 50 steps, 4 particles and 2 runs for pipelines.
 
     Attributes:
         experts: Model to compose: zoo:NAME, zoo:NAME:LABEL, kernel:FILE:WIDTH or python:MODULE:NAME. A kernel file (.npy, .npz, .csv) holds one sample
             in each row, whose kernel density is the model; in Python, an `Expert` of yours.
         diffusers: Folder (or hub name) of a diffusers pipeline to compose, together with --prompt.
         prompts: Text to compose, or class number for a class-conditional network.
-        op: How models are composed: as a product (Feynman-Kac correctors) or in superposition by OR, AND or average (SuperDiff).
-        beta: Exponent of a model in the product, one for each or one for all. All are 1 when none is given.
+        op: How to compose the models: a product (Feynman-Kac correctors), or a superposition by OR, AND or average (SuperDiff).
+        beta: Exponent in the product; give one per model, or one for all. All are 1 when none is given.
         temperature: Temperature of the product; below 1 sharpens, above 1 flattens. For zoo:lj13 and zoo:dw4 the physical temperature: the exponent is
             the training temperature over this one.
-        unconditional: Model to guide away from.
-        negative_prompt: Prompt to guide away from; by default the empty one.
-        guidance: Guidance weight; 1 is no guidance. None takes 1, and for pipelines their own default.
-        steps: Steps from the first noise level to the last.
+        unconditional: Unconditional model to guide away from.
+        negative_prompt: Prompt to guide away from; empty by default.
+        guidance: Guidance weight; 1 means no guidance. If None: 1, or a pipeline's own default.
+        steps: Number of steps from the first noise level to the last.
         sigma_min: Last noise level, in units of the data.
         sigma_max: First noise level, in units of the data.
         grid: Spacing of the noise levels.
-        particles: Particles in one run; they share weights and are resampled together.
-        runs: Independent runs; each yields one sample. All particles are kept with their weights.
-        zeta: Noise scale; 1 is the reverse diffusion. None takes 1, or 1.4 for annealing (exponents that sum to more than the number of experts),
-            and for particle systems ``B^{-1/2}``, B the sum of exponents.
-        correct: Weight and resample particles, or just follow the combined score.
-        kernel_steps: Langevin steps at each noise level. None takes 0, and 1 for particle systems below their training temperature, where particles
+        particles: Particles per run, which are weighted and resampled together.
+        runs: Number of independent runs; each yields one sample. All particles are kept with their weights.
+        zeta: Noise scale; 1 is the reverse diffusion. If None: 1, or 1.4 for annealing (exponents that sum to more than the number of experts), or
+            ``B^{-1/2}`` for particle systems, with B the sum of exponents.
+        correct: Weight and resample particles, or follow the combined score uncorrected.
+        kernel_steps: Langevin steps at each noise level. If None: 0, or 1 for particle systems below their training temperature, whose particles would
             otherwise descend from a few ancestors.
         kernel_width: Smallest standard deviation of the data density, which sets the Langevin step size. The step is
-            ``min(sigma^2 + width^2, 1) / 10``; None takes a width of 0.3, and for particle systems the step of their model.
+            ``min(sigma^2 + width^2, 1) / 10``; if None, a width of 0.3, or for particle systems the step of their model.
         ess_below: Resample when the effective sample size falls below this fraction.
         clip: Bound on each weight increment, in nats. Biased; the report counts how often it acted.
-        sharpness: For OR, the exponent of the mixture weights; 1 is exact, 1e6 takes the likeliest model alone.
-        bias: For OR the log-weight of a model, for AND its log-density offset; one for each model.
+        sharpness: For OR, the exponent of the mixture weights; 1 is exact, 1e6 follows the likeliest model alone.
+        bias: For OR a model's log weight, for AND its log-density offset; give one per model.
         ridge: Relative ridge of the AND system; 0 is exact.
         feedback: For AND, the fraction of the gap between log-densities that each step closes.
-        deterministic: Integrate the probability-flow ODE, or the SDE (OR, AND, average).
+        deterministic: For OR, AND and average: integrate the probability-flow ODE, or the SDE.
         height: Image height in pixels.
         width: Image width in pixels.
         image: Image to edit.
         strength: Fraction of the steps applied to the image; 1 starts from pure noise.
-        mask_image: Mask of the image to edit; white is repainted, black is kept.
+        mask_image: Mask for the image; white is repainted, black is kept.
         noise_above: Add noise only above this sigma; below it sampling is deterministic.
         precision: Floating-point precision of the pipeline's networks.
         chunk: Maximum rows in one network call.
@@ -132,9 +132,9 @@ class SampleConfig:
             if value == field.default:
                 continue
             if _SOURCES.get(field.name, source) != source:
-                raise ValueError(f"{field.name}={value!r} means nothing to {source}: it belongs to {_SOURCES[field.name]}.")
+                raise ValueError(f"{field.name}={value!r} has no effect with {source}: it belongs to {_SOURCES[field.name]}.")
             if self.op not in ops:
-                raise ValueError(f"{field.name}={value!r} means nothing to op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
+                raise ValueError(f"{field.name}={value!r} has no effect with op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
         count = len(self.experts) or max(len(self.diffusers), len(self.prompts))
         for name in ("beta", "bias"):
             given = len(getattr(self, name))
@@ -143,7 +143,7 @@ class SampleConfig:
                     f"{name} has {given} values for {count} models, wanted one for each{', or one for all' * (name == 'beta')}."
                 )
         if self.op in _SUPERPOSED and count < 2:
-            raise ValueError(f"op={self.op!r} of one model, wanted at least two to superpose.")
+            raise ValueError(f"op={self.op!r} with one model, wanted at least two to superpose.")
         if self.experts:
             self._check_experts()
         else:
@@ -184,17 +184,17 @@ def cite(config: SampleConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Settings of the demos.
+    """Settings of ``popflow demo fkc`` and ``popflow demo superdiff``.
 
     Attributes:
         seed: Random seed.
-        quick: Run a smaller version, in seconds; at most 2 runs of 256 particles over 60 levels.
-        runs: Independent populations. Errors are standard errors over them.
-        particles: Particles in each run.
-        steps: Steps from the first noise level to the last.
+        quick: Run a smaller version in seconds: at most 2 runs of 256 particles over 60 levels.
+        runs: Number of independent populations. Errors are standard errors over them.
+        particles: Particles per run.
+        steps: Number of steps from the first noise level to the last.
         sigma_max: First noise level.
         sigma_min: Last noise level.
-        kernel_steps: Langevin steps at each noise level, for samplers that take any.
+        kernel_steps: Langevin steps at each noise level, for samplers that use them.
     """
 
     seed: int = 0
@@ -213,5 +213,5 @@ class DemoConfig:
 
     @property
     def sizes(self) -> DemoConfig:
-        """The same settings, smaller when quick."""
+        """The same settings, reduced when quick."""
         return replace(self, runs=2, particles=min(256, self.particles), steps=min(60, self.steps)) if self.quick else self

@@ -72,7 +72,7 @@ def from_scores(
     name: str = "expert",
     chunk: int | None = None,
 ) -> Expert:
-    """Make an expert on a product of spaces from functions of its parts and of their own noise levels.
+    """Make an expert on a product of spaces from a function of its parts and their noise levels.
 
     Args:
         score: ``score(parts [rows, *factor.event], levels)`` gives the gradients ``[rows, *factor.tangent]`` of one log-density. It may couple the parts.

@@ -33,7 +33,7 @@ def initial_densities(experts: Sequence[Expert], pop: Population, sigma: float) 
 
 
 def exact_densities(experts: Sequence[Expert]) -> Refresh | None:
-    """Refresher of ``aux["log_q"]`` after a kernel has moved the particles; None unless all experts know their density."""
+    """Function that refreshes ``aux["log_q"]`` after a kernel has moved the particles; None unless all experts know their density."""
 
     def refresh(v: float, before: Population, after: Population) -> Population:
         if "log_q" not in after.aux:

@@ -41,7 +41,7 @@ def load_experts(texts: Sequence[str], device: torch.device | str = "cpu") -> li
 
 
 def recipe_of(texts: Sequence[str]) -> Recipe:
-    """Return how the named experts are sampled and judged.
+    """Return how the named experts are sampled and checked.
 
     Raises:
         ValueError: for an unknown name, and for experts of different kinds.

@@ -15,7 +15,7 @@ _WIDTH = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class ExpertSpec:
-    """A string that names an expert, taken apart.
+    """The parsed name of an expert.
 
     Attributes:
         text: The string.
@@ -70,6 +70,6 @@ class ExpertSpec:
 
 
 def find_modules_here() -> None:
-    """Let modules of the current folder be imported, after all others: an installed command has the folder of its script on the path instead."""
+    """Make modules of the current folder importable, after all others: an installed command has only the folder of its script on the path."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -1,4 +1,4 @@
-"""Turn anything into an expert: networks of every output convention, mixtures with known densities, data sets.
+"""Turn models into experts: networks of every output convention, mixtures with known densities, data sets.
 
 Conversions, with ``x = alpha x_0 + s eps`` and ``sigma = s / alpha`` (all are affine in epsilon at the same x, but sums of exponents other than
 one do not commute with them: experts are therefore always combined as scores):
@@ -30,7 +30,7 @@ Output = Callable[[Tensor, Tensor, float, float], Tensor]
 
 
 def epsilon_output(out: Tensor, x: Tensor, alpha: float, s: float) -> Tensor:
-    """Noise prediction: nothing to do."""
+    """Noise prediction, returned as it is."""
     return out
 
 

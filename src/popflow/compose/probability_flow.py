@@ -1,4 +1,4 @@
-"""Steps without noise: the probability-flow ODE in sigma, for any sampler.
+"""Deterministic steps: the probability-flow ODE in sigma, for any sampler.
 
 A sampler's step to ``sigma = 0`` gives its clean prediction ``x_0(y)``. Then ``d y / d sigma = (y - x_0(y)) / sigma``, and an Euler step of it,
 
@@ -19,7 +19,7 @@ from popflow.core import Population, Streams
 
 
 def flow_below(sampler: Sampler, sigma: float = math.inf) -> Sampler:
-    """Return a sampler that draws noise above a level and follows the flow of its own clean prediction below it.
+    """Return a sampler that adds noise above a level and follows the probability flow of its clean prediction below it.
 
     Below, weights, tracked densities and shares stay as they are: nothing is weighed or resampled there.
 
@@ -39,7 +39,7 @@ def flow_below(sampler: Sampler, sigma: float = math.inf) -> Sampler:
         True
     """
     if not sigma >= 0:
-        raise ValueError(f"sigma={sigma}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
+        raise ValueError(f"sigma={sigma}, wanted a noise level >= 0: 0 adds noise down to the last level, math.inf adds none.")
     space = sampler.experts[0].home
     if not space.flat:
         raise ValueError(

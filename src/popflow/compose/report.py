@@ -1,4 +1,4 @@
-"""What a report of ``popflow sample`` shows of composed experts: samples, effective particles, ancestors, and what judges their kind."""
+"""The report of ``popflow sample`` for composed experts: samples, effective sample size, ancestors, and a check that suits the experts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 16
 def report(config: SampleConfig, recipe: Recipe, sampler: Sampler, levels: Tensor, run: Run, out: Sample, picked: Tensor) -> Report:
     """Report samples of composed experts; ``picked`` holds one of each run."""
     pop, (runs, particles), steps = out.population, out.x.shape[:2], len(levels) - 1
-    picture, results, shown, diagnostics = _picture(picked), {}, "Shown is one sample of each run, drawn by weight.", ()
+    picture, results, shown, diagnostics = _picture(picked), {}, "The figure shows one sample per run, drawn by weight.", ()
     if recipe.judge is not None:
         temperature = recipe.temperature / sampler.precision(float(levels[0]))
         found = recipe.judge(temperature, pop)

@@ -119,7 +119,7 @@ def sample(
         resume: A state to resume from; initial samples are then not drawn.
         around: Clean data to noise as initial samples, for editing: broadcast to ``[runs, particles, *event]``; None for zero.
             Tracked densities start equal for all experts. Particles without centre of mass are centred.
-        dtype: Of the particles and their weights.
+        dtype: Dtype of the particles and their weights.
 
     On an accelerator nothing in the loop waits for it: values that are not finite are found at the end, with the level they appeared at. With
     further recorders, which look at every state, they are found at once, as on a CPU.
@@ -199,7 +199,7 @@ def _fitting(resume: State, levels: Tensor, shape: tuple[int, ...]) -> Populatio
         )
     if not 0 <= resume.k < len(levels) or not math.isclose(resume.t, float(levels[resume.k]) ** 2):
         raise CheckpointError(
-            f"resume stands at step {resume.k} and sigma={math.sqrt(resume.t):g}, wanted a step of these {len(levels)} levels: pass those it began with."
+            f"resume stands at step {resume.k} and sigma={math.sqrt(resume.t):g}, wanted a step of these {len(levels)} levels: pass the levels of that run."
         )
     return resume.pop
 

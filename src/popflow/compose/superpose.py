@@ -42,7 +42,7 @@ class Guidance:
 
     def __post_init__(self):
         if not math.isfinite(self.w):
-            raise ValueError(f"guidance.w={self.w}, wanted a finite number: 1 is no guidance.")
+            raise ValueError(f"guidance.w={self.w}, wanted a finite number: 1 means no guidance.")
 
 
 def either(

@@ -78,7 +78,7 @@ class Expert(_Algebra):
         if self.cond is not None and not isinstance(self.cond, Tensor):
             raise TypeError(f"expert {self.name!r}: cond is {self.cond!r}, wanted a tensor, e.g. torch.tensor(3) for a label.")
         if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"expert {self.name!r}: chunk={self.chunk}, wanted at least 1 row a call, or None for all.")
+            raise ValueError(f"expert {self.name!r}: chunk={self.chunk}, wanted at least 1 row per call, or None for all.")
         if not isinstance(self.space, str) and tuple(self.event) != self.space.event:
             raise ValueError(f"expert {self.name!r}: event={self.event}, wanted {self.space.event}, the shape of a point of {self.space}.")
 
@@ -233,7 +233,7 @@ def _check_finite(name: str, epsilon: Tensor, rows: Tensor, sigma: float) -> Non
     def error(bad: int, lost: int) -> NonFiniteError:
         fix = "check the model in this range of noise, its precision (fp16 overflows), and that the grid lies inside its training range."
         if lost:
-            fix = f"{lost} of the samples it was given were not finite either: the step before went too far; take more levels."
+            fix = f"{lost} of the samples it was given were not finite either: the previous step was too large; take more levels."
         return NonFiniteError(f"expert {name!r} returned values that are not finite for {bad} of {total} samples at sigma={sigma:g}: {fix}")
 
     if is_put_off() or not bool(epsilon.isfinite().all()):

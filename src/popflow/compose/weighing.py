@@ -71,7 +71,7 @@ def weighted_start(target: Target, pop: Population, sigma: float, window: Window
 
 
 def rewarded(step: Step, rewards: Sequence[Reward], window: Window) -> Step:
-    """Weigh after a step by what rewards without gradient have changed since the last level, ``aux["tilt"]`` (Feynman-Kac steering).
+    """Weight after a step by the change of rewards without gradient since the last level, ``aux["tilt"]`` (Feynman-Kac steering).
 
     Raises:
         ValueError: by the step, if a reward was -inf before the last level: what it took away could not be given back.

@@ -1,4 +1,4 @@
-"""The core contract: populations, the rates that move and weigh them, the steps that follow those rates, and the one loop."""
+"""The core: weighted populations, the rates that move and weigh them, the steps that follow those rates, and the one loop."""
 
 import lazy_loader
 

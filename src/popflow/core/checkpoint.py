@@ -34,7 +34,7 @@ def whole(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}. The file there before is untouched. Fix: free space, or give another folder."
+            f"cannot write {path}: {error.strerror or error}. The previous file is untouched. Fix: free space, or give another folder."
         ) from error
     finally:
         if temporary is not None:

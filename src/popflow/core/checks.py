@@ -57,7 +57,7 @@ def refuse(bad: Tensor, error: Callable[..., Exception]) -> None:
 
 @contextmanager
 def put_off(on: bool = True) -> Iterator[None]:
-    """Defer the checks of `refuse` to the end of the block, so that an accelerator is waited for once rather than at every step.
+    """Defer the checks of `refuse` to the end of the block, so that the CPU waits for an accelerator once rather than at every step.
 
     The first failure is raised, and replaces any exception that it led to.
 

@@ -27,7 +27,7 @@ class StaleTrackingError(ValueError):
 
 
 class DivergenceError(RuntimeError):
-    """Training diverged more often than the guard may roll back."""
+    """Training diverged more often than the guard is allowed to roll back."""
 
 
 class CheckpointError(RuntimeError):

@@ -235,5 +235,5 @@ def autocorrelation_time(values: Tensor) -> float:
 
 
 def _over(value: Tensor, event: tuple[int, ...]) -> Tensor:
-    """Append a dimension for each one of the event."""
+    """Append one dimension for each event dimension."""
     return value[(..., *[None] * len(event))]

@@ -113,7 +113,7 @@ def metropolis(
 def _kernel(
     move: Callable[[Population, float, float, Streams], Population], step_size: StepSize, tracked: Sequence[str], refresh: Refresh | None
 ) -> Step:
-    """A step that makes the moves ``move(pop, t1, eta, rng)`` and leaves no tracked companion stale."""
+    """A step that applies ``move(pop, t1, eta, rng)`` repeatedly and refreshes tracked quantities."""
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         stale = [name for name in tracked if name in pop.aux]

@@ -160,7 +160,7 @@ def frechet(x: Tensor, y: Tensor) -> Tensor:
     (x, _), (y, _) = _pair(x, y)
     for name, rows in (("x", x), ("y", y)):
         if len(rows) < 2:
-            raise ValueError(f"{name} holds one sample, wanted at least two: one has no covariance.")
+            raise ValueError(f"{name} holds one sample, wanted at least two: a single sample has no covariance.")
     (x_mean, x_root), (y_mean, y_root) = _moments(x), _moments(y)
     overlap = torch.linalg.matrix_norm(x_root @ y_root.T, ord="nuc")
     return ((x_mean - y_mean).square().sum() + x_root.square().sum() + y_root.square().sum() - 2 * overlap).clamp_min(0.0)
@@ -205,7 +205,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 
 def effective_number(masses: Tensor) -> Tensor:
-    """Effective number of classes, ``exp(-sum p log p)``: k for k equal masses, 1 if one has it all (Hill number of order 1).
+    """Effective number of classes, ``exp(-sum p log p)``: k for k equal masses, 1 if one class has all the mass (Hill number of order 1).
 
     >>> round(effective_number(torch.tensor([1.0, 1.0, 0.0])).item(), 6)
     2.0

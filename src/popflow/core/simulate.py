@@ -17,7 +17,7 @@ from popflow.core.streams import Streams
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a simulation stands: step number, time, population and random streams. Enough to resume from."""
+    """The state of a simulation: step number, time, population and random streams. Enough to resume from."""
 
     k: int
     t: float
@@ -49,7 +49,7 @@ class State:
             k, t = int(tensors["k"]), float(tensors["t"])
         except KeyError as error:
             raise CheckpointError(
-                f"the tensors hold no {error} of a simulation, only {sorted(tensors)}: give the checkpoint of this run."
+                f"the tensors lack {error} and are not the state of a simulation: they hold {sorted(tensors)}. Fix: give the checkpoint of this run."
             ) from None
         rng.load(_under(tensors, "rng."))
         return State(k, t, pop, rng)
@@ -146,7 +146,7 @@ class Trace:
 
 
 def _wait() -> None:
-    """Wait for copies that are still on their way from an accelerator."""
+    """Wait for pending copies from an accelerator."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 

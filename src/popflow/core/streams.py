@@ -20,7 +20,7 @@ class Streams:
 
     Args:
         seed: Any integer.
-        device: Where the generators live: the device of the tensors they fill.
+        device: Device of the generators and of the tensors they fill.
 
     Example:
         >>> rng = Streams(0)

@@ -24,7 +24,7 @@ LARGE = 2**20
 
 @cache
 def register_product() -> torch.library.Library:
-    """Register ``torch.ops.popflow.product``, ``bias + a @ b`` by oneDNN, for as long as the library returned is kept: here, for good."""
+    """Register ``torch.ops.popflow.product``, ``bias + a @ b`` by oneDNN, for as long as the returned library object is alive; this module keeps it."""
     library = torch.library.Library("popflow", "DEF")
     library.define("product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
     library.impl("product", lambda a, b, bias: torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], ""), "CPU")
@@ -33,7 +33,7 @@ def register_product() -> torch.library.Library:
 
 
 def compile_graph(f: FunctionType, device: torch.device) -> Callable:
-    """Compile a function as one graph that is guarded by its argument ``batch`` alone; whatever else it reads is constant from then on.
+    """Compile a function as one graph that is guarded by its argument ``batch`` alone; everything else it reads is treated as constant.
 
     Guards on the parameters, the optimiser and all that the loss closes over would cost a tenth of a small step at every call.
     """
@@ -70,7 +70,7 @@ class Rewrite(CustomGraphPass):
             register_product()
 
     def uuid(self) -> str:
-        """Tell compiled graphs apart in the cache on disk."""
+        """Identify compiled graphs in the cache on disk."""
         return f"popflow 2 {self.onednn} {LARGE}"
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -101,7 +101,7 @@ def large_product(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def store_number(graph: fx.Graph, node: fx.Node) -> None:
-    """Make a number that arrays use a value in memory: `as_strided` asks for its storage."""
+    """Store a scalar in memory where arrays use it, because `as_strided` needs its storage."""
     arrays = [user for user in node.users if isinstance(user.meta.get("val"), Tensor) and user.meta["val"].ndim]
     if arrays:
         with graph.inserting_after(node):

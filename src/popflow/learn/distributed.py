@@ -27,7 +27,7 @@ Shard = Callable[[Any, int, int], Any]
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The processes of a run, and which of them this one is. A process alone sends nothing."""
+    """The processes of a run, and which of them this one is. A single process sends nothing."""
 
     rank: int = 0
     size: int = 1

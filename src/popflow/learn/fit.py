@@ -50,7 +50,7 @@ class Fit:
 
     Attributes:
         params: Last parameters, detached: ``module.load_state_dict(fit.params, strict=False)`` puts them into the module they came from.
-        ema: Their moving average; ``params`` when no average was asked for.
+        ema: Their moving average; ``params`` without one.
         step: Steps done.
         rollbacks: How often the guard went back and halved the learning rate.
         compiled: Whether the last steps ran compiled.
@@ -65,7 +65,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """Where a run stands, besides what the learner holds. ``sums`` of the metrics over ``count`` steps since the last record."""
+    """Progress of a run, apart from what the learner holds. ``sums`` of the metrics over ``count`` steps since the last record."""
 
     step: int = 0
     count: int = 0
@@ -148,7 +148,7 @@ def fit(
         checkpoint_every: Steps between checkpoints; one more is written at the end.
         compile: One graph for gradients, clipping, optimiser and average. ``"auto"`` compiles when the steps left would take longer than
             three compilations (90 s); a resumed run keeps the decision. Compiled and eager agree to rounding, not bit by bit.
-        max_rollbacks: How often the guard may put an earlier state back.
+        max_rollbacks: How often the guard may restore an earlier state.
         spike: Height of a loss that counts as divergence, see above; ``math.inf`` leaves only the check for finite values (min-max losses).
         shard: Takes each process's part of a batch, when there are several processes.
 
@@ -219,9 +219,9 @@ def fit(
             good = _snapshot(learner, mark)
             if mark.step == steps or mark.step % checkpoint_every == 0 or stop():
                 save(mark)
-    team.any(False, device)  # none goes on before the last checkpoint is written
+    team.any(False, device)  # no process continues before the last checkpoint is written
     if stop():
-        raise KeyboardInterrupt(f"stopped at step {mark.step} of {steps}" + (f"; {checkpoint} goes on from there" if checkpoint else ""))
+        raise KeyboardInterrupt(f"stopped at step {mark.step} of {steps}" + (f"; resume from {checkpoint}" if checkpoint else ""))
     final = {name: p.detach().clone() for name, p in learner.params.items()}
     return Fit(final, learner.ema or final, mark.step, mark.rollbacks, learner.compiled)
 
@@ -235,7 +235,7 @@ def _snapshot(learner: Learner, mark: _Mark) -> _Good:
 
 
 def _roll_back(learner: Learner, good: _Good, mark: _Mark, mean: float, max_rollbacks: int) -> _Good:
-    """Put the last good state back with half the learning rate, or give up with advice."""
+    """Restore the last good state with half the learning rate, or raise an error with advice."""
     before, tensors, structure = good
     seen = f"the mean loss is {mean:.6g} at step {mark.step}, it was {mark.lowest:.6g} at best"
     if mark.rollbacks >= max_rollbacks:
@@ -250,7 +250,7 @@ def _roll_back(learner: Learner, good: _Good, mark: _Mark, mean: float, max_roll
 
 
 def _values(learner: Learner, batch: Any, compiled: bool | None, required: bool) -> tuple[Tensor, bool | None]:
-    """Take a step, the first one that is to be ``compiled`` by compiling it; return its values, and whether later ones are to be compiled."""
+    """Take a step, compiling it first when ``compiled`` is set; return its values, and whether later steps are compiled."""
     if not compiled or learner.compiled or not learner.names:
         return learner(batch), compiled
     try:
@@ -258,7 +258,7 @@ def _values(learner: Learner, batch: Any, compiled: bool | None, required: bool)
     except RuntimeError as error:
         if required:
             raise
-        warnings.warn(f"going on without compiling: {error}", PopflowWarning, stacklevel=4)
+        warnings.warn(f"continuing without compilation: {error}", PopflowWarning, stacklevel=4)
         return learner(batch), False
 
 
@@ -272,10 +272,10 @@ def _save(path: str | Path, learner: Learner, rng: Streams, mark: _Mark) -> None
 
 
 def _load(path: Path, learner: Learner, rng: Streams, mark: _Mark, steps: int) -> _Mark:
-    """Put a checkpoint back into the learner and the streams."""
+    """Load a checkpoint into the learner and the streams."""
     tensors, about = load_tensors(path)
     if "optimizer" not in about:
-        raise CheckpointError(f"{path} holds {sorted(tensors)[:3]} ... and is no checkpoint of fit: give another file.")
+        raise CheckpointError(f"{path} holds {sorted(tensors)[:3]} ... and is not a checkpoint of fit. Fix: give another file.")
     if about["seed"] != rng.seed:
         raise CheckpointError(f"{path} was written with seed {about['seed']}, rng has seed {rng.seed}: use that seed, or another file.")
     if about["step"] > steps:
@@ -290,7 +290,7 @@ def _load(path: Path, learner: Learner, rng: Streams, mark: _Mark, steps: int) -
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event that the loop looks at between steps; the second stops at once."""
+    """Turn the first Ctrl-C into an event that the loop checks between steps; the second stops at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked

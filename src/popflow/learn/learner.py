@@ -82,7 +82,7 @@ class Learner:
         """
         if self.listens:
             raise RuntimeError(
-                f"{type(self.optimizer).__name__} listens to the modules through hooks, which a compiled graph leaves out. Fix: compile=False."
+                f"{type(self.optimizer).__name__} records through module hooks, which a compiled graph skips. Fix: compile=False."
             )
         errors = []
         for make in (self._whole_graph, self._gradient_graph) if self.average is None else (self._gradient_graph,):
@@ -157,12 +157,12 @@ class Learner:
         self._ema_weight = float(self._ema_weight)
 
     def close(self) -> None:
-        """Take the hooks of an optimiser that listens off its modules."""
+        """Remove the hooks of an optimiser from its modules."""
         if self.listens:
             self.optimizer.detach()  # pyright: ignore[reportAttributeAccessIssue]
 
     def finite(self) -> bool:
-        """Whether every parameter is; waits for the device."""
+        """Whether every parameter is finite; waits for the device."""
         return bool(torch.stack([p.isfinite().all() for p in self.params.values()]).all())
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
@@ -172,7 +172,7 @@ class Learner:
         return tensors, _pack(self.optimizer.state_dict()["state"], tensors, "opt")
 
     def load(self, tensors: Mapping[str, Tensor], structure: Any) -> None:
-        """Put back what `state` returned, by copying.
+        """Restore what `state` returned, by copying.
 
         Raises:
             CheckpointError: when names or shapes are those of another model.
@@ -215,26 +215,26 @@ def _compiled(f: FunctionType, device: torch.device) -> Callable:
 
 
 def _clip(values: Tensor, grads: tuple[Tensor, ...], clip_norm: float) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Shorten the joint gradient to norm ``clip_norm``; the norm it had joins the values."""
+    """Shorten the joint gradient to norm ``clip_norm``; its original norm is added to the values."""
     norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
     shorten = (clip_norm / norm.clamp_min(1e-12)).clamp_max(1.0)
     return torch.cat([values, norm.to(values.dtype)[None]]), tuple(g * shorten for g in grads)
 
 
 def _checked(result: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """What the loss returned, or what is wrong with it."""
+    """Check what the loss returned."""
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor) and isinstance(result[1], Mapping)):
         raise TypeError(f"loss returned {type(result).__name__}, wanted (scalar tensor, mapping of scalar tensors): return value, {{}}.")
     value, metrics = result
     for name, scalar in {"the loss": value, **metrics}.items():
         if not isinstance(scalar, Tensor) or scalar.ndim:
             seen = list(scalar.shape) if isinstance(scalar, Tensor) else type(scalar).__name__
-            raise TypeError(f"{name}: loss returned {seen}, wanted a tensor without dimensions: take a mean, leave it a tensor.")
+            raise TypeError(f"{name}: loss returned {seen}, wanted a tensor without dimensions: take a mean, but keep it a tensor.")
     return value, metrics
 
 
 def _pack(tree: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """Move the tensors of a nested structure into ``tensors``; return the rest in a form that JSON keeps."""
+    """Move the tensors of a nested structure into ``tensors``; return the rest in a JSON-compatible form."""
     if isinstance(tree, Tensor):
         tensors[name] = tree
         return {"tensor": name}

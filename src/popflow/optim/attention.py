@@ -17,7 +17,7 @@ Note = Callable[[Layer, Tensor, Tensor, Callable[[Tensor], Tensor]], None]
 
 
 class AttentionCalls(TorchFunctionMode):
-    """Opens the one function that attention modules call, to note the calls of its linear projections."""
+    """Replaces the one function that attention modules call, to record the calls of its linear projections."""
 
     def __init__(self, note: Note, layers: list[Layer], batch: int):
         super().__init__()
@@ -29,7 +29,7 @@ class AttentionCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``F.linear``, noted where the weight is that of a layer."""
+        """``F.linear``, recorded where the weight belongs to a layer."""
         output = F.linear(x, weight, bias)
         for layer in self.layers:
             whole = layer.weight
@@ -49,7 +49,7 @@ class AttentionCalls(TorchFunctionMode):
 
 
 def _with_linear(linear: Callable) -> Callable:
-    """Return torch's attention function with its own ``linear``: nothing global is changed."""
+    """Return a copy of torch's attention function with its own ``linear``; nothing global changes."""
     scope = {**vars(F), "linear": linear}
 
     def copy(function: Any) -> FunctionType:

@@ -138,7 +138,7 @@ class Tap:
         return [owner.register_forward_pre_hook(before, with_kwargs=True), owner.register_forward_hook(after, always_call=True)]
 
     def note(self, layer: Layer, a: Tensor, output: Tensor, cotangent: Callable[[Tensor], Tensor]) -> None:
-        """Remember a call; ``cotangent`` turns the gradient of ``output`` into ``[B, N, R, d]``."""
+        """Record a call; ``cotangent`` turns the gradient of ``output`` into ``[B, N, R, d]``."""
         shape, whole = output.shape, _whole_base(output)
         if whole.grad_fn is None:
             return
@@ -156,7 +156,7 @@ class Tap:
         whole.grad_fn.register_prehook(record)  # on the node: an operation in place on the output comes after it
 
     def pull(self, outputs: Tensor, cotangents: Tensor) -> list[Rows]:
-        """Pull cotangents of ``outputs`` back to every noted call; empties the tape. Parameters' ``.grad`` stay as they are."""
+        """Pull cotangents of ``outputs`` back to every recorded call; empties the tape. Parameters' ``.grad`` stay as they are."""
         tape, self.tape = self.tape, []
         if not tape:
             return []
@@ -166,7 +166,7 @@ class Tap:
 
 
 def _whole_base(output: Tensor) -> Tensor:
-    """What an output is a view of, if it is of all its numbers in order, else the output: operations in place on a view change the graph of its base."""
+    """The base of an output that is a view of all its elements in order, else the output itself: in-place operations on a view change the graph of its base."""
     base = output._base
     if base is None or base.numel() != output.numel() or not (base.is_contiguous() and output.is_contiguous()):
         return output
@@ -174,7 +174,7 @@ def _whole_base(output: Tensor) -> Tensor:
 
 
 def _is_reached(weight: Tensor) -> bool:
-    """Whether the backward pass that runs goes on to the gradient of this parameter, not to those of inputs alone."""
+    """Whether the current backward pass computes the gradient of this parameter, not only gradients of inputs."""
     node: Any = torch.autograd.graph.get_gradient_edge(weight).node
     try:
         return torch._C._will_engine_execute_node(node)

@@ -32,7 +32,7 @@ def check_model(model: Any) -> nn.Module:
 
 
 def check_options(*, sharing: Any, averaging: Any, factor_dtype: Any, **numbers: Any) -> None:
-    """Raise TypeError for what cannot be called or is not a dtype for factors, ValueError for whole numbers out of their range.
+    """Raise TypeError for options that are not callable or not a factor dtype, ValueError for integers out of range.
 
     >>> check_options(sharing="reduce", averaging=None, factor_dtype=None)
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""What the layers recorded since the last refresh becomes one step of their factors: first batches start them, broken ones are left out."""
+"""One step of the factors from what the layers recorded since the last refresh: first batches initialise them, non-finite ones are skipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from popflow.optim.preconditioner import Preconditioner
 
 
 def refresh_factors(of: Preconditioner, groups: list[dict[str, Any]], scale: float) -> None:
-    """Take one step of all factors by what their layers recorded since the last; ``scale`` is that of the loss.
+    """Take one step of all factors from what their layers recorded since the last one; ``scale`` is that of the loss.
 
     Raises:
         RuntimeError: when there are gradients and no layer recorded curvature.
@@ -60,7 +60,7 @@ def _pair(batch: LayerBatch, curvature: Curvature) -> Pair:
 
 
 def _start(of: Preconditioner, batch: LayerBatch, curvature: Curvature, pair: Pair) -> None:
-    """Start the members that meet their first batch; leave to the step the others whose curvature is within reach."""
+    """Initialise the members that see their first batch; the step updates the others whose curvature is within reach."""
     sound = [there and ok for there, ok in zip(pair.moving, pair.within_reach(), strict=True)]
     _count_skipped(of, batch, curvature, sound)
     pair.moving = [ok and not begun and of.warm for ok, begun in zip(sound, batch.started, strict=True)]
@@ -71,7 +71,7 @@ def _start(of: Preconditioner, batch: LayerBatch, curvature: Curvature, pair: Pa
 
 
 def _count_skipped(of: Preconditioner, batch: LayerBatch, curvature: Curvature, sound: list[bool]) -> None:
-    """Count the layers whose curvature is not used, and warn of the first."""
+    """Count the layers whose curvature is skipped, and warn about the first."""
     layers = zip(batch.layers, batch.slices, curvature.present, strict=True)
     bad = [layer.name for layer, members, there in layers if there and not all(sound[members])]
     of.skipped += len(bad)
@@ -84,13 +84,13 @@ def _count_skipped(of: Preconditioner, batch: LayerBatch, curvature: Curvature, 
 
 
 def _warn_unrecorded(of: Preconditioner, batch: LayerBatch, curvature: Curvature) -> None:
-    """Warn once of a layer that has a gradient and never recorded curvature: its factors are the identity."""
+    """Warn once about a layer that has a gradient but never recorded curvature: its factors are the identity."""
     for layer, members, there in zip(batch.layers, batch.slices, curvature.present, strict=True):
         gradient = layer.weight.grad
         if there or "unrecorded" in of.warned or any(batch.started[members]) or gradient is None or not layer.view(gradient).any():
             continue
         of.warn(
             "unrecorded",
-            f"layer {layer.name!r} has a gradient but never recorded curvature, so it moves without (reported once). Fix: put it into training "
+            f"layer {layer.name!r} has a gradient but never recorded curvature, so it is updated without preconditioning (reported once). Fix: put it into training "
             f"mode, call the module and not a function of its weight, or name it in fallback=[{layer.name!r}].",
         )

@@ -1,4 +1,4 @@
-"""Curvature averaged over processes, as `torch.distributed` runs them."""
+"""Curvature averaged over the processes of `torch.distributed`."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ Update = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Kernel:
-    """The Jacobian of ``N`` per-datum scalars, as rows of layers and rows of ``O`` for what no layer holds.
+    """The Jacobian of ``N`` per-datum scalars, as rows of layers, and rows of ``O`` for parameters outside any layer.
 
     Attributes:
         names: Parameter -> name.
         found: Captured rows.
         loose: Name -> ``[N, *shape]`` derivatives of the other parameters.
         data: ``N``.
-        centred: Whether the mean over data is taken off.
+        centred: Whether the mean over data is subtracted.
     """
 
     names: Mapping[Tensor, str]
@@ -138,7 +138,7 @@ def minsr(jacobian: Kernel, target: Tensor, *, damping: float = 1e-3) -> Update:
     """Solve ``phi = J^T (J J^T + damping I)^{-1} e``.
 
     Args:
-        jacobian: From `kernel`.
+        jacobian: The Jacobian, from `kernel`.
         target: ``[N]``: the local energy (centred and scaled here), or the residual.
         damping: ``lambda > 0``.
 
@@ -163,7 +163,7 @@ def spring(jacobian: Kernel, target: Tensor, previous: Update, *, damping: float
     """Solve ``argmin |J phi - e|^2 + damping |phi - decay phi_previous|^2`` in sample space.
 
     Args:
-        jacobian: From `kernel`.
+        jacobian: The Jacobian, from `kernel`.
         target: ``[N]``.
         previous: ``phi_{k-1}``; an empty one at the first step.
         damping: ``lambda > 0``.

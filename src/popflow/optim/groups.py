@@ -1,4 +1,4 @@
-"""Which layers of a parameter group form a batch, with which structures, and what is left to the fallback."""
+"""Which layers of a parameter group form a batch, with which structures, and which parameters are left to the fallback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from popflow.optim.structures.structure import Structure
 
 
 def listed(params: Iterable[Any]) -> list[Any]:
-    """Return parameters, or groups of them, with every iterator made a list, since they are read more than once.
+    """Return parameters, or groups of them, with iterators turned into lists, since they are read more than once.
 
     >>> listed([{"params": iter((1, 2)), "lr": 0.1}])
     [{'params': [1, 2], 'lr': 0.1}]

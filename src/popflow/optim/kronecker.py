@@ -1,4 +1,4 @@
-"""Kronecker factors of a curvature without inverses: ``(K K^T) x (C C^T)`` follows the inverse Fisher matrix by products alone.
+"""Kronecker factors of a curvature without inverses: ``(K K^T) x (C C^T)`` tracks the inverse Fisher matrix using matrix products only.
 
 For rows ``a [N, p]``, ``g [N, d]`` and the *current* factors, ``H_K = P(K^T U K)``, ``H_C = P(C^T G C)`` with ``U = mean a a^T``,
 ``G = mean g g^T`` and ``P`` the projection of the structure::
@@ -33,8 +33,8 @@ class Side:
     """One factor of a batch of Kronecker pairs, with its momentum.
 
     Attributes:
-        structure: What kind of matrix.
-        n: Its side.
+        structure: Structure of the matrix.
+        n: Side of the matrix.
         value: ``K``.
         momentum: ``m``, or None.
     """
@@ -71,7 +71,7 @@ class Pair:
         c: Output side.
         h_k: ``P(K^T U K)`` up to ``scale_k``; may be overwritten.
         h_c: ``P(C^T G C)`` up to ``scale_c``; may be overwritten.
-        scale_k: One number for each member, by which ``h_k`` has yet to be multiplied.
+        scale_k: One pending factor of ``h_k`` for each member.
         scale_c: The same for ``h_c``.
         moving: Which members take the step.
         curvature: ``tr(H_K)/p`` and ``tr(H_C)/d`` of each member, from `measure`.
@@ -95,7 +95,7 @@ class Pair:
 
 
 def measure(pairs: Sequence[Pair]) -> None:
-    """Fill in `Pair.curvature` and `Pair.square`: all that the two factors of a pair need of each other, in one transfer from the device."""
+    """Fill in `Pair.curvature` and `Pair.square`: all that the two factors of a pair need from each other, in one transfer from the device."""
     sums = []
     for pair in pairs:
         for side, h in ((pair.k, pair.h_k), (pair.c, pair.h_c)):
@@ -164,7 +164,7 @@ def _transferred(parts: Sequence[Tensor]) -> list[list[float]]:
 
 
 def _numbers(values: list[float], like: Tensor) -> float | Tensor:
-    """One number as it is, more as a tensor."""
+    """A single number as it is, several as a tensor."""
     return values[0] if len(values) == 1 else like.new_tensor(values)
 
 
@@ -184,7 +184,7 @@ def _plus(part: Tensor, other: Tensor, by: float | Tensor) -> Tensor:
 
 
 def keep(old: Factor, new: Factor, moving: list[bool], rounding: Generator | None) -> Factor:
-    """The new numbers of the members that move, in the dtype of the old ones."""
+    """The new numbers of the members that moved, in the dtype of the old ones."""
     if not all(moving):
         mask = torch.tensor(moving, device=old[0].device)
         new = tuple(torch.where(_spread(mask, b), b, a.to(b.dtype)) for a, b in zip(old, new, strict=True))
@@ -192,7 +192,7 @@ def keep(old: Factor, new: Factor, moving: list[bool], rounding: Generator | Non
 
 
 def warm_start(pair: Pair, rows: Sequence[int], *, damping: float, adaptive: bool) -> None:
-    """Put the factors, which are the identity, at the solution of the first batch, in place: no slow start, and inside the region of stability.
+    """Set the factors, which are the identity, to the solution of the first batch, in place: no slow start, and inside the stability region.
 
     IKFAC: ``K K^T = (U + damping)^{-1}``. SINGD, whose damping is additive on the product: ``K K^T = (U + pi sqrt(damping))^{-1}``,
     ``C C^T = (G + sqrt(damping) / pi)^{-1}``, ``pi^2 = mean diag U / mean diag G``. How much of ``U`` is taken is the structure's to say

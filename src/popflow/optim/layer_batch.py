@@ -73,7 +73,7 @@ class LayerBatch:
         recorded: One per layer.
         metrics: Cached ``K K^T``, ``C C^T`` where that saves work (`Structure.metric`); not part of the state.
         views: The momentum, and what of it is each parameter's; made anew where needed.
-        place: Device and dtype of the weights, and dtype wanted of the factors, when they were last looked at.
+        place: Device and dtype of the weights, and requested dtype of the factors, at the last check.
     """
 
     group: dict[str, Any]
@@ -253,7 +253,7 @@ class LayerBatch:
     # -- state ----------------------------------------------------------------------------------------------------------------------
 
     def follow(self, wanted: torch.dtype | None) -> bool:
-        """Go where the weights have gone (device, dtype), factors to the dtype that is wanted; return whether weights have moved since the last call."""
+        """Follow the weights (device, dtype), with factors in the requested dtype; return whether weights have moved since the last call."""
         weight = self.layers[0].weight
         place = (weight.device, weight.dtype, wanted)
         if place == self.place:
@@ -281,7 +281,7 @@ class LayerBatch:
 
 
 def factor_dtype(weight: Tensor, wanted: torch.dtype | None) -> torch.dtype:
-    """Dtype of the factors of a layer: what was asked for, or that of the weight and at least float32."""
+    """Dtype of the factors of a layer: as requested, or that of the weight and at least float32."""
     return wanted or torch.promote_types(weight.dtype, torch.float32)
 
 

@@ -58,7 +58,7 @@ class Layer:
 
 
 def find_layers(model: nn.Module) -> list[Layer]:
-    """List the layers of a model that have Kronecker factors; shared weights once, each other parameter nowhere.
+    """List the layers of a model that have Kronecker factors; shared weights are listed once.
 
     >>> [(layer.name, layer.d, layer.inputs) for layer in find_layers(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)))]
     [('0', 2, 4)]

@@ -1,4 +1,4 @@
-"""The numbers that SINGD takes, and their ranges."""
+"""The numeric options of a SINGD parameter group, and their ranges."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RANGES = {
 
 
 def check(group: Mapping[str, Any]) -> None:
-    """Raise ValueError for a number of a group that is out of its range.
+    """Raise ValueError for a number of a group that is out of range.
 
     >>> check({"lr": 0.5, "damping": 0.0})
     Traceback (most recent call last):
@@ -60,7 +60,7 @@ def in_range(name: str, value: Any) -> None:
     if not (math.isfinite(number) and number <= high and (number > low if above else number >= low)):
         most = " and below 1" if high == BELOW_ONE else ""
         raise ValueError(
-            f"{name}={value!r}, wanted a {'whole' if whole else 'finite'} number {'above' if above else 'at least'} {low:g}{most}. "
+            f"{name}={value!r}, wanted {'an integer' if whole else 'a finite number'} {'above' if above else 'at least'} {low:g}{most}. "
             f"Fix: {usual:g} is usual."
         )
 

@@ -19,7 +19,7 @@ from popflow.optim.options import in_range
 
 
 class Preconditioner:
-    """All that `popflow.optim.SINGD` keeps besides the torch protocol; its options are explained there.
+    """What `popflow.optim.SINGD` keeps besides the torch protocol; its options are explained there.
 
     Attributes:
         layers: Layers of one model that may be preconditioned.
@@ -31,7 +31,7 @@ class Preconditioner:
         refreshes: Refreshes made.
         next_refresh: The step of the next refresh; infinite after `detach`.
         gap: Steps from the last refresh to the next.
-        skipped: How often curvature or a gradient was not finite and so not used.
+        skipped: How often curvature or a gradient was not finite and was therefore skipped.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Preconditioner:
             self.tap.tape.clear()
 
     def follow(self) -> bool:
-        """Go where the weights have gone (device, dtype); return whether they have moved."""
+        """Follow the weights (device, dtype); return whether they have moved."""
         return any([batch.follow(self.factor_dtype) for batch in self.batches])
 
     # -- the step -------------------------------------------------------------------------------------------------------------------
@@ -123,14 +123,14 @@ class Preconditioner:
         """Return the number of steps to the refresh after the one that is due.
 
         Raises:
-            ValueError: when ``interval`` is a function that returns something other than a whole number of at least 1.
+            ValueError: when ``interval`` is a function that returns something other than an integer of at least 1.
         """
         gap = self.interval(self.steps + 1) if callable(self.interval) else self.interval
         in_range("interval", gap)
         return gap
 
     def finish_step(self) -> None:
-        """Count a step, and arm the hooks for the next one where a refresh is due."""
+        """Count a step, and arm the hooks if the next one is due for a refresh."""
         if self.due:
             self.next_refresh = self.steps + self.gap
         self.steps += 1
@@ -139,7 +139,7 @@ class Preconditioner:
             self.tap.tape.clear()
 
     def move(self, group: dict[str, Any]) -> bool:
-        """Move the matrices of a group; return False when a gradient is not finite and they stay."""
+        """Move the matrices of a group; return False, and leave them, when a gradient is not finite."""
         work = [
             (batch, gradient) for batch in self.batches if batch.group is group and (gradient := batch.gradient(self.names)) is not None
         ]
@@ -178,12 +178,12 @@ class Preconditioner:
         return True
 
     def skip_step(self) -> None:
-        """Count a step that is not taken, since a gradient is not finite."""
+        """Count a step that is skipped because a gradient is not finite."""
         self.skipped += 1
         self.warn("not finite", "a gradient is not finite; the step is skipped (counted in .skipped, reported once).")
 
     def warn(self, kind: str, message: str) -> None:
-        """Warn once of each kind of trouble."""
+        """Warn once about each kind of problem."""
         if kind not in self.warned:
             self.warned.add(kind)
             warnings.warn(message, RuntimeWarning, stacklevel=5)

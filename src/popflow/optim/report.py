@@ -1,4 +1,4 @@
-"""What an optimiser does to each parameter: by which structures, with how many numbers of state."""
+"""How an optimiser treats each parameter: which structures, and how many numbers of state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from popflow.optim.structures.structure import Structure
 
 @dataclass(frozen=True)
 class Preconditioned:
-    """One line of `SINGD.report`: which parameters, by what, with how many numbers of state."""
+    """One line of `SINGD.report`: which parameters, which structures, and how many numbers of state."""
 
     name: str
     parameters: int

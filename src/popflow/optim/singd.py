@@ -41,7 +41,7 @@ Structures = Structure | tuple[Structure, Structure] | Auto
 
 
 class SINGD(torch.optim.Optimizer):
-    """Natural gradient with structured Kronecker factors, kept up by products alone, without inverses; a drop-in replacement for AdamW.
+    """Natural gradient with structured Kronecker factors, updated by matrix products alone, without inverses; a drop-in replacement for AdamW.
 
     Args:
         model: The module (or the DistributedDataParallel around it) whose layers are preconditioned.
@@ -162,7 +162,7 @@ class SINGD(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> int:
-        """How often curvature or a gradient was not finite and so not used."""
+        """How often curvature or a gradient was not finite and was therefore skipped."""
         return self.preconditioner.skipped
 
     @property
@@ -189,7 +189,7 @@ class SINGD(torch.optim.Optimizer):
     # -- the step -------------------------------------------------------------------------------------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, as every optimiser does; without the profiler's range around it, which takes longer than the work."""
+        """Forget the gradients, as every optimiser does; without torch's profiler range, which takes longer than the work itself."""
         if not set_to_none:
             super().zero_grad(set_to_none)
         for group in self.param_groups if set_to_none else ():
@@ -224,7 +224,7 @@ class SINGD(torch.optim.Optimizer):
         return loss
 
     def _step_fallback(self) -> None:
-        """Let AdamW move the other parameters; its rate follows the schedule of ``lr`` in proportion."""
+        """Let AdamW move the other parameters; its learning rate follows the schedule of ``lr`` in proportion."""
         for group, adamw in zip(self.param_groups, self.adamw, strict=True):
             if adamw is None:
                 continue
@@ -236,7 +236,7 @@ class SINGD(torch.optim.Optimizer):
             adamw.step()
 
     def _loss_scale(self) -> tuple[float, bool]:
-        """By what a `torch.amp.GradScaler` has multiplied the loss, and whether that overflowed."""
+        """The factor by which a `torch.amp.GradScaler` has multiplied the loss, and whether it overflowed."""
         overflow = getattr(self, "found_inf", None)
         if self.grad_scaler is not None:
             return float(self.grad_scaler.get_scale()), bool(overflow)
@@ -260,7 +260,7 @@ class SINGD(torch.optim.Optimizer):
     # -- state ----------------------------------------------------------------------------------------------------------------------
 
     def report(self) -> list[Preconditioned]:
-        """Say what is preconditioned how, one line per layer and per parameter of the fallback."""
+        """Say how each parameter is treated, one line per layer and per parameter of the fallback."""
         return lines_of(self.preconditioner, self.adamw)
 
     def state_dict(self) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class SINGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` returned; the given dictionary is not changed.
+        """Restore what `state_dict` returned; the given dictionary is not changed.
 
         Raises:
             ValueError: when names or shapes differ from this optimiser's: the model or the structures are not the same.

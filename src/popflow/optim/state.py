@@ -44,7 +44,7 @@ def pack(of: Preconditioner, fallback: Fallback, groups: Groups) -> dict[str, An
 
 
 def unpack(of: Preconditioner, fallback: Fallback, groups: Groups, state_dict: Mapping[str, Any]) -> None:
-    """Put back what `pack` returned; the given mapping is not changed.
+    """Restore what `pack` returned; the given mapping is not changed.
 
     Raises:
         ValueError: when names or shapes differ from this optimiser's: the model or the structures are not the same.
@@ -96,7 +96,7 @@ def _found(
     for layer, members in zip(batch.layers, batch.slices, strict=True):
         name = names[layer.weight]
         if _key(layer, "started") not in state.get(name, {}):
-            raise ValueError(f"state_dict: nothing for {name!r}. Fix: load the state of an optimiser for the same model and structures.")
+            raise ValueError(f"state_dict: no entry for {name!r}. Fix: load the state of an optimiser for the same model and structures.")
         for key, tensor in wanted if momentum is None else [*wanted, ("momentum", momentum)]:
             value, here = state.get(name, {}).get(_key(layer, key)), tensor[members]
             if value is None or value.shape != here.shape:

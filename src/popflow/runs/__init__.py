@@ -1,4 +1,4 @@
-"""Runs: the directory a long job leaves behind, what is recorded in it, and the report that comes out."""
+"""Runs: the directory of a long job, what is recorded in it, and its report."""
 
 import lazy_loader
 

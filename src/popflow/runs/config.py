@@ -1,4 +1,4 @@
-"""One declaration for a task: a frozen dataclass, from which its verb, ``--help``, ``--config``, config.json and the checks are made.
+"""One declaration per task: a frozen dataclass that yields its verb, ``--help``, ``--config``, config.json and the checks.
 
 The entries under ``Attributes:`` of its docstring are the help texts, the annotations are the types. An option is called ``--field-name``, unless
 ``Annotated[..., Flag(...)]`` gives it another name; a range is said there as well. Importing this module imports no torch.
@@ -31,7 +31,7 @@ class Flag:
 
     Args:
         *names: ``"--cfg"`` or several names; ``"--ode/--sde"`` for both sides of a bool; a name without dashes makes a positional argument.
-        metavar: What stands for the value in ``--help``.
+        metavar: Placeholder of the value in ``--help``.
         ge: Least value (``>=``).
         gt: Values are above this one.
         le: Greatest value (``<=``). ``le=math.inf`` admits infinity; without it a bounded number is finite.
@@ -72,18 +72,18 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:
-    """A field of a configuration as the command line and the forms of a page know it.
+    """A field of a configuration, as the command line shows it.
 
     Attributes:
-        name: Of the field.
-        names: Of the option: ``("--steps",)``, or ``("CELLS",)`` of a positional argument.
+        name: Name of the field.
+        names: Names of the option: ``("--steps",)``, or ``("CELLS",)`` of a positional argument.
         kind: ``bool``, ``int``, ``float``, ``str`` or ``Path``, of one value.
         many: Whether it may be given several times.
         choices: The values of a `Literal`.
-        default: None where there is none.
+        default: Default value, or None.
         help: The first sentence of the entry in the docstring.
-        metavar: What stands for the value.
-        range: In words.
+        metavar: Placeholder of the value.
+        range: Range of the values, in words.
     """
 
     name: str
@@ -121,7 +121,7 @@ def options(cls: type) -> tuple[Option, ...]:
     silent = [name for name in hints if not texts.get(name, "").strip(".… ")]
     if silent:
         raise TypeError(
-            f"{cls.__name__} does not say what {', '.join(silent)} mean(s), wanted an entry for each under 'Attributes:' of its docstring."
+            f"{cls.__name__} has no help text for {', '.join(silent)}, wanted an entry for each under 'Attributes:' of its docstring."
         )
     found = []
     for field in _fields(cls):
@@ -136,7 +136,7 @@ def options(cls: type) -> tuple[Option, ...]:
 
 
 def check(config: Any) -> None:
-    """Check ranges and choices of a configuration that Python code has made; to be called in its ``__post_init__``.
+    """Check the ranges and choices of a configuration; call it in ``__post_init__``.
 
     Raises:
         ValueError: naming the field, the value seen and the value wanted.
@@ -149,7 +149,7 @@ def check(config: Any) -> None:
         ...         check(self)
         >>> Anneal(steps=0)
         Traceback (most recent call last):
-        ValueError: steps=0, wanted a whole number >= 1.
+        ValueError: steps=0, wanted an integer >= 1.
     """
     for name, annotated in _hints(type(config)).items():
         hint, flag = _parts(annotated)
@@ -348,7 +348,7 @@ def _read_scalar(hint: Any, value: Any, name: str) -> Any:
 
 
 def _say(hint: Any) -> str:
-    known = {float: "a number", int: "a whole number", str: "text", bool: "true or false", Path: "a path", type(None): "null"}
+    known = {float: "a number", int: "an integer", str: "text", bool: "true or false", Path: "a path", type(None): "null"}
     if hint in known:
         return known[hint]
     origin, args = get_origin(hint), get_args(hint)

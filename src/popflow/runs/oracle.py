@@ -1,6 +1,6 @@
-"""An oracle: a costly function that is asked at most once for each input, and counts what it was asked.
+"""An oracle: a costly function that is evaluated at most once for each input, and counts its calls.
 
-Searches differ in how many evaluations they spend, so the oracle is where evaluations are counted. Inputs are told apart by hashable keys:
+Searches differ in how many evaluations they spend, so the oracle is where evaluations are counted. Inputs are identified by hashable keys:
 text, tuples, or bytes of rows of a tensor.
 """
 
@@ -15,13 +15,13 @@ from torch import Tensor
 Items = TypeVar("Items", bound=Sequence[Any] | Tensor)
 
 REPEAT_EVERY = 100
-"""Evaluations for one of which the function is asked again."""
+"""One evaluation in this many is repeated."""
 
 
 class Oracle(Generic[Items]):
     """A memoised function of a batch of inputs, ``oracle(items) -> values [len(items)]`` in float64.
 
-    The function is asked for the inputs that are new, all at once and each once. One evaluation in a hundred is repeated, which exposes a
+    Only new inputs are evaluated, all at once and each once. One evaluation in a hundred is repeated, which exposes a
     function whose answers change; repetitions are not counted.
 
     Args:
@@ -29,7 +29,7 @@ class Oracle(Generic[Items]):
         keys: ``items -> keys``: a hashable key for each input. The default takes the inputs themselves.
 
     Attributes:
-        calls: Inputs asked for, repetitions included.
+        calls: Inputs requested, repetitions included.
         known: The value of every key evaluated so far, in the order of evaluation. Values are stored here before they are returned, so a
             mapping that writes to disk makes a ledger.
 
@@ -82,7 +82,7 @@ class Oracle(Generic[Items]):
         return values.tolist()
 
     def _repeat(self, items: Items, keys: list[Hashable], places: list[int]) -> None:
-        """Ask again for the last of the new inputs, one for every hundred evaluations."""
+        """Evaluate the last of the new inputs again, one for every hundred evaluations."""
         count, self._unrepeated = divmod(self._unrepeated + len(places), REPEAT_EVERY)
         again = places[len(places) - count :]
         for place, value in zip(again, self._ask(_take(items, again)) if again else (), strict=True):

@@ -163,7 +163,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         whole, content = False, {}
     if not whole:
-        raise CheckpointError(f"{file} is damaged: a run does not write this. Fix: repeat the command that made it.")
+        raise CheckpointError(f"{file} is damaged: no run writes this. Fix: repeat the command that made it.")
     return content
 
 

@@ -1,4 +1,4 @@
-"""The run directory: what a long job leaves behind, whole after any crash, and where it goes on from.
+"""The run directory: the files of a long job, intact after any crash, from which it resumes.
 
     config.json        the job, its configuration and digests of the files it reads; accepted back by --config
     env.json           versions, device, seed, command line
@@ -37,7 +37,7 @@ from popflow.runs.metrics import Metrics
 from popflow.runs.report import Report, render
 
 Progress = Callable[[str, int, int], None]
-"""``progress(stage, done, total)``: told where a job stands."""
+"""``progress(stage, done, total)``: called as a job proceeds."""
 
 _LOCK = ".lock"
 _OF_THE_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, KeyboardInterrupt)
@@ -50,7 +50,7 @@ class RunBusyError(CheckpointError):
 
 
 def identity(job: str, config: Any) -> dict[str, Any]:
-    """Return what a run is told apart by: job, configuration, and the SHA-256 of every file and folder that it reads.
+    """Return what identifies a run: job, configuration, and the SHA-256 of every file and folder that it reads.
 
     >>> identity("sample", {"steps": 3})
     {'job': 'sample', 'steps': 3}
@@ -126,7 +126,7 @@ class Run:
         command: str | None = None,
         progress: Progress | None = None,
     ) -> Run:
-        """Make the run directory, or open the one that holds this very job and configuration, to go on.
+        """Make the run directory, or open the one of the same job and configuration to resume it.
 
         Args:
             path: The directory; absent, empty, or a run of the same job, configuration and device.
@@ -186,12 +186,12 @@ class Run:
             self._lock = None
 
     def log(self, text: str) -> None:
-        """Add a line with the time to ``log.txt``; a log that cannot be written stops nothing."""
+        """Add a line with the time to ``log.txt``; a failure to write it is ignored."""
         with contextlib.suppress(OSError), open(self.path / "log.txt", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text.rstrip()}\n")
 
     def save(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> Path:
-        """Write named tensors to ``NAME.safetensors``, whole or not at all; metrics written before it are on disk first."""
+        """Write named tensors to ``NAME.safetensors`` atomically; earlier metrics are on disk first."""
         self.metrics.sync()
         return save_tensors(self.path / f"{name}.safetensors", tensors, about)
 
@@ -200,7 +200,7 @@ class Run:
         return load_tensors(self.path / f"{name}.safetensors")
 
     def has(self, name: str) -> bool:
-        """Say whether ``NAME.safetensors`` is there."""
+        """Say whether ``NAME.safetensors`` exists."""
         return (self.path / f"{name}.safetensors").exists()
 
     def finish(self, report: Report) -> Path:
@@ -221,7 +221,7 @@ class Run:
         return html
 
     def environment(self) -> dict[str, Any]:
-        """Return what, besides the configuration, the numbers may depend on: versions, device, threads, seed, command line."""
+        """Return what the numbers may depend on besides the configuration: versions, device, threads, seed, command line."""
         from importlib.metadata import PackageNotFoundError, version
 
         def found(name: str) -> str | None:
@@ -243,7 +243,7 @@ class Run:
 
 
 def cited(path: str | Path) -> list[str]:
-    """Return the BibTeX entries that a run, finished or not, asks to cite.
+    """Return the BibTeX entries of a run, finished or not.
 
     Raises:
         CheckpointError: when the directory is not a run.
@@ -256,7 +256,7 @@ def cited(path: str | Path) -> list[str]:
 
 
 def _claim(path: Path) -> IO[str]:
-    """Make the directory and take its lock; the lock goes with the process, however that ends."""
+    """Make the directory and take its lock, which is released when the process ends, however it ends."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
@@ -264,8 +264,8 @@ def _claim(path: Path) -> IO[str]:
         held = _foreign(path)
         if held:
             raise CheckpointError(
-                f"{path} holds files that are not of a run ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''}), wanted an empty or new "
-                "directory, or a run to go on with. Fix: give another --out."
+                f"{path} holds files that do not belong to a run ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''}), wanted an empty or new "
+                "directory, or a run to resume. Fix: give another --out."
             )
         lock = open(path / _LOCK, "a", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
@@ -302,22 +302,20 @@ def _results(path: Path) -> list[str]:
 
 
 def _identify(path: Path, known: Mapping[str, Any], device: torch.device) -> bool:
-    """Say whether the directory holds this job already; refuse another one that has computed something."""
+    """Say whether the directory already holds this job; refuse one that holds results of another."""
     if not (path / "config.json").exists():
         return False
     try:
         there = read_values(path / "config.json")
         environment = read_values(path / "env.json")
     except ConfigError as error:
-        raise CheckpointError(
-            f"{error} The run in {path} cannot be told from another one: restore the file or give another --out."
-        ) from error
+        raise CheckpointError(f"{error} The run in {path} cannot be identified: restore the file or give another --out.") from error
     now = {**json.loads(_json(known)), "device": str(device)}
     there["device"] = environment.get("device")
     differing = [_difference(key, there, now) for key in dict.fromkeys([*there, *now]) if there.get(key, ...) != now.get(key, ...)]
     if differing and _results(path):
         raise CheckpointError(
-            f"{path} holds another run: {'; '.join(differing)}. Fix: give another --out, or --config {path / 'config.json'} to go on with that one."
+            f"{path} holds another run: {'; '.join(differing)}. Fix: give another --out, or --config {path / 'config.json'} to resume that one."
         )
     return not differing
 

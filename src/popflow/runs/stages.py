@@ -1,10 +1,10 @@
-"""Stages of a run: what is recorded while one goes on, where it was checkpointed, and how it goes on from there.
+"""Stages of a run: what is recorded while one runs, where it is checkpointed, and how it resumes.
 
     flow.fit(..., **training(run, "fit", steps))
     sample(..., **simulation(run, "sample", rng, last=steps, trace=trace))
     table = once(run, "table", lambda: {"cost": cost.table()})["cost"]
 
-A stage is named in words; its checkpoint is the file ``NAME.safetensors`` of the run.
+Stages have readable names; the checkpoint of one is the file ``NAME.safetensors`` of the run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from popflow.runs.run import Run
 
 @runtime_checkable
 class Trained(Protocol):
-    """What a training loop reports: the step it has done and what it measured there."""
+    """What a training loop reports: the step just taken and its metrics."""
 
     @property
     def step(self) -> int:
@@ -134,7 +134,7 @@ def simulated(
 
 
 def once(run: Run, stage: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Compute named tensors and save them, or read them back where an earlier process has; on the CPU."""
+    """Compute named tensors and save them, or read them back if an earlier process did; on the CPU."""
     name = slug(stage)
     if not run.has(name):
         run.save(name, compute())

@@ -1,4 +1,4 @@
-"""AnnData files in and out: snapshots from ``obs`` and ``obsm``; velocities, growth, fates and settings back under keys of their own.
+"""AnnData files in and out: snapshots from ``obs`` and ``obsm``; velocities, growth, fates and settings written back under new keys.
 
     obs["popflow_growth"]         growth rate of each cell, one over the unit of time
     obs["popflow_fate"]           most probable type at the last time, where cell types were given
@@ -37,7 +37,7 @@ _CHECKED, _AGREES = 64, 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Snapshots, and where their cells stand in the file.
+    """Snapshots, and the rows of their cells in the file.
 
     Attributes:
         snapshots: The cells in the coordinates of the representation; standardise them before a fit.
@@ -111,7 +111,7 @@ def read(
 def write_flow(
     source: str | Path, target: str | Path, cells: Cells, flow: Flow, *, fate: Fates | None, about: Mapping[str, Any], rng: Streams
 ) -> Path:
-    """Copy the file of the cells and add what a flow says of each: velocity, growth, place one snapshot later, and fate.
+    """Copy the file of the cells and add what a flow predicts for each: velocity, growth, place one snapshot later, and fate.
 
     Args:
         source: The file that the cells were read from.
@@ -145,7 +145,7 @@ def write_flow(
 
 
 def write(source: str | Path, target: str | Path, obs: Mapping[str, Any], obsm: Mapping[str, np.ndarray], uns: Mapping[str, Any]) -> Path:
-    """Copy an ``.h5ad`` file and add columns, arrays and ``uns["popflow"]`` to the copy; the copy is whole or absent.
+    """Copy an ``.h5ad`` file and add columns, arrays and ``uns["popflow"]`` to the copy; the copy is written atomically.
 
     Raises:
         ValueError: when the file has one of the keys already and it is not of an earlier run of popflow.
@@ -164,7 +164,7 @@ def write(source: str | Path, target: str | Path, obs: Mapping[str, Any], obsm: 
                         raise ValueError(f"{source} already has {group}[{key!r}], wanted a file without it: rename or drop it there.")
             columns: Any = file["obs"]
             if "column-order" not in columns.attrs:
-                raise ValueError(f"{source} is in a format before anndata 0.7, wanted a current one: read it and write it again.")
+                raise ValueError(f"{source} uses a format older than anndata 0.7, wanted a current one: read it and write it again.")
             for key, value in obs.items():
                 write_elem(columns, key, value)
             order = [str(name) for name in columns.attrs["column-order"]]
@@ -233,9 +233,7 @@ def genes_of(source: Any, rep: str, positions: Tensor) -> tuple[np.ndarray, list
         components, known = np.asarray(adata.varm["PCs"], dtype=np.float64), np.asarray(adata.obsm[rep], dtype=np.float64)
         d = positions.shape[1]
         if components.shape[1] < known.shape[1] or known.shape[1] < d:
-            raise ValueError(
-                f"varm['PCs'] has {components.shape[1]} components and obsm[{rep!r}] {known.shape[1]}: they do not belong together."
-            )
+            raise ValueError(f"varm['PCs'] has {components.shape[1]} components and obsm[{rep!r}] {known.shape[1]}: they do not match.")
         total = np.zeros(adata.n_vars)
         for begin in range(0, adata.n_obs, 4096):
             total += np.asarray(adata.X[begin : begin + 4096].sum(axis=0)).ravel()

@@ -36,12 +36,12 @@ BENDS = 3
 """Number of bubble functions ``phi_k(u) = 4 u (1-u) (2u-1)^k`` in a bend."""
 
 Batch = dict[str, Tensor]
-"""Drawn paths and the times at which they are looked at: a, b and, with noise, z, probe ``[slices, n, d]``; t, h0, h1, and start, length,
+"""Drawn paths and the times at which they are evaluated: a, b and, with noise, z, probe ``[slices, n, d]``; t, h0, h1, and start, length,
 theta, middle (from 0 to 1) of their interval ``[slices, n]``. All paths of a slice are at the same time."""
 
 
 class Point(NamedTuple):
-    """Where paths are at their times.
+    """Positions, velocities and masses of paths at given times.
 
     Attributes:
         x: Positions ``[rows, d]``.
@@ -79,7 +79,7 @@ class ConditionalPaths:
 
     @staticmethod
     def of(lagrangian: Lagrangian, snapshots: Snapshots, coupling: PathCoupling, rng: Streams) -> ConditionalPaths:
-        """Couple the training snapshots; those held out are not looked at."""
+        """Couple the training snapshots; held-out snapshots are not used."""
         training = snapshots.training
         masses = [1.0] * len(training) if lagrangian.normalized else training.mass.tolist()
         first = torch.tensor([0, *(len(rows) for rows in training.x)]).cumsum(0)
@@ -95,7 +95,7 @@ class ConditionalPaths:
         return ConditionalPaths(lagrangian, x, training.times, tuple(plans), (a, b, h0.to(x.dtype), h1.to(x.dtype), cumulative))
 
     def draw(self, rng: Streams, slices: int, n: int) -> Batch:
-        """Draw ``n`` paths at each of ``slices`` times, one time at random in each of as many equal parts of the whole."""
+        """Draw ``n`` paths at each of ``slices`` times, one random time in each of that many equal intervals."""
         share = (torch.arange(slices) + rng.uniform("times", (slices,)).cpu()) / slices
         t = self.times[0] + share * (self.times[-1] - self.times[0])
         return self.at(t, rng.uniform("strands", (slices, n)), rng)
@@ -153,7 +153,7 @@ class Bend(nn.Module):
 
     Args:
         lagrangian: Says whether there is growth.
-        snapshots: Sets the scale of the ends; those held out are not looked at.
+        snapshots: Sets the scale of the ends; held-out snapshots are not used.
         width: Hidden width.
         depth: Hidden layers.
     """
@@ -168,7 +168,7 @@ class Bend(nn.Module):
         nn.init.zeros_(self.network.last.bias)
 
     def forward(self, a: Tensor, b: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients; ``middle [rows]`` is that of the interval on the scale from 0 to 1."""
+        """Coefficients; ``middle [rows]`` is the middle of the interval, on a scale from 0 to 1."""
         right = torch.searchsorted(self.times, middle.contiguous()).clamp(1, len(self.times) - 1)
         scale = self.radii[right - 1, None], self.radii[right, None]
         ends = torch.cat([(a - self.means[right - 1]) / scale[0], (b - self.means[right]) / scale[1]], 1)
@@ -178,7 +178,7 @@ class Bend(nn.Module):
 
 
 def follow(lagrangian: Lagrangian, batch: Batch, bend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None) -> Point:
-    """Put paths where they are at their times: of least action each on its own, then bent by ``bend(a, b, middle)``.
+    """Evaluate paths at their times: each of least action by itself, then bent by ``bend(a, b, middle)``.
 
     Velocities are relative to the reference drift of the Lagrangian, at the positions with noise.
 

@@ -20,23 +20,23 @@ class FlowConfig:
         cells: AnnData file (``.h5ad``). It is not changed.
         time: Column of ``obs`` with the time of each cell. Numbers, or text that reads as numbers.
         rep: Key of ``obsm`` with the coordinates.
-        dims: How many of the leading coordinates to use.
+        dims: Number of leading coordinates to use.
         scale: Scaling of the coordinates: unit variance of each (``whiten``), one factor for all (``global``) or ``none``. It is fitted
             without held-out cells.
         lagrangian: Mass is conserved (``transport``), cells also divide and die (``unbalanced``), or paths are noisy (``bridge``).
-        lam: Price of transport relative to growth, one over a length squared (``unbalanced``). Mass is not carried further than
+        lam: Cost of transport relative to growth, in units of one over length squared (``unbalanced``). Mass is not carried further than
             ``pi / sqrt(lam)``.
-        noise: Standard deviation of the noise, a length per square root of time (``bridge``).
-        masses: Whether every snapshot has the same total mass (``equal``) or mass follows the number of cells (``counts``). The latter is
+        noise: Standard deviation of the noise, in units of length per square root of time (``bridge``).
+        masses: Total mass of the snapshots: the same for all (``equal``), or proportional to the number of cells (``counts``). The latter is
             for ``unbalanced`` only, and for experiments that sequence the same fraction of every population.
-        acceleration: Let cells accelerate as the means of the training snapshots do.
-        velocity: Key of ``obsm`` with RNA velocity in the coordinates of ``rep``. The flow follows it where the snapshots leave a choice.
+        acceleration: Let all cells accelerate like the means of the training snapshots.
+        velocity: Key of ``obsm`` with RNA velocity in the same coordinates as ``rep``. The flow follows it where the snapshots leave a choice.
         smooth: Prefer smooth trajectories across snapshots. The flow follows the velocities that the training snapshots imply, like a
             spline; it takes at least three.
         bandwidth: Length over which velocities are averaged (``velocity``, ``smooth``).
-        strength: Factor on RNA velocities, which know the direction better than the speed.
-        hold_out: Time to hold out of the fit and to score the flow on. Repeat it for several; neither the first nor the last.
-        types: Column of ``obs`` with cell types, for fates and growth rates per type.
+        strength: Factor on RNA velocities, whose direction is more reliable than their speed.
+        hold_out: Time to hold out of the fit and score the flow on. Repeat it for several; neither the first nor the last.
+        types: Column of ``obs`` with cell types, for fates and growth rates by type.
         baseline: Fit and score OT-conditional flow matching for comparison.
         steps: Training steps.
         width: Hidden width of the networks.
@@ -71,7 +71,7 @@ class FlowConfig:
         if self.smooth and self.velocity is not None:
             raise ValueError(f"smooth=True and velocity={self.velocity!r}, wanted one of them: a flow has one reference drift.")
         if self.masses == "counts" and self.lagrangian != "unbalanced":
-            raise ValueError(f"masses='counts' with lagrangian={self.lagrangian!r}, which conserves mass. Fix: lagrangian unbalanced.")
+            raise ValueError(f"masses='counts' with lagrangian={self.lagrangian!r}, which conserves mass. Fix: lagrangian='unbalanced'.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class DemoConfig:
 
     Attributes:
         seed: Random seed.
-        quick: A smaller run, within seconds. At most 128 cells and 120 steps; 400 for far atoms, whose potential is slow to vary in time.
+        quick: Run a smaller version in seconds. At most 128 cells and 120 steps; 400 for far atoms, whose time dependence is learned slowly.
         steps: Training steps of each problem.
         cells: Samples in each snapshot of the Gaussian problems.
         width: Hidden width of the networks.

@@ -1,4 +1,4 @@
-"""Couplings of two samples: which point of one is paired with which of the other, as a plan of masses ``[n, m]``."""
+"""Couplings of two samples: plans of masses ``[n, m]`` that pair the points of one with those of the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`popflow demo wlf`: four problems of least action whose answers are known, each from two sets of samples."""
+"""`popflow demo wlf`: four least-action problems with known answers, each from two sets of samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GRID = tuple(k / 20 for k in range(21))
 
 @dataclass(frozen=True)
 class Problem:
-    """Two snapshots, a Lagrangian, its least action, and one number to follow in time beside its exact value."""
+    """Two snapshots, a Lagrangian, its least action, and one number to track in time beside its exact value."""
 
     snapshots: Snapshots
     lagrangian: Lagrangian
@@ -38,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solved:
-    """A problem, how good its fit is, and the followed number at the times of `GRID`."""
+    """A problem, the quality of its fit, and the tracked number at the times of `GRID`."""
 
     problem: Problem
     fit: Certificate
@@ -91,7 +91,7 @@ def report(found: Mapping[str, Solved], run: Run) -> Report:
                 x_label="time",
                 y_label="value",
             ),
-            "One number of each population on its way, learned and exact.",
+            "One statistic of each population over time, learned and exact.",
             "Curves of a standard deviation, a weight and a mass against time, in pairs.",
         ),
         comparison=(

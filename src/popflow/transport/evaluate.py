@@ -1,4 +1,4 @@
-"""How well a flow predicts marginals that it has not seen, always beside trivial predictions.
+"""Score a flow on marginals that it has not seen, always beside trivial predictions.
 
 Every score stands beside those of the marginal before, the midpoint by exact optimal transport, the midpoint of random pairs, and the
 sampling floor: two halves of the true cells, below which distances mean nothing.
@@ -41,7 +41,7 @@ class Flow(Protocol):
 
 @runtime_checkable
 class Path(Flow, Protocol):
-    """A flow that was learned with a path through the snapshots, which itself predicts the times between."""
+    """A flow learned with a path through the snapshots, which also predicts the times between."""
 
     def interpolate(self, t: float, n: int, rng: Streams) -> Population:
         """``n`` cells of the path at a time between the snapshots, weights inside."""
@@ -83,7 +83,7 @@ def score(x: Tensor, truth: Tensor, weights: Tensor | None = None) -> Score:
 
 
 def merged(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Coincident points of a sample as one, with the sum of their weights: on ties the network simplex can cycle without end.
+    """Merge coincident points of a sample and sum their weights: on ties the network simplex can cycle forever.
 
     >>> merged(torch.tensor([[0.0], [1.0], [0.0]]), None)
     (tensor([[0.],

@@ -16,7 +16,7 @@ from popflow.transport.snapshots import Snapshots
 
 @dataclass(frozen=True, eq=False)
 class Fates:
-    """What becomes of the cells of one time.
+    """The fates of the cells of one time.
 
     Attributes:
         types: Names of the types.
@@ -41,7 +41,7 @@ def fates(
     rng: Streams,
     neighbours: int = 15,
 ) -> Fates:
-    """Push the cells of marginal ``start`` to the time of ``end`` and read the types of the cells near them there.
+    """Push the cells of marginal ``start`` to the time of ``end`` and read off the types of the observed cells near them.
 
     The type of a pushed cell is that of its ``neighbours`` nearest cells of marginal ``end``, each with an equal vote.
 
@@ -105,7 +105,7 @@ def fates_at_every_time(
 def growth_by_type(
     flow: Flow, snapshots: Snapshots, annotation: Sequence[Sequence[str]]
 ) -> dict[str, tuple[tuple[float, float, int] | None, ...]]:
-    """Growth rate of each type at each time: mean, standard deviation over its cells, and their number; None where there is no cell.
+    """Growth rate of each type at each time: mean, standard deviation over its cells, and their number; None where there are no cells.
 
     Rates are one over the unit of time. Under normalised growth they are relative to the mean of the population.
     """

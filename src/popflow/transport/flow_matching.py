@@ -104,7 +104,7 @@ def match(
     plans = [coupling(a, b) if coupling is not independent and max(len(a), len(b)) <= CELLS else None for a, b in pairwise(x)]
 
     def coupled(k: int, rng: Streams) -> tuple[Tensor, Tensor]:
-        """As many pairs of cells of two snapshots as a batch holds."""
+        """Draw a batch of pairs of cells of two snapshots."""
         left, right, plan = x[k], x[k + 1], plans[k]
         if plan is None:
             left, right = (rows[(rng.uniform("cells", (batch,)) * len(rows)).long()] for rows in (left, right))

@@ -49,7 +49,7 @@ def run(config: FlowConfig, run: Run) -> Report:
 
 
 def told(record: FlowConfig | Certificate) -> dict[str, Any]:
-    """The fields of a record that are set, as a file of cells can hold them."""
+    """The fields of a record that are set, in a form that an AnnData file can hold."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(record).items() if k != "cells" and v not in (None, ())}
 
 
@@ -70,7 +70,7 @@ def read(config: FlowConfig, run: Run) -> anndata.Cells:
 
 
 def lagrangian(config: FlowConfig, snapshots: Snapshots) -> Lagrangian:
-    """Return the action that the configuration asks for."""
+    """Return the Lagrangian of a configuration."""
     kinetic = WFR(config.lam, normalized=config.masses == "equal") if config.lagrangian == "unbalanced" else W2()
     drift = VelocityPrior.between(snapshots, config.bandwidth) if config.smooth else None
     if config.velocity is not None:

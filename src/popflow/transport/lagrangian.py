@@ -101,7 +101,7 @@ class MeanAcceleration:
 
     @staticmethod
     def of(snapshots: Snapshots) -> MeanAcceleration:
-        """Take the means of the training snapshots; those held out are not looked at.
+        """Take the means of the training snapshots; held-out snapshots are not used.
 
         Raises:
             ValueError: with fewer than three training snapshots.
@@ -259,7 +259,7 @@ class Lagrangian:
 
     @property
     def is_static(self) -> bool:
-        """Whether the path of least action between two points has a closed form, so that only a plan of least cost has to be found."""
+        """Whether the path of least action between two points has a closed form, so that only an optimal plan has to be found."""
         if isinstance(self.kinetic, WFR):
             return self.potential is None and self.drift is None and not self.noise
         return self.drift is None and isinstance(self.potential, Harmonic | Linear | MeanAcceleration | None)

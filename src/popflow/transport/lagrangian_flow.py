@@ -1,4 +1,4 @@
-"""The fitted flow: learn the potential of a Lagrangian from snapshots, push populations along it, and report how good it is."""
+"""The fitted flow: learn the potential of a Lagrangian from snapshots, push populations along it, and certify the fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from popflow.transport.snapshots import Snapshots
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """How good a fit is, in the units of the snapshots (length squared per time; times the mass where masses are true).
+    """Quality of a fit, in the units of the snapshots (length squared per time; times the mass where masses are true).
 
     Attributes:
         action: Action of the learned flow, pushed from the cells of each training snapshot to the next, summed over the intervals.
@@ -33,7 +33,7 @@ class Certificate:
         gap: ``action - dual``: zero at the optimum, when the flow meets the snapshots.
         residual: Root mean square of the gradient of the Hamilton-Jacobi residual along the path, an acceleration; 0 at the optimum.
         residual_relative: The residual times ``T^2`` over the radius of all cells.
-        born: Largest share of a snapshot that no mass of the one before reaches; a flow pushed from there cannot reach it either.
+        born: Largest share of a snapshot that no mass of the previous one reaches; pushed cells cannot reach it either.
     """
 
     action: float
@@ -101,7 +101,7 @@ class LagrangianFlow:
         self.learned: Fit | None = None
 
     def fit(self, snapshots: Snapshots, *, steps: int = 1000, rng: Streams, **options: Any) -> LagrangianFlow:
-        """Learn the potential (and the bend, where the paths need one); held-out marginals are not looked at. Returns the flow itself.
+        """Learn the potential (and the bend, where the paths need one); held-out marginals are not used. Returns the flow itself.
 
         Args:
             snapshots: The samples. Their masses count under ``WFR(lam, normalized=False)``; `W2` conserves mass and takes every one as 1.
@@ -318,7 +318,7 @@ class LagrangianFlow:
             )
         x = torch.cat([rows[:2] for rows in training.x])
         if not bool((torch.cat(training.x).std(0) > 0).any()):
-            raise ValueError("x: all cells of all snapshots are in one place, wanted samples that differ.")
+            raise ValueError("x: all cells of all snapshots coincide, wanted samples that differ.")
         t = training.times.to(x)[:1].expand(len(x))
         if lagrangian.potential is not None:
             shaped("potential", lagrangian.potential(t, x), t)

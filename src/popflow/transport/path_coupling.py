@@ -1,4 +1,4 @@
-"""Which mass goes where between two snapshots: plans of least static cost, one conditional path per entry.
+"""Couple two snapshots: plans of least static cost, with one conditional path per entry.
 
 Where the least action between two points is known in closed form, the dynamic problem between two snapshots is a static one: minimise
 ``sum_ij cost(x_i, y_j) P_ij``, and the path of least action is made of the conditional paths between coupled cells
@@ -35,7 +35,7 @@ BLUR = 2e-3
 
 @dataclass(frozen=True, slots=True)
 class PathPlan:
-    """The conditional paths between two snapshots, and how often each is drawn.
+    """The conditional paths between two snapshots, and the probability of each.
 
     Attributes:
         i: Cell where a path starts, ``[k]``; -1 where its mass is born at ``j``.
@@ -55,7 +55,7 @@ class PathPlan:
 
     @property
     def born(self) -> float:
-        """Share of the mass at the end that no path brings there."""
+        """Share of the final mass that no path transports there."""
         return float((self.chance * self.h1)[self.i < 0].sum() / (self.chance * self.h1).sum())
 
 

@@ -1,4 +1,4 @@
-"""What a flow predicts: cells at held-out times, and the way of cells from the first snapshot to the last."""
+"""What a flow predicts: cells at held-out times, and trajectories of cells from the first snapshot to the last."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Prediction:
 
 
 def predict(flow: Flow, snapshots: Snapshots, marginals: Sequence[int], rng: Streams) -> list[Prediction]:
-    """Predict marginals: the cells of the training marginal before each, pushed; of a held-out one as many cells of the path besides."""
+    """Predict marginals: by pushing the cells of the training marginal before each and, where held out, also by drawing as many cells from the path."""
     found = []
     for k in marginals:
         left, t = neighbours(snapshots, k)[0], float(snapshots.times[k])
@@ -45,7 +45,7 @@ def predict(flow: Flow, snapshots: Snapshots, marginals: Sequence[int], rng: Str
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """Cells on their way: ``times [T]``, positions ``x [T, n, d]`` and weights ``[T, n]``."""
+    """Trajectories of cells: ``times [T]``, positions ``x [T, n, d]`` and weights ``[T, n]``."""
 
     times: list[float]
     x: Tensor

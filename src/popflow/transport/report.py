@@ -1,4 +1,4 @@
-"""The report of ``popflow flow``: what was found, as tables and figures."""
+"""The report of ``popflow flow``: results as tables and figures."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PATHS = 80
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
         name: Name of the file of cells.
         space: The coordinates, in words.
         cells: The cells, scaled.
         flow: The fitted flow.
-        certificate: How good the fit is.
+        certificate: Quality of the fit.
         scores: Marginal -> what -> distances from its cells.
         fate: Fates of the first marginal at the last, where types are known.
         track: Cells of the first snapshot on their way to the last time.
-        genes: Whether predicted cells have genes, in words.
+        genes: A note on whether predicted cells have genes.
     """
 
     name: str
@@ -79,7 +79,7 @@ def report(found: Outcome) -> Report:
             "cells.h5ad": "the cells of the file with velocity, growth and fate (keys popflow_..., X_popflow)",
             "predicted.h5ad": f"predicted cells at the scored times, pushed and drawn from the path, {found.genes}",
             "fit.safetensors": "parameters and state of the training",
-            **({"flow-matching.safetensors": "the same of the baseline"} if any(BASELINE in row for row in found.scores.values()) else {}),
+            **({"flow-matching.safetensors": "the same for the baseline"} if any(BASELINE in row for row in found.scores.values()) else {}),
         },
     )
 

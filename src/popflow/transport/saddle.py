@@ -44,7 +44,7 @@ class Potential(nn.Module):
 
     Args:
         lagrangian: Its kinetic energy sets the scale ``c`` of the values.
-        snapshots: They set ``m``, ``r`` and ``u``; those held out are not looked at.
+        snapshots: They set ``m``, ``r`` and ``u``; held-out snapshots are not used.
         network: ``network(x, u) -> [rows, 1]`` on standardised coordinates; twice differentiable where there is noise.
     """
 
@@ -116,7 +116,7 @@ def path_energy(lagrangian: Lagrangian, t: Tensor, point: Point) -> Tensor:
 def saddle_loss(
     lagrangian: Lagrangian, potential: nn.Module, bend: Bend | None, unit: float, anchor: float
 ) -> Callable[[Mapping[str, Tensor], Batch], tuple[Tensor, Mapping[str, Tensor]]]:
-    """The loss of both players: parameters ``s.*`` of the potential and ``b.*`` of the bend, each of which sees only its own objective.
+    """The loss of both players: parameters ``s.*`` of the potential and ``b.*`` of the bend, each with its own objective.
 
     Args:
         lagrangian: The problem.

@@ -1,4 +1,4 @@
-"""Samples of a population at several times: real times, masses, and held-out marginals that no fit looks at."""
+"""Samples of a population at several times: real times, masses, and held-out marginals that no fit uses."""
 
 from __future__ import annotations
 

@@ -111,12 +111,12 @@ def test_editing_from_files_and_class_numbers(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--diffusers", "FOLDER", "--sigma-min", "0.1"], "sigma_min=0.1 means nothing to diffusers: it belongs to experts"),
+        (["--diffusers", "FOLDER", "--sigma-min", "0.1"], "sigma_min=0.1 has no effect with diffusers: it belongs to experts"),
         (["--diffusers", "FOLDER", "--op", "nand"], "did you mean 'and'"),
         (["--diffusers", "FOLDER", "--image", "absent.png"], "image='absent.png': no such file"),
         (["--diffusers", "/absent/folder"], "no such folder"),
         (["--diffusers", "FOLDER", "--height", "33"], "wanted multiples of 2"),
-        (["--expert", "zoo:digits-all"], "prompts=('a cat',) means nothing to experts: it belongs to diffusers"),
+        (["--expert", "zoo:digits-all"], "prompts=('a cat',) has no effect with experts: it belongs to diffusers"),
     ],
 )
 def test_bad_usage(folder, tmp_path, monkeypatch, capsys, arguments, says):

@@ -507,7 +507,7 @@ def cut(pipeline, step, timestep, tensors):
     [
         (["a cat", "a dog"], {"op": "nand"}, "unknown op 'nand': did you mean 'and'"),
         (["a cat"], {"op": "and"}, "wanted at least two to superpose"),
-        (["a cat"], {"particles": 0}, "particles=0, wanted a whole number of at least 1"),
+        (["a cat"], {"particles": 0}, "particles=0, wanted an integer of at least 1"),
         (["a cat"], {"num_images_per_prompt": 0}, "num_images_per_prompt=0, wanted"),
         (["a cat"], {"num_inference_steps": 0}, "num_inference_steps=0, wanted"),
         (["a cat"], {"reward": brightness, "reward_every": 0}, "reward_every=0, wanted"),
@@ -524,7 +524,7 @@ def cut(pipeline, step, timestep, tensors):
         (["a cat"], {"guidance_scale": math.nan}, "guidance_scale=nan, wanted a finite number"),
         ([], {}, "prompts is empty"),
         (["a cat", "a dog"], {"exponents": [1.0] * 3}, "exponents holds 3 numbers for 2 experts"),
-        (["a cat", "a dog"], {"op": "or", "kernel_steps": 2}, "kernel_steps=2 means nothing to op='or': it belongs to 'product'"),
+        (["a cat", "a dog"], {"op": "or", "kernel_steps": 2}, "kernel_steps=2 has no effect with op='or': it belongs to 'product'"),
         (["a cat"], {"image": picture(side=30)}, "height=30, width=30, wanted multiples of 2|wanted 32 x 32"),
         (["a cat"], {"image": picture(side=64)}, r"image is 64 x 64 \(height x width\), wanted 32 x 32. Fix: image.resize"),
         (["a cat"], {"image": picture(), "mask_image": Image.new("L", (8, 8))}, "mask_image is 8 x 8"),
@@ -535,8 +535,8 @@ def cut(pipeline, step, timestep, tensors):
         (["a cat"], {"image": [], "strength": 0.5}, "list of none, wanted at least one"),
         (["a cat"], {"image": torch.rand(4, 32, 32)}, r"image has 4 channels, wanted 3: .* not of latents"),
         (["a cat"], {"image": [picture()] * 2}, "image holds 2 images, wanted 1, or num_images_per_prompt=1: pass num_images_per_prompt=2"),
-        (["a cat"], {"kernel_steps": -1}, "kernel_steps=-1, wanted a whole number of at least 0"),
-        (["a cat"], {"height": 0}, "height=0, wanted a whole number of at least 1"),
+        (["a cat"], {"kernel_steps": -1}, "kernel_steps=-1, wanted an integer of at least 0"),
+        (["a cat"], {"height": 0}, "height=0, wanted an integer of at least 1"),
         (["a cat"], {"image": "picture.png"}, "image is a str"),
         (["a cat"], {"strength": 0.5}, "without an image"),
         (["a cat"], {"image": picture(), "strength": 0.0}, "strength=0.0 takes none of 4 steps"),
@@ -544,7 +544,7 @@ def cut(pipeline, step, timestep, tensors):
         (["a cat"], {"height": 33}, "height=33, width=32, wanted multiples of 2: 32 x 32 is nearest|34 x 32"),
         (["a cat"], {"reward": brightness, "reward_on": "pixels"}, "wanted 'images' or 'latents'"),
         (["a cat"], {"reward": lambda images: images, "particles": 2}, "wanted one value per sample"),
-        ([3], {}, "prompt 3 is not a text"),
+        ([3], {}, "prompt 3 is not text"),
     ],
 )
 def test_bad_input_is_named(pipes, prompts, options, says):
@@ -556,8 +556,8 @@ def test_bad_input_is_named(pipes, prompts, options, says):
 @pytest.mark.parametrize(
     ("prompts", "options", "says"),
     [
-        (3.5, {}, "prompts holds 3.5, a float, wanted a text"),
-        ([["a cat"]], {}, r"prompts holds \['a cat'\], a list, wanted a text.* flat list"),
+        (3.5, {}, "prompts holds 3.5, a float, wanted text"),
+        ([["a cat"]], {}, r"prompts holds \['a cat'\], a list, wanted text.* flat list"),
         (["a cat", "a dog"], {"negative_prompt": ["red"], "guidance_scale": 2.0}, "negative_prompt holds .* one for all prompts"),
         ("a cat", {"strength": "0.5"}, "strength='0.5' is a str, wanted a number: 0.6 is usual"),
         ("a cat", {"guidance_scale": "7.5"}, "guidance_scale='7.5' is a str, wanted a number: 1 for no guidance"),
@@ -579,7 +579,7 @@ def test_what_is_of_the_wrong_type_is_named(pipes, prompts, options, says):
 def test_pipelines_and_folders_of_the_wrong_type_are_named(pipes, folders):
     with pytest.raises(TypeError, match=r"pipes is a StableDiffusionPipeline, wanted a tuple .*ComposedPipeline\(\(pipe,\)\)"):
         ComposedPipeline(pipes["SD"].pipes[0])
-    with pytest.raises(ValueError, match="chunk=0, wanted a whole number"):
+    with pytest.raises(ValueError, match="chunk=0, wanted an integer"):
         ComposedPipeline(pipes["SD"].pipes, 0)
     with pytest.raises(TypeError, match=r"folder=\['a', 'b'\], wanted a path"):
         ComposedPipeline.from_pretrained(["a", "b"])

@@ -89,7 +89,7 @@ def test_atoms_on_one_another_have_infinite_energy_and_are_refused_where_it_matt
     system, x = lennard_jones(13), configurations(lennard_jones(13), 3)
     x[1, 4] = x[1, 9]
     assert float(system.energy(x)[1]) == math.inf
-    with pytest.raises(ValueError, match="particles 4 and 9 of configuration 1 lie on one another"):
+    with pytest.raises(ValueError, match="particles 4 and 9 of configuration 1 coincide"):
         apart(system, x)
     assert apart(system, x[:1]) is not None
 

@@ -37,6 +37,6 @@ def test_exchange_carries_configurations_and_leaves_both_temperatures_as_they_ar
 
 
 def test_particles_that_start_on_one_another_or_do_not_fit_are_refused():
-    for start, message in ((torch.zeros(4, 2), "lie on one another"), (torch.zeros(3, 2), "wanted")):
+    for start, message in ((torch.zeros(4, 2), "coincide"), (torch.zeros(3, 2), "wanted")):
         with pytest.raises(ValueError, match=message):
             tempered(double_well(4), (1.0,), start, sweeps=1, burn=0, rng=Streams(0))

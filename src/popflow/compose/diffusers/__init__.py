@@ -1,4 +1,4 @@
-"""Users' own pretrained pipelines: Stable Diffusion 1, 2 and XL, SD3 and Flux, unconditional and class-conditional ones, as diffusers saves them.
+"""Your own pretrained diffusers pipelines: Stable Diffusion 1, 2 and XL, SD3, Flux, unconditional and class-conditional ones.
 
 `from_pretrained` and `from_pipe` make experts, which compose like any others. `ComposedPipeline` does the same with the manners of diffusers.
 Needs the extra: ``pip install 'popflow[diffusers]'``.

@@ -14,7 +14,7 @@ _OF_THE_SAME_NAME = ("op", "height", "width", "strength", "noise_above", "ess_be
 
 
 def planned(config: SampleConfig, pipe: ComposedPipeline, particles: int) -> Plan:
-    """Return the plan that a configuration describes; numbers are class numbers where all networks are class-conditional ones."""
+    """Return the plan that a configuration describes; prompts are class numbers if all networks are class-conditional."""
     numbered = all(type(getattr(one, "unet", None)).__name__ == "UNet2DModel" for one in pipe.pipes)
     prompts = [int(text) if numbered and text.isdigit() else text for text in (*config.prompts, config.negative_prompt or "")]
     return pipe.plan(

@@ -1,4 +1,4 @@
-"""A pretrained pipeline of diffusers as an expert: read from the object or the folder, given prompts, composed like any other.
+"""A pretrained diffusers pipeline as an expert: read from an object or a folder, given prompts, composed like any other.
 
 The pipeline is neither forked nor modified: its network, text encoders and autoencoder are called, its scheduler is read. Networks may run in half
 precision; their predictions are turned into epsilon, and weighted, in the precision of the particles.
@@ -99,7 +99,7 @@ class PipelineExpert(Expert):
     model: Denoiser  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def prompt(self, text: Any, name: str | None = None) -> PipelineExpert:
-        """Return the same model under another prompt (a text, or a class number); all prompts of a pipeline are evaluated in one call."""
+        """Return the same model with another prompt (text, or a class number); all prompts of a pipeline are evaluated in one call."""
         source = self.source
         if source.conditions is None:
             raise ValueError(f"prompt {text!r}: {self.name!r} takes no prompts, it is an unconditional model.")
@@ -142,12 +142,12 @@ class PipelineExpert(Expert):
 
     @property
     def adapters(self) -> tuple[tuple[str, float], ...] | None:
-        """Adapters chosen by `lora`, with their strengths; None for whatever the pipeline has active."""
+        """Adapters chosen by `lora`, with their strengths; None for those currently active."""
         return self.model.adapters
 
     @property
     def latents(self) -> Latents:
-        """The space it samples in: ``latents.decode(x)``, ``latents.encode(image)``, ``latents.images(x)``."""
+        """The space that the pipeline samples in: ``latents.decode(x)``, ``latents.encode(image)``, ``latents.images(x)``."""
         return self.source.latents
 
     @property
@@ -159,7 +159,7 @@ class PipelineExpert(Expert):
 def from_pipe(
     pipe: Any, *, height: int | None = None, width: int | None = None, chunk: int | None = None, name: str | None = None
 ) -> PipelineExpert:
-    """Read a pipeline of diffusers as an expert: without a prompt at first, see `PipelineExpert.prompt`.
+    """Read a diffusers pipeline as an expert, at first without a prompt: see `PipelineExpert.prompt`.
 
     Args:
         pipe: Any pipeline whose network is a ``UNet2DModel``, ``UNet2DConditionModel`` (Stable Diffusion 1, 2, XL), ``SD3Transformer2DModel``

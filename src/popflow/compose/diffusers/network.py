@@ -161,7 +161,7 @@ def _flux_prompt(pipe: Any, text: Any, size: tuple[int, int]) -> dict[str, Tenso
 
 def _text(text: Any) -> str:
     if not isinstance(text, str):
-        raise ValueError(f"prompt {text!r} is not a text: this pipeline takes text prompts.")
+        raise ValueError(f"prompt {text!r} is not text: this pipeline takes text prompts.")
     return text
 
 

@@ -15,15 +15,15 @@ _OTHER_NAMES = {"prompt": "prompts", "prompt_embeds": "prompts", "num_images": "
 
 
 def whole(least: int = 1, **numbers: Any) -> None:
-    """Refuse anything but a whole number of at least ``least``.
+    """Refuse anything but an integer of at least ``least``.
 
     >>> whole(particles=0)
     Traceback (most recent call last):
-    ValueError: particles=0, wanted a whole number of at least 1.
+    ValueError: particles=0, wanted an integer of at least 1.
     """
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name}={value!r}, wanted a whole number of at least {least}.")
+            raise ValueError(f"{name}={value!r}, wanted an integer of at least {least}.")
 
 
 def finite(fixes: Mapping[str, str], **numbers: Any) -> None:
@@ -72,10 +72,10 @@ def prompts_of(prompts: Any) -> list[Any] | None:
 
 
 def prompt_of(name: str, value: Any) -> None:
-    """Refuse anything but a text or a class number."""
+    """Refuse anything but text or a class number."""
     if not isinstance(value, str | int):
         raise TypeError(
-            f"{name} holds {value!r}, a {type(value).__name__}, wanted a text, or a class number of a class-conditional network"
+            f"{name} holds {value!r}, a {type(value).__name__}, wanted text, or a class number of a class-conditional network"
             f"{': prompts=[...] is a flat list' if name == 'prompts' else ', one for all prompts'}."
         )
 

@@ -213,7 +213,7 @@ class ComposedPipeline:
             exponents: Exponents of a product, one for each prompt or one for all; a negative one removes.
             adapters: LoRAs of each prompt, one list for each; loaded beforehand with ``pipe.load_lora_weights``.
             num_inference_steps: Steps, on the noise levels of the pipeline's own scheduler.
-            guidance_scale: Guidance weight; None takes the pipeline's own default, 1 is no guidance. Guidance-distilled networks receive it as input.
+            guidance_scale: Guidance weight; None takes the pipeline's own default, 1 means no guidance. Guidance-distilled networks receive it as input.
             height: Image height in pixels.
             width: Image width in pixels.
             image: Image to edit: sampling starts from it, noised to the level set by ``strength``.
@@ -238,7 +238,9 @@ class ComposedPipeline:
         finite(_USUAL, strength=strength, reward_scale=reward_scale, guidance_scale=1.0 if guidance_scale is None else guidance_scale)
         exponents_of(exponents)
         if not isinstance(noise_above, int | float) or not noise_above >= 0:
-            raise ValueError(f"noise_above={noise_above!r}, wanted a noise level >= 0: 0 draws noise to the end, math.inf never.")
+            raise ValueError(
+                f"noise_above={noise_above!r}, wanted a noise level >= 0: 0 adds noise down to the last level, math.inf adds none."
+            )
         if reward is not None and reward_gradient and op != "product":
             raise ValueError(
                 f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."

@@ -1,4 +1,4 @@
-"""From prompts, an image to edit and a reward to what `popflow.compose.sample` needs: the parts of `ComposedPipeline.plan`."""
+"""From prompts, an image to edit and a reward to the arguments of `popflow.compose.sample`: the parts of `ComposedPipeline.plan`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from popflow.core import PopflowWarning, Population
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What will be sampled: all that `popflow.compose.sample` needs.
+    """What will be sampled: the arguments of `popflow.compose.sample`.
 
     Attributes:
         sampler: The composition, edits and rewards included.

@@ -1,4 +1,4 @@
-"""What ``popflow sample --diffusers`` shows: images of the runs, and the weights, ancestors and densities of all particles."""
+"""The report of ``popflow sample --diffusers``: images of the runs, and weights, ancestors and densities of all particles."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _particles(plan: Plan, out: Sample, names: list[str], steps: int) -> Table:
         "Particles",
         ("run", "particle", "weight", "ancestor", *(f"{label}({name})" for label in shown for name in names)),
         tuple(cells[:_SHOWN]),
-        f"{plan.sampler.evaluations * steps} network evaluations per particle. Log-densities are up to a constant that the prompts share.",
+        f"{plan.sampler.evaluations * steps} network evaluations per particle. Log-densities are known up to a constant shared by the prompts.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a diffusers scheduler says about a model: its noise schedule, what the network predicts, and the noise levels.
+"""Read a diffusers scheduler: the model's noise schedule, what its network predicts, and the noise levels.
 
 A scheduler combines three things: the table of noise levels that a network was trained with, the meaning of its output, and a stepper. The first two
 belong to the model and are read here. The stepper is never used: particles are moved by `popflow.compose.sample`, which keeps no history of

@@ -1,4 +1,4 @@
-"""How far samples of a particle system are from ground truth: distances of particles, energies, overlaps.
+"""Compare samples of a particle system with ground truth: interparticle distances, energies, overlaps.
 
 Energies are compared in units of the energy; divide by the temperature for reduced ones (published tables of annealing compare ``E/T`` of the
 temperature that is sampled, and some codes of that family print squared distances as "W2").

@@ -155,7 +155,7 @@ def icosahedron(steps: int = 500) -> Tensor:
 
 
 def apart(system: Cluster, x: Tensor, *, what: str = "x") -> Tensor:
-    """Return ``x`` if no two particles of a configuration coincide.
+    """Return ``x``, or raise if two particles of a configuration coincide.
 
     Raises:
         ValueError: naming a configuration and a pair whose distance is below a millionth of the typical one: its energy is infinite.
@@ -167,7 +167,7 @@ def apart(system: Cluster, x: Tensor, *, what: str = "x") -> Tensor:
         row, pair = (int(value) for value in bad[0])
         i, j = (int(value) for value in torch.triu_indices(system.particles, system.particles, 1)[:, pair])
         raise ValueError(
-            f"{what}: particles {i} and {j} of configuration {row} lie on one another (distance {float(closest[row, pair]):.3g}; {len(bad)} such "
+            f"{what}: particles {i} and {j} of configuration {row} coincide (distance {float(closest[row, pair]):.3g}; {len(bad)} such "
             f"pairs in all), wanted distances around {system.distance:g}: the energy is infinite there. Fix: remove the copies, or move them apart."
         )
     return x

@@ -111,7 +111,7 @@ MODELS = {
 
 
 def load(name: str, device: torch.device | str = "cpu", chunk: int | None = None) -> Expert:
-    """Load the model of a particle system; its samples live in `popflow.compose.CentredParticles`. At most ``chunk`` (250) rows a call."""
+    """Load the model of a particle system; its samples live in `popflow.compose.CentredParticles`. At most ``chunk`` (250) rows per call."""
     model = find(name)
     with torch.random.fork_rng(devices=[]):  # layers draw their first parameters from the global generator
         network = model.network()

@@ -1,4 +1,4 @@
-"""A small equivariant network for particles: pair forces that depend on how crowded both ends of the pair are.
+"""A small equivariant network for particles: pair forces that depend on how crowded the two particles are.
 
 With ``d_ij = x_i - x_j``, ``r_ij = |d_ij|`` and radial features ``phi_k(r)``, a configuration ``x [n, d]`` is mapped to
 

@@ -1,4 +1,4 @@
-"""What a report shows of samples of a particle system: configurations, energies and distances compared with ground truth."""
+"""The report of samples of a particle system: configurations, energies and distances, compared with ground truth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = 6
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What a report shows of samples.
+    """Parts of the report of samples.
 
     Attributes:
         figure: The main figure.

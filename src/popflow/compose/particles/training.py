@@ -1,4 +1,4 @@
-"""Learn the score of a Boltzmann distribution at every noise level, from samples and their forces.
+"""Learn the score of a Boltzmann distribution at every noise level from samples and forces.
 
 Noised samples ``y = x_0 + sigma z`` (``z`` centred, in ``(n - 1) d`` dimensions) give two unbiased targets for ``grad log q(y, sigma)``: denoising,
 ``-z/sigma``, and the score of the clean sample, ``f = -grad E(x_0)/T``, which any translation carries along. Their conditional means are equal and

@@ -188,7 +188,9 @@ def frame_mixture(
             "[M, count, 3]."
         )
     if not bool(translations.isfinite().all()):
-        raise ValueError(f"translations holds {int((~translations.isfinite()).sum())} numbers that are not finite, wanted places.")
+        raise ValueError(
+            f"translations holds {int((~translations.isfinite()).sum())} numbers that are not finite, wanted finite coordinates."
+        )
     if not (0 < rotation_std < math.inf and 0 < translation_std < math.inf):
         raise ValueError(f"rotation_std={rotation_std}, translation_std={translation_std}, wanted kernel widths above 0.")
     space = frame_space(translations.shape[1], clock)

@@ -1,4 +1,4 @@
-"""Read protein backbones from PDB files: folders, archives, and those that installed packages carry."""
+"""Read protein backbones from PDB files: folders, archives, or the test data of installed packages."""
 
 from __future__ import annotations
 

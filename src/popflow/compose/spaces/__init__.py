@@ -1,4 +1,4 @@
-"""Where samples live: Euclidean space, particles without their centre of mass, rotations, and products of these."""
+"""Spaces that samples live in: Euclidean space, particles without their centre of mass, rotations, and products of these."""
 
 import lazy_loader
 

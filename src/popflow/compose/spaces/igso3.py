@@ -108,7 +108,7 @@ def log_igso3(x: Tensor, variance: float) -> Tensor:
 
 
 def igso3_kernels(x: Tensor, centres: Tensor, variance: float) -> tuple[Tensor, Tensor]:
-    """``log f`` of the angles between rotations and centres, and what makes scores of it, both ``[rows, M, count]``.
+    """``log f`` of the angles between rotations and centres, and the factor that turns them into scores, both ``[rows, M, count]``.
 
     Angles come from the traces ``<C, R>`` by one matrix product; their squares are off by rounding, 1e-7, which no kernel wider than 0.01 feels.
 

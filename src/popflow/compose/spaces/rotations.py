@@ -89,7 +89,7 @@ class Rotations:
         if float(steps[k]) > LARGEST_STEP:
             raise ValueError(
                 f"the step of rotations from noise level {float(levels[k]):g} to {float(levels[k + 1]):g} has S = sqrt(sigma^2 - sigma'^2) = "
-                f"{float(steps[k]):.3g} radians, wanted at most {LARGEST_STEP}, better 0.3. Fix: take more levels, equally spaced (linear), or a "
+                f"{float(steps[k]):.3g} radians, wanted at most {LARGEST_STEP}, better 0.3 or less. Fix: take more levels, equally spaced (linear), or a "
                 "first level not far above 2.5, where rotations are uniform."
             )
 

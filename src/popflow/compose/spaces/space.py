@@ -1,4 +1,4 @@
-"""Where samples live: Euclidean space and particles without their centre of mass; rotations and products have files of their own.
+"""Spaces that samples live in: Euclidean space and particles without their centre of mass; rotations and products have files of their own.
 
 A space is a manifold with an orthonormal frame at every point. Scores, noise and displacements are tangent vectors written in that frame, so inner
 products are plain sums and every formula of the samplers holds unchanged: the growth ``-(|S|^2 - sum beta_i |s_i|^2)/2`` has no curvature term

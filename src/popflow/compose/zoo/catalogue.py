@@ -44,7 +44,7 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """How experts of one kind are sampled and judged, where nothing else is asked for. B is the sum of exponents of a product.
+    """How experts of one kind are sampled and judged by default. B is the sum of exponents of a product.
 
     Attributes:
         sizes: Noise levels and particles.

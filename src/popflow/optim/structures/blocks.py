@@ -67,7 +67,7 @@ class Dense(Structure):
         return (torch.bmm(k, k.mT),) if uses >= k.shape[-1] else None
 
     def inverse_root(self, gram: Factor, n: int, rows: Tensor, damping: Tensor) -> Factor:
-        """Of the whole matrix, its entries beside the diagonal shrunk by ``N / (N + n)``, since few rows say little of them."""
+        """From the whole matrix, with off-diagonal entries shrunk by ``N / (N + n)``, since few rows determine them poorly."""
         return (_inverse_root(gram[0], rows, damping),)
 
 
@@ -155,7 +155,7 @@ class BlockDiagonal(Structure):
 
     def __post_init__(self):
         if not isinstance(self.block, int) or self.block < 1:
-            raise ValueError(f"BlockDiagonal(block={self.block}), wanted a whole number of at least 1: 1 is diagonal, 30 to 128 are usual.")
+            raise ValueError(f"BlockDiagonal(block={self.block}), wanted an integer of at least 1: 1 is diagonal, 30 to 128 are usual.")
 
     def size(self, n: int) -> int:
         """Whole blocks and the remainder."""

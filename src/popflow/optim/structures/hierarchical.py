@@ -28,7 +28,7 @@ class Hierarchical(Structure):
 
     def __post_init__(self):
         if any(not isinstance(k, int) or isinstance(k, bool) or k < 0 for k in (self.k1, self.k2)):
-            raise ValueError(f"Hierarchical(k1={self.k1!r}, k2={self.k2!r}), wanted whole numbers of at least 0: 15 and 15 are usual.")
+            raise ValueError(f"Hierarchical(k1={self.k1!r}, k2={self.k2!r}), wanted integers of at least 0: 15 and 15 are usual.")
 
     def _cut(self, n: int) -> tuple[int, int, int]:
         k1 = min(self.k1, n)
@@ -171,6 +171,6 @@ def rank_triangular(k: int) -> Hierarchical:
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(
-            f"rank_triangular(k={k!r}), wanted a whole number of at least 1: 15 is usual. Fix: Diagonal() is what rank 0 would be."
+            f"rank_triangular(k={k!r}), wanted an integer of at least 1: 15 is usual. Fix: Diagonal() is what rank 0 would be."
         )
     return Hierarchical(k, 0)
