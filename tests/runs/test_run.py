@@ -99,6 +99,9 @@ def test_a_changed_input_is_another_run(tmp_path):
     one.write_text("2")
     with pytest.raises(CheckpointError, match=r"one\.csv changed since that run read it.*another --out"):
         Run.open(path, config, job="flow")
+    one.unlink()
+    with pytest.raises(CheckpointError, match=r"one\.csv is missing since that run read it"):
+        Run.open(path, config, job="flow")
     one.write_text("1")
     (other / "part").rename(other / "renamed")
     with pytest.raises(CheckpointError, match="folder changed since that run read it"):

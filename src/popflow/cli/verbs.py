@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -107,14 +105,12 @@ def carry_out(
     cite: Sequence[str] = (),
 ) -> None:
     """Run a job in its directory and print its report. A failure is logged there with its traceback and raised again."""
-    from popflow.runs.run import Run, identity
+    from popflow.runs.run import Run
 
     config = config_of(task.load("config"), settings(_read(task.load("config"), given), file, job))
-    digest = hashlib.sha256(json.dumps(identity(job, config), sort_keys=True).encode()).hexdigest()[:8]
-    path = out if out is not None else Path("runs") / f"{job.replace(' ', '-')}-{digest}"
-    command = shlex.join(["popflow", *ARGUMENTS.get()])
-    cite = task.cited(config) or cite
-    opened = Run.open(path, config, job=job, device=_device(device), cite=cite, command=command, progress=ProgressLine())
+    command, cite = shlex.join(["popflow", *ARGUMENTS.get()]), task.cited(config) or cite
+    opened = Run.open(out, config, job=job, device=_device(device), cite=cite, command=command, progress=ProgressLine())
+    path = opened.path
     try:
         with opened as run:
             typer.echo(f"{'Resuming' if run.resumed else 'Running'} in {path}", err=True)

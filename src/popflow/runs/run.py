@@ -52,10 +52,16 @@ class RunBusyError(CheckpointError):
 def identity(job: str, config: Any) -> dict[str, Any]:
     """Return what identifies a run: job, configuration, and the SHA-256 of every file and folder that it reads.
 
+    Raises:
+        ConfigError: when one of them exists and cannot be read.
+
     >>> identity("sample", {"steps": 3})
     {'job': 'sample', 'steps': 3}
     """
-    digests = {str(path): digest(path) for path in inputs(config) if path.exists()}
+    try:
+        digests = {str(path): digest(path) for path in inputs(config) if path.exists()}
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename}: {error.strerror}. Fix: give a file that can be read.") from error
     return {"job": job, **plain(config), **({"inputs": digests} if digests else {})}
 
 
@@ -117,7 +123,7 @@ class Run:
 
     @staticmethod
     def open(
-        path: str | Path,
+        path: str | Path | None,
         config: Any,
         *,
         job: str,
@@ -129,7 +135,8 @@ class Run:
         """Make the run directory, or open the one of the same job and configuration to resume it.
 
         Args:
-            path: The directory; absent, empty, or a run of the same job, configuration and device.
+            path: The directory; absent, empty, or a run of the same job, configuration and device. None for ``runs/JOB-DIGEST``, by a digest of what
+                identifies the run.
             config: A frozen dataclass (or a mapping) of what `popflow.runs.config.plain` accepts.
             job: What runs.
             device: Where it computes.
@@ -142,7 +149,10 @@ class Run:
                 ``config.json``, or cannot be written.
             RunBusyError: when another process has it open.
         """
-        path, device, values, known = Path(path), torch.device(device), plain(config), identity(job, config)
+        device, values, known = torch.device(device), plain(config), identity(job, config)
+        if path is None:
+            path = Path("runs") / f"{job.replace(' ', '-')}-{hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]}"
+        path = Path(path)
         lock = _claim(path)
         try:
             resumed = _identify(path, known, device)
@@ -175,7 +185,8 @@ class Run:
         if isinstance(error, _OF_THE_INPUT) and not _results(self.path):
             for name in _BEFORE_RESULTS:
                 (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
         self.close()
 
     def close(self) -> None:
@@ -323,8 +334,8 @@ def _identify(path: Path, known: Mapping[str, Any], device: torch.device) -> boo
 def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if key == "inputs":
         before, after = (values.get(key, {}) for values in (there, now))
-        changed = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
-        return f"{', '.join(changed)} changed since that run read it"
+        changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+        return ", ".join(f"{name} {'changed' if name in after else 'is missing'} since that run read it" for name in sorted(changed))
     return f"{key} is {_show(there, key)} there and {_show(now, key)} now"
 
 
