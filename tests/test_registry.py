@@ -60,6 +60,18 @@ def test_broken_plug_ins_are_reported_and_disturb_nothing(monkeypatch):
         method("gone")
 
 
+def test_no_other_package_is_loaded_for_a_method(monkeypatch):
+    monkeypatch.setattr(sys, "mine", Method("mine", "", (), Task(dict, print)), raising=False)
+    points(monkeypatch, ("mine", "sys:mine"), ("slow", "sys:slow"))
+    loaded = []
+    monkeypatch.setattr(registry, "_load", lambda point: loaded.append(point.name) or sys.mine)
+    assert method("fkc").name == "fkc"
+    assert method("mine").name == "mine"
+    with pytest.raises(UnknownMethodError, match="unknown method 'slwo': did you mean 'slow'"):
+        method("slwo")
+    assert loaded == ["mine"]
+
+
 def test_a_method_is_called_as_its_entry_point(monkeypatch):
     monkeypatch.setattr(sys, "odd", Method("other", "", (), Task(dict, print)), raising=False)
     points(monkeypatch, ("mine", "sys:odd"))

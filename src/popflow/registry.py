@@ -191,7 +191,7 @@ def plugins() -> dict[str, EntryPoint]:
 
 
 def method(name: str) -> Method:
-    """Return a method by name.
+    """Return a method by name; no package is loaded but the one that registers it.
 
     Raises:
         UnknownMethodError: naming the closest one.
@@ -200,15 +200,19 @@ def method(name: str) -> Method:
         >>> method("fkc").name
         'fkc'
     """
-    registry = methods()
-    if name not in registry.methods:
+    for one in BUILT_IN:
+        if one.name == name:
+            return one
+    others = plugins()
+    if name not in others:
         from popflow.core.errors import unknown
 
-        message = unknown("method", name, registry.methods)
-        for point, why in registry.broken.items():
-            message += f" The plug-in {point} could not be loaded: {why}."
-        raise UnknownMethodError(message)
-    return registry.methods[name]
+        raise UnknownMethodError(unknown("method", name, [*(one.name for one in BUILT_IN), *others]))
+    try:
+        return _load(others[name])
+    except Exception as error:
+        why = f"The plug-in {name} = {others[name].value} could not be loaded: {type(error).__name__}: {error}."
+        raise UnknownMethodError(f"there is no method {name!r}. {why}") from error
 
 
 def task(verb: str) -> Task | None:

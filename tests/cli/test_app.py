@@ -103,6 +103,57 @@ def test_methods_are_listed_and_broken_plug_ins_told(monkeypatch, capsys):
     assert "no_such_module" in answer["broken"]["gone = no_such_module:METHOD"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["demo", "--out", "qhn"], "fkc"),
+        (["demo", "--out=x", "qhn"], "qhn"),
+        (["demo", "--restarts", "4", "--out", "wlf", "qhn"], "qhn"),
+        (["demo", "--quick", "wlf"], "wlf"),
+        (["demo", "--json", "--no-quick", "wlf", "--out", "qhn"], "wlf"),
+        (["demo", "--", "superdiff"], "superdiff"),
+        (["sample", "qhn"], "fkc"),
+    ],
+)
+def test_the_value_of_an_option_is_not_the_method(arguments, name):
+    from popflow.cli.app import _demonstrated
+
+    assert _demonstrated(arguments).name == name
+
+
+@pytest.mark.parametrize("name", ["demo", "doctor", "sample"])
+def test_a_package_that_takes_a_name_disturbs_nothing(monkeypatch, capsys, name):
+    from importlib.metadata import EntryPoint
+
+    from popflow import registry
+
+    point = EntryPoint(name=name, value="no_such_module:METHOD", group=registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    assert main([name, "--help"]) == 0
+    assert "--out" in capsys.readouterr().out
+
+
+def test_arguments_that_are_not_text_are_named(capsys):
+    assert main(["sample", "--out", "b\udcffd"]) == 2
+    assert "the argument 'b\\udcffd' is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path):
+    from popflow.runs import read_values
+
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"steps": 6}')
+    assert read_values(tmp_path / "a.json") == {"steps": 6}
+
+
+def test_lost_metrics_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ["sample", "--expert", "zoo:digits-even", "--steps", "2", "--particles", "8", "--runs", "1", "--out", "run"]
+    assert main(line) == 0
+    (tmp_path / "run" / "metrics.jsonl").write_text("garbage")
+    assert main(line) == 1
+    assert "metrics.jsonl is damaged: it lacks step 2 of sample" in capsys.readouterr().err
+
+
 def test_a_warning_is_one_message(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     size = ["--steps", "2", "--particles", "1", "--runs", "1", "--out", "run"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -15,8 +16,8 @@ from popflow.cli.installation import doctor
 from popflow.cli.output import print_json
 from popflow.cli.records import cite, methods, report
 from popflow.cli.verbs import ARGUMENTS, demo_verb, verb
-from popflow.registry import BUILT_IN, TASKS, MethodError, method, plugins, task
-from popflow.runs.config import ConfigError
+from popflow.registry import BUILT_IN, RESERVED, TASKS, MethodError, method, plugins, task
+from popflow.runs.config import ConfigError, options
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -32,7 +33,7 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_popflow)
-    typed, other = _verb(arguments), plugins()
+    typed, other = _verb(arguments), {name: point for name, point in plugins().items() if name not in RESERVED}
     app.command("demo", short_help="Run a method on a problem whose answer is known.")(demo_verb(_demonstrated(arguments)))
     for name, one in TASKS.items():
         app.command(name, short_help=one.summary)(verb(name, one))
@@ -40,7 +41,7 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
         own = task(name) if name == typed else None
         if own is not None:
             app.command(name)(verb(name, own))
-        elif name not in TASKS:
+        else:
             app.command(name, short_help=f"From the package {point.dist.name if point.dist else point.value}.")(_without_task(name))
     for look in (methods, report, cite, doctor):
         app.command()(look)
@@ -53,11 +54,19 @@ def _verb(arguments: Sequence[str]) -> str | None:
 
 def _demonstrated(arguments: Sequence[str]) -> Any:
     """The method whose demo is asked for, by default the first one; an unknown name is reported when the command runs."""
-    known = {one.name: one for one in BUILT_IN}
-    if _verb(arguments) != "demo":
-        return BUILT_IN[0]
-    name = next((argument for argument in arguments if argument in known or argument in plugins()), BUILT_IN[0].name)
-    return known[name] if name in known else method(name)
+    if _verb(arguments) == "demo":
+        known = {one.name for one in BUILT_IN} | plugins().keys()
+        for before, argument in pairwise(arguments):
+            if argument in known and not _takes_a_value(before, one := method(argument)):
+                return one
+    return BUILT_IN[0]
+
+
+def _takes_a_value(argument: str, demonstrated: Any) -> bool:
+    """Say whether an argument is an option whose value is the next argument."""
+    switches = (option.names for option in options(demonstrated.demo.load("config")) if option.kind is bool)
+    alone = {"--", "--json", *(side for names in switches for name in names for side in name.split("/"))}
+    return argument.startswith("-") and "=" not in argument and argument not in alone
 
 
 def _without_task(name: str) -> Any:
@@ -84,6 +93,9 @@ def _popflow(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error is one clear message on standard error (and JSON with ``--json``)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    odd = next((argument for argument in arguments if any("\ud800" <= letter <= "\udfff" for letter in argument)), None)
+    if odd is not None:  # config.json and the report are UTF-8
+        return _fail(arguments, 2, "UsageError", f"the argument {odd!a} is not UTF-8 text. Fix: rename the file or folder.")
     begun = ARGUMENTS.set(tuple(arguments))
     try:
         with warnings.catch_warnings():
