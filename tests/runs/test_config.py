@@ -155,3 +155,56 @@ def test_ranges_and_choices_hold_in_python_too(values, message):
     with pytest.raises(ValueError, match=message):
         Declared(Path("x"), **values)
     assert Declared(Path("x"), limit=math.inf).limit == math.inf
+
+
+def test_what_no_option_can_hold_is_refused():
+    @dataclass(frozen=True)
+    class Held:
+        """A task.
+
+        Attributes:
+            a: A mapping.
+        """
+
+        a: dict
+
+    with pytest.raises(TypeError, match="the field a of Held is annotated <class 'dict'>, which no option can hold"):
+        options(Held)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A task.
+
+    Attributes:
+        order: Order of the scheme.
+        steps: Number of steps.
+    """
+
+    order: Literal[1, 2] = 1
+    steps: Annotated[int, Flag(ge=1)] | None = None
+
+    def __post_init__(self):
+        check(self)
+
+
+def test_choices_may_be_numbers_and_a_flag_may_stand_in_a_union():
+    order, steps = options(Numbered)
+    assert (order.kind, order.choices, steps.kind, steps.range) == (int, ("1", "2"), int, ">= 1")
+    assert config_of(Numbered, {"order": 2, "steps": 3}) == Numbered(2, 3)
+    for values, message in (
+        ({"order": 3}, "wanted one of 1, 2"),
+        ({"steps": 0}, "steps=0, wanted an integer >= 1"),
+        ({"steps": "x"}, "wanted an integer or null"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            config_of(Numbered, values)
+    with pytest.raises(ValueError, match="unknown order '3'"):
+        Numbered(order=3)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_integer_too_large_for_a_float_is_out_of_range():
+    with pytest.raises(ConfigError, match="wanted an integer >= 1"):
+        config_of(Numbered, {"steps": 10**400})
+    with pytest.raises(ConfigError, match=r"share=inf, wanted a number > 0, <= 1"):
+        config_of(Declared, {"cells": "x", "share": 10**400})

@@ -64,6 +64,11 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 }
 
 
+_TAKEN = {"--out", "--config", "--device", "--json", "--help", "-h"}
+_OF_THE_RUN = {"job", "inputs", "method_name", *_SHARED}
+"""Names that no field may have: keys of config.json beside the fields, and parameters of every verb."""
+
+
 def verb(name: str, task: Task) -> Callable[..., None]:
     """Return the command of a task: its signature is what typer makes options from."""
 
@@ -118,7 +123,8 @@ def carry_out(
             html = run.finish(report)
     except Exception as error:
         if (path / "log.txt").exists():
-            error.add_note(f"Traceback: {path / 'log.txt'}. The same command resumes from the last checkpoint.")
+            saved = any(path.glob("*.safetensors"))
+            error.add_note(f"Traceback: {path / 'log.txt'}.{' The same command resumes from the last checkpoint.' if saved else ''}")
         raise
     if as_json:
         print_json({"ok": True, "job": job, "out": str(path), "html": str(html), **_without_images(report.plain())})
@@ -161,12 +167,15 @@ def _read(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _declared(command: Callable[..., None], name: str, text: str, task: Task, **before: tuple[Any, Any]) -> Callable[..., None]:
     """Give a function the signature that a configuration declares, plus the options that all verbs share."""
-    own = {option.name: (_typed(option), None) for option in options(task.load("config")) if option.kind in (bool, int, float, str, Path)}
-    both = own.keys() & _SHARED.keys()
-    if both:
+    found = options(task.load("config"))
+    fields = [option.name for option in found if option.name in _OF_THE_RUN]
+    names = [name for option in found for both in option.names for name in both.split("/") if name in _TAKEN]
+    if fields or names:
         raise TypeError(
-            f"the configuration of {name!r} has fields {sorted(both)}, wanted other names: every verb has options of these names."
+            f"the configuration of {name!r} has {' and '.join(['the field ' + field for field in fields] + ['the option ' + one for one in names])}, "
+            "which every verb has. Fix: rename the field, or give its option another name with Flag(...)."
         )
+    own = {option.name: (_typed(option), None) for option in found}
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter(key, kind, annotation=annotation, default=default)

@@ -66,8 +66,9 @@ class Flag:
 
     def admits(self, value: Any) -> bool:
         """Say whether a value lies in the range."""
-        inside = all(holds(float(value), float(bound)) for bound, holds in self.bounds.values())
-        return inside and (math.isfinite(value) or "<=" in self.bounds)
+        number = _float(value)
+        inside = all(holds(number, float(bound)) for bound, holds in self.bounds.values())
+        return inside and (math.isfinite(number) or "<=" in self.bounds)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def options(cls: type) -> tuple[Option, ...]:
     """Return the options of a configuration, in the order of its fields.
 
     Raises:
-        TypeError: when ``cls`` is not a dataclass, or a field has no help text.
+        TypeError: when ``cls`` is not a dataclass, or a field has no help text or a type that no option can hold.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,8 @@ def options(cls: type) -> tuple[Option, ...]:
     for field in _fields(cls):
         hint, flag = _parts(hints[field.name])
         kind, many, choices = _element(hint)
+        if kind not in (bool, int, float, str, Path):
+            raise TypeError(f"the field {field.name} of {cls.__name__} is annotated {hint!r}, which no option can hold.")
         dashed = field.name.replace("_", "-")
         names = flag.names or ((f"--{dashed}/--no-{dashed}",) if kind is bool else (f"--{dashed}",))
         default = None if field.default is dataclasses.MISSING else field.default
@@ -156,7 +159,7 @@ def check(config: Any) -> None:
         kind, many, choices = _element(hint)
         value = getattr(config, name)
         for one in (value if many else (value,)) if value is not None else ():
-            if choices and one not in choices:
+            if choices and str(one) not in choices:
                 raise ValueError(unknown(name, str(one), choices))
             if flag.bounds and not flag.admits(one):
                 raise ValueError(f"{name}={value!r}, wanted {_say(kind)} {flag.range}.")
@@ -232,13 +235,15 @@ def read_values(path: str | Path) -> dict[str, Any]:
         ConfigError: when the file is absent, is not JSON, or holds something else than an object.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}. Fix: give the path of a JSON file.") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}. Fix: correct it there, or take config.json from a run.") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a JSON {type(values).__name__}, wanted an object of keys and values.")
+        raise ConfigError(
+            f"{path} holds {'null' if values is None else f'a JSON {type(values).__name__}'}, wanted an object of keys and values."
+        )
     return values
 
 
@@ -280,6 +285,8 @@ def _texts(cls: type) -> dict[str, str]:
 
 def _parts(hint: Any) -> tuple[Any, Flag]:
     """Type and flag of an annotation."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return hint, next((_parts(one)[1] for one in get_args(hint) if get_origin(one) is Annotated), Flag())
     if get_origin(hint) is not Annotated:
         return hint, Flag()
     hint, *extra = get_args(hint)
@@ -289,12 +296,13 @@ def _parts(hint: Any) -> tuple[Any, Flag]:
 def _element(hint: Any) -> tuple[type, bool, tuple[str, ...]]:
     """Type of one value, whether there may be many, and choices; None in a union is left out."""
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(one for one in get_args(hint) if one is not type(None))
+        hint = _parts(next(one for one in get_args(hint) if one is not type(None)))[0]
     if get_origin(hint) is tuple:
         kind, _, choices = _element(get_args(hint)[0])
         return kind, True, choices
     if get_origin(hint) is Literal:
-        return str, False, get_args(hint)
+        values = get_args(hint)
+        return type(values[0]), False, tuple(map(str, values))
     return hint, False, ()
 
 
@@ -327,7 +335,7 @@ def _read(hint: Any, value: Any, name: str) -> Any:
 def _read_scalar(hint: Any, value: Any, name: str) -> Any:
     if hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return _float(value)
         if value in ("inf", "-inf", "nan"):
             return float(value)
     elif hint is int:
@@ -347,8 +355,17 @@ def _read_scalar(hint: Any, value: Any, name: str) -> Any:
     raise ConfigError(f"{name}={value!r}, wanted {_say(hint)}.")
 
 
+def _float(value: float) -> float:
+    """A number as a float; an integer that is too large for one is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def _say(hint: Any) -> str:
     known = {float: "a number", int: "an integer", str: "text", bool: "true or false", Path: "a path", type(None): "null"}
+    hint = _parts(hint)[0]
     if hint in known:
         return known[hint]
     origin, args = get_origin(hint), get_args(hint)
