@@ -135,6 +135,11 @@ def test_the_same_command_goes_on_with_the_same_run(done, capsys):
         ({"lagrangian": "balanced"}, "did you mean 'unbalanced'"),
         ({"smooth": True, "velocity": "v"}, "smooth=True and velocity='v', wanted one of them"),
         ({"dims": 0}, "dims=0, wanted an integer >= 1"),
+        ({"lam": 0.5}, "lam=0.5 has no effect without lagrangian='unbalanced'"),
+        ({"noise": 0.5, "lagrangian": "unbalanced"}, "noise=0.5 has no effect without lagrangian='bridge'"),
+        ({"bandwidth": 0.5}, "bandwidth=0.5 has no effect without smooth or velocity"),
+        ({"strength": 0.5, "smooth": True}, "strength=0.5 has no effect without velocity"),
+        ({"cells": "."}, "cells='.' is a folder, wanted an AnnData file"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):
@@ -156,6 +161,17 @@ def test_what_is_wrong_is_named(values, message):
 def test_what_does_not_fit_the_file_is_named(h5ad, tmp_path, capsys, options, message):
     assert main(["flow", str(h5ad), *options, "--out", str(tmp_path / "run")]) != 0
     assert message in re.sub(r"'lower'", "'upper'", capsys.readouterr().err)
+
+
+def test_a_key_that_is_taken_is_told_before_the_fit(h5ad, tmp_path, capsys):
+    import anndata as ad
+
+    adata = ad.read_h5ad(h5ad)
+    adata.obs["popflow_growth"] = 1.0
+    adata.write_h5ad(tmp_path / "taken.h5ad")
+    assert main(["flow", str(tmp_path / "taken.h5ad"), *OPTIONS, "--out", str(tmp_path / "run")]) == 1
+    assert "already has obs['popflow_growth']" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

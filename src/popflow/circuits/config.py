@@ -17,6 +17,7 @@ _DATA = {
     "gaussians": (r"gaussians(?::(?P<points>\d+))?", "gaussians:2000"),
     "mnist": (r"mnist:(?P<first>\d),(?P<second>\d):(?P<folder>.+)", "mnist:3,7:FOLDER"),
 }
+_WIDEST = 26
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,12 @@ class SearchConfig:
             raise ValueError(
                 "objective='free-energy' is annealed over the steps of Adam; L-BFGS has no such schedule. Fix: optimiser='adam'."
             )
+        if self.optimiser == "lbfgs" and self.lr != type(self).lr:
+            raise ValueError(f"lr={self.lr!r} has no effect with optimiser='lbfgs': it belongs to 'adam'.")
         if not self.activation:
             raise ValueError("activation is empty, wanted at least one of relu, sigmoid, tanh.")
+        if self.net == "logistic" and self.activation != type(self).activation:
+            raise ValueError(f"activation={self.activation!r} has no effect with net='logistic', which has no hidden layer.")
         self.alphabets()
         self.widths()
         self.data_set()
@@ -108,8 +113,10 @@ class SearchConfig:
         if not found:
             raise ValueError(f"net={self.net!r}, wanted logistic, mlp:WIDTH or mlp:NARROWEST-WIDEST, such as mlp:2 or mlp:1-3.")
         low, high = int(found[1]), int(found[2] or found[1])
-        if not 1 <= low <= high:
-            raise ValueError(f"net={self.net!r}: wanted widths of at least 1, the narrowest first.")
+        if not 1 <= low <= high <= _WIDEST:
+            raise ValueError(
+                f"net={self.net!r}: wanted widths from 1 to {_WIDEST}, the narrowest first; wider networks have too many bits to enumerate."
+            )
         return tuple(range(low, high + 1))
 
     def inputs(self) -> Iterable[Path]:

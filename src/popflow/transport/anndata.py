@@ -13,7 +13,7 @@ Nothing else in a file is touched: it is copied byte by byte, and the new keys a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +144,32 @@ def write_flow(
     return write(source, target, obs, obsm, about)
 
 
+def check_place(source: str | Path, *, types: bool) -> None:
+    """Check before a fit that `write_flow` can add its keys to a file; with ``types`` also those of fates.
+
+    Raises:
+        ValueError: as `write`.
+        CheckpointError: when the file cannot be read.
+    """
+    import h5py
+
+    fate = [f"{KEY}_fate"] if types else []
+    try:
+        with h5py.File(source) as file:
+            _check_place(file, source, [f"{KEY}_growth", *fate], [f"{KEY}_velocity", f"X_{KEY}", *fate])
+    except (OSError, KeyError) as error:
+        raise CheckpointError(f"cannot read {source} as h5ad: {error}. Fix: give the path of an AnnData file.") from error
+
+
+def _check_place(file: Any, source: str | Path, obs: Iterable[str], obsm: Iterable[str]) -> None:
+    for group, keys in (("obs", obs), ("obsm", obsm)):
+        for key in keys:
+            if f"{group}/{key}" in file and f"uns/{KEY}" not in file:
+                raise ValueError(f"{source} already has {group}[{key!r}], wanted a file without it: rename or drop it there.")
+    if "column-order" not in file["obs"].attrs:
+        raise ValueError(f"{source} uses a format older than anndata 0.7, wanted a current one: read it and write it again.")
+
+
 def write(source: str | Path, target: str | Path, obs: Mapping[str, Any], obsm: Mapping[str, np.ndarray], uns: Mapping[str, Any]) -> Path:
     """Copy an ``.h5ad`` file and add columns, arrays and ``uns["popflow"]`` to the copy; the copy is written atomically.
 
@@ -157,14 +183,8 @@ def write(source: str | Path, target: str | Path, obs: Mapping[str, Any], obsm: 
     with whole(target) as temporary:
         shutil.copyfile(source, temporary)
         with h5py.File(temporary, "r+") as file:
-            ours = f"uns/{KEY}" in file
-            for group, keys in (("obs", obs), ("obsm", obsm)):
-                for key in keys:
-                    if f"{group}/{key}" in file and not ours:
-                        raise ValueError(f"{source} already has {group}[{key!r}], wanted a file without it: rename or drop it there.")
+            _check_place(file, source, obs, obsm)
             columns: Any = file["obs"]
-            if "column-order" not in columns.attrs:
-                raise ValueError(f"{source} uses a format older than anndata 0.7, wanted a current one: read it and write it again.")
             for key, value in obs.items():
                 write_elem(columns, key, value)
             order = [str(name) for name in columns.attrs["column-order"]]

@@ -72,6 +72,17 @@ class FlowConfig:
             raise ValueError(f"smooth=True and velocity={self.velocity!r}, wanted one of them: a flow has one reference drift.")
         if self.masses == "counts" and self.lagrangian != "unbalanced":
             raise ValueError(f"masses='counts' with lagrangian={self.lagrangian!r}, which conserves mass. Fix: lagrangian='unbalanced'.")
+        followed = self.smooth or self.velocity is not None
+        for name, read, where in (
+            ("lam", self.lagrangian == "unbalanced", "lagrangian='unbalanced'"),
+            ("noise", self.lagrangian == "bridge", "lagrangian='bridge'"),
+            ("bandwidth", followed, "smooth or velocity"),
+            ("strength", self.velocity is not None, "velocity"),
+        ):
+            if not read and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect without {where}.")
+        if self.cells.is_dir():
+            raise ValueError(f"cells={str(self.cells)!r} is a folder, wanted an AnnData file (.h5ad).")
 
 
 @dataclass(frozen=True)

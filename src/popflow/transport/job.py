@@ -26,6 +26,7 @@ def run(config: FlowConfig, run: Run) -> Report:
         return Streams(config.seed, run.device)
 
     cells = read(config, run)
+    anndata.check_place(config.cells, types=config.types is not None)
     snapshots, last = cells.snapshots, len(cells.snapshots) - 1
     run.log(f"{[len(x) for x in snapshots.x]} cells at {list(snapshots.labels)}, {snapshots.dim} coordinates")
     flow = LagrangianFlow(lagrangian(config, snapshots), width=config.width, lr=config.lr)
@@ -50,7 +51,12 @@ def run(config: FlowConfig, run: Run) -> Report:
 
 def told(record: FlowConfig | Certificate) -> dict[str, Any]:
     """The fields of a record that are set, in a form that an AnnData file can hold."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(record).items() if k != "cells" and v not in (None, ())}
+
+    def held(value: Any) -> Any:
+        too_large = isinstance(value, int) and value.bit_length() > 63
+        return list(value) if isinstance(value, tuple) else str(value) if too_large else value
+
+    return {k: held(v) for k, v in asdict(record).items() if k != "cells" and v not in (None, ())}
 
 
 def read(config: FlowConfig, run: Run) -> anndata.Cells:
