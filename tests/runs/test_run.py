@@ -13,6 +13,7 @@ import torch
 
 from popflow.core import CheckpointError
 from popflow.runs import Measured, Report, Run, RunBusyError, cited
+from popflow.runs.run import digest
 
 
 @dataclass(frozen=True)
@@ -252,3 +253,22 @@ def test_a_report_holds_no_time_and_equal_runs_equal_bytes(tmp_path):
             run.finish(Report("title", "text", results={"log Z": Measured(1.5, 0.1)}))
         pages.append([(tmp_path / name / file).read_bytes() for file in ("report.json", "report.html", "config.json", "env.json")])
     assert pages[0] == pages[1]
+
+
+def test_an_unreadable_input_leaves_no_directory(tmp_path):
+    with pytest.raises(CheckpointError), Run.open(tmp_path / "run", {"seed": 0}, job="flow"):
+        raise CheckpointError("cannot read cells.h5ad")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_job_is_told_in_one_clause(tmp_path):
+    with Run.open(tmp_path / "run", {"seed": 0}, job="flow") as run:
+        run.save("fit", {"x": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"another run: job is 'flow' there and 'sample' now\. Fix"):
+        Run.open(tmp_path / "run", {"steps": 3}, job="sample")
+
+
+def test_a_folder_may_hold_names_that_are_not_text(tmp_path):
+
+    (tmp_path / os.fsdecode(b"caf\xe9")).write_text("x")
+    assert len(digest(tmp_path)) == 64

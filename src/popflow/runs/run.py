@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: called as a job proceeds."""
 
 _LOCK = ".lock"
-_OF_THE_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, KeyboardInterrupt)
+_OF_THE_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, CheckpointError, KeyboardInterrupt)
 _BEFORE_RESULTS = {_LOCK, "config.json", "env.json", "log.txt"}
 _LEFT_BY_A_KILL = re.compile(r"\.(?:[\w.-]+\.(?:json|jsonl|html|safetensors))\.\w+\.tmp")
 
@@ -76,7 +76,7 @@ def digest(path: Path) -> str:
     """
     if path.is_dir():
         names = sorted(str(one.relative_to(path)) for one in path.rglob("*") if one.is_file())
-        return hashlib.sha256("".join(f"{name}\0{digest(path / name)}\n" for name in names).encode()).hexdigest()
+        return hashlib.sha256("".join(f"{name}\0{digest(path / name)}\n" for name in names).encode(errors="surrogateescape")).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -323,7 +323,8 @@ def _identify(path: Path, known: Mapping[str, Any], device: torch.device) -> boo
         raise CheckpointError(f"{error} The run in {path} cannot be identified: restore the file or give another --out.") from error
     now = {**json.loads(_json(known)), "device": str(device)}
     there["device"] = environment.get("device")
-    differing = [_difference(key, there, now) for key in dict.fromkeys([*there, *now]) if there.get(key, ...) != now.get(key, ...)]
+    keys = dict.fromkeys([*there, *now]) if there.get("job") == now["job"] else ["job"]
+    differing = [_difference(key, there, now) for key in keys if there.get(key, ...) != now.get(key, ...)]
     if differing and _results(path):
         raise CheckpointError(
             f"{path} holds another run: {'; '.join(differing)}. Fix: give another --out, or --config {path / 'config.json'} to resume that one."

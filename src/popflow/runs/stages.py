@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
+from popflow.core.errors import CheckpointError
 from popflow.core.population import Population
 from popflow.core.simulate import Recorder, State, Trace, simulate
 from popflow.core.steps import Step
@@ -110,6 +111,11 @@ def simulation(
     if run.has(name):
         state = State.of(run.load(name)[0], rng)
         state = State(state.k, state.t, state.pop.to(run.device), state.rng)
+        if (trace is not None or metrics) and not any(row["step"] >= state.k for row in run.metrics.rows(stage)):
+            raise CheckpointError(
+                f"{run.metrics.path} is damaged: it lacks step {state.k} of {stage}, which {name}.safetensors has reached. Fix: restore it, or give "
+                "another --out."
+            )
         run.log(f"{stage}: going on from step {state.k}")
     return {"record": [record], "resume": state}
 
