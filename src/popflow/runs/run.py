@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: called as a job proceeds."""
 
 _LOCK = ".lock"
-_OF_THE_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, KeyboardInterrupt)
+_OF_THE_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, CheckpointError, KeyboardInterrupt)
 _BEFORE_RESULTS = {_LOCK, "config.json", "env.json", "log.txt"}
 _LEFT_BY_A_KILL = re.compile(r"\.(?:[\w.-]+\.(?:json|jsonl|html|safetensors))\.\w+\.tmp")
 
