@@ -45,6 +45,12 @@ def test_the_verbs_are_those_of_the_documentation():
     assert sorted(get_command(build()).commands) == VERBS
 
 
+def test_a_directory_called_like_a_method_is_a_directory(capsys):
+    for arguments in (["demo", "--out", "wlf"], ["demo", "--config", "wlf", "fkc"]):
+        assert main([*arguments, "--help"]) == 0
+        assert "those of `popflow demo fkc`" in capsys.readouterr().out
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"popflow {__version__}\n"

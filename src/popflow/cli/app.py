@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -56,7 +57,8 @@ def _demonstrated(arguments: Sequence[str]) -> Any:
     known = {one.name: one for one in BUILT_IN}
     if _verb(arguments) != "demo":
         return BUILT_IN[0]
-    name = next((argument for argument in arguments if argument in known or argument in plugins()), BUILT_IN[0].name)
+    words = [word for before, word in pairwise(arguments) if before not in ("--out", "--config")]
+    name = next((word for word in words if word in known or word in plugins()), BUILT_IN[0].name)
     return known[name] if name in known else method(name)
 
 
