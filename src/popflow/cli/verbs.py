@@ -64,6 +64,10 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 }
 
 
+_IDENTITY = ("job", "inputs")
+"""What config.json holds besides the fields of a configuration."""
+
+
 def verb(name: str, task: Task) -> Callable[..., None]:
     """Return the command of a task: its signature is what typer makes options from."""
 
@@ -162,10 +166,10 @@ def _read(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
 def _declared(command: Callable[..., None], name: str, text: str, task: Task, **before: tuple[Any, Any]) -> Callable[..., None]:
     """Give a function the signature that a configuration declares, plus the options that all verbs share."""
     own = {option.name: (_typed(option), None) for option in options(task.load("config")) if option.kind in (bool, int, float, str, Path)}
-    both = own.keys() & _SHARED.keys()
+    both = own.keys() & {*_SHARED, *before, *_IDENTITY}
     if both:
         raise TypeError(
-            f"the configuration of {name!r} has fields {sorted(both)}, wanted other names: every verb has options of these names."
+            f"the configuration of {name!r} has fields {sorted(both)}, wanted other names: these are taken by options of every verb, and by keys of config.json."
         )
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [
