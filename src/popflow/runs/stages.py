@@ -43,6 +43,7 @@ class Training(TypedDict):
 
     record: list[Callable[[Trained], None]]
     checkpoint: Path
+    bar: bool
 
 
 class Simulation(TypedDict):
@@ -65,7 +66,7 @@ def training(run: Run, stage: str, total: int) -> Training:
         run.metrics.add(stage, trained.step, trained.metrics)
         run.progress(stage, trained.step, total)
 
-    return {"record": [record], "checkpoint": run.path / f"{slug(stage)}.safetensors"}
+    return {"record": [record], "checkpoint": run.path / f"{slug(stage)}.safetensors", "bar": False}  # the run shows progress
 
 
 def simulation(
