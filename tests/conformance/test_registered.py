@@ -157,6 +157,7 @@ def test_every_option_is_in_the_help(verb: str, capsys) -> None:
     for option in options(TASKS[verb].load("config")):
         assert option.names[0].partition("/")[0] in said
         assert " ".join(option.help.split()[:3]) in " ".join(said.split())
+    assert said.count("[required") == sum(option.required for option in options(TASKS[verb].load("config")))
 
 
 def _declared(config: type) -> None:

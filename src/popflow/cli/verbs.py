@@ -185,7 +185,7 @@ def _declared(command: Callable[..., None], name: str, text: str, task: Task, **
 def _typed(option: Option) -> Any:
     """The annotation that typer reads. An option that is not given is None, so that values of ``--config`` stay; numbers are read by `_read`."""
     default = _default(option)
-    notes = [f"default: {default}"] if default else []
+    notes = ["required"] if option.required else [f"default: {default}"] if default else []
     notes += ["may be repeated"] if option.many else []
     notes += [f"range: {option.range}"] if option.range else []
     text = option.help + (f"  [{'; '.join(notes)}]" if notes else "")
@@ -194,15 +194,18 @@ def _typed(option: Option) -> Any:
         how = typer.Option(*option.names, metavar=metavar, help=text, show_default=False)
     else:
         how = typer.Argument(metavar=option.names[0], help=text, show_default=False)
-    typed: Any = bool if option.kind is bool else list[str] if option.many else str
+    word = Path if option.kind is Path else str
+    typed: Any = bool if option.kind is bool else list[word] if option.many else word
     return Annotated[typed | None, how]
 
 
 def _default(option: Option) -> str:
-    if option.default is None or option.default is False or option.default == ():
+    if option.default is None or option.default == ():
         return ""
-    if option.default is True:
-        return option.names[0].partition("/")[0].removeprefix("--")
+    if option.kind is bool:
+        on, _, off = option.names[0].partition("/")
+        side = on if option.default else off
+        return "" if side.startswith("--no-") else side.removeprefix("--")
     return ", ".join(map(str, option.default)) if option.many else str(option.default)
 
 
