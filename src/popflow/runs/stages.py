@@ -111,7 +111,7 @@ def simulation(
     if run.has(name):
         state = State.of(run.load(name)[0], rng)
         state = State(state.k, state.t, state.pop.to(run.device), state.rng)
-        run.log(f"{stage}: going on from step {state.k}")
+        run.log(f"{stage}: resuming from step {state.k}")
     return {"record": [record], "resume": state}
 
 
