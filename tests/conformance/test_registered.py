@@ -52,7 +52,18 @@ def mnist(folder: Path, seed: int = 0) -> Path:
 
 
 SMALLEST: dict[str, Callable[[Path], list[str]]] = {
-    "sample": lambda folder: ["--expert", f"kernel:{points(folder)}:0.5", "--steps", "6", "--particles", "1", "--runs", "1"],
+    "sample": lambda folder: [
+        "--expert",
+        f"kernel:{points(folder)}:0.5",
+        "--steps",
+        "6",
+        "--particles",
+        "1",
+        "--runs",
+        "1",
+        "--checkpoint-every",
+        "2",
+    ],
     "flow": lambda folder: [str(cells(folder)), "--time", "day", "--dims", "2", "--steps", "2", "--width", "4"],
     "search": lambda folder: [
         *("--data", f"mnist:3,7:{mnist(folder).parent}"),
