@@ -165,7 +165,7 @@ def _read(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _declared(command: Callable[..., None], name: str, text: str, task: Task, **before: tuple[Any, Any]) -> Callable[..., None]:
     """Give a function the signature that a configuration declares, plus the options that all verbs share."""
-    own = {option.name: (_typed(option), None) for option in options(task.load("config")) if option.kind in (bool, int, float, str, Path)}
+    own = {option.name: (_typed(option), None) for option in options(task.load("config"))}
     both = own.keys() & {*_SHARED, *before, *_IDENTITY}
     if both:
         raise TypeError(

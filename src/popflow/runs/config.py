@@ -129,6 +129,10 @@ def options(cls: type) -> tuple[Option, ...]:
     for field in _fields(cls):
         hint, flag = _parts(hints[field.name])
         kind, many, choices = _element(hint)
+        if kind not in (bool, int, float, str, Path):
+            raise TypeError(
+                f"{cls.__name__}.{field.name} is annotated {hint!r}, wanted bool, int, float, str, Path, a Literal, or tuples of these."
+            )
         dashed = field.name.replace("_", "-")
         names = flag.names or ((f"--{dashed}/--no-{dashed}",) if kind is bool else (f"--{dashed}",))
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
