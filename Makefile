@@ -12,7 +12,7 @@ demo: $(VENV)/.core
 	$(BIN)/popflow demo
 
 test: lint
-	$(ONE_THREAD) $(BIN)/pytest -n $(WORKERS)
+	$(ONE_THREAD) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What the documentation shows works: Python blocks and example scripts run, command lines are understood."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -36,6 +37,12 @@ def _commands(text):
     lines = "\n".join(_blocks("(?:text|bash|)", text)).replace("\\\n", " ").splitlines()
     shown = [shlex.split(line, comments=True)[1:] for line in (*lines, *inline) if re.match("popflow [a-z]", line)]
     return shown, [shlex.split(code) for code in inline if code.startswith("--")]
+
+
+def test_the_reference_names_modules_that_exist():
+    named = [name for page, text in TEXTS.items() if page.parent.name == "api" for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)]
+    assert named
+    assert [name for name in named if importlib.util.find_spec(name) is None] == []
 
 
 class _Understood(BaseException):

@@ -31,10 +31,11 @@ def test_help_and_methods_do_not_import_torch():
         assert verb in done.stdout
 
 
-def test_help_costs_little():
-    """Processor time, which other work on the machine does not lengthen."""
+@pytest.mark.parametrize("verb", [[], ["demo"], ["sample"], ["flow"], ["search"]], ids=str)
+def test_help_costs_little(verb):
+    """Processor time, which other work on the machine lengthens little; 0.2 s on a quiet one."""
     before = os.times()
-    popflow("--help")
+    assert popflow(*verb, "--help").returncode == 0
     after = os.times()
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.6
 
@@ -43,6 +44,12 @@ def test_the_verbs_are_those_of_the_documentation():
     from typer.main import get_command
 
     assert sorted(get_command(build()).commands) == VERBS
+
+
+def test_a_directory_called_like_a_method_is_a_directory(capsys):
+    for arguments in (["demo", "--out", "wlf"], ["demo", "--config", "wlf", "fkc"]):
+        assert main([*arguments, "--help"]) == 0
+        assert "those of `popflow demo fkc`" in capsys.readouterr().out
 
 
 def test_version(capsys):

@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypat
     assert 8 <= metrics.read_bytes().count(b"\n") < 41
     resumed = start(*arguments)
     assert resumed.wait(timeout=900) == 0
-    assert re.search(r"temper: going on from step [1-9]", (tmp_path / "run" / "log.txt").read_text())
+    assert re.search(r"temper: resuming from step [1-9]", (tmp_path / "run" / "log.txt").read_text())
     found = {name: (tmp_path / "run" / name).read_bytes() for name in FILES}
     other = tmp_path / "other"
     other.mkdir()

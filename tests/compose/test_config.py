@@ -123,6 +123,7 @@ def test_the_operation_decides_what_is_cited():
         (PIPE | {"strength": 0.0}, "strength=0.0, wanted a number > 0, <= 1"),
         (TWO | {"temperature": 0.0}, "temperature=0.0, wanted a number > 0"),
         (TWO | {"zeta": -1.0}, "zeta=-1.0, wanted a number >= 0"),
+        (TWO | {"ess_below": 0.0}, "ess_below=0.0, wanted a number > 0, <= 1"),
         (TWO | {"ess_below": 2.0}, "ess_below=2.0, wanted"),
         (TWO | {"particles": 0}, "particles=0, wanted an integer >= 1"),
         (TWO | {"kernel_width": float("inf")}, "kernel_width=inf, wanted a number >= 0"),

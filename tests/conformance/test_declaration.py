@@ -10,6 +10,7 @@ import pytest
 
 from popflow import registry
 from popflow.cli.app import main
+from popflow.cli.verbs import verb
 from popflow.registry import Task
 from popflow.runs import Report
 
@@ -63,3 +64,12 @@ def test_a_new_field_is_in_help_config_and_errors(config: type, monkeypatch, tmp
     assert ("did you mean 'kernel_steps'?" in capsys.readouterr().err) is new
     assert main(["work", "--kernel-step", "7"]) == 2
     assert ("--kernel-steps" in capsys.readouterr().err) is new
+
+
+@pytest.mark.parametrize("name", ["out", "device", "job", "inputs", "json", "help"])
+def test_a_field_of_a_taken_name_is_refused(name: str) -> None:
+    """Options of every verb, and keys that config.json holds beside the configuration."""
+    doc = f"A task.\n\nAttributes:\n    {name}: A field."
+    config = dataclasses.make_dataclass("Config", [(name, str, "")], frozen=True, namespace={"__doc__": doc})
+    with pytest.raises(TypeError, match=rf"has fields \['{name}'\], wanted other names"):
+        verb("work", Task(config, report))

@@ -52,7 +52,18 @@ def mnist(folder: Path, seed: int = 0) -> Path:
 
 
 SMALLEST: dict[str, Callable[[Path], list[str]]] = {
-    "sample": lambda folder: ["--expert", f"kernel:{points(folder)}:0.5", "--steps", "6", "--particles", "1", "--runs", "1"],
+    "sample": lambda folder: [
+        "--expert",
+        f"kernel:{points(folder)}:0.5",
+        "--steps",
+        "6",
+        "--particles",
+        "1",
+        "--runs",
+        "1",
+        "--checkpoint-every",
+        "2",
+    ],
     "flow": lambda folder: [str(cells(folder)), "--time", "day", "--dims", "2", "--steps", "2", "--width", "4"],
     "search": lambda folder: [
         *("--data", f"mnist:3,7:{mnist(folder).parent}"),
@@ -123,7 +134,7 @@ def test_a_demo_is_quick_decided_and_unharmed_by_an_interruption(method: Method,
     assert verdict["passed"] is True
     assert verdict["criterion"]
     assert render(read_report(whole)) == (whole / "report.html").read_text()
-    interrupted(*demo, str(cut), at=max(2, reports // 2))
+    interrupted(*demo, str(cut), at=max(2, reports // 2 - 5))  # between two checkpoints of a sampling stage, not at its end
     interrupted(*demo, str(cut))
     first, second = results(whole), results(cut)
     assert first.keys() == second.keys()
@@ -157,6 +168,7 @@ def test_every_option_is_in_the_help(verb: str, capsys) -> None:
     for option in options(TASKS[verb].load("config")):
         assert option.names[0].partition("/")[0] in said
         assert " ".join(option.help.split()[:3]) in " ".join(said.split())
+    assert said.count("[required") == sum(option.required for option in options(TASKS[verb].load("config")))
 
 
 def _declared(config: type) -> None:

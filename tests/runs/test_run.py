@@ -59,7 +59,8 @@ def test_a_directory_without_results_belongs_to_the_next_job(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "stays"), [(ValueError, False), (FileNotFoundError, False), (KeyboardInterrupt, False), (RuntimeError, True)]
+    ("error", "stays"),
+    [(ValueError, False), (FileNotFoundError, False), (CheckpointError, False), (KeyboardInterrupt, False), (RuntimeError, True)],
 )
 @pytest.mark.parametrize("computed", [False, True])
 def test_an_error_of_the_input_before_anything_was_computed_leaves_no_directory(tmp_path, error, stays, computed):

@@ -1,5 +1,6 @@
 """Stages: a simulation that was cut off anywhere ends as if it had not been."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -188,3 +189,18 @@ def test_training_that_was_cut_off_goes_on(tmp_path):
     assert torch.equal(mean, whole)
     assert rows == whole_rows
     assert rows.count(b"\n") == 10
+
+
+def test_progress_of_training_is_shown_once(tmp_path, monkeypatch, capsys):
+    """On a terminal `popflow.learn.fit` has a bar of its own, unless the run shows progress."""
+    from popflow.learn import fit
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    arguments = (lambda params, batch: (params["mean"].square().sum(), {}), {"mean": torch.ones(2)}, lambda rng: torch.ones(1))
+    told = []
+    with Run.open(tmp_path / "run", {"seed": 0}, job="test", progress=lambda *where: told.append(where)) as run:
+        fit(*arguments, steps=4, rng=Streams(0), **training(run, "fit", 4))
+    assert told == [("fit", 4, 4)]
+    assert capsys.readouterr().err == ""
+    fit(*arguments, steps=4, rng=Streams(0))
+    assert "4/4" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""ConditionalPaths meet the snapshots, move at their stated velocity, and spend the action of the closed forms; plans are optimal."""
+"""Conditional paths meet the snapshots, move at their stated velocity, and spend the action of the closed forms; plans are optimal."""
 
 import math
 
@@ -77,7 +77,7 @@ def test_paths_meet_the_snapshots_and_move_at_their_velocity(name, coupling, ben
 
 @pytest.mark.parametrize("name", ["transport", "harmonic", "inverted", "linear", "mean acceleration", "true growth"])
 def test_a_bend_only_costs(name):
-    """ConditionalPaths are of least action one by one, between ends that may both travel; a bend cannot lower their energy, to second order."""
+    """Conditional paths are of least action one by one, between ends that may both travel; a bend cannot lower their energy, to second order."""
     lagrangian, cells = KINDS[name], snapshots()
     paths = ConditionalPaths.of(lagrangian, cells, path_coupling.least_action, Streams(0))
     batch, draws = paths.draw(Streams(3), 400, 20), []

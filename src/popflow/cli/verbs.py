@@ -168,12 +168,12 @@ def _read(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
 def _declared(command: Callable[..., None], name: str, text: str, task: Task, **before: tuple[Any, Any]) -> Callable[..., None]:
     """Give a function the signature that a configuration declares, plus the options that all verbs share."""
     found = options(task.load("config"))
-    fields = [option.name for option in found if option.name in _OF_THE_RUN]
-    names = [name for option in found for both in option.names for name in both.split("/") if name in _TAKEN]
-    if fields or names:
+    taken = sorted(
+        option.name for option in found if option.name in _OF_THE_RUN or any(_TAKEN & set(both.split("/")) for both in option.names)
+    )
+    if taken:
         raise TypeError(
-            f"the configuration of {name!r} has {' and '.join(['the field ' + field for field in fields] + ['the option ' + one for one in names])}, "
-            "which every verb has. Fix: rename the field, or give its option another name with Flag(...)."
+            f"the configuration of {name!r} has fields {taken}, wanted other names: these are taken by options of every verb, and by keys of config.json."
         )
     own = {option.name: (_typed(option), None) for option in found}
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -190,7 +190,7 @@ def _declared(command: Callable[..., None], name: str, text: str, task: Task, **
 def _typed(option: Option) -> Any:
     """The annotation that typer reads. An option that is not given is None, so that values of ``--config`` stay; numbers are read by `_read`."""
     default = _default(option)
-    notes = [f"default: {default}"] if default else []
+    notes = ["required"] if option.required else [f"default: {default}"] if default else []
     notes += ["may be repeated"] if option.many else []
     notes += [f"range: {option.range}"] if option.range else []
     text = option.help + (f"  [{'; '.join(notes)}]" if notes else "")
@@ -199,15 +199,18 @@ def _typed(option: Option) -> Any:
         how = typer.Option(*option.names, metavar=metavar, help=text, show_default=False)
     else:
         how = typer.Argument(metavar=option.names[0], help=text, show_default=False)
-    typed: Any = bool if option.kind is bool else list[str] if option.many else str
+    word = Path if option.kind is Path else str
+    typed: Any = bool if option.kind is bool else list[word] if option.many else word
     return Annotated[typed | None, how]
 
 
 def _default(option: Option) -> str:
-    if option.default is None or option.default is False or option.default == ():
+    if option.default is None or option.default == ():
         return ""
-    if option.default is True:
-        return option.names[0].partition("/")[0].removeprefix("--")
+    if option.kind is bool:
+        on, _, off = option.names[0].partition("/")
+        side = on if option.default else off
+        return "" if side.startswith("--no-") else side.removeprefix("--")
     return ", ".join(map(str, option.default)) if option.many else str(option.default)
 
 

@@ -102,7 +102,7 @@ class SampleConfig:
     correct: Annotated[bool, Flag("--correct/--naive")] = True
     kernel_steps: Annotated[int | None, Flag(ge=0)] = None
     kernel_width: Annotated[float | None, Flag(ge=0)] = None
-    ess_below: Annotated[float, Flag(ge=0, le=1)] = 0.5
+    ess_below: Annotated[float, Flag(gt=0, le=1)] = 0.5
     clip: Annotated[float | None, Flag(gt=0)] = None
     sharpness: Annotated[float, Flag(gt=0)] = 1.0
     bias: tuple[float, ...] = ()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from popflow.compose.config import SampleConfig
-from popflow.compose.sampler import Sample, Sampler, distinct
+from popflow.compose.sampler import Sample, Sampler
 from popflow.compose.zoo.catalogue import Recipe
+from popflow.core.metrics import distinct_ancestors
 from popflow.runs import Figure, Measured, Report, Run, Table, figures
 
 FEW = 10
@@ -40,7 +41,7 @@ def report(config: SampleConfig, recipe: Recipe, sampler: Sampler, levels: Tenso
         diagnostics=(*diagnostics, _table_of_runs(sampler, out, steps)),
         results={
             "effective_particles": Measured(float(pop.ess().mean())),
-            "distinct_ancestors": Measured(float(distinct(pop.aux["ancestor"]).double().mean())),
+            "distinct_ancestors": Measured(float(distinct_ancestors(pop.aux["ancestor"]).double().mean())),
             **results,
         },
         files={"sample.safetensors": "all particles x, log weights log_w, companions", "picked.safetensors": "one sample of each run"},
@@ -65,7 +66,7 @@ def survival(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _table_of_runs(sampler: Sampler, out: Sample, steps: int) -> Table:
     pop, (runs, particles) = out.population, out.x.shape[:2]
-    ess, alive = pop.ess(), distinct(pop.aux["ancestor"])
+    ess, alive = pop.ess(), distinct_ancestors(pop.aux["ancestor"])
     columns = ("run", "effective particles", "distinct ancestors")
     cells = [(f"{r}", float(ess[r]), int(alive[r])) for r in range(runs)]
     if sampler.resamples:

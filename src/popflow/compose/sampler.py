@@ -14,6 +14,7 @@ from popflow.compose.schedule import check_levels
 from popflow.compose.target import Expert
 from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
 from popflow.core.checks import put_off
+from popflow.core.metrics import distinct_ancestors
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ def diagnostics() -> Trace:
         sigma=lambda state: math.sqrt(state.t),
         ess=lambda state: state.pop.ess(),
         log_z=lambda state: state.pop.log_normalizer(),
-        ancestors=lambda state: distinct(state.pop.aux["ancestor"]),
+        ancestors=lambda state: distinct_ancestors(state.pop.aux["ancestor"]),
     )
 
 
@@ -183,12 +184,6 @@ def check_mass(sampler: Sampler, levels: Tensor) -> None:
                 f"the exponents sum to {total:g} at sigma={level:g}, wanted a positive sum: the target has no finite mass. "
                 "Raise a positive exponent or weaken a negative one."
             )
-
-
-def distinct(ancestor: Tensor) -> Tensor:
-    """Number of distinct initial ancestors, one per run."""
-    ordered = ancestor.sort(-1).values
-    return (ordered.diff(dim=-1) != 0).sum(-1) + 1
 
 
 def _fitting(resume: State, levels: Tensor, shape: tuple[int, ...]) -> Population:

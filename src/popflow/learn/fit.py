@@ -22,7 +22,7 @@ from popflow.core.checkpoint import load_tensors, save_tensors
 from popflow.core.checks import at_least_one
 from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
-from popflow.learn.distributed import Processes, Shard, processes, shard_rows
+from popflow.learn.distributed import Shard, processes, shard_rows
 from popflow.learn.ema import ema_weight
 from popflow.learn.learner import Learner, Loss, MakeOptimizer
 
@@ -116,6 +116,7 @@ def fit(
     max_rollbacks: int = 3,
     spike: float = 100.0,
     shard: Shard = shard_rows,
+    bar: bool = True,
 ) -> Fit:
     """Minimise ``E[loss(params, batch)]`` over batches.
 
@@ -151,6 +152,7 @@ def fit(
         max_rollbacks: How often the guard may restore an earlier state.
         spike: Height of a loss that counts as divergence, see above; ``math.inf`` leaves only the check for finite values (min-max losses).
         shard: Takes each process's part of a batch, when there are several processes.
+        bar: Show a progress bar on stderr, when that is a terminal; False if a recorder shows progress.
 
     Raises:
         DivergenceError: when the guard has gone back ``max_rollbacks`` times and the loss diverges again.
@@ -185,7 +187,7 @@ def fit(
         sums = values if mark.sums is None else mark.sums + values
         return _replace(mark, step=mark.step + 1, count=mark.count + 1, sums=sums, compiled=compiled)
 
-    with closing(learner), _bar(mark.step, steps, team) as show, _interrupts() as interrupted:
+    with closing(learner), _bar(mark.step, steps, bar and team.rank == 0) as show, _interrupts() as interrupted:
 
         def stop() -> bool:
             return interrupted.is_set() if team.size == 1 else agreed  # several processes stop together, between two stretches
@@ -309,9 +311,9 @@ def _interrupts() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _bar(start: int, steps: int, team: Processes) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr, when that is a terminal; the first process alone shows one."""
-    if team.rank > 0 or not sys.stderr.isatty():
+def _bar(start: int, steps: int, wanted: bool) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on stderr, when one is wanted and stderr is a terminal."""
+    if not wanted or not sys.stderr.isatty():
         yield lambda progress: None
         return
     from rich.console import Console

@@ -85,6 +85,7 @@ class Option:
         help: The first sentence of the entry in the docstring.
         metavar: Placeholder of the value.
         range: Range of the values, in words.
+        required: Whether there is no default.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Option:
     help: str
     metavar: str | None
     range: str
+    required: bool
 
 
 def options(cls: type) -> tuple[Option, ...]:
@@ -129,12 +131,15 @@ def options(cls: type) -> tuple[Option, ...]:
         hint, flag = _parts(hints[field.name])
         kind, many, choices = _element(hint)
         if kind not in (bool, int, float, str, Path):
-            raise TypeError(f"the field {field.name} of {cls.__name__} is annotated {hint!r}, which no option can hold.")
+            raise TypeError(
+                f"{cls.__name__}.{field.name} is annotated {hint!r}, wanted bool, int, float, str, Path, a Literal, or tuples of these."
+            )
         dashed = field.name.replace("_", "-")
         names = flag.names or ((f"--{dashed}/--no-{dashed}",) if kind is bool else (f"--{dashed}",))
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         default = None if field.default is dataclasses.MISSING else field.default
         short = re.split(r"(?<=[.!?])\s+(?=[A-Z0-9`])", texts[field.name], maxsplit=1)[0].replace("``", "`")
-        found.append(Option(field.name, names, kind, many, choices, default, short, flag.metavar, flag.range))
+        found.append(Option(field.name, names, kind, many, choices, default, short, flag.metavar, flag.range, required))
     return tuple(found)
 
 

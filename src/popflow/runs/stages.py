@@ -44,6 +44,7 @@ class Training(TypedDict):
 
     record: list[Callable[[Trained], None]]
     checkpoint: Path
+    bar: bool
 
 
 class Simulation(TypedDict):
@@ -66,7 +67,7 @@ def training(run: Run, stage: str, total: int) -> Training:
         run.metrics.add(stage, trained.step, trained.metrics)
         run.progress(stage, trained.step, total)
 
-    return {"record": [record], "checkpoint": run.path / f"{slug(stage)}.safetensors"}
+    return {"record": [record], "checkpoint": run.path / f"{slug(stage)}.safetensors", "bar": False}  # the run shows progress
 
 
 def simulation(
@@ -116,7 +117,7 @@ def simulation(
                 f"{run.metrics.path} is damaged: it lacks step {state.k} of {stage}, which {name}.safetensors has reached. Fix: restore it, or give "
                 "another --out."
             )
-        run.log(f"{stage}: going on from step {state.k}")
+        run.log(f"{stage}: resuming from step {state.k}")
     return {"record": [record], "resume": state}
 
 

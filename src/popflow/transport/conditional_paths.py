@@ -98,7 +98,7 @@ class ConditionalPaths:
         """Draw ``n`` paths at each of ``slices`` times, one random time in each of that many equal intervals."""
         share = (torch.arange(slices) + rng.uniform("times", (slices,)).cpu()) / slices
         t = self.times[0] + share * (self.times[-1] - self.times[0])
-        return self.at(t, rng.uniform("strands", (slices, n)), rng)
+        return self.at(t, rng.uniform("strands", (slices, n)), rng)  # another name of the stream would draw other numbers
 
     def at(self, t: Tensor, place: Tensor, rng: Streams) -> Batch:
         """Take the paths at the quantiles ``place [slices, n]`` in [0, 1) of the cumulative chances, at the times ``t [slices]``, float64."""
