@@ -72,6 +72,13 @@ def test_no_other_package_is_loaded_for_a_method(monkeypatch):
     assert loaded == ["mine"]
 
 
+def test_a_package_that_ends_the_process_is_reported(monkeypatch, tmp_path):
+    (tmp_path / "ending.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    points(monkeypatch, ("ending", "ending:METHOD"))
+    assert "importing ending:METHOD ends the process with code 3" in methods().broken["ending = ending:METHOD"]
+
+
 def test_a_method_is_called_as_its_entry_point(monkeypatch):
     monkeypatch.setattr(sys, "odd", Method("other", "", (), Task(dict, print)), raising=False)
     points(monkeypatch, ("mine", "sys:odd"))

@@ -225,7 +225,10 @@ def task(verb: str) -> Task | None:
 
 
 def _load(point: EntryPoint) -> Method:
-    method = point.load()
+    try:
+        method = point.load()
+    except SystemExit as error:
+        raise ImportError(f"importing {point.value} ends the process with code {error.code}") from error
     if not isinstance(method, Method):
         raise TypeError(f"{point.value} is a {type(method).__name__}, wanted a popflow.registry.Method")
     if method.name != point.name:

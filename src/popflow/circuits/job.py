@@ -19,7 +19,7 @@ from popflow.circuits.report import SearchResult, report
 from popflow.circuits.task import task
 from popflow.core import Streams
 from popflow.core.checkpoint import write_atomic
-from popflow.runs import Report, Run, once
+from popflow.runs import ConfigError, Report, Run, once
 
 ENTANGLERS = {"brick": brick, "linear": linear, "ring": ring, "all": all_to_all}
 GATES = {"cx": cx, "cz": cz}
@@ -35,7 +35,10 @@ SEARCHES = {
 
 def run(config: SearchConfig, run: Run) -> Report:
     """Train circuits whose measurement is a binary network; compare with the exact optimum and with classical search."""
-    cost, data = task(config)
+    try:
+        cost, data = task(config)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
     run.log(f"{data.name}, {cost.space.n} bits")
     table = once(run, "table", lambda: {"cost": cost.table(run.device).cpu()})["cost"]
     trained = {depth: train(config, run, table, depth) for depth in sorted({*config.curve, config.depth})}

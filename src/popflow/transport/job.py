@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from popflow.core import Streams
-from popflow.runs import Report, Run, training
+from popflow.core import CheckpointError, Streams
+from popflow.runs import ConfigError, Report, Run, training
 from popflow.transport import anndata
 from popflow.transport.config import FlowConfig
 from popflow.transport.evaluate import BASELINE, FLOW, PATH, evaluate
@@ -25,7 +25,10 @@ def run(config: FlowConfig, run: Run) -> Report:
     def rng() -> Streams:
         return Streams(config.seed, run.device)
 
-    cells = read(config, run)
+    try:
+        cells = read(config, run)
+    except (ValueError, CheckpointError) as error:
+        raise ConfigError(str(error)) from error
     anndata.check_place(config.cells, types=config.types is not None)
     snapshots, last = cells.snapshots, len(cells.snapshots) - 1
     run.log(f"{[len(x) for x in snapshots.x]} cells at {list(snapshots.labels)}, {snapshots.dim} coordinates")
