@@ -20,6 +20,8 @@ from popflow.cli.app import main
 from popflow.registry import BUILT_IN, TASKS, Method
 from popflow.runs import config_of, options, plain, read_report, render
 
+DEMO = 40  # processor seconds: 20 seconds on two cores. On a quiet machine 15 are enough; two workers on one core's threads need half as many again
+
 
 def cells(folder: Path, seed: int = 0) -> Path:
     """Write an AnnData file of three snapshots in two coordinates."""
@@ -129,7 +131,8 @@ def test_a_demo_is_quick_decided_and_unharmed_by_an_interruption(method: Method,
     demo = ("demo", method.name, "--quick", "--json", "--out")
     start = time.process_time()
     reports = interrupted(*demo, str(whole))
-    assert time.process_time() - start < 20, "seconds of one processor for --quick"
+    spent = time.process_time() - start
+    assert spent < DEMO, f"--quick took {spent:.0f} s of one processor, wanted under {DEMO}"
     verdict = json.loads(capsys.readouterr().out)["verdict"]
     assert verdict["passed"] is True
     assert verdict["criterion"]
