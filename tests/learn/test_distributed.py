@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch.func import functional_call
 
 from popflow.core.checkpoint import load_tensors
 from popflow.core.streams import Streams
-from popflow.learn import MLP, cosine, fit
+from popflow.learn import MLP, cosine, distributed, fit
 from popflow.learn.distributed import processes, shard_rows
 
 STEPS = 40
@@ -103,6 +104,21 @@ def test_rows_are_shared_equally_or_not_at_all():
         shard_rows(batch, 0, 4)
     with pytest.raises(ValueError, match=r"first dimensions \[2, 6\]"):
         shard_rows((torch.zeros(6), torch.zeros(2)), 0, 2)
+
+
+def test_a_message_is_let_go_before_the_call_returns(monkeypatch):
+    """A thread of gloo that still holds a message when the interpreter is torn down aborts the process."""
+    held = []
+    late = threading.Timer(0.1, held.clear)
+
+    def all_reduce(message, op):
+        held.append(message)
+        late.start()
+
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    assert distributed.Processes(0, 2).any(True, torch.device("cpu"))
+    assert held == []
+    late.join()
 
 
 def test_one_process_is_left_alone():

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import atexit
 import math
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +40,7 @@ class Processes:
             return tuple(tensors)
         real = [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
         message = torch.cat([x.detach().reshape(-1) for x in real])
-        dist.all_reduce(message)
+        _reduce(message, dist.ReduceOp.SUM)
         parts = (message / self.size).split([x.numel() for x in real])
         back = (part.reshape(x.shape).to(x.dtype) for part, x in zip(parts, real, strict=True))
         return tuple(torch.view_as_complex(y) if x.is_complex() else y for x, y in zip(tensors, back, strict=True))
@@ -67,8 +69,21 @@ class Processes:
 
     def _largest(self, value: float, device: torch.device) -> float:
         message = torch.tensor(value, dtype=torch.float64, device=device)
-        dist.all_reduce(message, dist.ReduceOp.MAX)
+        _reduce(message, dist.ReduceOp.MAX)
         return float(message)
+
+
+def _reduce(message: Tensor, op: dist.ReduceOp.RedOpType) -> None:
+    """Reduce in place, and return when gloo's thread has let go of the message.
+
+    Letting go takes the interpreter's lock. A thread that has not done so when the program ends meets an interpreter that is being torn down, and the
+    process aborts: "terminate called without an active exception".
+    """
+    held = sys.getrefcount(message)
+    dist.all_reduce(message, op)
+    end = time.monotonic() + 1
+    while message.device.type == "cpu" and sys.getrefcount(message) > held and time.monotonic() < end:
+        time.sleep(0)  # gives the lock away
 
 
 def processes(device: torch.device) -> Processes:
