@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 import torch
@@ -24,7 +26,12 @@ def average(process_group: Any, curvature: Curvature) -> Curvature:
     ]
     counts = parts[0].new_tensor([*map(float, present), *map(float, rows)])
     message = torch.cat([counts, *(part.flatten() for part in parts)])
+    # gloo's thread lets go of the message only with the interpreter's lock: at the end of a program there is none, and it would abort
+    held = sys.getrefcount(message)
     torch.distributed.all_reduce(message, group=process_group)
+    end = time.monotonic() + 1
+    while message.device.type == "cpu" and sys.getrefcount(message) > held and time.monotonic() < end:
+        time.sleep(0)
     numbers, *sums = message.split([len(counts), *(part.numel() for part in parts)])
     means = [(total / count).view(part.shape) for total, part in zip(sums, parts, strict=True)]
     flags, totals = numbers.split([len(present), len(rows)])
