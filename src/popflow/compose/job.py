@@ -14,12 +14,12 @@ from popflow.compose.config import SampleConfig
 from popflow.compose.expert_loading import load_experts, recipe_of
 from popflow.compose.report import report
 from popflow.compose.sampler import Sample, Sampler, check_mass, diagnostics, sample
-from popflow.compose.schedule import geometric, karras, linear
+from popflow.compose.schedule import Grid, geometric, karras, linear
 from popflow.compose.zoo.catalogue import data_step
 from popflow.core import Streams
 from popflow.runs import ConfigError, Report, Run, simulation
 
-_GRIDS = {"karras": karras, "linear": linear, "geometric": geometric}
+_GRIDS: dict[str, Grid] = {"karras": karras, "linear": linear, "geometric": geometric}
 
 
 @dataclass(frozen=True, eq=False)

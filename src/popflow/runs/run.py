@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: called as a job proceeds."""
 
 _LOCK = ".lock"
-_OF_THE_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, CheckpointError, KeyboardInterrupt)
+_INPUT_ERRORS = (ValueError, TypeError, LookupError, OSError, ImportError, CheckpointError, KeyboardInterrupt)
 _BEFORE_RESULTS = {_LOCK, "config.json", "env.json", "log.txt"}
 _LEFT_BY_A_KILL = re.compile(r"\.(?:[\w.-]+\.(?:json|jsonl|html|safetensors))\.\w+\.tmp")
 
@@ -182,7 +182,7 @@ class Run:
             self.log("interrupted")
         elif error is not None:
             self.log("".join(traceback.format_exception(error)))
-        if isinstance(error, _OF_THE_INPUT) and not _results(self.path):
+        if isinstance(error, _INPUT_ERRORS) and not _results(self.path):
             for name in _BEFORE_RESULTS:
                 (self.path / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
