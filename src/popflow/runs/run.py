@@ -7,8 +7,8 @@
     report.html/.json  what came out
     log.txt            wall-clock times, messages, tracebacks
 
-Nothing is pickled. One process at a time may have a run open. A directory belongs to its job once something was computed: one that ended before,
-by an error in its configuration or input, leaves no directory, and what a kill left that early is taken over by the next job.
+Nothing is pickled. One process at a time may have a run open. A directory belongs to its job once something was computed. A job that fails
+before that, on its configuration or its input, leaves no directory; the directory of one that is killed that early is taken over by the next job.
 """
 
 from __future__ import annotations
