@@ -81,6 +81,7 @@ def of_experts(config: SampleConfig, device: torch.device | str = "cpu") -> Setu
         settings |= product | {"zeta": zeta, "kernel_steps": kernel_steps, "step_size": step_size}
     read = {name: settings[name] for name in settings_of(config.op) if name in settings}
     sampler = composition(loaded[:count], config.op, **guided, **read)
+    sampler.experts[0].home.check_levels(levels)
     check_mass(sampler, levels)
     return Setup(sampler, levels, size.particles, size.runs, partial(report, config, recipe, sampler, levels))
 
