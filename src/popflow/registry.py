@@ -93,7 +93,7 @@ class Method:
         summary: Description in one line.
         cite: BibTeX entries.
         demo: A job with a known answer that needs no input: all fields of its configuration have defaults; a field ``quick: bool``
-            asks for less, within seconds.
+            asks for a smaller run that takes seconds.
         task: The job on the user's own input: the verb of that name in `TASKS`, or a `Task`, whose verb is then the name of the method.
     """
 
@@ -234,7 +234,7 @@ def _load(point: EntryPoint) -> Method:
     if method.name != point.name:
         raise ValueError(f"the method calls itself {method.name!r} and its entry point {point.name!r}, wanted one name")
     if point.name in RESERVED:
-        raise ValueError(f"the name {point.name!r} is taken")
+        raise ValueError(f"the name {point.name!r} is taken by a command or a built-in method, wanted another one")
     return method
 
 

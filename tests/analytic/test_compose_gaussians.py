@@ -15,6 +15,7 @@ from torch import Tensor
 
 from popflow.compose import Expert, Target, cfg, feynman_kac, gaussian_mixture, karras, sample, tilt
 from popflow.core import Streams
+from popflow.core.checks import put_off
 
 MOMENTS = {"a": (0.7, 0.8), "b": (-1.0, 1.2), "c": (0.6, 0.6)}
 A, B, C = (gaussian_mixture(torch.tensor([[m]]), c, name=name) for name, (m, c) in MOMENTS.items())
@@ -115,7 +116,10 @@ def test_a_hard_constraint_at_the_last_level_gives_the_truncated_normal():
     assert error < 0.01
 
 
-def test_a_hard_constraint_before_the_last_level_is_refused():
+@pytest.mark.parametrize("later", [False, True])
+def test_a_hard_constraint_before_the_last_level_is_refused(later):
+    """At once, or after the loop where checks are put off, as on an accelerator."""
     target = tilt(A, half_line, gradient=False, name="right half")
-    with pytest.raises(ValueError, match=r"rewards \['right half'\] are -inf for \d+ particles at sigma=20, before the last level"):
+    refused = pytest.raises(ValueError, match=r"rewards \['right half'\] are -inf for \d+ particles at sigma=20, before the last level")
+    with refused, put_off(later):
         sample(feynman_kac(target), karras(10, 0.01, 20.0), particles=64, rng=Streams(0))

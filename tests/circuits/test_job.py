@@ -14,7 +14,7 @@ from popflow.circuits.job import run
 from popflow.circuits.space import ACTIVATIONS
 from popflow.circuits.task import LOSSES, task
 from popflow.cli.app import main
-from popflow.runs import ConfigError, Run, config_of, options
+from popflow.runs import ConfigError, Report, Run, config_of, options
 
 SMALL = SearchConfig(data="digits:3,7:3", depth=2, curve=(1,), restarts=4, steps=30, calls=40, runs=5)
 
@@ -78,6 +78,15 @@ def test_the_demo_finds_the_optimum(tmp_path):
     assert report.verdict is not None
     assert report.verdict.passed
     assert torch.tensor(report.results["test accuracy"].value).item() == pytest.approx(0.9583, abs=1e-4)
+
+
+def test_a_quick_demo_trains_no_more_restarts_than_asked_for(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(job, "run", lambda search, run: seen.append(search.restarts) or Report("", ""))
+    with Run.open(tmp_path / "run", {}, job="demo qhn") as opened:
+        for restarts in (4, 64):
+            demo(DemoConfig(quick=True, restarts=restarts), opened)
+    assert seen == [4, 8]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from popflow.compose import gaussian_mixture
+from popflow.compose import gaussian_mixture, igso3_mixture
 from popflow.compose.config import SampleConfig
 from popflow.compose.expert_loading import load_experts
 from popflow.compose.job import of_experts, run
@@ -21,6 +21,7 @@ from popflow.core.checkpoint import load_tensors
 from popflow.runs import ConfigError, Run, config_of
 
 MINE = gaussian_mixture(torch.zeros(1, 2), 1.0, name="mine")
+TURNS = igso3_mixture(torch.eye(3).unsqueeze(0), 0.3)
 SMALL = {"steps": 20, "particles": 16, "runs": 3, "sigma_min": 0.1, "sigma_max": 10.0}
 EVEN = {"experts": ["zoo:digits-even"]}
 
@@ -89,6 +90,7 @@ def test_superpositions_run(tmp_path, op):
         (EVEN | {"beta": [-1.0]}, "the exponents sum to -1"),
         (EVEN | {"beta": [0.0]}, "every exponent is zero"),
         (EVEN | {"sigma_min": 20.0}, "sigma_min < sigma_max"),
+        ({"experts": ["python:tests.compose.test_job:TURNS"]} | SMALL, "the step of rotations from noise level"),
     ],
 )
 def test_bad_input_is_named_and_leaves_no_directory(tmp_path, values, says):

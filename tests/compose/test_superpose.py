@@ -336,7 +336,10 @@ def test_resuming_midway_gives_identical_bytes(make: Callable[..., Sampler]):
         (lambda: either(EXPERTS[:2], bias=[0.0, math.nan]), "wanted one finite number for each of 2 experts"),
         (lambda: both(EXPERTS[:2], ridge=-1.0), "ridge=-1.0, wanted a number >= 0"),
         (lambda: both(EXPERTS[:2], feedback=1.5), r"feedback=1.5, wanted a share in \[0, 1\]"),
-        (lambda: both(EXPERTS[:2], bias=[0.0, 1.0], feedback=0.0), "bias without feedback has no effect in AND"),
+        (
+            lambda: both(EXPERTS[:2], bias=[0.0, 1.0], feedback=0.0),
+            r"bias=\[0.0, 1.0\] has no effect in AND with feedback=0, wanted feedback above 0",
+        ),
         (lambda: both(EXPERTS[:2], guidance=Guidance(NULL, 0.0)), "guidance.w=0 in AND"),
         (lambda: both(EXPERTS[:2], guidance=Guidance(NULL, math.nan)), "guidance.w=nan, wanted a finite number"),
         (lambda: both(EXPERTS[:2], ridge=math.inf), "ridge=inf, wanted a number >= 0"),

@@ -156,10 +156,11 @@ def test_what_is_wrong_is_named(values, message):
         (["--time", "day", "--dims", "9"], "dims=9, wanted 1 to 4"),
         (["--time", "day", "--dims", "2", "--hold-out", "10"], "is an end point or does not exist"),
         (["--time", "day", "--dims", "2", "--hold-out", "3"], "there is no snapshot at time 3.0"),
+        (["--time", "day", "--dims", "2", "--hold-out", "2", "--smooth"], "there are 2 training snapshots, wanted at least three"),
     ],
 )
 def test_what_does_not_fit_the_file_is_named(h5ad, tmp_path, capsys, options, message):
-    assert main(["flow", str(h5ad), *options, "--out", str(tmp_path / "run")]) != 0
+    assert main(["flow", str(h5ad), *options, "--out", str(tmp_path / "run")]) == 2
     assert message in re.sub(r"'lower'", "'upper'", capsys.readouterr().err)
 
 
@@ -169,7 +170,7 @@ def test_a_key_that_is_taken_is_told_before_the_fit(h5ad, tmp_path, capsys):
     adata = ad.read_h5ad(h5ad)
     adata.obs["popflow_growth"] = 1.0
     adata.write_h5ad(tmp_path / "taken.h5ad")
-    assert main(["flow", str(tmp_path / "taken.h5ad"), *OPTIONS, "--out", str(tmp_path / "run")]) == 1
+    assert main(["flow", str(tmp_path / "taken.h5ad"), *OPTIONS, "--out", str(tmp_path / "run")]) == 2
     assert "already has obs['popflow_growth']" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -131,7 +131,7 @@ class DemoConfig:
 
     Attributes:
         seed: Random seed.
-        quick: Train fewer restarts, which takes seconds.
+        quick: Run a smaller version in seconds: at most 8 restarts, and fewer depths and classical runs.
         restarts: Training restarts from random angles.
         depth: Layers of the circuit.
     """

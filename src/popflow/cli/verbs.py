@@ -64,8 +64,8 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 }
 
 
-_TAKEN = {"--out", "--config", "--device", "--json", "--help", "-h"}
-_OF_THE_RUN = {"job", "inputs", "method_name", *_SHARED}
+_RESERVED_OPTIONS = {"--out", "--config", "--device", "--json", "--help", "-h"}
+_RESERVED_FIELDS = {"job", "inputs", "method_name", *_SHARED}
 """Names that no field may have: keys of config.json beside the fields, and parameters of every verb."""
 
 
@@ -169,7 +169,9 @@ def _declared(command: Callable[..., None], name: str, text: str, task: Task, **
     """Give a function the signature that a configuration declares, plus the options that all verbs share."""
     found = options(task.load("config"))
     taken = sorted(
-        option.name for option in found if option.name in _OF_THE_RUN or any(_TAKEN & set(both.split("/")) for both in option.names)
+        option.name
+        for option in found
+        if option.name in _RESERVED_FIELDS or any(_RESERVED_OPTIONS & set(both.split("/")) for both in option.names)
     )
     if taken:
         raise TypeError(

@@ -23,7 +23,7 @@ from popflow.compose.target import Expert, Target, check_same_space
 from popflow.core.errors import unknown
 
 _SAMPLERS = {"product": feynman_kac, "or": either, "and": both, "average": average}
-_OF_PRODUCTS = ("exponents", "power", "reward")
+_PRODUCT_SETTINGS = ("exponents", "power", "reward")
 OPERATIONS = tuple(_SAMPLERS)
 
 
@@ -67,7 +67,7 @@ def composition(
     check_same_space([*experts, *unconditional])
     if op != "product":
         return _SAMPLERS[op](experts, guidance=Guidance(unconditional[0], guidance) if unconditional else None, **given)
-    exponents, power, reward = (given.pop(name, default) for name, default in zip(_OF_PRODUCTS, (None, 1.0, None), strict=True))
+    exponents, power, reward = (given.pop(name, default) for name, default in zip(_PRODUCT_SETTINGS, (None, 1.0, None), strict=True))
     target = guided_product(experts, exponents, unconditional=unconditional, guidance=guidance, power=power)
     return feynman_kac(target if reward is None else Target(target.factors, (reward,)), **given)
 
@@ -82,7 +82,7 @@ def settings_of(op: str) -> tuple[str, ...]:
         raise ValueError(unknown("op", str(op), OPERATIONS))
     parameters = inspect.signature(_SAMPLERS[op]).parameters.values()
     own = tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "guidance")
-    return (*_OF_PRODUCTS, *own) if op == "product" else own
+    return (*_PRODUCT_SETTINGS, *own) if op == "product" else own
 
 
 def guided_product(

@@ -14,12 +14,12 @@ from popflow.compose.config import SampleConfig
 from popflow.compose.expert_loading import load_experts, recipe_of
 from popflow.compose.report import report
 from popflow.compose.sampler import Sample, Sampler, check_mass, diagnostics, sample
-from popflow.compose.schedule import geometric, karras, linear
+from popflow.compose.schedule import Grid, geometric, karras, linear
 from popflow.compose.zoo.catalogue import data_step
 from popflow.core import Streams
 from popflow.runs import ConfigError, Report, Run, simulation
 
-_GRIDS = {"karras": karras, "linear": linear, "geometric": geometric}
+_GRIDS: dict[str, Grid] = {"karras": karras, "linear": linear, "geometric": geometric}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,7 @@ def of_experts(config: SampleConfig, device: torch.device | str = "cpu") -> Setu
         settings |= product | {"zeta": zeta, "kernel_steps": kernel_steps, "step_size": step_size}
     read = {name: settings[name] for name in settings_of(config.op) if name in settings}
     sampler = composition(loaded[:count], config.op, **guided, **read)
+    sampler.experts[0].home.check_levels(levels)
     check_mass(sampler, levels)
     return Setup(sampler, levels, size.particles, size.runs, partial(report, config, recipe, sampler, levels))
 

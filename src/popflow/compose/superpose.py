@@ -136,9 +136,11 @@ def both(
     if not 0 <= feedback <= 1:
         raise ValueError(f"feedback={feedback}, wanted a share in [0, 1].")
     if bias is not None and feedback == 0:
-        raise ValueError("bias without feedback has no effect in AND: pass feedback=0.1 or so.")
+        raise ValueError(f"bias={list(bias)} has no effect in AND with feedback=0, wanted feedback above 0: 0.1 is usual.")
     if guidance is not None and guidance.w == 0:
-        raise ValueError("guidance.w=0 in AND: the shares have no effect and no solution; pass a positive weight.")
+        raise ValueError(
+            "guidance.w=0 in AND, wanted another weight: with 0 the shares have no effect, and no solution. 1 means no guidance."
+        )
     offset = _bias(bias, experts)
 
     def shares(log_q: Tensor, field: _Field, noise: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from popflow.compose.exponents import at
 from popflow.compose.rewards import Reward, over_rows, sum_of_rewards
 from popflow.compose.target import Target
 from popflow.core import Population, Step, Streams, chain, temper
+from popflow.core.checks import refuse
 
 Window = tuple[float, float]
 """``(low, high)`` noise levels, both included."""
@@ -78,12 +79,13 @@ def rewarded(step: Step, rewards: Sequence[Reward], window: Window) -> Step:
     """
 
     def revocable(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-        lost = int((pop.aux["tilt"] == -math.inf).sum())
-        if lost:
-            raise ValueError(
+        def error(lost: int) -> ValueError:
+            return ValueError(
                 f"rewards {[r.name for r in rewards]} are -inf for {lost} particles at sigma={math.sqrt(t0):g}, before the last level: a "
                 "path ruled out here could still end well. Fix: a finite penalty, or a gamma(sigma) that is 0 until the last level."
             )
+
+        refuse((pop.aux["tilt"] == -math.inf).sum(), error)
         return pop
 
     def weigh(pop: Population, t0: float, t1: float, rng: Streams) -> Population:

@@ -178,7 +178,7 @@ def _is_reached(weight: Tensor) -> bool:
     node: Any = torch.autograd.graph.get_gradient_edge(weight).node
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # torch refuses to say it of a parameter that torch.autograd.grad was asked for: it is reached
+    except RuntimeError:  # torch does not answer for a parameter that is itself an input of torch.autograd.grad: it is reached
         return True
 
 

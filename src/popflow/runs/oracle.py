@@ -29,7 +29,7 @@ class Oracle(Generic[Items]):
         keys: ``items -> keys``: a hashable key for each input. The default takes the inputs themselves.
 
     Attributes:
-        calls: Inputs requested, repetitions included.
+        calls: Inputs requested, those that were requested before included.
         known: The value of every key evaluated so far, in the order of evaluation. Values are stored here before they are returned, so a
             mapping that writes to disk makes a ledger.
 

@@ -7,8 +7,8 @@
     report.html/.json  what came out
     log.txt            wall-clock times, messages, tracebacks
 
-Nothing is pickled. One process at a time may have a run open. A directory belongs to its job once something was computed: one that ended before,
-by an error in its configuration or input, leaves no directory, and what a kill left that early is taken over by the next job.
+Nothing is pickled. One process at a time may have a run open. A directory belongs to its job once something was computed. A job that fails
+before that, on its configuration or its input, leaves no directory; the directory of one that is killed that early is taken over by the next job.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: called as a job proceeds."""
 
 _LOCK = ".lock"
-_OF_THE_INPUT = (ValueError, TypeError, LookupError, OSError, ImportError, CheckpointError, KeyboardInterrupt)
+_INPUT_ERRORS = (ValueError, TypeError, LookupError, OSError, ImportError, CheckpointError, KeyboardInterrupt)
 _BEFORE_RESULTS = {_LOCK, "config.json", "env.json", "log.txt"}
 _LEFT_BY_A_KILL = re.compile(r"\.(?:[\w.-]+\.(?:json|jsonl|html|safetensors))\.\w+\.tmp")
 
@@ -182,7 +182,7 @@ class Run:
             self.log("interrupted")
         elif error is not None:
             self.log("".join(traceback.format_exception(error)))
-        if isinstance(error, _OF_THE_INPUT) and not _results(self.path):
+        if isinstance(error, _INPUT_ERRORS) and not _results(self.path):
             for name in _BEFORE_RESULTS:
                 (self.path / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):

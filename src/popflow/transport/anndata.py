@@ -53,9 +53,9 @@ class Cells:
     rep: str
     annotation: tuple[tuple[str, ...], ...] | None = None
 
-    def spread(self, values: Sequence[Tensor], missing: float = float("nan")) -> np.ndarray:
-        """Values per marginal ``[n_i, ...]`` in the order of the file ``[count, ...]``; ``missing`` for cells of no marginal."""
-        out = np.full((self.count, *values[0].shape[1:]), missing, dtype=np.float32)
+    def spread(self, values: Sequence[Tensor]) -> np.ndarray:
+        """Values per marginal ``[n_i, ...]`` in the order of the file ``[count, ...]``; NaN for cells of no marginal."""
+        out = np.full((self.count, *values[0].shape[1:]), np.nan, dtype=np.float32)
         for rows, value in zip(self.rows, values, strict=True):
             out[rows] = value.detach().cpu().float().numpy()
         return out

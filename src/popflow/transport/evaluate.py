@@ -20,6 +20,8 @@ from popflow.transport.snapshots import Snapshots
 
 FLOW, PATH, BASELINE = "flow", "path at the time", "OT-conditional flow matching"
 PREVIOUS, TRANSPORT, RANDOM, FLOOR = "previous marginal", "exact-OT midpoint", "independent midpoint", "sampling floor"
+CELLS = 1500
+"""Most cells of a marginal that a score uses: exact distances are cubic in them."""
 
 
 @runtime_checkable
@@ -97,7 +99,7 @@ def merged(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def evaluate(
-    flow: Flow, snapshots: Snapshots, *, rng: Streams, marginals: tuple[int, ...] | None = None, cells: int = 1500
+    flow: Flow, snapshots: Snapshots, *, rng: Streams, marginals: tuple[int, ...] | None = None, cells: int = CELLS
 ) -> dict[int, dict[str, Score]]:
     """Score the flow at marginals, from the cells of the training marginal before each.
 
@@ -106,7 +108,7 @@ def evaluate(
         snapshots: Samples, with the held-out marginals.
         rng: Streams for the subsamples, pairs, halves and the noise of the flow.
         marginals: Marginals to score, from 1 .. M - 1; None: those held out.
-        cells: At most this many cells of a marginal are used: exact distances are cubic in them.
+        cells: At most this many cells of a marginal are used.
 
     Returns:
         Marginal -> name -> `Score`: ``flow``; at held-out marginals ``path at the time`` for a flow that has a path (twice as many points as
@@ -131,7 +133,7 @@ def evaluate(
     return found
 
 
-def baselines(snapshots: Snapshots, k: int, *, rng: Streams, cells: int = 1500) -> tuple[Tensor, Tensor, dict[str, Score]]:
+def baselines(snapshots: Snapshots, k: int, *, rng: Streams, cells: int = CELLS) -> tuple[Tensor, Tensor, dict[str, Score]]:
     """Cells of the training marginal before ``k``, true cells of ``k``, and the scores of the trivial predictions of it; see the module."""
     left, right = neighbours(snapshots, k)
     truth, before = (some(snapshots.x[i], cells, rng) for i in (k, left))

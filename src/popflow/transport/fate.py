@@ -13,6 +13,9 @@ from popflow.core.streams import Streams
 from popflow.transport.evaluate import Flow
 from popflow.transport.snapshots import Snapshots
 
+NEIGHBOURS = 15
+"""Number of nearest cells that vote on the type of a pushed cell."""
+
 
 @dataclass(frozen=True, eq=False)
 class Fates:
@@ -39,7 +42,7 @@ def fates(
     end: int,
     *,
     rng: Streams,
-    neighbours: int = 15,
+    neighbours: int = NEIGHBOURS,
 ) -> Fates:
     """Push the cells of marginal ``start`` to the time of ``end`` and read off the types of the observed cells near them.
 

@@ -27,12 +27,13 @@ def run(config: FlowConfig, run: Run) -> Report:
 
     try:
         cells = read(config, run)
-    except (ValueError, CheckpointError) as error:
+        anndata.check_place(config.cells, types=config.types is not None)
+        problem = lagrangian(config, cells.snapshots)
+    except (ValueError, TypeError, CheckpointError) as error:
         raise ConfigError(str(error)) from error
-    anndata.check_place(config.cells, types=config.types is not None)
     snapshots, last = cells.snapshots, len(cells.snapshots) - 1
     run.log(f"{[len(x) for x in snapshots.x]} cells at {list(snapshots.labels)}, {snapshots.dim} coordinates")
-    flow = LagrangianFlow(lagrangian(config, snapshots), width=config.width, lr=config.lr)
+    flow = LagrangianFlow(problem, width=config.width, lr=config.lr)
     flow.fit(snapshots, steps=config.steps, rng=rng(), **training(run, "fit", config.steps))
     certificate = flow.report()
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from popflow.runs import Figure, Measured, Report, Table, Verdict, figures, point_figures
 from popflow.transport.anndata import Cells
-from popflow.transport.evaluate import BASELINE, FLOOR, FLOW, PATH, TRANSPORT, Score
-from popflow.transport.fate import Fates, growth_by_type
+from popflow.transport.evaluate import BASELINE, CELLS, FLOOR, FLOW, PATH, TRANSPORT, Score
+from popflow.transport.fate import NEIGHBOURS, Fates, growth_by_type
 from popflow.transport.lagrangian import WFR
 from popflow.transport.lagrangian_flow import Certificate, LagrangianFlow
 from popflow.transport.predict import Track, in_blocks
@@ -102,7 +102,7 @@ def _scores(scores: Mapping[int, Mapping[str, Score]], snapshots: Snapshots) -> 
         ("time", "what", "W1", "W2", "MMD"),
         tuple(rows),
         "Flow: pushed from the cells of the training snapshot before each time, weights included. Path: cells drawn from the learned path at that "
-        "time, to which the snapshots on both sides contribute. At most 1500 cells of each snapshot. Lower is better; below the sampling floor "
+        f"time, to which the snapshots on both sides contribute. At most {CELLS} cells of each snapshot. Lower is better; below the sampling floor "
         "(two halves of the true cells) differences mean nothing.",
         tuple(i for i, row in enumerate(rows) if row[1] in (FLOW, PATH)),
     )
@@ -166,8 +166,8 @@ def _fates(fate: Fates, snapshots: Snapshots) -> Table:
         f"Fate: from time {snapshots.labels[0]} to time {snapshots.labels[-1]}",
         ("type at the start", *fate.types),
         rows,
-        "Shares of the types among the descendants, weights included. The type of a descendant is that of the 15 nearest cells of the last "
-        "snapshot, one vote each. A dash: no cell of that type at the start.",
+        "Shares of the types among the descendants, weights included. The type of a descendant is that of the "
+        f"{NEIGHBOURS} nearest cells of the last snapshot, one vote each. A dash: no cell of that type at the start.",
     )
 
 

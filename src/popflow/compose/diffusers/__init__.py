@@ -1,6 +1,7 @@
 """Your own pretrained diffusers pipelines: Stable Diffusion 1, 2 and XL, SD3, Flux, unconditional and class-conditional ones.
 
-`from_pretrained` and `from_pipe` make experts, which compose like any others. `ComposedPipeline` does the same with the manners of diffusers.
+`from_pretrained` and `from_pipe` make experts, which compose like any others. `ComposedPipeline` does the same and is called like a
+pipeline of diffusers.
 Needs the extra: ``pip install 'popflow[diffusers]'``.
 """
 

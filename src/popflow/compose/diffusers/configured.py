@@ -9,7 +9,7 @@ from popflow.compose.config import SampleConfig
 from popflow.compose.diffusers.pipeline import ComposedPipeline
 from popflow.compose.diffusers.plan import Plan
 
-_OF_THE_SAME_NAME = ("op", "height", "width", "strength", "noise_above", "ess_below")
+_SAME_NAMES = ("op", "height", "width", "strength", "noise_above", "ess_below")
 """Settings that `ComposedPipeline.plan` takes under the names that they have in the configuration."""
 
 
@@ -28,7 +28,7 @@ def planned(config: SampleConfig, pipe: ComposedPipeline, particles: int) -> Pla
         correct=particles > 1,
         zeta=1.0 if config.zeta is None else config.zeta,
         kernel_steps=config.kernel_steps or 0,
-        **{name: getattr(config, name) for name in _OF_THE_SAME_NAME},
+        **{name: getattr(config, name) for name in _SAME_NAMES},
     )
 
 

@@ -22,7 +22,7 @@ from popflow.core import MissingExtraError
 from popflow.core.errors import unknown
 
 _DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler", "SCMScheduler")
-_BY_NAME = ("turbo", "lightning", "lcm", "hyper-sd", "schnell")
+_DISTILLED_NAMES = ("turbo", "lightning", "lcm", "hyper-sd", "schnell")
 AS_IT_STANDS = None
 """No choice of adapters: whatever the pipeline has active."""
 
@@ -309,7 +309,7 @@ def _why_distilled(pipe: Any, network: Any) -> str:
     if network.config.get("time_cond_proj_dim"):
         return "guidance was distilled into it (time_cond_proj_dim)"
     known = str(pipe.config.get("_name_or_path") or "").lower()
-    return next((f"its name says {word}: distilled to few steps" for word in _BY_NAME if word in Path(known).name), "")
+    return next((f"its name says {word}: distilled to few steps" for word in _DISTILLED_NAMES if word in Path(known).name), "")
 
 
 def _parameter(network: Any) -> Tensor:

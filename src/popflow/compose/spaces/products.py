@@ -132,7 +132,8 @@ class ProductSpace:
             own = torch.tensor([clock(float(level)) if level > 0 else 0.0 for level in levels], dtype=torch.float64)
             if not bool((own.diff() < 0).all()) or not bool(own.isfinite().all()) or own[-1] < 0:
                 raise ValueError(
-                    f"the clock of {one} goes from {float(own[0]):g} to {float(own[-1]):g} and does not fall with every level."
+                    f"the clock of {one} goes from {float(own[0]):g} to {float(own[-1]):g} and does not fall with every level, "
+                    "wanted an increasing function of the common level."
                 )
             one.check_levels(own)
 

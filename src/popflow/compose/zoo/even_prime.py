@@ -27,6 +27,8 @@ EXACT, TRAINED = "exact experts", "trained networks"
 NAIVE, BEST, AND, OR = "sum of scores", "FKC + Langevin", "SuperDiff AND", "SuperDiff OR"
 DRAWS = 512
 """Number of exact draws that distances are measured from."""
+SHOWN = 16
+"""Number of images of a sampler in a figure."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,9 @@ def log_normalizer(sigma: Tensor) -> Tensor:
     return torch.stack(each)
 
 
-def shown(x: Tensor, pair: Sequence[Expert], sigma: float, count: int = 16) -> Tensor:
-    """Evenly spaced images of the first run, denoised by the expert with the smaller score."""
-    y = x[0, :: max(1, x.shape[1] // count)][:count]
+def shown(x: Tensor, pair: Sequence[Expert], sigma: float) -> Tensor:
+    """`SHOWN` evenly spaced images of the first run, denoised by the expert with the smaller score."""
+    y = x[0, :: max(1, x.shape[1] // SHOWN)][:SHOWN]
     s = scores(pair, y, sigma)
     clean = y + (digits.BANDWIDTH**2 + sigma**2) * s
     return torch.where(s[0].square().sum((1, 2, 3), keepdim=True) < s[1].square().sum((1, 2, 3), keepdim=True), clean[0], clean[1])
