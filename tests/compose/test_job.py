@@ -1,5 +1,6 @@
 """The sampling job: what strings name, and that a killed run ends with the bytes of an uninterrupted one."""
 
+import json
 import os
 import signal
 import subprocess
@@ -150,6 +151,8 @@ def test_exponents_are_temperatures_and_reports_know_it(tmp_path):
         assert "walkers of a short Monte Carlo run at the same temperature" in page
         assert "Langevin steps per level: 1." in page
         assert ("of its initial particles; its effective sample size is overstated" in page) == (len(out["aux.ancestor"].unique()) < 10)
+        results = json.loads((tmp_path / name / "report.json").read_text())["report"]["results"]
+        assert {"distance_w2", "energy_w1", "mean_energy", "distinct_ancestors"} <= results.keys()
         states.append(out["x"])
     assert torch.equal(*states)
 
