@@ -27,7 +27,7 @@ def run(config: FlowConfig, run: Run) -> Report:
 
     try:
         cells = read(config, run)
-    except (ValueError, CheckpointError) as error:
+    except (ValueError, TypeError, CheckpointError) as error:
         raise ConfigError(str(error)) from error
     anndata.check_place(config.cells, types=config.types is not None)
     snapshots, last = cells.snapshots, len(cells.snapshots) - 1
