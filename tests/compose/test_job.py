@@ -45,6 +45,9 @@ def test_a_kernel_file_is_the_mixture_of_its_rows(tmp_path):
     y, direct = torch.ones(1, 2, dtype=torch.float64), gaussian_mixture(torch.from_numpy(points), 0.5)
     for expert in load_experts([f"kernel:{tmp_path / file}:0.5" for file in ("points.npy", "points.csv")]):
         assert torch.equal(expert.score(y, 1.0), direct.score(y, 1.0))
+    (tmp_path / "named.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"could not convert string 'a' .*, column 1\. Fix: a \.csv holds numbers"):
+        load_experts([f"kernel:{tmp_path / 'named.csv'}:0.5"])
 
 
 def test_python_experts_and_guidance_compose(tmp_path, monkeypatch):
