@@ -93,7 +93,7 @@ def test_a_quick_demo_trains_no_more_restarts_than_asked_for(tmp_path, monkeypat
     ("values", "message"),
     [
         ({"data": "digit:3,7"}, "unknown data 'digit': did you mean 'digits'"),
-        ({"data": "digits:3"}, "wanted digits:3,7 or digits:3,7:4"),
+        ({"data": "digits:3"}, "wanted two digits from 0 to 9: digits:3,7 or digits:3,7:4"),
         ({"net": "mpl:2"}, "wanted logistic, mlp:WIDTH"),
         ({"net": "mlp:3-2"}, "the narrowest first"),
         ({"activation": ["relo"]}, "'relo': did you mean 'relu'"),

@@ -341,6 +341,16 @@ def test_outside_the_window_nothing_is_weighed_or_resampled(target: Target):
     assert (log_z[last + 1 :] == log_z[-1]).all()
 
 
+def test_a_ramp_weighs_by_the_density_of_the_new_level():
+    """Beside a constant exponent, a step adds ``(delta beta) log q`` where the particle has come to, at the level it has come to."""
+    (s0, s1), before = (1.7, 1.2), population()
+    ramped, constant = (feynman_kac(Q1**beta * Q2).step(before, s0**2, s1**2, Streams(0)) for beta in (ramp, ramp(s0)))
+    assert torch.equal(ramped.x, constant.x)
+    assert Q1.log_prob is not None
+    log_q = Q1.log_prob(ramped.x.flatten(0, 1), s1).reshape(2, 64)
+    assert torch.allclose(ramped.log_w - constant.log_w, (ramp(s1) - ramp(s0)) * log_q, atol=1e-12)
+
+
 def test_a_higher_threshold_resamples_more_often():
     every = sample(feynman_kac(Q1 * Q2, ess_below=1.0), GRID, particles=64, rng=Streams(0)).trace
     seldom = sample(feynman_kac(Q1 * Q2, ess_below=0.3), GRID, particles=64, rng=Streams(0)).trace

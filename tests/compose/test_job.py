@@ -1,5 +1,6 @@
 """The sampling job: what strings name, and that a killed run ends with the bytes of an uninterrupted one."""
 
+import json
 import os
 import signal
 import subprocess
@@ -45,6 +46,9 @@ def test_a_kernel_file_is_the_mixture_of_its_rows(tmp_path):
     y, direct = torch.ones(1, 2, dtype=torch.float64), gaussian_mixture(torch.from_numpy(points), 0.5)
     for expert in load_experts([f"kernel:{tmp_path / file}:0.5" for file in ("points.npy", "points.csv")]):
         assert torch.equal(expert.score(y, 1.0), direct.score(y, 1.0))
+    (tmp_path / "named.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"could not convert string 'a' .*, column 1\. Fix: a \.csv holds numbers"):
+        load_experts([f"kernel:{tmp_path / 'named.csv'}:0.5"])
 
 
 def test_python_experts_and_guidance_compose(tmp_path, monkeypatch):
@@ -152,6 +156,8 @@ def test_exponents_are_temperatures_and_reports_know_it(tmp_path):
         assert "walkers of a short Monte Carlo run at the same temperature" in page
         assert "Langevin steps per level: 1." in page
         assert ("of its initial particles; its effective sample size is overstated" in page) == (len(out["aux.ancestor"].unique()) < 10)
+        results = json.loads((tmp_path / name / "report.json").read_text())["report"]["results"]
+        assert {"distance_w2", "energy_w1", "mean_energy", "distinct_ancestors"} <= results.keys()
         states.append(out["x"])
     assert torch.equal(*states)
 

@@ -134,6 +134,8 @@ def test_a_target_is_no_sampler_and_a_seed_is_no_stream():
     with pytest.raises(TypeError, match=r"sampler is a Target, wanted a Sampler: for example feynman_kac\(target\)"):
         sample(A * B, GRID, particles=8, rng=Streams(0))
     with pytest.raises(TypeError, match=r"rng is a int, wanted popflow.core.Streams"):
+        sample(feynman_kac(A), GRID, particles=8, rng=Streams(0)).pick(0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"rng is a int, wanted popflow.core.Streams"):
         sample(feynman_kac(A), GRID, particles=8, rng=0)
     with pytest.raises(TypeError, match=r"sigmas is a function, wanted noise levels, e.g. karras\(200"):
         sample(feynman_kac(A), karras, particles=8, rng=Streams(0))

@@ -133,6 +133,12 @@ def test_stopped_and_resumed_is_the_same_to_the_last_byte(tmp_path, optimizer):
     assert same(a.params, b.params)
     assert same(a.ema, b.ema)
     assert b.step == 60
+    assert parts[:-1] == whole[:5]
+    assert tail[1:] == whole[6:]
+    assert (parts[-1].step, tail[0].step, whole[5].step, tail[0].lr) == (40, 42, 42, whole[5].lr)
+    # the record at the end of the first part divides an average over the steps 36 to 42
+    for name, mean in whole[5].metrics.items():
+        assert 5 * parts[-1].metrics[name] + 2 * tail[0].metrics[name] == pytest.approx(7 * mean, rel=1e-6)
     again = run(steps=60, rng=Streams(4), checkpoint=tmp_path / "b")
     assert same(a.params, again.params)
 

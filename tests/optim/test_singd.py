@@ -777,12 +777,16 @@ def test_wrong_kinds_are_named_with_their_fix():
 
 def test_the_fallback_follows_a_rate_that_starts_at_nothing():
     net = seeded(lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))).double()
-    optimizer = SINGD(net, lr=0.0)
-    train(net, optimizer, 1)
-    before = net[0].weight.detach().clone()
-    optimizer.param_groups[0]["lr"] = 0.01
-    train(net, optimizer, 1)
-    torch.testing.assert_close((net[0].weight - before).abs(), torch.full((4,), 1e-3, dtype=F64), rtol=1.0, atol=0)
+    optimizer = SINGD(net, lr=0.0, weight_decay=0.1)
+    alone = nn.Parameter(net[0].weight.detach().clone())
+    other = torch.optim.AdamW([alone], lr=1e-3, weight_decay=0.1)
+    for lr in (0.0, 0.01, 0.005):  # the rate of the fallback is 1e-3 at the highest
+        optimizer.param_groups[0]["lr"], other.param_groups[0]["lr"] = lr, 0.1 * lr
+        train(net, optimizer, 1)
+        alone.grad = net[0].weight.grad.clone()
+        other.step()
+    torch.testing.assert_close(net[0].weight, alone, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(alone, torch.ones(4, dtype=F64), atol=1e-4)
 
 
 @pytest.mark.parametrize("ratio", [1.6, 3.0])

@@ -17,10 +17,11 @@ LABELS = {"x_label": "PC 1", "y_label": "PC 2"}
 
 
 def test_figures_are_pngs_and_the_same_every_time():
-    x, paths = cloud(7000), cloud(12).reshape(3, 4, 2)
+    x, paths, frames = cloud(7000), cloud(12).reshape(3, 4, 2), torch.stack([cloud(), cloud() + 2])
     for draw in (
         lambda: value_map(x, x[:, 0], **LABELS, value_label="growth", symmetric=True),
         lambda: trajectories(x, paths, **LABELS, times=[0.0, 1.0, 2.0]),
+        lambda: moving(frames, torch.ones(2, 50), [("day 0", cloud())], **LABELS, times=[0.0, 1.0], seconds=1.0),
     ):
         assert draw() == draw()
         assert draw().startswith("data:image/png;base64,")

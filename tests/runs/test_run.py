@@ -35,6 +35,20 @@ def test_the_same_job_is_gone_on_with(tmp_path):
     assert cited(run.path) == ["@misc{x}"]
 
 
+def test_metrics_are_on_disk_before_what_is_saved_after_them(tmp_path, monkeypatch):
+    """Checkpoints and reports speak of earlier rows, so a crash of the machine must not take these away."""
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino) or fsync(number))
+    with Run.open(tmp_path / "run", Job(), job="sample") as run:
+        synced.clear()
+        run.metrics.add("sample", 0, {"ess": 1.0})
+        run.save("state", {"x": torch.ones(1)})
+        run.finish(Report("Done", "Summary."))
+    names = {path.stat().st_ino: path.name for path in run.path.iterdir() if path.suffix in (".jsonl", ".safetensors", ".html")}
+    order = [names[number] for number in synced if number in names]
+    assert order == ["metrics.jsonl", "state.safetensors", "metrics.jsonl", "report.html"]
+
+
 def test_another_job_is_refused_and_named(tmp_path):
     with Run.open(tmp_path, Job(), job="sample") as run:
         run.save("state", {"x": torch.ones(1)})

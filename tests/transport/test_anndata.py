@@ -68,3 +68,5 @@ def test_bad_input_is_named(h5ad, tmp_path):
     (tmp_path / "text.h5ad").write_text("no")
     with pytest.raises(CheckpointError, match="as h5ad"):
         read(tmp_path / "text.h5ad", time="day")
+    with pytest.raises(CheckpointError, match=r"absent\.h5ad: no such file\. Fix"):
+        read(tmp_path / "absent.h5ad", time="day")

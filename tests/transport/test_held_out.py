@@ -44,4 +44,5 @@ def test_nan_where_nobody_looks_changes_nothing(name):
     assert torch.equal(*(flow.growth(0.7, x) for flow in flows))
     assert torch.equal(*(flow.push(x, 0.0, 1.0, Streams(1)).x for flow in flows))
     if name != "flow matching":
+        assert flows[0].report(draws=2) == flows[1].report(draws=2)
         assert torch.equal(*(flow.interpolate(1.0, 9, Streams(1)).x for flow in flows))

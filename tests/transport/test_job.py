@@ -162,6 +162,7 @@ def test_what_is_wrong_is_named(values, message):
 def test_what_does_not_fit_the_file_is_named(h5ad, tmp_path, capsys, options, message):
     assert main(["flow", str(h5ad), *options, "--out", str(tmp_path / "run")]) == 2
     assert message in re.sub(r"'lower'", "'upper'", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_key_that_is_taken_is_told_before_the_fit(h5ad, tmp_path, capsys):

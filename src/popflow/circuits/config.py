@@ -13,9 +13,9 @@ from popflow.core.errors import unknown
 from popflow.runs.config import Flag, check
 
 _DATA = {
-    "digits": (r"digits:(?P<first>\d),(?P<second>\d)(?::(?P<side>\d+))?", "digits:3,7 or digits:3,7:4"),
-    "gaussians": (r"gaussians(?::(?P<points>\d+))?", "gaussians:2000"),
-    "mnist": (r"mnist:(?P<first>\d),(?P<second>\d):(?P<folder>.+)", "mnist:3,7:FOLDER"),
+    "digits": (r"digits:(?P<first>\d),(?P<second>\d)(?::(?P<side>\d+))?", "two digits from 0 to 9: digits:3,7 or digits:3,7:4"),
+    "gaussians": (r"gaussians(?::(?P<points>\d+))?", "a number of points: gaussians:2000"),
+    "mnist": (r"mnist:(?P<first>\d),(?P<second>\d):(?P<folder>.+)", "two digits and a folder: mnist:3,7:FOLDER"),
 }
 _WIDEST = 26
 

@@ -75,7 +75,10 @@ def _from_file(spec: ExpertSpec, device: torch.device | str) -> Expert:
             data = numpy.load(spec.name, allow_pickle=False)
             data = data if isinstance(data, numpy.ndarray) else data[data.files[0]]
     except (OSError, ValueError, IndexError) as error:
-        raise ValueError(f"expert {spec.text!r}: cannot read {spec.name!r} as .npy, .npz or .csv: {error}.") from error
+        raise ValueError(
+            f"expert {spec.text!r}: cannot read {spec.name!r} as .npy, .npz or .csv: {str(error).rstrip('.')}. Fix: a .csv "
+            "holds numbers and commas only, one sample per line, no header."
+        ) from error
     points = torch.as_tensor(data, dtype=torch.float64, device=device)
     if points.ndim < 2 or not points.numel() or not bool(points.isfinite().all()):
         raise ValueError(

@@ -61,6 +61,7 @@ class Sample:
         """Draw ``n`` unweighted samples from each run, ``[runs, n, *event]``."""
         if n < 1:
             raise ValueError(f"n={n}, wanted at least one sample of each run.")
+        _check_streams(rng)
         pop = self.population
         weights = pop.weights()
         if n == len(pop):
@@ -71,6 +72,11 @@ class Sample:
     def pick(self, rng: Streams) -> Tensor:
         """Draw one sample from each run by its weights, ``[runs, *event]``: independent samples without near-duplicates."""
         return self.draw(1, rng).squeeze(1) if len(self.population) > 1 else self.population.x.squeeze(1)
+
+
+def _check_streams(rng: object) -> None:
+    if not isinstance(rng, Streams):
+        raise TypeError(f"rng is a {type(rng).__name__}, wanted popflow.core.Streams: for example Streams(seed=0).")
 
 
 def ending(step: Step, last: Step) -> Step:
@@ -141,8 +147,7 @@ def sample(
     """
     if not isinstance(sampler, Sampler):
         raise TypeError(f"sampler is a {type(sampler).__name__}, wanted a Sampler: for example feynman_kac(target).")
-    if not isinstance(rng, Streams):
-        raise TypeError(f"rng is a {type(rng).__name__}, wanted popflow.core.Streams: for example Streams(seed=0).")
+    _check_streams(rng)
     levels, space = check_levels(sigmas), sampler.experts[0].home
     space.check_levels(levels)
     check_mass(sampler, levels)

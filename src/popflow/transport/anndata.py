@@ -282,6 +282,8 @@ def _opened(source: Any) -> Iterator[Any]:
         raise MissingExtraError(f"anndata is not installed; it reads {source}. Fix: pip install 'popflow[cells]'.") from error
     try:
         adata = read_h5ad(source, backed="r")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"cannot read {source}: no such file. Fix: give the path of an AnnData file.") from error
     except (OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"cannot read {source} as h5ad: {error}. Fix: give the path of an AnnData file.") from error
     try:
@@ -296,5 +298,7 @@ def _coordinates(key: str, value: Any, dims: int | None) -> Tensor:
         raise TypeError(f"obsm[{key!r}] is sparse, wanted dense coordinates: take principal components (scanpy.pp.pca) and give their key.")
     array = np.asarray(value)
     if dims is not None and not 1 <= dims <= array.shape[1]:
-        raise ValueError(f"dims={dims}, wanted 1 to {array.shape[1]}, the number of coordinates in obsm[{key!r}].")
+        raise ValueError(
+            f"dims={dims}, wanted 1 to {array.shape[1]}, the number of coordinates in obsm[{key!r}]. Fix: dims={array.shape[1]} takes all."
+        )
     return torch.from_numpy(np.array(array[:, :dims], dtype=np.float32))

@@ -675,6 +675,8 @@ def test_labels_and_unconditional_networks(pipes):
 def test_folders_that_cannot_be_loaded_say_what_to_do(tmp_path, folders, monkeypatch):
     with pytest.raises(ValueError, match=r"no such folder, nor a name on the hub \(owner/name\)"):
         from_pretrained(tmp_path / "absent")
+    with pytest.raises(ValueError, match="folder='absent/': no such folder"):
+        from_pretrained("absent/")
     with pytest.raises(ValueError, match=r"holds no model_index.json, wanted a folder written by pipe.save_pretrained"):
         from_pretrained(tmp_path)
     pipe = tiny.stable_diffusion()

@@ -262,7 +262,9 @@ def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: t
     there = Path(folder).is_dir()
     if there and not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"folder={str(folder)!r} holds no model_index.json, wanted a folder written by pipe.save_pretrained(folder).")
-    if not there and (Path(folder).is_absolute() or str(folder).count("/") != 1 or str(folder).startswith(".")):
+    if not there and (
+        Path(folder).is_absolute() or str(folder).count("/") != 1 or str(folder).startswith(".") or str(folder).endswith("/")
+    ):
         raise ValueError(
             f"folder={str(folder)!r}: no such folder, nor a name on the hub (owner/name). Fix: give the path of a folder written by "
             "pipe.save_pretrained(folder)."
