@@ -29,7 +29,7 @@ PRODUCT = TWO | {
     "particles": 4,
     "runs": 2,
     "zeta": 1.4,
-    "correct": False,
+    "correct": True,
     "kernel_steps": 5,
     "kernel_width": 0.2,
     "ess_below": 0.9,
@@ -57,7 +57,7 @@ def test_importing_the_configuration_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("values", [PRODUCT, OR, AND, IMAGES], ids=["product", "or", "and", "images"])
+@pytest.mark.parametrize("values", [PRODUCT, TWO | {"correct": False}, OR, AND, IMAGES], ids=["product", "naive", "or", "and", "images"])
 def test_options_become_the_fields(monkeypatch, capsys, tmp_path, values):
     def job(config, run):
         return Report(config.op, f"{len(config.models)} models on {run.device}")
@@ -110,6 +110,8 @@ def test_the_operation_decides_what_is_cited():
         (TWO | {"guidance": 3.0}, "guidance=3.0 without an unconditional expert"),
         (TWO | {"op": "or", "temperature": 0.5}, "temperature=0.5 has no effect with op='or': it belongs to 'product'"),
         (TWO | {"op": "and", "correct": False}, "correct=False has no effect with op='and'"),
+        (TWO | {"correct": False, "clip": 2.0}, r"clip=2.0 has no effect with correct=False \(--naive\)"),
+        (TWO | {"correct": False, "ess_below": 0.9}, "ess_below=0.9 has no effect with correct=False"),
         (TWO | {"op": "and", "sharpness": 5.0}, "sharpness=5.0 has no effect with op='and': it belongs to 'or'"),
         (TWO | {"op": "average", "bias": [1.0, 0.0]}, "bias=.* has no effect with op='average': it belongs to 'or' and 'and'"),
         (TWO | {"ridge": 0.1}, "ridge=0.1 has no effect with op='product': it belongs to 'and'"),

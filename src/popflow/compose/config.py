@@ -135,6 +135,8 @@ class SampleConfig:
                 raise ValueError(f"{field.name}={value!r} has no effect with {source}: it belongs to {_SOURCES[field.name]}.")
             if self.op not in ops:
                 raise ValueError(f"{field.name}={value!r} has no effect with op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
+            if not self.correct and field.name in ("clip", "ess_below"):
+                raise ValueError(f"{field.name}={value!r} has no effect with correct=False (--naive), which neither weights nor resamples.")
         count = len(self.experts) or max(len(self.diffusers), len(self.prompts))
         for name in ("beta", "bias"):
             given = len(getattr(self, name))
