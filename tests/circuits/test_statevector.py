@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from popflow.circuits.ansatz import Ansatz, all_to_all, brick, cx, cz, linear, ring, rotations
+from popflow.circuits.ansatz import Ansatz, TwoQubitGate, all_to_all, brick, cx, cz, linear, ring, rotations
 from popflow.circuits.hardware import parameter_shift
 from popflow.circuits.statevector import amplitudes, born, sample
 from popflow.core import Streams
@@ -76,6 +76,17 @@ def test_adjoint_equals_autograd_equals_parameter_shift(entangler, gate, phases)
     shift = parameter_shift(lambda t: born(ansatz, t) @ cost, angles.detach())
     torch.testing.assert_close(adjoint, auto, atol=1e-12, rtol=0)
     torch.testing.assert_close(adjoint, shift, atol=1e-12, rtol=0)
+
+
+def test_a_gate_of_ones_own_that_moves_and_signs_states_is_inverted_in_the_backward_pass():
+    """A quarter turn of the target where the control is 1, ``|1,0> -> |1,1> -> -|1,0>``: its sign and its permutation do not commute."""
+    turn = TwoQubitGate("turn", lambda codes, c, t: (cx.act(codes, c, t)[0], cz.act(codes, c, t)[1]), lambda x, z, c, t: None)
+    ansatz = Ansatz(7, 3, all_to_all, turn)
+    angles = ansatz.random(1, Streams(2), torch.float64)[0].requires_grad_()
+    cost = torch.arange(2**7, dtype=torch.float64).sin()
+    (adjoint,) = torch.autograd.grad(born(ansatz, angles) @ cost, angles)
+    (auto,) = torch.autograd.grad(amplitudes(ansatz, rotations(angles)).abs().square() @ cost, angles)
+    torch.testing.assert_close(adjoint, auto, atol=1e-12, rtol=0)
 
 
 def test_any_loss_of_the_distribution_differentiates():

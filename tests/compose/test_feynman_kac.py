@@ -225,6 +225,15 @@ def test_two_halves_make_a_whole():
         assert torch.allclose(a.log_w, b.log_w, atol=1e-6)
 
 
+def test_two_rewards_are_their_sum():
+    first, second = (lambda y: y[:, 0].sin()), (lambda y: -y.square().sum(1) / 4)
+    a = run(feynman_kac(tilt(tilt(Q1 * Q2, first, 0.7), second, 0.7), kernel_steps=1))
+    b = run(feynman_kac(tilt(Q1 * Q2, lambda y: first(y) + second(y), 0.7), kernel_steps=1))
+    assert torch.allclose(a.x, b.x, atol=1e-9)
+    assert torch.allclose(a.log_w, b.log_w, atol=1e-9)
+    assert torch.allclose(a.log_z, b.log_z, atol=1e-9)
+
+
 @pytest.mark.parametrize("target", [Q1, Q1**1.0, cfg(Q2, Q1, 1.0), cfg(Q1, Q2, 0.0), Q1 * Q2 / Q2], ids=["q", "q^1", "w=1", "w=0", "q2/q2"])
 def test_exponent_one_has_no_weights_and_is_the_plain_sampler_bit_for_bit(target: Expert | Target):
     out = run(feynman_kac(target))
@@ -275,6 +284,7 @@ def test_the_shape_of_a_sample_does_not_matter():
     assert b.x.shape == (2, 64, 1, 2, 3)
     assert torch.allclose(a.x.flatten(), b.x.flatten(), atol=1e-9)
     assert torch.allclose(a.log_w, b.log_w, atol=1e-9)
+    assert torch.allclose(a.log_z, b.log_z, atol=1e-9)
 
 
 def test_runs_do_not_touch_each_other():
@@ -341,14 +351,14 @@ def test_outside_the_window_nothing_is_weighed_or_resampled(target: Target):
     assert (log_z[last + 1 :] == log_z[-1]).all()
 
 
-def test_a_ramp_weighs_by_the_density_of_the_new_level():
-    """Beside a constant exponent, a step adds ``(delta beta) log q`` where the particle has come to, at the level it has come to."""
-    (s0, s1), before = (1.7, 1.2), population()
-    ramped, constant = (feynman_kac(Q1**beta * Q2).step(before, s0**2, s1**2, Streams(0)) for beta in (ramp, ramp(s0)))
-    assert torch.equal(ramped.x, constant.x)
+def test_exponents_that_change_weigh_by_the_density_at_the_new_level():
+    """One step of ``q^beta(sigma)``: the growth of the old level, then ``(beta_1 - beta_0) log q(y', sigma_1)`` at the new points."""
+    before, (s0, s1) = population(), (1.7, 1.5)
+    after = feynman_kac(Q1**ramp, ess_below=1e-9).step(before, s0**2, s1**2, Streams(0))
     assert Q1.log_prob is not None
-    log_q = Q1.log_prob(ramped.x.flatten(0, 1), s1).reshape(2, 64)
-    assert torch.allclose(ramped.log_w - constant.log_w, (ramp(s1) - ramp(s0)) * log_q, atol=1e-12)
+    log_q = Q1.log_prob(after.x.flatten(0, 1), s1).reshape(2, 64)
+    expected = growth(Q1**ramp, s0) * (s1**2 - s0**2) + (ramp(s1) - ramp(s0)) * log_q
+    assert torch.allclose(after.log_w, expected, atol=1e-11)
 
 
 def test_a_higher_threshold_resamples_more_often():

@@ -86,6 +86,20 @@ def test_ornstein_uhlenbeck_moments(method: Callable[[Process], Step], decay: Ca
 
 
 @pytest.mark.parametrize("method", [euler, heun])
+def test_with_noise_the_integral_along_the_path_stays_at_the_left_end(method: Callable[[Process], Step]) -> None:
+    # an Ito integral: int x dx along dx = dW takes x before the step, not the mean of both ends (which is Stratonovich's)
+    before = Population.of(normal(50, 1), area=torch.zeros(50, dtype=torch.float64))
+
+    def process(t: float, pop: Population) -> Rates:
+        return Rates(torch.zeros_like(pop.x), 1.0, Ito(dx=pop.x), {"area": Ito(dx=pop.x)})
+
+    after = method(process)(before, 0.0, 0.1, Streams(0))
+    wanted = (before.x * (after.x - before.x))[:, 0]
+    assert torch.allclose(after.log_w, wanted, atol=1e-12)
+    assert torch.allclose(after.aux["area"], wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [euler, heun])
 def test_without_diffusion_no_noise_is_drawn(method: Callable[[Process], Step]) -> None:
     rng = Streams(0)
     method(lambda t, pop: Rates(-pop.x))(Population.of(torch.ones(2, 1)), 0.0, 0.1, rng)

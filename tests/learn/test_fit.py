@@ -19,6 +19,7 @@ from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
 from popflow.learn import MLP, cosine, fit
 from popflow.learn.compiling import onednn_is_faster
+from popflow.learn.ema import ema_weight
 from popflow.learn.learner import Learner
 
 ADAM = partial(torch.optim.Adam, lr=0.05)
@@ -83,6 +84,26 @@ def test_one_step_of_sgd_is_the_formula():
         torch.testing.assert_close(result.ema["a"], factor * torch.tensor([-1.35, -1.8]))
         assert seen[0].metrics["grad_norm"] == pytest.approx(5.0)
         assert seen[0].lr == 0.5
+
+
+def test_several_tensors_are_clipped_together_and_averaged_at_every_step():
+    """Gradients 3 and 4 have the joint norm 5 and are clipped to 0.6 and 0.8; the rate is constant, the weight of the average is not."""
+    result = fit(
+        lambda p, batch: (3 * p["a"].sum() + 4 * p["b"].sum(), {}),
+        {"a": torch.zeros(1), "b": torch.zeros(1)},
+        lambda rng: None,
+        steps=4,
+        rng=Streams(0),
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+        clip_norm=1.0,
+        ema=0.99,
+    )
+    average = 0.0
+    for k in range(1, 5):
+        average += ema_weight(k, 0.99) * (k - average)
+    for name, slope in (("a", 0.6), ("b", 0.8)):
+        assert result.params[name].item() == pytest.approx(-4 * slope)
+        assert result.ema[name].item() == pytest.approx(-average * slope)
 
 
 def test_matches_a_plain_loop():
@@ -211,6 +232,60 @@ def test_interrupt_raises_after_writing(tmp_path):
     resumed = fit(mean_loss, {"mean": torch.zeros(2)}, data, steps=40, rng=Streams(0), optimizer=ADAM, checkpoint=tmp_path / "c")
     whole = fit(mean_loss, {"mean": torch.zeros(2)}, data, steps=40, rng=Streams(0), optimizer=ADAM)
     assert same(resumed.params, whole.params)
+
+
+def dying(draw, at):
+    """Batches of ``draw``; the process dies at one of them."""
+    calls = []
+
+    def batches(rng):
+        calls.append(1)
+        if len(calls) == at:
+            raise RuntimeError("killed")
+        return draw(rng)
+
+    return batches
+
+
+def test_the_averages_of_a_record_go_on_where_the_checkpoint_left_them(tmp_path):
+    """The checkpoint at step 10 lies between the records at steps 7 and 14: those from 14 on are the ones of a run that was not killed."""
+    whole, tail = [], []
+    run = partial(fit, mean_loss, {"mean": torch.zeros(2)}, steps=30, optimizer=ADAM, log_every=7, checkpoint_every=10)
+    run(data, rng=Streams(0), record=[whole.append])
+    with pytest.raises(RuntimeError, match="killed"):
+        run(dying(data, 13), rng=Streams(0), checkpoint=tmp_path / "c")
+    run(data, rng=Streams(0), checkpoint=tmp_path / "c", record=[tail.append])
+    assert [p.step for p in tail] == [14, 21, 28, 30]
+    assert tail == whole[1:]
+
+
+def test_a_halved_rate_stays_halved_after_resuming(tmp_path):
+    """Gradient descent on 1/2 a^2 contracts by |1 - lr|: 2.5 diverges and is halved."""
+    seen = []
+    run = partial(
+        fit, lambda p, batch: (0.5 * p["a"].square().sum(), {}), {"a": torch.ones(1)}, lambda rng: None,
+        optimizer=partial(torch.optim.SGD, lr=2.5), log_every=10, checkpoint=tmp_path / "c", record=[seen.append],
+    )  # fmt: skip
+    with pytest.warns(PopflowWarning, match="half the learning rate"):
+        assert run(steps=40, rng=Streams(0)).rollbacks == 1
+    assert run(steps=60, rng=Streams(0)).rollbacks == 1
+    assert [p.lr for p in seen[-2:]] == [1.25, 1.25]
+
+
+def test_the_guard_measures_from_the_lowest_loss_also_after_resuming(tmp_path):
+    """Mean losses -10, 0 and 5: the last is 15 above the lowest, more than the largest size, though only 5 above the one before."""
+    losses = iter([-10.0, 0.0, 5.0])
+    run = partial(
+        fit, lambda p, batch: (0 * p["a"].sum() + batch, {}), {"a": torch.ones(1)}, lambda rng: torch.tensor(next(losses)),
+        log_every=1, checkpoint=tmp_path / "c", spike=1.0, max_rollbacks=0,
+    )  # fmt: skip
+    for steps in (1, 2):
+        run(steps=steps, rng=Streams(0))
+    with pytest.raises(DivergenceError, match="the mean loss is 5 at step 3, it was -10 at best"):
+        run(steps=3, rng=Streams(0))
+    losses = iter([-10.0, 0.0, 5.0])
+    with pytest.raises(DivergenceError, match="the mean loss is 5 at step 3, it was -10 at best"):
+        run(steps=3, rng=Streams(0), checkpoint=None)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):

@@ -205,9 +205,9 @@ def test_state_goes_through_a_file_and_continues_bit_for_bit(structure, dtype):
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     keys = copy.deepcopy({name: sorted(entry) for name, entry in saved["optimizer"]["state"].items()})
-    for _ in range(2):  # the given dictionary is not used up
+    for steps in (2, 0):  # into one that has run and into a new one; the given dictionary is not used up
         other, loaded = made()
-        train(other, loaded, 2)
+        train(other, loaded, steps)
         other.load_state_dict(saved["net"])
         loaded.load_state_dict(saved["optimizer"])
         train(other, loaded, 7, start=5)

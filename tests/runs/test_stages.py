@@ -70,6 +70,14 @@ def test_a_finished_stage_is_read_not_done_again(tmp_path):
     assert files(tmp_path) == before
 
 
+def test_metrics_that_end_one_row_before_the_checkpoint_are_damaged(tmp_path):
+    run_to(tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged: it lacks step 20 of sample"):
+        run_to(tmp_path)
+
+
 def test_checkpoints_fall_where_they_should(tmp_path):
     with Run.open(tmp_path, {}, job="test") as run:
         seen = []

@@ -174,3 +174,19 @@ def test_large_snapshots_get_several_plans(monkeypatch):
     assert len(plan.i) >= 2 * path_coupling.CELLS
     assert float(plan.chance.sum()) == pytest.approx(1.0)
     assert float((plan.chance * (x[plan.j] + 3 - x[plan.i])[:, 0]).sum()) == pytest.approx(3.0, abs=0.05)
+
+
+@pytest.mark.parametrize("stiffness", [2.0, -2.0])
+def test_a_parabola_changes_the_entropy_of_the_plan(stiffness):
+    """The kernel of ``x'' = -k x`` couples by ``exp(x y w / (sigma^2 L sin w))``, ``w = sqrt(k) L`` (Mehler): as entropy ``e = sigma^2 L sin w / w``.
+
+    Between unit normals the covariance of the entropic plan is ``(sqrt(4 + e^2) - e) / 2``.
+    """
+    sigma, length = 0.8, 1.5
+    x = torch.special.ndtri((torch.arange(300, dtype=torch.float64) + 0.5) / 300)[:, None]
+    lagrangian = Lagrangian(noise=sigma, potential=Harmonic(stiffness))
+    plan = path_coupling.least_action(lagrangian, x, x, (1.0, 1.0), length, Streams(0))
+    w = math.sqrt(2.0) * length
+    e = sigma**2 * length * (math.sin(w) if stiffness > 0 else math.sinh(w)) / w
+    covariance = float(plan.chance @ (x[plan.i] * x[plan.j])[:, 0]) / float(x.square().mean())
+    assert covariance == pytest.approx((math.sqrt(4 + e * e) - e) / 2, abs=0.01)
