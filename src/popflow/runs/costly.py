@@ -211,14 +211,15 @@ class CostlyFunction:
         settings: dict[str, Any] = {"n_jobs": self.workers, "batch_size": 1, "max_nbytes": None}
         with parallel_config(backend=self.backend) if self.backend else nullcontext():
             try:
-                parallel, size = Parallel(**settings, pre_dispatch="n_jobs", return_as="generator_unordered"), None
+                parallel, size = Parallel(**settings, return_as="generator_unordered"), None
             except ValueError:  # multiprocessing and ray give outcomes together: in rounds of one call a worker
                 parallel = Parallel(**settings)
                 size = parallel.n_jobs if parallel.n_jobs > 0 else cpu_count()
         try:
             with parallel if size else nullcontext():
                 for some in iter(lambda: list(islice(waiting, size)), []) if size else [waiting]:
-                    for number, outcome in parallel(some) or ():
+                    results: Any = parallel(some)
+                    for number, outcome in results:
                         yield keys[number], outcome
         except pickle.PicklingError as error:
             self._portable.content()  # raises when the function is to blame

@@ -11,6 +11,7 @@ the error names the line.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -68,6 +69,8 @@ class Ledger(Mapping[str, Outcome]):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise OSError(errno.EINVAL, "it is not a file")
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
             if not lock(self._file):
                 raise RunBusyError(
@@ -251,7 +254,7 @@ class Ledger(Mapping[str, Outcome]):
         lines = lines if lines[-1] else lines[:-1]
         for number, line in enumerate(lines, 1):
             row = _row(line)
-            if row is None and number == len(lines) and (number > 1 or b'{"ledger"'.startswith(line[:9])):
+            if row is None and not line.endswith(b"\n") and (number > 1 or b'{"ledger"'.startswith(line[:9])):
                 return
             if row is None or (number == 1 and "ledger" not in row):
                 what = "is no ledger" if number == 1 else f"is damaged: line {number} does not match its checksum"
