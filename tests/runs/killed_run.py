@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import joblib  # noqa: F401  before the forks, not in each
+
 from popflow.runs.costly import CostlyFunction
 from popflow.runs.ledger import Ledger
 
-BATCHES, SIZE = 12, 8
+BATCHES, SIZE = 50, 8
 
 
 class Logged:
@@ -36,21 +38,28 @@ def search(folder, run):
         costly = CostlyFunction(Logged(folder / "log.txt", run), ledger, workers=2, backend="threading", on_error="worst")
         for batch in range(BATCHES):
             seed = hashlib.sha256(f"{batch} {population}".encode()).digest()
-            population = costly([int.from_bytes(seed[2 * i : 2 * i + 2]) % 400 for i in range(SIZE)]).tolist()
+            population = costly([int.from_bytes(seed[2 * i : 2 * i + 2]) % 1000 for i in range(SIZE)]).tolist()
     return population
 
 
 def main(folder, kills, seed):
     folder, rng = Path(folder), random.Random(seed)
+    before = 0
     for run in range(kills):
         child = os.fork()
         if child == 0:
             search(folder, run)
             os._exit(0)
-        time.sleep(rng.uniform(0, 0.08))
+        calls, size = folder / "calls.jsonl", 0
+        while size < 2:  # opened, and one call more than before
+            time.sleep(0.0005)
+            lines = calls.read_bytes().count(b"\n") if calls.exists() else 0
+            size = lines - before
+        time.sleep(rng.uniform(0, 0.05))
         os.kill(child, 9)
         os.waitpid(child, 0)
-        known = list(Ledger.read(folder / "calls.jsonl")) if (folder / "calls.jsonl").exists() else []
+        known = list(Ledger.read(calls))
+        before = calls.read_bytes().count(b"\n")
         (folder / f"known_{run}.txt").write_text("\n".join(known))
     print(search(folder, kills))
 

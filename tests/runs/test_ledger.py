@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -336,8 +337,9 @@ def test_raising_records_first_and_begins_no_other_call():
     costly = CostlyFunction(objective)
     for _ in range(2):  # the second time without a call
         with pytest.raises(CallError, match=r"the call for 'nan' gave no value: not finite: returned nan"):
-            costly(["3", "nan", "4"])
-    assert objective.asked == ["3", "nan", "4"][:2] or objective.asked.count("nan") == 1
+            costly(["3", "nan", *map(str, range(10, 30))])
+    assert 2 <= len(objective.asked) <= 4  # joblib takes a call or two in advance
+    assert list(costly.ledger) == objective.asked
     assert costly.ledger["nan"].kind == "not finite"
 
 
@@ -353,23 +355,20 @@ def test_errors_are_asked_for_again_on_request(path):
     assert Counter(objective.asked) == {1: 1, 2: 2, 3: 1}
     again = Ledger.read(path)
     assert [again[key_of(x)].value for x in (1, 2, 3)] == [1.0, 2.0, 3.0]
-    with pytest.raises(ValueError, match="wanted some of value, error"):
-        costly.ledger.forget("errors")  # type: ignore[arg-type]
 
 
 # processes
 
 
-def stubborn(x):
-    if x == 3:
-        sum(range(10**11))  # never gives the interpreter back
-    if x == 5:
-        os._exit(7)
-    return float(x)
-
-
 @pytest.mark.parametrize("backend", ["loky", "threading", "sequential"])
 def test_a_call_that_hangs_and_one_that_kills_its_process_end_alone(backend):
+    def stubborn(x):
+        if x == 3:
+            sum(range(10**11))  # never gives the interpreter back
+        if x == 5:
+            os._exit(7)
+        return float(x)
+
     costly = CostlyFunction(stubborn, workers=2, backend=backend, timeout=0.5, on_error="skip")
     values = costly(list(range(8)))
     assert values[[0, 1, 2, 4, 6, 7]].tolist() == [0.0, 1.0, 2.0, 4.0, 6.0, 7.0]
@@ -386,15 +385,14 @@ def test_a_worker_that_dies_does_not_end_the_run(path):
 
 
 def test_what_cannot_be_sent_to_a_worker_is_named():
-    lock = open(os.devnull)  # noqa: SIM115
+    lock = threading.Lock()
     for settings in ({"workers": 2}, {"timeout": 1.0}):
         costly = CostlyFunction(lambda x: (lock, x), **settings)
         with pytest.raises(TypeError, match="the objective cannot be sent to another process"):
             costly([1, 2])
         assert len(costly.ledger) == 0
     with pytest.raises(TypeError, match="an input cannot be sent"):
-        CostlyFunction(lambda x: x, key=lambda x: "k", workers=2)([lock])
-    lock.close()
+        CostlyFunction(lambda x: x, key=lambda x: "k", workers=2)([lock, lock])
 
 
 def test_twenty_kills_lose_no_recorded_call_and_repeat_none(tmp_path):
@@ -458,9 +456,10 @@ def test_bad_settings_are_named(settings, message):
 
 
 def test_a_ledger_of_another_objective_is_named(path):
-    CostlyFunction(float, path)([1]), Ledger.read(path)
-    with pytest.raises(RunBusyError):
-        CostlyFunction(float, path)
+    with Ledger(path) as ledger:
+        CostlyFunction(float, ledger)([1])
+        with pytest.raises(ValueError, match="the ledger holds one number for 'json:1', wanted 2 numbers"):
+            CostlyFunction(lambda x: (x, x), ledger, values=2)([1])
 
 
 def _paths():

@@ -70,7 +70,7 @@ class CostlyFunction:
         made: Calls that this object made.
 
     Raises:
-        CallError: by ``"raise"``. Calls in flight are finished and recorded, no others are begun.
+        CallError: by ``"raise"``. Calls already handed to workers (two for each at most) are finished and recorded, no others are begun.
         CheckpointError: when an outcome cannot be written; its value is not used.
         TypeError: when the function or an input cannot be sent to a worker. No call was made.
         ValueError: by ``"worst"``, when there is no value that could be the worst.
