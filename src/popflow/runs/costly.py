@@ -157,7 +157,8 @@ class CostlyFunction:
             raise ValueError(f"notes has {len(notes)} entries for {len(items)} inputs, wanted one each.")
         fresh: dict[str, int] = {}
         left = self.left
-        for place, key in enumerate(keys):
+        lost = self.on_error == "raise" and any(self.ledger.known(key) and self.ledger[key].kind != "value" for key in keys)
+        for place, key in enumerate([] if lost else keys):
             if not self.ledger.known(key) and key not in fresh:
                 if key in self.ledger:  # forgotten: it was counted before
                     fresh[key] = place
