@@ -49,10 +49,12 @@ class AttentionCalls(TorchFunctionMode):
         self.note(layer, by_datum(x.detach()), output, lambda g: by_datum(g[..., first : first + layer.d]))
 
 
-@torch.compiler.disable
-def _recorded(calls: AttentionCalls, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _record(calls: AttentionCalls, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Run torch's attention with recorded projections. The graph of a compiled model breaks here: a trace takes the copied function for torch's own."""
     return _with_linear(calls.linear)(*args, **kwargs)
+
+
+_recorded: Any = torch.compiler.disable(_record)
 
 
 def _with_linear(linear: Callable) -> Callable:
