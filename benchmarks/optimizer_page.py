@@ -84,8 +84,10 @@ def race(name: str) -> str:
         first = {task: min(one, key=one.__getitem__) for task, one in middle.items()}
         ahead = sum(one["SINGD"] < one["AdamW"] for one in middle.values())
         leaders = ", ".join(f"{kind} on {sum(1 for one in first.values() if one == kind)}" for kind in kinds if kind in first.values())
-        won.append(f"fewest {measure}: {leaders}; SINGD needs fewer than AdamW on {ahead} of {len(mine)}")
-    return "\n\n".join([*parts, "Of the medians, " + "; ".join(won) + "."])
+        before = [(task, [kind for kind in kinds if one.get(kind, math.inf) < one["SINGD"]]) for task, one in middle.items()]
+        others = "; ".join(f"{task}: {', '.join(many) or 'none'}" for task, many in before)
+        won.append(f"Fewest {measure}: {leaders}. SINGD needs fewer than AdamW on {ahead} of {len(mine)}. Fewer than SINGD ({others}).")
+    return "\n\n".join([*parts, *won])
 
 
 def settings() -> str:

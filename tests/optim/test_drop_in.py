@@ -175,7 +175,7 @@ def test_a_gradient_that_is_only_looked_at_is_no_curvature(first):
         loss_of(twin, seed).backward()
         for its in (optimizer, plain):
             its.step()
-            its.zero_grad()
+            its.zero_grad(set_to_none=False)
     assert torch.equal(factors(optimizer), factors(plain))
 
 
@@ -199,6 +199,22 @@ def test_the_pass_of_a_generator_leaves_its_critic_alone():
             ours[0].step()
         results.append(torch.cat([weights(generator), weights(critic), *map(factors, ours)]))
     assert torch.equal(*results)
+
+
+def test_a_pass_that_comes_after_the_step_it_was_recorded_for_is_no_curvature():
+    net, twin = mlp(), mlp()
+    optimizer, plain = SINGD(net, lr=0.0, interval=3), SINGD(twin, lr=0.0, interval=3)
+    late = net[0](30 * normal(8, 4, seed=100)).square().mean()
+    train(net, optimizer, 1)
+    late.backward()
+    train(twin, plain, 1)
+    for one, its in ((net, optimizer), (twin, plain)):
+        its.step()
+        for seed in (2, 3):  # gradients are never dropped here: the steps use them up
+            loss_of(one, seed).backward()
+            its.step()
+    assert optimizer.preconditioner.refreshes == 2
+    assert torch.equal(*([batch.k.value[0] for batch in its.preconditioner.batches][0] for its in (optimizer, plain)))
 
 
 def test_given_cotangents_outlive_the_gradients():

@@ -144,7 +144,9 @@ class Preconditioner:
         """Count a step, and arm the hooks if the next one is due for a refresh: one that had nothing to refresh from leaves it due."""
         if self.refreshed:
             self.next_refresh, self.refreshed = self.steps + self.gap, False
-        self.steps, self.heard = self.steps + 1, False
+        self.steps += 1
+        if self.heard:  # its gradient is used up
+            self.forget()
         if self.tap is not None:
             self.tap.armed = self.due
             self.tap.tape.clear()
