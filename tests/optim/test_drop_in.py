@@ -214,7 +214,7 @@ def test_a_pass_that_comes_after_the_step_it_was_recorded_for_is_no_curvature():
             loss_of(one, seed).backward()
             its.step()
     assert optimizer.preconditioner.refreshes == 2
-    assert torch.equal(*([batch.k.value[0] for batch in its.preconditioner.batches][0] for its in (optimizer, plain)))
+    assert torch.equal(*(next(batch.k.value[0] for batch in its.preconditioner.batches) for its in (optimizer, plain)))
 
 
 def test_given_cotangents_outlive_the_gradients():
