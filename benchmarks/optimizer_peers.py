@@ -1,5 +1,5 @@
-"""The optimisers that SINGD is compared with: fused AdamW, `torch.optim.Muon`, SOAP and Kron of pytorch_optimizer, singd 0.0.5, and a classical KFAC;
-and SPRING, this library's own, for residuals.
+"""The optimisers that SINGD is compared with: fused AdamW, `torch.optim.Muon`, SOAP and Kron of pytorch_optimizer, KL-Shampoo and KL-SOAP of heavyball,
+singd 0.0.5, and a classical KFAC; and SPRING, this library's own, for residuals.
 
 Each is a function ``(model, lr, ...) -> optimiser``; one whose package is not installed raises ImportError.
 """
@@ -158,6 +158,18 @@ def soap(model: nn.Module, lr: float, betas: tuple[float, float] = (0.95, 0.95),
     from pytorch_optimizer import SOAP
 
     return SOAP(model.parameters(), lr=lr, betas=betas, weight_decay=0.0, precondition_frequency=frequency)
+
+
+def heavy(kind: str, model: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.95), frequency: int = 2) -> torch.optim.Optimizer:
+    """``KLShampoo`` or ``KLSOAP`` of heavyball, not compiled: compiling takes longer than the whole race. Its factors average as long as its squares."""
+    import heavyball
+
+    if not hasattr(heavyball, kind):
+        raise ImportError(f"heavyball has no {kind}, wanted heavyball >= 3.2")
+    heavyball.utils.compile_mode = None
+    return getattr(heavyball, kind)(
+        model.parameters(), lr=lr, betas=betas, shampoo_beta=betas[1], weight_decay=0.0, precondition_frequency=frequency
+    )
 
 
 def kron(model: nn.Module, lr: float, **options: Any) -> torch.optim.Optimizer:

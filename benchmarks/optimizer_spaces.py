@@ -3,7 +3,7 @@
 A space is a cube: each number has a range, by the logarithm where its size is what matters, and a point of a scrambled Sobol sequence picks all of
 them at once. Ranges are wide, and the same wherever two optimisers share a number:
 
-- step sizes in units of AdamW's (AdamW, SINGD, Muon, SOAP, Kron; singd's default is the same number) span three decades up from AdamW's default of
+- step sizes in units of AdamW's (AdamW, SINGD, Muon, SOAP, KL-SOAP, KL-Shampoo, Kron; singd's default is the same number) span three decades up from AdamW's default of
   0.001, since runs are short. Averages of the gradient are as long as a run (1 - beta = 0.05) or absent (1), averages of its square from 1000 steps
   (the default) to 3; heavy-ball momentum lies between 0 and its default 0.9;
 - KFAC's steps are natural ones: heavy-ball momentum repeats them ``1 / (1 - momentum)`` times, so ``whole = lr / (1 - momentum)`` is looked for around
@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from optimizer_peers import KFAC, Make, Spring, adamw, kron, muon, reference, soap
+from optimizer_peers import KFAC, Make, Spring, adamw, heavy, kron, muon, reference, soap
 from optimizer_tasks import Task
 
 from popflow.optim import SINGD
@@ -67,6 +67,8 @@ SPACES: dict[str, dict[str, Range]] = {
         "fallback_lr": FALLBACK,
     },
     "SOAP": {"lr": RATE, "forget": AVERAGE, "forget_squares": SQUARES, "frequency": one_of(1, 2, 5, 10)},
+    "KL-SOAP": {"lr": RATE, "forget": AVERAGE, "forget_squares": SQUARES, "frequency": one_of(1, 2, 5, 10)},
+    "KL-Shampoo": {"lr": RATE, "forget": AVERAGE, "forget_squares": SQUARES, "frequency": one_of(1, 2, 5, 10)},
     "Kron": {"lr": RATE, "forget": AVERAGE, "probability": log(0.1, 1.0)},
 }
 
@@ -103,5 +105,9 @@ MAKES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "Muon": lambda model, lr, forget: muon(model, lr, momentum=1 - forget),
     "singd": partial(reference, alpha1=0.0),
     "SOAP": lambda model, lr, forget, forget_squares, frequency: soap(model, lr, (1 - forget, 1 - forget_squares), frequency),
+    "KL-SOAP": lambda model, lr, forget, forget_squares, frequency: heavy("KLSOAP", model, lr, (1 - forget, 1 - forget_squares), frequency),
+    "KL-Shampoo": lambda model, lr, forget, forget_squares, frequency: heavy(
+        "KLShampoo", model, lr, (1 - forget, 1 - forget_squares), frequency
+    ),
     "Kron": lambda model, lr, forget, probability: kron(model, lr, momentum=1 - forget, pre_conditioner_update_probability=probability),
 }

@@ -23,10 +23,10 @@ from popflow.optim import SINGD, Dense, Diagonal, Hierarchical
 TASKS = {"vision": lambda: vision(16, 1, 32), "characters": lambda: characters(16, 16, 8, depth=1)}
 MAKES: dict[str, Make] = {
     "AdamW": partial(adamw, lr=3e-3),
-    "SINGD dense": partial(SINGD, lr=1e-2, structure=Dense(), interval=5),
-    "SINGD hierarchical": partial(SINGD, lr=1e-2, structure=Hierarchical(15, 15), interval=5),
-    "SINGD diagonal": partial(SINGD, lr=1e-2, structure=Diagonal(), interval=5),
-    "IKFAC": partial(SINGD, lr=1e-2, structure=Dense(), interval=5, adaptive=False),
+    "SINGD dense": partial(SINGD, lr=1e-2, structure=Dense(), interval=5, fallback_lr=1e-3),
+    "SINGD hierarchical": partial(SINGD, lr=1e-2, structure=Hierarchical(15, 15), interval=5, fallback_lr=1e-3),
+    "SINGD diagonal": partial(SINGD, lr=1e-2, structure=Diagonal(), interval=5, fallback_lr=1e-3),
+    "IKFAC": partial(SINGD, lr=1e-2, structure=Dense(), interval=5, adaptive=False, fallback_lr=1e-3),
     "KFAC, damping 1e-6": partial(KFAC, lr=1e-2, interval=5, damping=1e-6),
     "KFAC, damping 1e-3": partial(KFAC, lr=1e-2, interval=5, damping=1e-3),
 }

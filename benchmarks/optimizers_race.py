@@ -36,7 +36,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 KINDS = tuple(SPACES)
 MEASURES = ("steps", "seconds")
-TRIALS, TUNING, FIRST = 32, (100, 101), 10
+TRIALS, TUNING, FIRST = 32, (100, 101), 20
 """Settings of each optimiser, the seeds that choose, the first of those that race: others than any that the benchmark was written with."""
 RESIDUALS = ("poisson",)
 """Tasks whose outputs are residuals, one for each datum, so that SPRING can run."""

@@ -33,7 +33,7 @@ OURS = ("SINGD", "natural steps", "IKFAC")
 
 def competitors(lr: float, beta: float, damping: float) -> dict[str, Make]:
     """Every optimiser of one cell."""
-    ours = {"lr": lr, "lr_cov": beta, "damping": damping, "interval": 1}
+    ours = {"lr": lr, "lr_cov": beta, "damping": damping, "interval": 1, "fallback_lr": 1e-3}
     return {
         "SINGD": partial(SINGD, **ours),
         "natural steps": partial(SINGD, update_rms=None, **ours),

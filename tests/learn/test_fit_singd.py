@@ -77,7 +77,7 @@ def test_stopped_and_resumed_is_the_same_to_the_last_byte(tmp_path):
         assert torch.equal(whole.ema[name], resumed.ema[name]), name
     one, other = (load_tensors(tmp_path / name)[0] for name in ("whole", "parts"))
     assert one.keys() == other.keys()
-    assert any(name.startswith("opt.head.weight.K") for name in one)
+    assert any(name.startswith("opt.") and ".K." in name for name in one)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

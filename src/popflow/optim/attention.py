@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -25,7 +26,7 @@ class AttentionCalls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.multi_head_attention_forward:
-            return _with_linear(self.linear)(*args, **(kwargs or {}))
+            return _recorded(self, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -46,6 +47,14 @@ class AttentionCalls(TorchFunctionMode):
             return t.reshape(-1, self.batch, t.shape[-1]).transpose(0, 1).unsqueeze(0)
 
         self.note(layer, by_datum(x.detach()), output, lambda g: by_datum(g[..., first : first + layer.d]))
+
+
+def _record(calls: AttentionCalls, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Run torch's attention with recorded projections. The graph of a compiled model breaks here: a trace takes the copied function for torch's own."""
+    return _with_linear(calls.linear)(*args, **kwargs)
+
+
+_recorded: Any = torch.compiler.disable(_record)
 
 
 def _with_linear(linear: Callable) -> Callable:

@@ -9,6 +9,8 @@ with ``B`` independent blocks of one weight (the groups of a convolution). SINGD
 makes kernels in sample space. Convolutions are exact for stride, padding and its modes, dilation and groups; the four
 projections of ``nn.MultiheadAttention`` are four layers.
 
+Of a transposed convolution, whose weight is stored as ``[inputs, outputs]``, ``a`` are the cotangents and ``g`` the inputs: the layer is reversed.
+
 Two ways in: a `Tap` records while ``loss.backward()`` runs, and `rows` pulls user-given cotangents through a forward pass
 (wave functions: ``d log psi``; sampled Fisher: `gaussian_cotangent`, `categorical_cotangent`).
 
@@ -79,20 +81,20 @@ Sink = Callable[[Layer, Tensor, Tensor], None]
 
 
 class Tap:
-    """Forward hooks on layers; while ``armed`` and in training mode they record inputs, and cotangents as the backward pass meets them.
+    """Forward hooks on layers; while ``armed`` they record inputs, and cotangents as the backward pass meets them.
 
-    A ``sink`` receives each (layer, a, g) during ``backward()``; without one the calls wait on ``tape`` for `pull`.
+    A ``sink`` receives each (layer, a, g) during ``backward()``; without one the calls wait on ``tape`` for `pull`, and keep their graphs alive until then.
     Passes that build a graph of derivatives (``create_graph=True``) are not recorded, nor those that end at inputs (`torch.autograd.grad`).
 
     Args:
         layers: Layers of one model, from `find_layers`.
         sink: Receives rows during backward passes, or None.
-        always: Record in evaluation mode too.
+        always: Without a sink, record in evaluation mode too.
     """
 
     def __init__(self, layers: Sequence[Layer], sink: Sink | None = None, always: bool = False):
         self.sink, self.always, self.armed = sink, always, False
-        self.tape: list[tuple[Layer, Tensor, Any, Callable[[Tensor], Tensor]]] = []
+        self.tape: list[tuple[Layer, Any, Callable[[Tensor], Rows]]] = []
         self.layers = list(layers)
         self._handles: list[Any] = []
         by_module: dict[nn.Module, list[Layer]] = {}
@@ -101,9 +103,11 @@ class Tap:
                 by_module.setdefault(module, []).append(layer)
         for module, own in by_module.items():
             if isinstance(module, nn.MultiheadAttention):
-                self._handles += self._attention_hooks(module, own)
+                hook = _AttentionHook(self, module, own)
+                self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(hook.after, always_call=True))
             else:
-                self._handles.append(module.register_forward_hook(self._layer_hook(module, own[0]), with_kwargs=True))
+                self._handles.append(module.register_forward_hook(_LayerHook(self, module, own[0]), with_kwargs=True))
 
     def detach(self) -> None:
         """Remove every hook."""
@@ -111,47 +115,30 @@ class Tap:
             handle.remove()
         self._handles.clear()
 
-    # The hooks are plain closures: a deep copy of the model then keeps a hook that finds itself on a stranger and does nothing.
-    def _layer_hook(self, owner: nn.Module, layer: Layer):
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            if self.armed and module is owner and (module.training or self.always):
-                # the graph of a compiled model breaks here, only on the steps that record
-                note = _note_apart if torch.compiler.is_compiling() else _note_call
-                note(self, layer, module, args[0] if args else kwargs["input"], output)
-
-        return hook
-
-    def _attention_hooks(self, owner: nn.Module, layers: list[Layer]) -> list[Any]:
-        open_calls: list[AttentionCalls] = []
-
-        def before(module: Any, args: tuple, kwargs: dict) -> None:
-            if self.armed and module is owner and (module.training or self.always) and torch.is_grad_enabled():
-                query = args[0] if args else kwargs["query"]
-                batch = 1 if query.ndim == 2 else query.shape[0 if module.batch_first else 1]
-                open_calls.append(AttentionCalls(self.note, layers, batch))
-                open_calls[-1].__enter__()
-
-        def after(module: nn.Module, args: tuple, output: Any) -> None:
-            if module is owner and open_calls:
-                open_calls.pop().__exit__(None, None, None)
-
-        return [owner.register_forward_pre_hook(before, with_kwargs=True), owner.register_forward_hook(after, always_call=True)]
+    def listens_to(self, module: nn.Module) -> bool:
+        """Whether calls of a module are recorded now: what a backward pass will meet in any mode, what waits on the tape in training mode."""
+        return self.armed and (self.sink is not None or self.always or module.training)
 
     def note(self, layer: Layer, a: Tensor, output: Tensor, cotangent: Callable[[Tensor], Tensor]) -> None:
         """Record a call; ``cotangent`` turns the gradient of ``output`` into ``[B, N, R, d]``."""
         shape, whole = output.shape, _whole_base(output)
         if whole.grad_fn is None:
             return
+
+        def found(g: Tensor) -> Rows:
+            g = cotangent(g.reshape(shape))
+            return Rows(layer, g, a) if layer.reversed else Rows(layer, a, g)
+
         if self.sink is None:
-            edge = torch.autograd.graph.get_gradient_edge(whole)
-            self.tape.append((layer, a, edge, lambda g: cotangent(g.reshape(shape))))
+            self.tape.append((layer, torch.autograd.graph.get_gradient_edge(whole), found))
             return
         sink, number = self.sink, whole.output_nr
 
         def record(gradients: tuple[Tensor | None, ...]) -> None:
             g = gradients[number]
-            if g is not None and not torch.is_grad_enabled() and (layer.standing or _is_reached(layer.weight)):
-                sink(layer, a, cotangent(g.reshape(shape)))
+            if g is not None and not torch.is_grad_enabled() and (layer.standing or is_reached(layer.weight)):
+                one = found(g)
+                sink(layer, one.a, one.g)
 
         whole.grad_fn.register_prehook(record)  # on the node: an operation in place on the output comes after it
 
@@ -160,9 +147,61 @@ class Tap:
         tape, self.tape = self.tape, []
         if not tape:
             return []
-        gradients = torch.autograd.grad(outputs, [edge for _, _, edge, _ in tape], cotangents, retain_graph=True, allow_unused=True)
-        pairs = zip(tape, gradients, strict=True)
-        return [Rows(layer, a, cotangent(g.detach())) for (layer, a, _, cotangent), g in pairs if g is not None]
+        gradients = torch.autograd.grad(outputs, [edge for _, edge, _ in tape], cotangents, retain_graph=True, allow_unused=True)
+        return [found(g.detach()) for (_, _, found), g in zip(tape, gradients, strict=True) if g is not None]
+
+
+class _LayerHook:
+    """Forward hook of a layer. A copy of it, deep or pickled along with its module, is a stranger's and does nothing."""
+
+    def __init__(self, tap: Tap, owner: nn.Module, layer: Layer):
+        self.tap, self.owner, self.layer = tap, owner, layer
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        if module is self.owner and self.tap.listens_to(module):
+            # the graph of a compiled model breaks here, only on the steps that record
+            note = _note_apart if torch.compiler.is_compiling() else _note_call
+            note(self.tap, self.layer, module, args[0] if args else kwargs["input"], output)
+
+    def __reduce__(self) -> tuple:
+        return _silence, ()
+
+
+class _AttentionHook:
+    """Forward hooks before and after a call of ``nn.MultiheadAttention``; copies are silent, as those of `_LayerHook`."""
+
+    def __init__(self, tap: Tap, owner: nn.Module, layers: list[Layer]):
+        self.tap, self.owner, self.layers = tap, owner, layers
+        self.open_calls: list[AttentionCalls] = []
+
+    def before(self, module: Any, args: tuple, kwargs: dict) -> None:
+        if module is self.owner and self.tap.listens_to(module) and torch.is_grad_enabled():
+            query = args[0] if args else kwargs["query"]
+            batch = 1 if query.ndim == 2 else query.shape[0 if module.batch_first else 1]
+            self.open_calls.append(AttentionCalls(self.tap.note, self.layers, batch))
+            self.open_calls[-1].__enter__()
+
+    def after(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if module is self.owner and self.open_calls:
+            self.open_calls.pop().__exit__(None, None, None)
+
+    def __reduce__(self) -> tuple:
+        return _Silent, ()
+
+
+class _Silent:
+    """What a copied hook is: it records nothing."""
+
+    def before(self, *call: Any) -> None: ...
+
+    def after(self, *call: Any) -> None: ...
+
+
+def _nothing(*call: Any) -> None: ...
+
+
+def _silence() -> Callable[..., None]:
+    return _nothing
 
 
 def _whole_base(output: Tensor) -> Tensor:
@@ -173,13 +212,18 @@ def _whole_base(output: Tensor) -> Tensor:
     return base
 
 
-def _is_reached(weight: Tensor) -> bool:
+def is_reached(weight: Tensor) -> bool:
     """Whether the current backward pass computes the gradient of this parameter, not only gradients of inputs."""
+    return accumulates(weight) is not False
+
+
+def accumulates(weight: Tensor) -> bool | None:
+    """Whether the current backward pass adds to ``weight.grad``; None for one of `torch.autograd.grad` that returns the gradient instead."""
     node: Any = torch.autograd.graph.get_gradient_edge(weight).node
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # torch does not answer for a parameter that is itself an input of torch.autograd.grad: it is reached
-        return True
+    except RuntimeError:  # torch does not answer for a parameter that is itself an input of torch.autograd.grad
+        return None
 
 
 def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Tensor) -> None:
@@ -188,6 +232,8 @@ def _note_call(tap: Tap, layer: Layer, module: nn.Module, x: Tensor, output: Ten
     x = x.detach()
     if isinstance(module, nn.Linear):
         tap.note(layer, _sequence(x), output, _sequence)
+    elif layer.reversed:
+        tap.note(layer, _pixels(module, x), output, lambda g: _met(module, g, x))
     else:
         tap.note(layer, patches(module, x), output, lambda g: _pixels(module, g))
 
@@ -213,7 +259,12 @@ def patches(module: nn.Module, x: Tensor) -> Tensor:
     if x.ndim == space + 1:
         x = x.unsqueeze(0)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    return windows(F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), conv)
+
+
+def windows(x: Tensor, conv: Any) -> Tensor:
+    """Every window of a padded batch that the kernel of a convolution sees, ``[groups, N, windows, channels / groups * kernel]``."""
+    space = len(conv.kernel_size)
     for i, (size, step, gap) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
         x = x.unfold(2 + i, gap * (size - 1) + 1, step)[..., ::gap]
     x = x.unflatten(1, (conv.groups, -1)).movedim(1, 0)  # [G, N, C / G, *pixels, *kernel]
@@ -226,6 +277,20 @@ def _pixels(module: nn.Module, g: Tensor) -> Tensor:
     if g.ndim == len(conv.kernel_size) + 1:
         g = g.unsqueeze(0)
     return g.flatten(2).unflatten(1, (conv.groups, -1)).permute(1, 0, 3, 2)
+
+
+def _met(module: nn.Module, g: Tensor, x: Tensor) -> Tensor:
+    """What each input pixel of a transposed convolution meets of the cotangents of its output: the patches of the convolution that it transposes."""
+    conv: Any = module
+    space = len(conv.kernel_size)
+    if g.ndim == space + 1:
+        g = g.unsqueeze(0)
+    inputs, outputs = x.shape[-space:], g.shape[-space:]
+    sizes = zip(inputs, outputs, conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
+    reach = [((n - 1) * step + gap * (size - 1) + 1, whole, pad) for n, whole, size, step, pad, gap in sizes]
+    # what a window of the convolution sees lies in [-pad, reach - pad); pixels beyond are those of output_padding
+    around = [pair for need, whole, pad in reversed(reach) for pair in (pad, need - pad - whole)]
+    return windows(F.pad(g, around), conv)
 
 
 def rows(model: nn.Module, forward: Callable[[], Tensor], cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Rows]]:

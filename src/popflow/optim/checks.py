@@ -15,7 +15,7 @@ FACTOR_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
 
 
 def check_model(model: Any) -> nn.Module:
-    """Return the module itself, without the DistributedDataParallel around it.
+    """Return the module itself, without the DistributedDataParallel or the compiled module around it.
 
     Raises:
         TypeError: for what is not a module, and for replicas anywhere inside: their calls are not those of the layers that have hooks.
@@ -28,7 +28,13 @@ def check_model(model: Any) -> nn.Module:
             raise TypeError(
                 f"{where} is nn.DataParallel, whose replicas have no hooks. Fix: use DistributedDataParallel, or the bare module."
             )
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    return _bare(model)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The module inside of DistributedDataParallel and `torch.compile`, in any order."""
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else getattr(model, "_orig_mod", None)
+    return _bare(inner) if isinstance(inner, nn.Module) else model
 
 
 def check_options(*, sharing: Any, averaging: Any, factor_dtype: Any, **numbers: Any) -> None:

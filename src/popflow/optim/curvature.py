@@ -11,31 +11,24 @@ from popflow.optim.options import in_range
 from popflow.optim.preconditioner import Preconditioner
 
 
-def refresh_factors(of: Preconditioner, groups: list[dict[str, Any]], scale: float) -> None:
+def refresh_factors(of: Preconditioner, groups: list[dict[str, Any]], scale: float) -> bool:
     """Take one step of all factors from what their layers recorded since the last one; ``scale`` is that of the loss.
 
+    Returns:
+        Whether any layer recorded something. Without, the factors stay and the refresh is still due (no data, or nothing that hooks could see).
+
     Raises:
-        RuntimeError: when there are gradients and no layer recorded curvature.
         ValueError: for an ``lr_cov`` out of its range, as a function may return it.
     """
-    recorded = any(record.h_k is not None for batch in of.batches for record in batch.recorded)
-    if not recorded and not distributed():
-        layer = next((layer for batch in of.batches for layer in batch.layers if layer.weight.grad is not None), None)
-        if layer is None:
-            return
-        raise RuntimeError(
-            f"layer {layer.name!r} has a gradient but no layer recorded curvature since the last refresh. Fix: call model.train() and run the "
-            "model that the optimiser was made with, outside of torch.func.jvp and vmap and without create_graph=True; with listen=False call "
-            "observe(); or call detach() to keep the factors as they are."
-        )
     ready = [(batch, batch.collect(scale)) for batch in of.batches]
     if distributed():
         ready = [(batch, average(of.process_group, curvature)) for batch, curvature in ready]
+    silent = not any(any(curvature.present) for _, curvature in ready)
     for batch, curvature in ready:
-        _warn_unrecorded(of, batch, curvature)
+        _warn_unrecorded(of, batch, curvature, silent)
     ready = [(batch, curvature) for batch, curvature in ready if any(curvature.present)]
     if not ready:
-        return
+        return False
     for group in groups:
         lr_cov = group["lr_cov"](of.refreshes) if callable(group["lr_cov"]) else group["lr_cov"]
         in_range("lr_cov", lr_cov)
@@ -51,6 +44,7 @@ def refresh_factors(of: Preconditioner, groups: list[dict[str, Any]], scale: flo
         if moving:
             refresh(moving, rounding=of.rounding, **options)
     of.refreshes += 1
+    return True
 
 
 def _pair(batch: LayerBatch, curvature: Curvature) -> Pair:
@@ -83,14 +77,19 @@ def _count_skipped(of: Preconditioner, batch: LayerBatch, curvature: Curvature, 
         )
 
 
-def _warn_unrecorded(of: Preconditioner, batch: LayerBatch, curvature: Curvature) -> None:
-    """Warn once about a layer that has a gradient but never recorded curvature: its factors are the identity."""
+def _warn_unrecorded(of: Preconditioner, batch: LayerBatch, curvature: Curvature, silent: bool) -> None:
+    """Warn once about a layer that has a gradient but never recorded curvature, so that its factors are the identity; or, where no layer recorded any, none now."""
     for layer, members, there in zip(batch.layers, batch.slices, curvature.present, strict=True):
         gradient = layer.weight.grad
-        if there or "unrecorded" in of.warned or any(batch.started[members]) or gradient is None or not layer.view(gradient).any():
+        if there or "unrecorded" in of.warned or gradient is None or (any(batch.started[members]) and not silent):
             continue
+        if not layer.view(gradient).any():
+            continue
+        before = any(batch.started[members])
         of.warn(
             "unrecorded",
-            f"layer {layer.name!r} has a gradient but never recorded curvature, so it is updated without preconditioning (reported once). Fix: put it into training "
-            f"mode, call the module and not a function of its weight, or name it in fallback=[{layer.name!r}].",
+            f"layer {layer.name!r} has a gradient but {'recorded no curvature for this refresh, so its factors stay' if before else ''}"
+            f"{'' if before else 'never recorded curvature, so it is updated without preconditioning'} (reported once). Fix: run the module "
+            "that the optimiser was made with, not a function of its weight, outside of torch.func.jvp and vmap and without create_graph=True; with "
+            f"listen=False call observe() in training mode; or name it in fallback=[{layer.name!r}].",
         )

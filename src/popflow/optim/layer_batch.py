@@ -23,7 +23,7 @@ WIDE = (torch.float32, torch.float64)
 class Recorded:
     """What one layer recorded since the last refresh: `Structure.gram` of the current factors over ``rows`` rows, of which ``used`` were used.
 
-    ``data`` counts data once per backward pass (``task``), however often the weight was used in it.
+    ``data`` counts data once per backward pass (``task``), however often the weight was used in it; ``kept`` says whether that pass added to ``.grad``.
     """
 
     h_k: Factor | None = None
@@ -32,6 +32,7 @@ class Recorded:
     used: int = 0
     data: int = 0
     task: int = -1
+    kept: bool = False
     averaging: Averaging | None = None
 
     def add(self, h_k: Factor, h_c: Factor) -> None:
@@ -62,7 +63,8 @@ class LayerBatch:
     """Layers of equal shape, options and structures: one batch of Kronecker pairs.
 
     Attributes:
-        group: The parameter group, with its options.
+        group: The parameter group of the weights, with its options.
+        bias_group: That of the biases; its ``lr`` and ``weight_decay`` are theirs.
         layers: The layers, each with ``blocks`` members of the batch.
         k: Input factors.
         c: Output factors.
@@ -80,6 +82,7 @@ class LayerBatch:
     layers: list[Layer]
     k: Side
     c: Side
+    bias_group: dict[str, Any]
     momentum: Tensor | None = None
     started: list[bool] = field(default_factory=list)
     recorded: list[Recorded] = field(default_factory=list)
@@ -97,6 +100,20 @@ class LayerBatch:
 
     # -- curvature ------------------------------------------------------------------------------------------------------------------
 
+    def hears(self, index: int, kept: bool, task: int) -> bool:
+        """Whether a layer records what a backward pass tells; curvature goes with the gradient, so what belongs to a dropped gradient is forgotten.
+
+        ``kept`` says that the pass adds to ``.grad``; others return the gradient (`torch.autograd.grad`) and count where none of those did.
+        """
+        record, gradient = self.recorded[index], self.layers[index].weight.grad
+        if record.task != task and record.h_k is not None:
+            if record.kept and not kept:
+                return False
+            if kept and (gradient is None or not record.kept):
+                self.recorded[index] = record = Recorded()
+        record.kept = kept
+        return True
+
     def record(self, index: int, a: Tensor, g: Tensor, averaging: Averaging, sharing: Sharing, max_rows: int | None, task: int) -> None:
         """Record the inputs and cotangents ``[B, N, R, ...]`` of one call of a layer; ``task`` is the number of the backward pass."""
         layer, record, data = self.layers[index], self.recorded[index], a.shape[1]
@@ -106,7 +123,7 @@ class LayerBatch:
             record.data, record.task = record.data + data, task
         record.averaging = averaging
         uses = a.shape[2] if sharing is expand else 1
-        a, g = sharing(a, g)
+        a, g = sharing(a, g) if not layer.reversed else sharing(g, a)[::-1]
         rows = a.shape[1]
         stride = 1 if max_rows is None else math.ceil(rows / max_rows)
         while stride > 1 and math.gcd(stride, uses) > 1:  # a stride that divides an image would see one of its columns alone
@@ -130,15 +147,18 @@ class LayerBatch:
 
     def collect(self, scale: float) -> Curvature:
         """Return what the layers recorded and forget it; ``scale`` is that of the loss."""
-        h_k, h_c, scale_k, scale_c, rows = [], [], [], [], []
+        h_k, h_c, scale_k, scale_c, rows, present = [], [], [], [], [], []
         for layer, record in zip(self.layers, self.recorded, strict=True):
+            if record.kept and layer.weight.grad is None:
+                record = Recorded()
             h_k.append(record.h_k or _zeros(self.k, layer.blocks))
             h_c.append(record.h_c or _zeros(self.c, layer.blocks))
             mean = record.averaging(record.data, record.rows) / scale**2 if record.averaging else 0.0
-            scale_k += [1 / max(record.rows, 1)] * layer.blocks
-            scale_c += [mean] * layer.blocks
+            by_side = (1 / max(record.rows, 1), mean)
+            scale_k += [by_side[layer.reversed]] * layer.blocks
+            scale_c += [by_side[not layer.reversed]] * layer.blocks
             rows += [record.used] * layer.blocks
-        present = [record.h_k is not None for record in self.recorded]
+            present.append(record.h_k is not None)
         self.forget()
         return Curvature(_joined(h_k), _joined(h_c), scale_k, scale_c, rows, present)
 
@@ -215,10 +235,12 @@ class LayerBatch:
 
     def write(self, step: Tensor, scales: list[float] | None, rounding: Generator | None) -> None:
         """Move the weights by ``-lr`` times the step, and decay them; ``scales`` are one number for each member."""
-        lr, decay = self.group["lr"], 1 - self.group["lr"] * self.group["weight_decay"]
+        rates = {id(group): (float(group["lr"]), group["weight_decay"]) for group in (self.group, self.bias_group)}
         for layer, parameter, members, part in self._parts(step):
             if parameter.grad is None:
                 continue
+            lr, decay = rates[id(self.group if parameter is layer.weight else self.bias_group)]
+            decay = 1 - lr * decay
             rows = layer.rows(parameter)
             rate = -lr
             if scales is not None and layer.blocks == 1:

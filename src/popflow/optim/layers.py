@@ -1,4 +1,4 @@
-"""The layers of a model that act as matrices: linear layers, convolutions, the four projections of attention."""
+"""The layers of a model that act as matrices: linear layers, convolutions and their transposes, the four projections of attention."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+UNSEEN = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+"""Modules with matrices whose inputs and cotangents hooks cannot see: one fused call holds all steps and gates, or a product of two inputs."""
 
 
 @dataclass(eq=False)
@@ -24,6 +27,8 @@ class Layer:
         p: Inputs of one matrix, without the one for the bias.
         start: First row.
         standing: Whether weight and bias stand in for those of the module (`torch.func.functional_call`) and require no gradients themselves.
+        reversed: Whether the rows of the weight are inputs and its columns outputs, as a transposed convolution stores it: ``d`` then counts inputs and ``p``
+            outputs. Its bias, which belongs to outputs, is not part of the layer.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Layer:
     p: int
     start: int = 0
     standing: bool = False
+    reversed: bool = False
 
     def __post_init__(self):
         self.whole = self.blocks * self.d == len(self.weight)
@@ -73,12 +79,18 @@ def find_layers(model: nn.Module) -> list[Layer]:
             layers += _whole(name, module, 1)
         elif isinstance(module, CONVOLUTIONS):
             layers += _whole(name, module, module.groups)
+        elif isinstance(module, TRANSPOSED):
+            for layer in _whole(name, module, module.groups):
+                layer.bias, layer.reversed = None, True
+                layers.append(layer)
     kept: dict[tuple[int, int], Layer] = {}
     biases: dict[int, nn.Module] = {}
     for layer in layers:
         first = kept.setdefault((id(layer.weight), layer.start), layer)
         if first is not layer:
-            first.modules += layer.modules
+            first.modules += (
+                layer.modules if first.reversed == layer.reversed else []
+            )  # of a use and a transposed one, the first is recorded
         elif layer.bias is not None and biases.setdefault(id(layer.bias), layer.modules[0]) is not layer.modules[0]:
             layer.bias = None
     return list(kept.values())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import numbers
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -20,10 +23,11 @@ class Range(NamedTuple):
     whole: bool = False
     or_none: bool = False
     or_function: bool = False
+    or_tensor: bool = False
 
 
 RANGES = {
-    "lr": Range(3e-3),
+    "lr": Range(3e-3, or_tensor=True),
     "damping": Range(1e-4, above=True),
     "momentum": Range(0.9, high=BELOW_ONE),
     "alpha1": Range(0.0, high=BELOW_ONE),
@@ -34,35 +38,48 @@ RANGES = {
     "fallback_lr": Range(1e-3, or_none=True),
     "interval": Range(10, low=1, whole=True, or_function=True),
     "every": Range(5, low=1, whole=True),
+    "max_side": Range(512, low=1, whole=True),
+    "spare": Range(0, whole=True),
     "max_rows": Range(1024, low=1, whole=True, or_none=True),
     "seed": Range(0, whole=True),
 }
 
 
-def check(group: Mapping[str, Any]) -> None:
-    """Raise ValueError for a number of a group that is out of range.
+def check(group: dict[str, Any]) -> None:
+    """Turn the numbers of a group into plain ones, in place, but for a tensor as ``lr``, which may be filled later; raise ValueError for one out of range.
 
     >>> check({"lr": 0.5, "damping": 0.0})
     Traceback (most recent call last):
     ValueError: damping=0.0, wanted a finite number above 0. Fix: 0.0001 is usual.
     """
-    for name in group:
+    for name, value in group.items():
         if name in RANGES:
-            in_range(name, group[name])
+            number = in_range(name, value)
+            if not (RANGES[name].or_tensor and isinstance(value, Tensor)):
+                group[name] = number
 
 
-def in_range(name: str, value: Any) -> None:
-    """Raise ValueError unless ``value`` is in the range of that name."""
-    usual, low, high, above, whole, or_none, or_function = RANGES[name]
+def in_range(name: str, value: Any) -> Any:
+    """Return ``value`` as a plain number (numbers of numpy and tensors of one element become one), or raise ValueError unless it is in the range of that name.
+
+    >>> in_range("interval", Tensor([3]).int()), in_range("kl_clip", None)
+    (3, None)
+    """
+    usual, low, high, above, whole, or_none, or_function, _ = RANGES[name]
     if (value is None and or_none) or (callable(value) and or_function):
-        return
-    number: Any = value if isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) else math.nan
+        return value
+    number: Any = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral if whole else numbers.Real):
+        number = math.nan
+    elif not isinstance(number, int | float):  # of numpy
+        number = int(number) if isinstance(number, numbers.Integral) else float(number)
     if not (math.isfinite(number) and number <= high and (number > low if above else number >= low)):
         most = " and below 1" if high == BELOW_ONE else ""
         raise ValueError(
             f"{name}={value!r}, wanted {'an integer' if whole else 'a finite number'} {'above' if above else 'at least'} {low:g}{most}. "
             f"Fix: {usual:g} is usual."
         )
+    return number
 
 
 def growing(to: int = 10, every: int = 5) -> Callable[[int], int]:

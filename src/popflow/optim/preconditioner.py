@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from popflow.optim.capture import Averaging, Sharing, Tap, per_datum
+from popflow.optim.capture import Averaging, Sharing, Tap, accumulates, per_datum
 from popflow.optim.groups import batches_of
-from popflow.optim.layer_batch import LayerBatch
+from popflow.optim.layer_batch import WIDE, LayerBatch
 from popflow.optim.layers import Layer
 from popflow.optim.options import in_range
 
@@ -31,6 +31,8 @@ class Preconditioner:
         refreshes: Refreshes made.
         next_refresh: The step of the next refresh; infinite after `detach`.
         gap: Steps from the last refresh to the next.
+        refreshed: Whether this step has refreshed the factors.
+        heard: Whether anything was recorded since the last step.
         skipped: How often curvature or a gradient was not finite and was therefore skipped.
     """
 
@@ -57,18 +59,19 @@ class Preconditioner:
         self.tap: Tap | None = None
         self.steps = self.refreshes = self.skipped = self.observations = 0
         self.next_refresh: float = 0
+        self.refreshed = self.heard = False
         self.gap = 1
         self.warned: set[str] = set()
 
-    def add(self, group: dict[str, Any]) -> list[Tensor]:
-        """Take the layers of a parameter group; return the parameters that belong to none."""
-        batches, rest = batches_of(group, self.layers, self.names, self.factor_dtype)
+    def add(self, groups: Sequence[dict[str, Any]]) -> list[list[Tensor]]:
+        """Take the layers of parameter groups; return the parameters of each that belong to none."""
+        batches, rests = batches_of(groups, self.layers, self.names, self.factor_dtype)
         self.batches += batches
         if self.tap is not None and self.next_refresh != math.inf:  # a group that comes late is recorded from now on
             self.next_refresh = min(self.next_refresh, self.steps)
             self.tap.detach()
             self.attach(self.tap.sink is not None)
-        return rest
+        return rests
 
     # -- recording ------------------------------------------------------------------------------------------------------------------
 
@@ -94,7 +97,11 @@ class Preconditioner:
         batch, index = self.places[layer]
         if a.device != batch.k.value[0].device:
             self.follow()
-        task = torch._C._current_graph_task_id() if task is None else task
+        self.heard = True
+        if task is None:
+            task = torch._C._current_graph_task_id()
+            if not batch.hears(index, not layer.standing and accumulates(layer.weight) is True, task):
+                return
         batch.record(index, a, g, averaging or self.averaging, self.sharing, self.max_rows, task)
 
     def observe(self, outputs: Tensor, cotangents: Tensor) -> None:
@@ -108,10 +115,16 @@ class Preconditioner:
 
     def forget(self) -> None:
         """Drop what was recorded."""
+        self.heard = False
         for batch in self.batches:
             batch.forget()
         if self.tap is not None:
             self.tap.tape.clear()
+
+    def drop(self) -> None:
+        """Drop what backward passes told, as their gradients are dropped; cotangents that `observe` was given stay, and so does the forward pass just made."""
+        if self.heard and self.tap is not None and self.tap.sink is not None:
+            self.forget()
 
     def follow(self) -> bool:
         """Follow the weights (device, dtype); return whether they have moved."""
@@ -125,62 +138,60 @@ class Preconditioner:
         Raises:
             ValueError: when ``interval`` is a function that returns something other than an integer of at least 1.
         """
-        gap = self.interval(self.steps + 1) if callable(self.interval) else self.interval
-        in_range("interval", gap)
-        return gap
+        return in_range("interval", self.interval(self.steps + 1) if callable(self.interval) else self.interval)
 
     def finish_step(self) -> None:
-        """Count a step, and arm the hooks if the next one is due for a refresh."""
-        if self.due:
-            self.next_refresh = self.steps + self.gap
+        """Count a step, and arm the hooks if the next one is due for a refresh: one that had nothing to refresh from leaves it due."""
+        if self.refreshed:
+            self.next_refresh, self.refreshed = self.steps + self.gap, False
         self.steps += 1
+        if self.heard:  # its gradient is used up
+            self.forget()
         if self.tap is not None:
             self.tap.armed = self.due
             self.tap.tape.clear()
 
-    def move(self, group: dict[str, Any]) -> bool:
-        """Move the matrices of a group; return False, and leave them, when a gradient is not finite."""
-        work = [
-            (batch, gradient) for batch in self.batches if batch.group is group and (gradient := batch.gradient(self.names)) is not None
-        ]
-        if not work:
-            return True
+    def move(self, groups: Sequence[dict[str, Any]], others: Sequence[Tensor]) -> bool:
+        """Move the matrices of all groups. Return False, and leave everything, when a gradient is not finite: theirs or one of ``others``."""
+        work = [(batch, gradient) for batch in self.batches if (gradient := batch.gradient(self.names)) is not None]
         steps = [batch.direction(gradient, self.gap) for batch, gradient in work]
-        scales: list[list[float] | None] = [None] * len(work)
-        if group["update_rms"] is None:
-            if not self._clip(group, steps, [gradient for _, gradient in work]):
-                return False
-            for batch, _ in work:
-                batch.weight = 0.0
-        else:
-            norms = torch.cat([torch.linalg.vector_norm(step, dim=(-2, -1)) for step in steps]).tolist()
-            if not all(math.isfinite(norm * norm) for norm in norms):
-                self.skip_step()
-                return False
-            numbers = iter(norms)
-            for i, (batch, _) in enumerate(work):
-                scales[i] = [group["update_rms"] * scale for scale in batch.scales([*islice(numbers, len(steps[i]))])]
-        for (batch, _), step, scale in zip(work, steps, scales, strict=True):
-            batch.write(batch.with_momentum(step, self.rounding), scale, self.rounding)
+        natural = [batch.group["update_rms"] is None for batch, _ in work]
+        sizes = [
+            torch.dot(step.flatten(), gradient.flatten())[None] if by_length else torch.linalg.vector_norm(step, dim=(-2, -1))
+            for (_, gradient), step, by_length in zip(work, steps, natural, strict=True)
+        ]
+        found = _transferred([*sizes, *_norm(others)])
+        if not all(math.isfinite(one if by_length else one * one) for many, by_length in zip(found, natural, strict=False) for one in many):
+            return self.skip_step()
+        if not all(math.isfinite(one) for many in found[len(work) :] for one in many):
+            return self.skip_step()
+        for group in groups:
+            self._clip(
+                group, [(step, product) for (batch, _), step, product in zip(work, steps, sizes, strict=True) if batch.group is group]
+            )
+        for (batch, _), step, norms, by_length in zip(work, steps, found, natural, strict=False):
+            if by_length:
+                scales, batch.weight = None, 0.0
+            else:
+                scales = [batch.group["update_rms"] * scale for scale in batch.scales(norms)]
+            batch.write(batch.with_momentum(step, self.rounding), scales, self.rounding)
         return True
 
-    def _clip(self, group: dict[str, Any], steps: list[Tensor], gradients: list[Tensor]) -> bool:
-        """Clip natural steps in place by the change in distribution that they make; return False when they are not finite."""
-        products = [torch.dot(step.flatten(), gradient.flatten()) for step, gradient in zip(steps, gradients, strict=True)]
-        total = float(torch.stack(products).sum())
-        if not math.isfinite(total):
-            self.skip_step()
-            return False
-        size = group["lr"] ** 2 * total
-        if group["kl_clip"] is not None and size > group["kl_clip"]:
-            for step in steps:
+    @staticmethod
+    def _clip(group: dict[str, Any], natural: list[tuple[Tensor, Tensor]]) -> None:
+        """Clip natural steps of a group in place by the change in distribution that they make, given with their products with the gradients."""
+        if group["update_rms"] is not None or group["kl_clip"] is None or not natural:
+            return
+        size = float(group["lr"]) ** 2 * float(torch.cat([product for _, product in natural]).sum())
+        if size > group["kl_clip"]:
+            for step, _ in natural:
                 step.mul_(math.sqrt(group["kl_clip"] / size))
-        return True
 
-    def skip_step(self) -> None:
-        """Count a step that is skipped because a gradient is not finite."""
+    def skip_step(self) -> bool:
+        """Count a step that is skipped because a gradient is not finite, and return False."""
         self.skipped += 1
         self.warn("not finite", "a gradient is not finite; the step is skipped (counted in .skipped, reported once).")
+        return False
 
     def warn(self, kind: str, message: str) -> None:
         """Warn once about each kind of problem."""
@@ -202,3 +213,16 @@ class Preconditioner:
             self.rounding.set_state(rounding[1])
         if state["tap"] is not None:
             self.attach(state["tap"])
+
+
+def _norm(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of tensors together, a vector of one, where there are any; in float32 at least, so that half precision does not overflow."""
+    if not tensors:
+        return []
+    return [nn.utils.get_total_norm([one if one.dtype in WIDE else one.float() for one in tensors])[None]]
+
+
+def _transferred(parts: Sequence[Tensor]) -> list[list[float]]:
+    """The numbers of each vector, all in one transfer from the device."""
+    numbers = iter(torch.cat([part.to(parts[0].device) for part in parts]).tolist() if parts else ())
+    return [[*islice(numbers, len(part))] for part in parts]

@@ -5,9 +5,10 @@
     s  =  1 / sqrt(w u)                               w, u: sums of 1 and mean(dW^2), discounted as m is; 1 without ``update_rms``
     W  <- (1 - lr weight_decay) W - lr update_rms s m     decoupled weight decay
 
-Every ``interval`` steps hooks record one forward and backward pass (training mode only) and the factors take one step.
-Layers that are matrices (Linear, convolutions, attention projections) are preconditioned; every other parameter (embeddings,
-normalisation, bare ones) goes to a built-in AdamW with its own ``fallback_lr``. Layers of equal shape are updated as one batch.
+Every ``interval`` steps hooks record one forward and backward pass and the factors take one step. What was recorded goes with the gradient:
+`step` uses it, `zero_grad` drops it, and so does whatever sets ``.grad`` to None.
+Layers that are matrices (Linear, convolutions and their transposes, attention projections) are preconditioned; every other parameter (embeddings,
+normalisation, recurrent modules, bare ones) goes to a built-in AdamW. Layers of equal shape are updated as one batch.
 
 This file holds the torch protocol: groups, closures, gradient scalers, state, copies. The layers are in `popflow.optim.preconditioner`.
 
@@ -16,6 +17,8 @@ Source: Lin et al., ICML 2024, arXiv 2312.05705. KL clip: Ba, Grosse, Martens 20
 
 from __future__ import annotations
 
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -26,15 +29,15 @@ from popflow.optim.auto import Auto
 from popflow.optim.capture import Averaging, Sharing, expand, over_data
 from popflow.optim.checks import check_gradients, check_model, check_options
 from popflow.optim.curvature import refresh_factors
-from popflow.optim.groups import listed, named_layers
+from popflow.optim.groups import listed, named_layers, unseen
 from popflow.optim.options import growing
 from popflow.optim.preconditioner import Preconditioner
 from popflow.optim.report import Preconditioned, lines_of
-from popflow.optim.state import pack, unpack
-from popflow.optim.structures.blocks import Dense
+from popflow.optim.state import entries, pack, unpack
 from popflow.optim.structures.structure import Structure
 
-DENSE = Dense()
+BOUNDED = Auto(max_state_ratio=2.5, max_side=513, spare=2**22)
+"""Dense factors wherever that is cheap: on sides of at most 512 and a bias, and while the state is at most 2.5 times AdamW's, or 16 MiB in float32."""
 GROWING = growing(10)
 Structures = Structure | tuple[Structure, Structure] | Auto
 """One structure for both factors, ``(inputs, outputs)``, or `Auto`."""
@@ -47,10 +50,12 @@ class SINGD(torch.optim.Optimizer):
         model: The module (or the DistributedDataParallel around it) whose layers are preconditioned.
         params: Parameters or groups of them, as for any optimiser; None for all of the model's. Pairs (name, tensor) may bring tensors that stand
             in for parameters of the model, as `torch.func.functional_call` takes them: ``popflow.learn.fit`` does. Groups may set ``lr, momentum,
-            weight_decay, damping, lr_cov, alpha1, kl_clip, update_rms, fallback_lr, structure``.
-        lr: Step size; that of AdamW is a good first value, as long as ``update_rms`` is set.
+            weight_decay, damping, lr_cov, alpha1, kl_clip, update_rms, fallback_lr, structure``; weight and bias of a layer may be in two groups, for
+            instance with and without ``weight_decay``, that share the options of their curvature.
+        lr: Step size; that of AdamW is a good first value, as long as ``update_rms`` is set. A tensor is read at every step.
         structure: `Dense`, `Diagonal`, `BlockDiagonal(30)`, ..., a pair (inputs, outputs), or `Auto` / ``"auto"``: the richest within a
-            budget of memory.
+            budget of memory. By default dense on sides of at most 512 and hierarchical on wider ones, as long as the state is at most 2.5 times
+            AdamW's (5 numbers per parameter: a square layer with two dense factors), or 16 MiB; `report` says what was chosen.
         momentum: Heavy-ball momentum of the weights; 0 keeps no buffer.
         damping: ``lambda > 0``, added to the Kronecker product (SINGD) or to each factor (IKFAC).
         lr_cov: Step size ``beta`` in (0, 1) of the factors, or a function of the number of refreshes.
@@ -63,7 +68,7 @@ class SINGD(torch.optim.Optimizer):
             blow up. None takes the natural step itself, for problems where its length matters (quadratics, wave functions).
         kl_clip: Without ``update_rms``, ``dW`` is scaled by ``min(1, sqrt(kl_clip / (lr^2 <dW, grad W>)))``; None for no clip.
         fallback: Names of modules or parameters for the built-in AdamW, although they could be preconditioned.
-        fallback_lr: Step size of the built-in AdamW; it follows the schedule of ``lr`` in proportion. None: the same as ``lr``.
+        fallback_lr: Step size of the built-in AdamW; it follows the schedule of ``lr`` in proportion. None: ``lr`` itself.
         sharing: `expand` or `reduce`.
         averaging: What the loss averages over: `over_data`, `over_rows`, `summed`.
         listen: Record cotangents during ``loss.backward()`` (empirical Fisher); False: those given to `observe` alone (sampled Fisher, wave functions).
@@ -78,12 +83,15 @@ class SINGD(torch.optim.Optimizer):
 
     Raises:
         TypeError: an object that is not a module, `nn.DataParallel`, complex or sparse parameters, an object that is not a structure.
-        ValueError: a number out of its range, parameters or names that are not the model's, one layer split over groups, nothing to precondition.
-        RuntimeError: at a step whose refresh is due when no layer recorded curvature.
+        ValueError: a number out of its range, parameters or names that are not the model's, a layer split over groups that disagree, nothing to precondition.
+
+    Warns:
+        UserWarning: for recurrent and bilinear modules, whose matrices hooks cannot see; not for those named in ``fallback``.
+        RuntimeWarning: once, for a layer with a gradient that never recorded curvature, and for curvature or gradients that are not finite.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
-        >>> optimizer = SINGD(net, lr=0.1, structure=Dense(), interval=1)
+        >>> optimizer = SINGD(net, lr=0.1, interval=1)
         >>> loss = net(torch.ones(4, 3)).square().mean()
         >>> loss.backward()
         >>> optimizer.step()
@@ -99,8 +107,8 @@ class SINGD(torch.optim.Optimizer):
         self,
         model: nn.Module,
         params: Iterable[Any] | None = None,
-        lr: float = 3e-3,
-        structure: Structures | str = DENSE,
+        lr: float | Tensor = 3e-3,
+        structure: Structures | str = BOUNDED,
         *,
         momentum: float = 0.9,
         damping: float = 1e-4,
@@ -112,7 +120,7 @@ class SINGD(torch.optim.Optimizer):
         kl_clip: float | None = 1e-3,
         update_rms: float | None = 1.0,
         fallback: Collection[str] = (),
-        fallback_lr: float | None = 1e-3,
+        fallback_lr: float | None = None,
         sharing: Sharing = expand,
         averaging: Averaging = over_data,
         listen: bool = True,
@@ -140,9 +148,18 @@ class SINGD(torch.optim.Optimizer):
             "weight_decay": weight_decay, "kl_clip": kl_clip, "update_rms": update_rms, "fallback_lr": fallback_lr, "structure": structure,
         }  # fmt: skip
         super().__init__(list(names) if params is None else params, defaults)
+        self._take(self.param_groups)
         if not self.preconditioner.batches:
             raise ValueError(
-                "model: no layer among its parameters can be preconditioned (Linear, Conv1d/2d/3d, MultiheadAttention). Fix: use torch.optim.AdamW."
+                "model: no layer among its parameters can be preconditioned (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, MultiheadAttention). "
+                "Fix: use torch.optim.AdamW."
+            )
+        if left := unseen(model, {parameter for group in self.param_groups for parameter in group["params"]}, fallback):
+            warnings.warn(
+                f"module {left[0]} is left to the built-in AdamW, {len(left)} of such modules in all: hooks cannot see what its matrices are multiplied "
+                f"with. Fix: none is needed; name it in fallback=[{left[0].split()[0]}] to say that this is meant.",
+                UserWarning,
+                stacklevel=2,
             )
         self.preconditioner.attach(listen)
 
@@ -150,15 +167,20 @@ class SINGD(torch.optim.Optimizer):
         """Add a group of parameters, as for any optimiser; its layers are found and batched."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        group["base_lr"] = group.get("initial_lr", group["lr"])
+        group["base_lr"] = float(group.get("initial_lr", group["lr"])) if isinstance(group["lr"], int | float | Tensor) else group["lr"]
         group["from_zero"] = group["base_lr"] == 0
+        if self.preconditioner.tap is None:  # the first groups are taken together: one may hold the weights of layers, another their biases
+            return
         try:
-            rest = self.preconditioner.add(group)
+            self._take([group])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        fused = bool(rest) and all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in rest)
-        self.adamw.append(torch.optim.AdamW(rest, lr=group["lr"], fused=fused) if rest else None)
+
+    def _take(self, groups: list[dict[str, Any]]) -> None:
+        for group, rest in zip(groups, self.preconditioner.add(groups), strict=True):
+            fused = bool(rest) and all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in rest)
+            self.adamw.append(torch.optim.AdamW(rest, lr=float(group["lr"]), fused=fused) if rest else None)
 
     @property
     def skipped(self) -> int:
@@ -189,7 +211,11 @@ class SINGD(torch.optim.Optimizer):
     # -- the step -------------------------------------------------------------------------------------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, as every optimiser does; without torch's profiler range, which takes longer than the work itself."""
+        """Forget the gradients, as every optimiser does, and the curvature that was heard with them.
+
+        It goes without torch's profiler range, which takes longer than the work itself.
+        """
+        self.preconditioner.drop()
         if not set_to_none:
             super().zero_grad(set_to_none)
         for group in self.param_groups if set_to_none else ():
@@ -216,9 +242,14 @@ class SINGD(torch.optim.Optimizer):
         if of.due:
             check_gradients(of.names)
             of.gap = of.next_interval()
-            refresh_factors(of, self.param_groups, scale)
-        sound = [of.move(group) for group in self.param_groups]
-        if all(sound):  # what makes matrices stay would spoil the averages of AdamW
+            of.refreshed = refresh_factors(of, self.param_groups, scale)
+        others = [
+            p.grad
+            for adamw in filter(None, self.adamw)
+            for p in adamw.param_groups[0]["params"]
+            if p.grad is not None and not p.grad.is_sparse
+        ]
+        if of.move(self.param_groups, others):  # what makes matrices stay would spoil the averages of AdamW
             self._step_fallback()
         of.finish_step()
         return loss
@@ -228,10 +259,11 @@ class SINGD(torch.optim.Optimizer):
         for group, adamw in zip(self.param_groups, self.adamw, strict=True):
             if adamw is None:
                 continue
+            lr = float(group["lr"])
             if group["from_zero"]:  # a schedule that was not there when the rate was given: in proportion to its highest
-                group["base_lr"] = max(group["base_lr"], group["lr"])
-            ratio = group["lr"] / group["base_lr"] if group["base_lr"] else 0.0
-            lr = group["lr"] if group["fallback_lr"] is None else group["fallback_lr"] * ratio
+                group["base_lr"] = max(group["base_lr"], lr)
+            if group["fallback_lr"] is not None:
+                lr = group["fallback_lr"] * (lr / group["base_lr"] if group["base_lr"] else 0.0)
             adamw.param_groups[0].update(lr=lr, weight_decay=group["weight_decay"])
             adamw.step()
 
@@ -263,19 +295,46 @@ class SINGD(torch.optim.Optimizer):
         """Say how each parameter is treated, one line per layer and per parameter of the fallback."""
         return lines_of(self.preconditioner, self.adamw)
 
+    @property
+    def state(self) -> defaultdict[Tensor, dict[str, Tensor]]:
+        """The state of each parameter, as for any optimiser, empty before the first step.
+
+        The tensors are those in use; entries put in or taken out change nothing (`load_state_dict` does).
+        """
+        found = entries(self.preconditioner, self.adamw, self.param_groups) if self.preconditioner.steps else {}
+        return defaultdict(dict, found)
+
+    @state.setter
+    def state(self, value: Any) -> None: ...  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain numbers alone, keyed by parameter names; `torch.load(weights_only=True)` reads it."""
-        return pack(self.preconditioner, self.adamw, self.param_groups)
+        """Return tensors, plain numbers and text alone, in torch's form; `torch.load(weights_only=True)` reads it.
+
+        It is a copy. Groups also hold ``param_names``, against which `load_state_dict` checks.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state_dict = pack(self.preconditioner, self.adamw, self.param_groups)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            if (changed := after(self, state_dict)) is not None:
+                state_dict = changed
+        return state_dict
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; the given dictionary is not changed.
+        """Restore what `state_dict` returned, or `torch.distributed.checkpoint.state_dict.get_state_dict`; the given dictionary is not changed.
 
         Raises:
             ValueError: when names or shapes differ from this optimiser's: the model or the structures are not the same.
         """
-        unpack(self.preconditioner, self.adamw, self.param_groups, state_dict)
+        given = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            if (changed := before(self, given)) is not None:
+                given = changed
+        unpack(self.preconditioner, self.adamw, self.param_groups, given)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A scheduler's ``step`` is bound to the optimiser that the scheduler was made for: a copy steps itself.
-        return {key: value for key, value in self.__dict__.items() if key != "step"}
+        # A scheduler's ``step`` is bound to the optimiser that the scheduler was made for: a copy steps itself. Hooks are not copied, as in torch.
+        return {key: value for key, value in self.__dict__.items() if key != "step" and not key.startswith("_optimizer_")}
