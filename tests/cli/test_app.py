@@ -88,7 +88,7 @@ def test_the_process_ends_with_the_same_codes(tmp_path):
     wrong = popflow("demo", "--seed", "x")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     absent = popflow("report", str(tmp_path))
-    assert (absent.returncode, absent.stdout) == (1, "")
+    assert (absent.returncode, absent.stdout) == (2, "")
     assert absent.stderr.startswith(f"error: cannot read {tmp_path}/report.json: No such file")
     assert "Traceback" not in absent.stderr
 

@@ -64,7 +64,7 @@ class SearchConfig:
     curve: Annotated[tuple[int, ...], Flag(ge=1, metavar="DEPTH")] = (1, 2, 4)
     calls: Annotated[int, Flag(ge=1)] = 1024
     runs: Annotated[int, Flag(ge=1)] = 100
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -136,7 +136,7 @@ class DemoConfig:
         depth: Layers of the circuit.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
     quick: bool = False
     restarts: Annotated[int, Flag(ge=1)] = 64
     depth: Annotated[int, Flag(ge=1)] = 8
