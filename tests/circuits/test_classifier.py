@@ -64,5 +64,9 @@ def test_bad_input():
         QuantumHypernetworkClassifier(hidden=(10000,)).fit(X[:100], y[:100])
     with pytest.raises(TypeError, match=r"Fix: hidden=\(2,\)"):
         QuantumHypernetworkClassifier(hidden=2).fit(X, y)
+    with pytest.raises(TypeError, match=r"activation='relu', wanted a function such as torch\.relu"):
+        QuantumHypernetworkClassifier(hidden=(2,), activation="relu").fit(X[:100], y[:100])
+    with pytest.raises(TypeError, match="objective='tail', wanted a function"):
+        QuantumHypernetworkClassifier(objective="tail").fit(X[:100], y[:100])
     with pytest.raises(ValueError, match="members=0"):
         QuantumHypernetworkClassifier(members=0).fit(X, y)

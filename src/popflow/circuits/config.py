@@ -18,6 +18,8 @@ _DATA = {
     "mnist": (r"mnist:(?P<first>\d),(?P<second>\d):(?P<folder>.+)", "two digits and a folder: mnist:3,7:FOLDER"),
 }
 _WIDEST = 26
+SIDES = (2, 3, 4, 8)
+"""Sides of the images of digits."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,14 @@ class SearchConfig:
         if not found:
             raise ValueError(f"data={self.data!r}, wanted {form}.")
         given = {name: value for name, value in found.groupdict().items() if value is not None}
-        return kind, {name: Path(value) if name == "folder" else int(value) for name, value in given.items()}
+        arguments = {name: Path(value) if name == "folder" else int(value) for name, value in given.items()}
+        if arguments.get("side", 8) not in SIDES:
+            raise ValueError(f"data={self.data!r}, wanted a side of {', '.join(map(str, SIDES))}: 8 x 8 images are averaged down to it.")
+        if arguments.get("points", 2) < 2:
+            raise ValueError(f"data={self.data!r}, wanted at least 2 points.")
+        if "first" in arguments and arguments["first"] == arguments["second"]:
+            raise ValueError(f"data={self.data!r}, wanted two different digits.")
+        return kind, arguments
 
     def alphabets(self) -> tuple[tuple[float, float], ...]:
         """Return the pairs of values to choose from."""

@@ -16,7 +16,7 @@ from torch import Tensor
 _PUT_OFF: ContextVar[list[tuple[Tensor, Callable[..., Exception]]] | None] = ContextVar("deferred checks", default=None)
 
 
-def at_least_one(**counts: int) -> None:
+def at_least_one(**counts: Any) -> None:
     """Check that counts are whole numbers, 1 or more.
 
     >>> at_least_one(shots=0)
@@ -44,6 +44,17 @@ def real(**values: Any) -> None:
     for name, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
             raise TypeError(f"{name}={value!r}, wanted a number.")
+
+
+def function(name: str, value: Any, example: str) -> None:
+    """Check that a function was passed, not its name: strings belong on the command line.
+
+    >>> function("activation", "relu", "torch.relu")
+    Traceback (most recent call last):
+    TypeError: activation='relu', wanted a function such as torch.relu.
+    """
+    if not callable(value):
+        raise TypeError(f"{name}={value!r}, wanted a function such as {example}.")
 
 
 def shaped(name: str, value: Any, like: Tensor) -> Tensor:
