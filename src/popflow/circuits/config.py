@@ -94,14 +94,15 @@ class SearchConfig:
         if not found:
             raise ValueError(f"data={self.data!r}, wanted {form}.")
         given = {name: value for name, value in found.groupdict().items() if value is not None}
-        arguments = {name: Path(value) if name == "folder" else int(value) for name, value in given.items()}
-        if arguments.get("side", 8) not in SIDES:
+        folder = {"folder": Path(given.pop("folder"))} if "folder" in given else {}
+        numbers = {name: int(value) for name, value in given.items()}
+        if numbers.get("side", 8) not in SIDES:
             raise ValueError(f"data={self.data!r}, wanted a side of {', '.join(map(str, SIDES))}: 8 x 8 images are averaged down to it.")
-        if arguments.get("points", 2) < 2:
+        if numbers.get("points", 2) < 2:
             raise ValueError(f"data={self.data!r}, wanted at least 2 points.")
-        if "first" in arguments and arguments["first"] == arguments["second"]:
+        if "first" in numbers and numbers["first"] == numbers["second"]:
             raise ValueError(f"data={self.data!r}, wanted two different digits.")
-        return kind, arguments
+        return kind, {**numbers, **folder}
 
     def alphabets(self) -> tuple[tuple[float, float], ...]:
         """Return the pairs of values to choose from."""
