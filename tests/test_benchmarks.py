@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,11 +21,19 @@ from popflow.optim import rows
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
-_harness = importlib.util.spec_from_file_location("harness", FOLDER / "harness.py")
-assert _harness is not None
-assert _harness.loader is not None
-harness = sys.modules["harness"] = importlib.util.module_from_spec(_harness)  # dataclasses look their module up
-_harness.loader.exec_module(harness)
+
+
+def _module(name: str) -> ModuleType:
+    """A module of the benchmarks, which are no package."""
+    found = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(found)  # dataclasses look their module up
+    found.loader.exec_module(module)
+    return module
+
+
+harness = _module("harness")
 BENCHMARKS = harness.benchmarks()
 SCRIPTS = {"collect", "guidance_figure"}  # they make a page and its figures
 LIMIT = 40  # processor seconds; most need less than 10 on a quiet machine, and the same work takes more of them on a busy one
@@ -92,6 +101,15 @@ def test_make_bench_runs_them_all() -> None:
     rules = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "$$($(BIN)/python benchmarks/harness.py)" in rules
     assert "benchmarks/gpu.py --json" in rules
+
+
+def test_the_page_of_results_tells_where_seeds_were_fewer() -> None:
+    rows = [
+        {"claim": "a: x", "notes": {"seeds": 3}},
+        {"claim": "b, w = 1: x", "notes": {"seeds": 1}},
+        {"claim": "b, w = 1: y", "notes": {}},
+    ]
+    assert _module("collect").seeds_of({"options": {"seeds": 3}, "rows": rows}) == "3 seeds; b, w = 1: 1"
 
 
 def _imported(path: Path) -> set[str]:

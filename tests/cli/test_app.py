@@ -9,6 +9,8 @@ import pytest
 
 from popflow import __version__
 from popflow.cli.app import build, main
+from popflow.registry import TASKS
+from popflow.runs import options
 
 VERBS = ["cite", "demo", "doctor", "flow", "methods", "report", "sample", "search"]
 
@@ -29,6 +31,15 @@ def test_help_and_methods_do_not_import_torch():
     assert done.stderr.strip().endswith("[]")
     for verb in VERBS:
         assert verb in done.stdout
+
+
+def test_help_shows_what_stands_for_a_default_of_none(capsys):
+    assert main(["sample", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for option in options(TASKS["sample"].load("config")):
+        if option.otherwise:
+            assert f"[default: {option.otherwise}" in said
+    assert "[default: 1, or a pipeline's own default]" in said
 
 
 @pytest.mark.parametrize("verb", [[], ["demo"], ["sample"], ["flow"], ["search"]], ids=str)
