@@ -158,7 +158,17 @@ def composed_steps(where: Machine) -> list[Row]:
             )
         waits = host_waits(partial(compose, name))
         claim = f"{name} of 2 prompts: waits of the host for the device in {steps} steps, from a profiler trace"
-        rows.append(Row(claim, float(sum(waits.values())), None, "", 0.0, "<=", {kind: float(count) for kind, count in waits.items()}))
+        rows.append(
+            Row(
+                claim,
+                float(sum(waits.values())),
+                None,
+                "",
+                None if where.quick else 0.0,
+                "<=",
+                {kind: float(count) for kind, count in waits.items()},
+            )
+        )
     return rows
 
 
