@@ -248,34 +248,13 @@ def memory_rows(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def gpu_rows(options: argparse.Namespace) -> list[Row]:
-    if not torch.cuda.is_available():
-        print("no GPU: its rows are left out", file=sys.stderr)
-        return []
-    rows = []
-    for n in (14,) if options.quick else (16, 18, 20, 22, 24, 26):
-        gradient = ours(n, device="cuda")
-        gradient()
-        torch.cuda.reset_peak_memory_stats()
-        times = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            gradient()
-            times.append(time.perf_counter() - begin)
-        states = torch.cuda.max_memory_allocated() / (8 * 2**n)
-        rows.append(
-            Row(f"n={n}: value and gradient, depth {DEPTH}, GPU", 1e3 * min(times), None, "ms", None, "<=", {"peak memory, states": states})
-        )
-    return rows
-
-
 def main(options: argparse.Namespace) -> list[Row]:
     """Speed and memory of exact circuit simulation against PennyLane."""
     torch.set_num_threads(1)
     return [row for name in options.only for row in PARTS[name](options)]
 
 
-PARTS = {"speed": speed_rows, "deep": deep_rows, "batch": batch_rows, "memory": memory_rows, "gpu": gpu_rows}
+PARTS = {"speed": speed_rows, "deep": deep_rows, "batch": batch_rows, "memory": memory_rows}
 
 if __name__ == "__main__":
     run("circuits_speed", main, parts=tuple(PARTS))

@@ -20,6 +20,13 @@ def cell(value: object) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
+def seeds_of(document: dict) -> str:
+    """Say how many seeds there were, and where they were fewer; a part notes its own at its first row, whose claim begins with its name."""
+    asked = document["options"]["seeds"]
+    own = {row["claim"].partition(":")[0]: row["notes"]["seeds"] for row in document["rows"] if row["notes"].get("seeds", asked) != asked}
+    return f"{asked} seed{'s' * (asked > 1)}" + "".join(f"; {part}: {count}" for part, count in own.items())
+
+
 def section(document: dict) -> str:
     """Return one benchmark as a heading, a table and a description of the machine."""
     lines = [f"\n## {document['benchmark']}\n", "| claim | value | wanted | held | beside it |", "|---|---|---|---|---|"]
@@ -33,7 +40,7 @@ def section(document: dict) -> str:
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     lines.append(
         f"\n{machine['processor']}, {machine['cores']} cores, {machine['torch_threads']} torch thread(s){gpu}; Python {machine['python']}, "
-        f"torch {machine['torch']}; {options['seeds']} seeds{', quick' if options['quick'] else ''}."
+        f"torch {machine['torch']}; {seeds_of(document)}{', quick' if options['quick'] else ''}."
     )
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,7 @@
 """What all benchmarks share: command line, description of the machine, rows, table and JSON file.
 
-A benchmark is a function ``main(options) -> list[Row]`` handed to `run`. Keys of the JSON file::
+A benchmark is a function ``main(options) -> list[Row]`` that the file ``NAME.py`` hands to ``run("NAME", main, ...)``: this call declares it, and
+`benchmarks` finds it. ``python benchmarks/harness.py`` prints the files that ``make bench`` runs. Keys of the JSON file::
 
     {"benchmark": NAME, "machine": {...}, "options": {...}, "rows": [{"claim", "value", "error", "unit", "target", "direction",
      "holds", "peers", "seconds", "notes"}, ...]}
@@ -9,6 +10,7 @@ A benchmark is a function ``main(options) -> list[Row]`` handed to `run`. Keys o
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import platform
@@ -42,6 +44,16 @@ class Row:
         if self.target is None:
             return None
         return self.value <= self.target if self.direction == "<=" else self.value >= self.target
+
+
+def benchmarks(folder: Path = Path(__file__).parent) -> list[Path]:
+    """Return the files that declare a benchmark: those that call ``run`` with their own name, wherever the call stands."""
+
+    def declares(path: Path) -> bool:
+        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call) and node.args)
+        return any(ast.unparse(call.func) == "run" and ast.unparse(call.args[0]) == repr(path.stem) for call in calls)
+
+    return [path for path in sorted(folder.glob("*.py")) if declares(path)]
 
 
 def machine() -> dict:
@@ -97,3 +109,7 @@ def print_table(rows: list[Row]) -> None:
         holds = {True: "yes", False: "NO", None: ""}[row.holds]
         peers = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.peers.items())
         print(f"| {row.claim} | {row.value:.4g}{error} {row.unit} | {target} | {holds} | {peers} |")
+
+
+if __name__ == "__main__":
+    print(*(os.path.relpath(path) for path in benchmarks() if path.stem != "gpu"))  # that one is `make bench-gpu`

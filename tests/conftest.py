@@ -62,7 +62,7 @@ def torchrun() -> Callable[..., None]:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Switch off the checks of annotations: `torch.compile` cannot trace through them."""
+    """Switch off the checks of annotations: `torch.compile` cannot trace through them, and users do not have them."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)

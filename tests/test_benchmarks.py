@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import ast
+import importlib.util
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,7 +20,22 @@ import torch
 from popflow.optim import rows
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "\n    run(" in path.read_text(encoding="utf-8"))
+FOLDER = ROOT / "benchmarks"
+
+
+def _module(name: str) -> ModuleType:
+    """A module of the benchmarks, which are no package."""
+    found = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(found)  # dataclasses look their module up
+    found.loader.exec_module(module)
+    return module
+
+
+harness = _module("harness")
+BENCHMARKS = harness.benchmarks()
+SCRIPTS = {"collect", "guidance_figure"}  # they make a page and its figures
 LIMIT = 40  # processor seconds; most need less than 10 on a quiet machine, and the same work takes more of them on a busy one
 ROW = {"claim", "value", "error", "unit", "target", "direction", "holds", "peers", "seconds", "notes"}
 
@@ -53,6 +70,52 @@ def test_quick_run_writes_the_documented_rows(script: Path, tmp_path: Path) -> N
     assert f"| {document['rows'][0]['claim']} |" in done.stdout
     spent = _processor_seconds() - before
     assert spent < LIMIT, f"--quick took {spent:.0f} s of one processor, wanted under {LIMIT}"
+
+
+def test_every_file_is_a_benchmark_serves_one_or_is_a_known_script() -> None:
+    found = {path.stem for path in FOLDER.glob("*.py")}
+    benchmarks = {path.stem for path in BENCHMARKS}
+    served = {name for path in FOLDER.glob("*.py") for name in _imported(path) if name in found}
+    assert {"annealing", "diffusers_cost", "gpu"} <= benchmarks
+    assert found - benchmarks - served == SCRIPTS
+    assert {path.stem for path in (FOLDER / "results").glob("*.json")} <= benchmarks
+
+
+def test_a_benchmark_is_found_wherever_it_is_declared(tmp_path: Path) -> None:
+    """In a block of a block as at the top; a call for another file, or in a text, declares nothing."""
+    texts = {
+        "a": "run('a', main)",
+        "b": "if x:\n  if y:\n    pass\n  else:\n    run('b', main)",
+        "c": "run('a', main)",
+        "d": "x = 'run(1)'",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    assert [path.stem for path in harness.benchmarks(tmp_path)] == ["a", "b"]
+
+
+def test_make_bench_runs_them_all() -> None:
+    """All but the one that needs a GPU."""
+    listed = subprocess.run([sys.executable, "benchmarks/harness.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert listed == [f"benchmarks/{path.name}" for path in BENCHMARKS if path.stem != "gpu"]
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "$$($(BIN)/python benchmarks/harness.py)" in rules
+    assert "benchmarks/gpu.py --json" in rules
+
+
+def test_the_page_of_results_tells_where_seeds_were_fewer() -> None:
+    rows = [
+        {"claim": "a: x", "notes": {"seeds": 3}},
+        {"claim": "b, w = 1: x", "notes": {"seeds": 1}},
+        {"claim": "b, w = 1: y", "notes": {}},
+    ]
+    assert _module("collect").seeds_of({"options": {"seeds": 3}, "rows": rows}) == "3 seeds; b, w = 1: 1"
+
+
+def _imported(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
 
 
 def _processor_seconds() -> float:

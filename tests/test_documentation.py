@@ -111,3 +111,53 @@ def test_example(script, tmp_path):
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def _numbers(content):
+    """All numbers in the JSON file of a benchmark: values, and those in its texts."""
+    if isinstance(content, dict):
+        return {number for key, value in content.items() for number in _numbers(value) | _numbers(str(key))}
+    if isinstance(content, list):
+        return {number for value in content for number in _numbers(value)}
+    if isinstance(content, str):
+        return {float(text) for text in re.findall(r"\d*\.?\d+(?:e-?\d+)?", content)}
+    return {abs(float(content))} if isinstance(content, int | float) and not isinstance(content, bool) else set()
+
+
+MEASURED = {path.stem: _numbers(json.loads(path.read_text())) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+
+
+def _quoted(text):
+    """Return the decimals in the tables of a page, each with the benchmark named last before it and its unit's factor."""
+    found, name = [], None
+    for line in text.splitlines():
+        name = next((named for named in reversed(re.findall(r"(\w+)\.py", line)) if named in MEASURED), name)
+        if line.startswith("|") and name:
+            for cell in line.split("|")[2:]:
+                found += [(name, number, (1, 100) if "%" in cell else (1,)) for number in re.findall(r"(?<![\w.])\d*\.\d+(?!\w)", cell)]
+    return found
+
+
+QUOTING = [page for page in TEXTS if page.name != "results.md" and _quoted(TEXTS[page])]
+
+
+@pytest.mark.parametrize("page", QUOTING, ids=lambda page: page.stem)
+def test_figures_in_tables_are_those_of_the_benchmark(page):
+    """To the digits that are printed."""
+    wrong = [
+        f"{number} ({name})"
+        for name, number, scales in _quoted(TEXTS[page])
+        if not any(
+            abs(one * scale - float(number)) <= 0.5 * 10.0 ** -len(number.partition(".")[2]) + 1e-9
+            for one in MEASURED[name]
+            for scale in scales
+        )
+    ]
+    assert wrong == []
+
+
+def test_figures_are_looked_up():
+    assert sum(len(_quoted(TEXTS[page])) for page in QUOTING) > 900
+    name = "guidance"
+    assert [number for _, number, _ in _quoted(f"`{name}.py`\n\n| a 1.5 | 0.123 | 7 ± .5 |")] == ["0.123", ".5"]
+    assert not any(abs(one - 0.98765) < 5e-6 for one in MEASURED[name])

@@ -66,3 +66,12 @@ def test_bad_input():
         QuantumHypernetworkClassifier(hidden=2).fit(X, y)
     with pytest.raises(ValueError, match="members=0"):
         QuantumHypernetworkClassifier(members=0).fit(X, y)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_names_in_place_of_functions_are_refused():
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(TypeError, match=r"activation='relu', wanted a function such as torch\.relu"):
+        QuantumHypernetworkClassifier(hidden=(2,), activation="relu").fit(X[:100], y[:100])
+    with pytest.raises(TypeError, match="objective='tail', wanted a function"):
+        QuantumHypernetworkClassifier(objective="tail").fit(X[:100], y[:100])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -100,6 +101,13 @@ def test_tail_mean():
         tail_mean(0.0)
 
 
+def test_objectives_travel_to_other_processes():
+    """joblib, grid searches and multiprocessing pickle them."""
+    p, cost = torch.tensor([[0.5, 0.2, 0.2, 0.1]], dtype=torch.float64), torch.tensor([3.0, 1.0, 2.0, 0.0], dtype=torch.float64)
+    for objective in (energy, tail_mean(0.3), free_energy(0.5)):
+        assert torch.equal(pickle.loads(pickle.dumps(objective))(p, cost, 0.5), objective(p, cost, 0.5))
+
+
 def test_entropy():
     p = torch.zeros(2, 8, dtype=torch.float64)
     p[0, 5], p[1] = 1.0, 1 / 8
@@ -133,3 +141,12 @@ def test_bad_input(table):
             train(Ansatz(9, 1), table, torch.zeros(1, 1, 9, 2))
         with pytest.raises(ValueError, match="steps=0: wanted at least 1"):
             train(Ansatz(10, 1), table, torch.zeros(1, 1, 10, 2), steps=0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_kinds_are_named(table):
+    for train in (train_adam, train_lbfgs):
+        with pytest.raises(TypeError, match=r"objective='energy', wanted a function such as popflow\.circuits\.energy"):
+            train(Ansatz(10, 1), table, torch.zeros(1, 1, 10, 2), objective="energy")
+        with pytest.raises(TypeError, match=r"float16, wanted a tensor of float32 or float64"):
+            train(Ansatz(10, 1), table, torch.zeros(1, 1, 10, 2).half())

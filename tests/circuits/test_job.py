@@ -67,8 +67,6 @@ def test_digits_are_as_fine_as_eighteen_bits_allow():
     assert [task(SearchConfig(net=net))[0].space.n for net in ("logistic", "mlp:2")] == [17, 14]
     cost, data = task(SearchConfig(data="digits:0,1:8", alphabet=("-1,1", "0,1")))
     assert (cost.space.n, data.x.shape[1]) == (66, 64)
-    with pytest.raises(ValueError, match="digits 3 and 3 are the same"):
-        task(SearchConfig(data="digits:3,3"))
 
 
 def test_the_demo_finds_the_optimum(tmp_path):
@@ -94,6 +92,11 @@ def test_a_quick_demo_trains_no_more_restarts_than_asked_for(tmp_path, monkeypat
     [
         ({"data": "digit:3,7"}, "unknown data 'digit': did you mean 'digits'"),
         ({"data": "digits:3"}, "wanted two digits from 0 to 9: digits:3,7 or digits:3,7:4"),
+        ({"data": "digits:3,7:9"}, "data='digits:3,7:9', wanted a side of 2, 3, 4, 8"),
+        ({"data": "digits:3,3"}, "wanted two different digits"),
+        ({"data": "mnist:3,3:somewhere"}, "wanted two different digits"),
+        ({"data": "gaussians:0"}, "data='gaussians:0', wanted at least 2 points"),
+        ({"seed": -1}, "seed=-1, wanted an integer >= 0"),
         ({"net": "mpl:2"}, "wanted logistic, mlp:WIDTH"),
         ({"net": "mlp:3-2"}, "the narrowest first"),
         ({"activation": ["relo"]}, "'relo': did you mean 'relu'"),

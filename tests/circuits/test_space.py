@@ -128,3 +128,12 @@ def test_bad_input():
         check_bits(torch.tensor([[-1, 1, 1]]), 3)
     with pytest.raises(ValueError, match="lists an option twice: relu, relu"):
         Choice("activation", (torch.relu, torch.relu))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_kinds_are_named():
+    for activation in ("relu", Choice("activation", (torch.relu, "sigmoid"))):
+        with pytest.raises(TypeError, match=r"activation='(relu|sigmoid)', wanted a function such as torch\.relu"):
+            BinaryMLP(2, (2,), activation=activation)
+    with pytest.raises(TypeError, match=r"inputs=2\.5, wanted a whole number"):
+        BinaryMLP(2.5)

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from popflow.circuits.ansatz import Ansatz, TwoQubitGate, all_to_all, brick, cx, cz, linear, ring, rotations
 from popflow.circuits.hardware import parameter_shift
 from popflow.circuits.statevector import amplitudes, born, sample
-from popflow.core import Streams
+from popflow.core import NonFiniteError, Streams
 
 FIXTURES = [
     (
@@ -181,7 +181,7 @@ def test_bad_input():
         Ansatz(4, 2).random(0, Streams(0))
     with pytest.raises(ValueError, match=r"8,589,934,592 bytes.*matrix_product"):
         born(Ansatz(30, 1), torch.zeros(1, 30, 2))
-    with pytest.raises(TypeError, match="complex64, wanted real"):
+    with pytest.raises(TypeError, match="complex64, wanted a tensor of float32 or float64"):
         born(Ansatz(2, 1), torch.zeros(1, 2, 2, dtype=torch.complex64))
     with pytest.raises(ValueError, match=r"shape \(1, 3, 2\), wanted \[\*batch, 1, 2, 2\]"):
         born(Ansatz(2, 1), torch.zeros(1, 3, 2))
@@ -192,3 +192,20 @@ def test_bad_input():
     angles = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with pytest.raises(RuntimeError, match="differentiates once"):
         torch.autograd.grad(born(Ansatz(2, 2), angles)[0], angles, create_graph=True)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_kinds_are_named():
+    for dtype in (torch.float16, torch.bfloat16, torch.int64):
+        with pytest.raises(TypeError, match=f"angles are {dtype}, wanted a tensor of float32 or float64"):
+            born(Ansatz(2, 1), torch.zeros(1, 2, 2, dtype=dtype))
+    with pytest.raises(TypeError, match="angles are a list"):
+        born(Ansatz(2, 1), [[[0.0, 0.0], [0.0, 0.0]]])
+    with pytest.raises(NonFiniteError, match="1 of 4 angles are NaN or infinite"):
+        born(Ansatz(2, 1), torch.tensor([[[0.0, math.nan], [0.0, 0.0]]]))
+    with pytest.raises(TypeError, match=r"depth=1\.5, wanted a whole number"):
+        Ansatz(4, 1.5)
+    with pytest.raises(TypeError, match=r"entangler='ring', wanted a function such as popflow\.circuits\.ring"):
+        Ansatz(4, 2, "ring")
+    with pytest.raises(TypeError, match=r"gate='cz', wanted a two-qubit gate: popflow\.circuits\.cx or cz"):
+        Ansatz(4, 2, gate="cz")

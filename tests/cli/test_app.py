@@ -9,6 +9,8 @@ import pytest
 
 from popflow import __version__
 from popflow.cli.app import build, main
+from popflow.registry import TASKS
+from popflow.runs import options
 
 VERBS = ["cite", "demo", "doctor", "flow", "methods", "report", "sample", "search"]
 
@@ -29,6 +31,15 @@ def test_help_and_methods_do_not_import_torch():
     assert done.stderr.strip().endswith("[]")
     for verb in VERBS:
         assert verb in done.stdout
+
+
+def test_help_shows_what_stands_for_a_default_of_none(capsys):
+    assert main(["sample", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for option in options(TASKS["sample"].load("config")):
+        if option.otherwise:
+            assert f"[default: {option.otherwise}" in said
+    assert "[default: 1, or a pipeline's own default]" in said
 
 
 @pytest.mark.parametrize("verb", [[], ["demo"], ["sample"], ["flow"], ["search"]], ids=str)
@@ -88,7 +99,7 @@ def test_the_process_ends_with_the_same_codes(tmp_path):
     wrong = popflow("demo", "--seed", "x")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     absent = popflow("report", str(tmp_path))
-    assert (absent.returncode, absent.stdout) == (1, "")
+    assert (absent.returncode, absent.stdout) == (2, "")
     assert absent.stderr.startswith(f"error: cannot read {tmp_path}/report.json: No such file")
     assert "Traceback" not in absent.stderr
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from popflow.cli.app import main
+from popflow.cli.output import ProgressLine
 
 PLUGIN = Path(__file__).parent / "plugin"
 
@@ -135,7 +136,7 @@ def test_the_package_has_a_verb_of_its_own(capsys, tmp_path):
 def test_another_run_in_the_directory_is_a_failure_in_words(capsys):
     assert main(["demo", "tempering", "--quick", "--out", "a"]) == 0
     capsys.readouterr()
-    assert main(["demo", "tempering", "--quick", "--seed", "1", "--out", "a"]) == 1
+    assert main(["demo", "tempering", "--quick", "--seed", "1", "--out", "a"]) == 2
     assert "a holds another run: seed is 0 there and 1 now" in capsys.readouterr().err
 
 
@@ -149,6 +150,61 @@ def test_a_failure_is_one_message_and_its_traceback_is_in_the_log(capsys, monkey
     assert "File " not in said.err
     assert json.loads(said.out)["error"]["type"] == "NotImplementedError"
     assert "raise NotImplementedError" in (tmp_path / "a" / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("plugin")
+def test_only_a_checkpoint_that_can_be_read_is_promised(capsys, monkeypatch, tmp_path):
+    arguments = ["demo", "tempering", "--quick", "--out", "a"]
+
+    def interrupted_at(step):
+        def progress(self, stage, done, total):
+            if done == step:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for step, promise in ((2, "starts anew"), (7, "resumes from the last checkpoint")):
+        monkeypatch.setattr(ProgressLine, "__call__", interrupted_at(step))
+        assert main(arguments) == 1
+        assert capsys.readouterr().err.endswith(f"error: interrupted; the same command {promise}\n")
+    (tmp_path / "a" / "temper.safetensors").write_bytes(b"damaged")
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "cannot read a/temper.safetensors as safetensors" in said
+    assert "resumes" not in said
+
+
+@pytest.mark.usefixtures("plugin")
+def test_sizes_beyond_memory_are_named(capsys, tmp_path):
+    """Memory of 8 PB lies beyond what a processor can address."""
+    assert main(["demo", "tempering", "--particles", str(10**15), "--steps", "3", "--out", "a"]) == 1
+    said = capsys.readouterr().err
+    assert "Fix: lower the sizes; the largest are particles=1000000000000000, steps=3.\nTraceback: a/log.txt.\n" in said
+    assert main(["demo", "tempering", "--particles", str(2**63), "--out", "b"]) == 2
+    assert "particles=9223372036854775808, wanted an integer below 2^63" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_directory_that_cannot_serve_is_bad_usage(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("mine")
+    for out, message in (("file/run", "cannot write the run directory"), ("thesis", "do not belong to a run")):
+        assert main(["demo", "tempering", "--quick", "--out", out]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("plugin")
+def test_paths_are_quoted_where_they_are_to_be_typed(capsys):
+    assert main(["demo", "tempering", "--quick", "--out", "my run"]) == 0
+    assert "Next   popflow cite 'my run'" in capsys.readouterr().out
+    assert main(["report", "my run"]) == 0
+    assert "Next   popflow cite 'my run'" in capsys.readouterr().out
+    assert main(["demo", "tempering", "--quick", "--seed", "1", "--out", "my run"]) == 2
+    assert "--config 'my run/config.json' to resume that one" in capsys.readouterr().err
+    assert main(["tempering", "--config", "my run/config.json"]) == 2
+    assert "give `popflow demo tempering --config 'my run/config.json'`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -194,8 +250,9 @@ def test_report_and_cite(capsys, tmp_path):
     assert capsys.readouterr().out.startswith("@misc{neal1998annealed")
     assert main(["cite", "a", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cite"][0].startswith("@misc{neal1998annealed")
-    assert main(["cite", "elsewhere"]) == 1
-    assert "elsewhere is not a run directory" in capsys.readouterr().err
+    for verb, message in (("cite", "elsewhere is not a run directory"), ("report", "cannot read elsewhere/report.json")):
+        assert main([verb, "elsewhere"]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("plugin")

@@ -200,7 +200,7 @@ def test_a_run_survives_mistakes_interruptions_and_changed_inputs(verb: str, int
 
     changed = INPUTS[verb](tmp_path, 1)
     capsys.readouterr()
-    assert main([verb, *smallest, "--out", str(whole)]) == 1
+    assert main([verb, *smallest, "--out", str(whole)]) == 2
     said = capsys.readouterr().err
     assert changed.name in said
     assert "changed since that run read it" in said

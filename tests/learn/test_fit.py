@@ -259,6 +259,29 @@ def test_the_averages_of_a_record_go_on_where_the_checkpoint_left_them(tmp_path)
     assert tail == whole[1:]
 
 
+def test_a_record_long_after_the_last_checkpoint_writes_one(tmp_path, monkeypatch):
+    """Two minutes a step, records every 2 steps, checkpoints every 1000: written at steps 4 and 8, after eight minutes each, and at the end."""
+    clock, seen, path = [0.0], [], tmp_path / "c"
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def slow(rng):
+        seen.append(load_tensors(path)[1]["step"] if path.exists() else 0)
+        clock[0] += 120
+        return data(rng)
+
+    run = partial(fit, mean_loss, {"mean": torch.zeros(2)}, optimizer=ADAM, log_every=2, steps=11)
+    run(slow, rng=Streams(0), checkpoint=path)
+    assert seen == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8]
+    whole = path.read_bytes()
+    path.unlink()
+    clock[0] = 0.0
+    with pytest.raises(RuntimeError, match="killed"):
+        run(dying(slow, 10), rng=Streams(0), checkpoint=path)
+    assert load_tensors(path)[1]["step"] == 8
+    run(data, rng=Streams(0), checkpoint=path)
+    assert path.read_bytes() == whole
+
+
 def test_a_halved_rate_stays_halved_after_resuming(tmp_path):
     """Gradient descent on 1/2 a^2 contracts by |1 - lr|: 2.5 diverges and is halved."""
     seen = []
@@ -377,6 +400,15 @@ def test_bad_arguments_are_named():
         ({"steps": 1, "log_every": 0}, "log_every=0"),
     ):
         with pytest.raises(ValueError, match=match):
+            run(**arguments)
+    for arguments, match in (
+        ({"steps": "8"}, "steps='8', wanted a whole number"),
+        ({"steps": 2.5}, "steps=2.5, wanted a whole number"),
+        ({"steps": 1, "ema": "0.9"}, "ema='0.9', wanted a number"),
+        ({"steps": 1, "clip_norm": torch.ones(2)}, "clip_norm=tensor.*, wanted a number"),
+        ({"steps": 1, "spike": "inf"}, "spike='inf', wanted a number"),
+    ):
+        with pytest.raises(TypeError, match=match):
             run(**arguments)
     with pytest.raises(ValueError, match="params is empty"):
         fit(mean_loss, {}, data, steps=1, rng=Streams(0))

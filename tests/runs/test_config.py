@@ -90,7 +90,7 @@ class Declared:
         cells: File of cells. It is not changed.
         beta: Exponents, one for each expert
             or one for all. 1 when empty.
-        share: Share of the steps.
+        share: Share of the steps. If None: 1, or 0.5 for images.
         grid: Spacing.
         ode: Without noise.
         limit: Bound on the noise.
@@ -121,6 +121,7 @@ def test_options_are_read_off_the_declaration():
     assert found["beta"].help == "Exponents, one for each expert or one for all."
     assert found["beta"].many
     assert found["grid"].choices == ("karras", "linear")
+    assert [option.otherwise for option in found.values()] == ["", "", "1, or 0.5 for images", "", "", ""]
     assert (found["share"].range, found["beta"].range, found["limit"].range) == ("> 0, <= 1", "> 0", ">= 0")
 
 
@@ -149,9 +150,12 @@ def test_a_field_without_a_help_text_is_refused():
         ({"beta": (math.inf,)}, r"beta=\(inf,\), wanted a number > 0"),
         ({"limit": -1.0}, "limit=-1.0, wanted a number >= 0"),
         ({"grid": "karas"}, "unknown grid 'karas': did you mean 'karras'"),
+        ({"share": "0.5"}, "share='0.5', wanted a number or null"),
+        ({"beta": (1.0, "2")}, r"beta\[1\]='2', wanted a number"),
+        ({"ode": "no"}, "ode='no', wanted true or false"),
     ],
 )
-def test_ranges_and_choices_hold_in_python_too(values, message):
+def test_kinds_ranges_and_choices_hold_in_python_too(values, message):
     with pytest.raises(ValueError, match=message):
         Declared(Path("x"), **values)
     assert Declared(Path("x"), limit=math.inf).limit == math.inf
@@ -199,8 +203,13 @@ def test_choices_may_be_numbers_and_a_flag_may_stand_in_a_union():
     ):
         with pytest.raises(ConfigError, match=message):
             config_of(Numbered, values)
-    with pytest.raises(ValueError, match="unknown order '3'"):
-        Numbered(order=3)  # pyright: ignore[reportArgumentType]
+    for wrong, message in (
+        ({"order": 3}, "order=3, wanted one of 1, 2"),
+        ({"steps": 2.5}, "steps=2.5, wanted an integer or null"),
+        ({"steps": 2**63}, "below 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Numbered(**wrong)
 
 
 def test_an_integer_too_large_for_a_float_is_out_of_range():

@@ -65,6 +65,17 @@ def test_bad_input_is_named(h5ad, tmp_path):
         read(adata, time="day", rep="sparse")
     with pytest.raises(ValueError, match="unknown velocity: key of obsm 'velocit': did you mean 'velocity'"):
         read(adata, time="day", velocity="velocit")
+    adata.obs["pseudotime"] = [k / 7 for k in range(adata.n_obs)]
+    with pytest.raises(
+        ValueError, match=r"types='pseudotime' holds numbers such as 0\.0, wanted a column of `obs` with names of cell types"
+    ):
+        read(adata, time="day", types="pseudotime")
+    many = ad.concat([adata, adata], keys=["a", "b"], index_unique="-")
+    many.obs["barcode"] = [f"c{k}" for k in range(many.n_obs)]
+    with pytest.raises(ValueError, match="types='barcode' holds 360 different names, wanted at most 200"):
+        read(many, time="day", types="barcode")
+    adata.obs["cluster"] = [float(k % 3) for k in range(adata.n_obs)]
+    assert read(adata, time="day", types="cluster").annotation is not None
     (tmp_path / "text.h5ad").write_text("no")
     with pytest.raises(CheckpointError, match="as h5ad"):
         read(tmp_path / "text.h5ad", time="day")

@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from popflow.core import Streams
-from popflow.core.checks import at_least_one
+from popflow.core import NonFiniteError, Streams
+from popflow.core.checks import at_least_one, function, refuse
 
 Pairs = Sequence[tuple[int, int]]
 Entangler = Callable[[int, int], Pairs]
@@ -128,8 +129,10 @@ class Ansatz:
     phases: bool = True
 
     def __post_init__(self) -> None:
-        if self.depth < 1:
-            raise ValueError(f"depth={self.depth}: wanted at least 1 layer (1 is a product state).")
+        at_least_one(n=self.n, depth=self.depth)
+        function("entangler", self.entangler, "popflow.circuits.ring")
+        if not isinstance(self.gate, TwoQubitGate):
+            raise TypeError(f"gate={self.gate!r}, wanted a two-qubit gate: popflow.circuits.cx or cz.")
         if self.n < 2:
             raise ValueError(f"n={self.n}: the two-qubit gates need at least 2 qubits. Fix: a search space of 2 bits or more.")
         for layer in (1, 2):
@@ -159,21 +162,29 @@ class Ansatz:
         at_least_one(restarts=restarts)
         return (2 * math.pi * rng.uniform("angles", (restarts, *self.shape))).to(dtype)
 
-    def check(self, angles: Tensor, *, one: bool = False) -> None:
-        """Check the shape and type of angles, of one circuit or of any number.
+    def check(self, angles: Tensor, *, one: bool = False, finite: bool = True) -> None:
+        """Check the shape, type and (with ``finite``) values of angles, of one circuit or of any number.
 
         Raises:
             ValueError: on another shape.
-            TypeError: on complex or integer angles.
+            TypeError: on angles that are not float32 or float64.
+            NonFiniteError: on NaN or infinite angles.
         """
-        if not angles.is_floating_point():
-            raise TypeError(f"angles are {angles.dtype}, wanted real: float32 or float64. Fix: angles.real, or angles.double().")
+        if not isinstance(angles, Tensor) or angles.dtype not in (torch.float32, torch.float64):
+            seen = angles.dtype if isinstance(angles, Tensor) else f"a {type(angles).__name__}"
+            raise TypeError(f"angles are {seen}, wanted a tensor of float32 or float64. Fix: angles.real, or angles.double().")
         if tuple(angles.shape[-3:]) != self.shape:
             raise ValueError(
                 f"angles have shape {tuple(angles.shape)}, wanted [*batch, {', '.join(map(str, self.shape))}] (depth, qubit, angle)."
             )
+        if finite:
+            refuse((~angles.isfinite()).sum(), partial(_not_finite, angles.numel()))
         if one and angles.ndim != 3:
             raise ValueError(f"angles have shape {tuple(angles.shape)}, wanted one circuit {self.shape}. Fix: pick a restart.")
+
+
+def _not_finite(total: int, bad: int) -> NonFiniteError:
+    return NonFiniteError(f"{bad} of {total} angles are NaN or infinite. Fix: give finite angles.")
 
 
 def rotations(angles: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ _DATA = {
     "mnist": (r"mnist:(?P<first>\d),(?P<second>\d):(?P<folder>.+)", "two digits and a folder: mnist:3,7:FOLDER"),
 }
 _WIDEST = 26
+SIDES = (2, 3, 4, 8)
+"""Sides of the images of digits."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class SearchConfig:
     curve: Annotated[tuple[int, ...], Flag(ge=1, metavar="DEPTH")] = (1, 2, 4)
     calls: Annotated[int, Flag(ge=1)] = 1024
     runs: Annotated[int, Flag(ge=1)] = 100
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -92,7 +94,15 @@ class SearchConfig:
         if not found:
             raise ValueError(f"data={self.data!r}, wanted {form}.")
         given = {name: value for name, value in found.groupdict().items() if value is not None}
-        return kind, {name: Path(value) if name == "folder" else int(value) for name, value in given.items()}
+        folder = {"folder": Path(given.pop("folder"))} if "folder" in given else {}
+        numbers = {name: int(value) for name, value in given.items()}
+        if numbers.get("side", 8) not in SIDES:
+            raise ValueError(f"data={self.data!r}, wanted a side of {', '.join(map(str, SIDES))}: 8 x 8 images are averaged down to it.")
+        if numbers.get("points", 2) < 2:
+            raise ValueError(f"data={self.data!r}, wanted at least 2 points.")
+        if "first" in numbers and numbers["first"] == numbers["second"]:
+            raise ValueError(f"data={self.data!r}, wanted two different digits.")
+        return kind, {**numbers, **folder}
 
     def alphabets(self) -> tuple[tuple[float, float], ...]:
         """Return the pairs of values to choose from."""
@@ -136,7 +146,7 @@ class DemoConfig:
         depth: Layers of the circuit.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
     quick: bool = False
     restarts: Annotated[int, Flag(ge=1)] = 64
     depth: Annotated[int, Flag(ge=1)] = 8

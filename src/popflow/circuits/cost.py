@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from popflow.circuits.space import BinaryMLP, bits_of, check_bits, size_of
+from popflow.core.checks import function
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(z [..., N, outputs], y [N]) -> [..., N]``, one value per sample."""
@@ -67,6 +68,7 @@ class Cost:
 
     def __post_init__(self) -> None:
         x, y, space = self.x, self.y, self.space
+        function("loss", self.loss, "popflow.circuits.cross_entropy")
         if x.ndim != 2 or x.shape[1] != space.inputs or len(x) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}, wanted [N, {space.inputs}] with N >= 1 (inputs={space.inputs}).")
         if y.shape != x.shape[:1]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from popflow.core.checks import at_least_one
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -29,6 +31,7 @@ def gaussians(points: int = 2000) -> Dataset:
     """Return the paper's task, with a fixed seed: class 0 at (-1,-2), class 1 in equal parts at (-2,1), (1,1) and (2,-2), variance 0.1."""
     import numpy as np
 
+    at_least_one(points=points)
     rng = np.random.default_rng(0)
     y = (rng.random(points) >= 0.5).astype(int)
     k = np.where(y == 0, 0, 1 + rng.integers(0, 3, points))

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from popflow.circuits.ansatz import Ansatz
+from popflow.circuits.ansatz import Ansatz, rotations
 from popflow.circuits.cost import check_table, resolution
-from popflow.circuits.statevector import born
+from popflow.circuits.statevector import born, born_of_gates
 from popflow.core import NonFiniteError, Proportion, wilson
-from popflow.core.checks import at_least_one
+from popflow.core.checks import at_least_one, function
 
 Objective = Callable[[Tensor, Tensor, float], Tensor]
 """``objective(p [B, 2^n], cost [2^n], progress) -> [B]``, with progress running from 0 to 1 and costs in units of their spread."""
@@ -38,25 +39,25 @@ def energy(p: Tensor, cost: Tensor, progress: float = 0.0) -> Tensor:
 
 def free_energy(temperature: float | Callable[[float], float]) -> Objective:
     """Return the free energy as an objective, at a fixed temperature or an annealed one such as ``lambda progress: 0.1 * (1 - progress)``."""
+    return partial(_free_energy, temperature)
 
-    def objective(p: Tensor, cost: Tensor, progress: float) -> Tensor:
-        return p @ cost - (temperature(progress) if callable(temperature) else temperature) * entropy(p)
 
-    return objective
+def _free_energy(temperature: float | Callable[[float], float], p: Tensor, cost: Tensor, progress: float) -> Tensor:
+    return p @ cost - (temperature(progress) if callable(temperature) else temperature) * entropy(p)
 
 
 def tail_mean(share: float) -> Objective:
     """Return the mean cost of the best ``share`` of the measurements (conditional value at risk) as an objective."""
     if not 0 < share <= 1:
         raise ValueError(f"share={share}: wanted a share of the measurements in (0, 1].")
+    return partial(_tail_mean, share)
 
-    def objective(p: Tensor, cost: Tensor, progress: float) -> Tensor:
-        order = cost.argsort()
-        below = p[:, order].detach().double().cumsum(-1)
-        value = cost[order][torch.searchsorted(below, below[:, -1:] * share).clamp_(max=len(cost) - 1)]
-        return value[:, 0] - (p * (value - cost).clamp_min(0)).sum(-1) / share
 
-    return objective
+def _tail_mean(share: float, p: Tensor, cost: Tensor, progress: float) -> Tensor:
+    order = cost.argsort()
+    below = p[:, order].detach().double().cumsum(-1)
+    value = cost[order][torch.searchsorted(below, below[:, -1:] * share).clamp_(max=len(cost) - 1)]
+    return value[:, 0] - (p * (value - cost).clamp_min(0)).sum(-1) / share
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -132,14 +133,14 @@ def train_adam(
         >>> int(found.code[found.best()]), bool((found.energy > -1e-12).all())
         (3, True)
     """
-    _check(ansatz, table, steps)
+    _check_training(ansatz, table, angles, steps, objective)
     cost, done = _scaled(table).to(angles.dtype), []
     for first, some in enumerate(angles.split(rows_at_once(ansatz.n))):
         theta = some.detach().clone().requires_grad_()
         optimiser = torch.optim.Adam([theta], lr=lr)
         for step in range(steps):
             optimiser.zero_grad()
-            value = objective(born(ansatz, theta), cost, step / max(1, steps - 1))
+            value = objective(born_of_gates(ansatz, rotations(theta)), cost, step / max(1, steps - 1))
             if not bool(value.isfinite().all()):
                 bad = int((~value.isfinite()).nonzero()[0]) + first * rows_at_once(ansatz.n)
                 raise NonFiniteError(f"the objective of restart {bad} is not finite at step {step}. Fix: a smaller lr than {lr}.")
@@ -165,12 +166,12 @@ def train_lbfgs(
     """
     from scipy.optimize import minimize
 
-    _check(ansatz, table, steps)
+    _check_training(ansatz, table, angles, steps, objective)
     cost, done, evaluations = _scaled(table), [], []
 
     def value_and_gradient(flat):
         theta = torch.tensor(flat, dtype=torch.float64, device=table.device).reshape(1, *ansatz.shape).requires_grad_()
-        value = objective(born(ansatz, theta), cost, 1.0)[0]
+        value = objective(born_of_gates(ansatz, rotations(theta)), cost, 1.0)[0]
         if not bool(value.isfinite()):
             raise NonFiniteError(f"the objective of restart {len(done)} is {value.item()}. Fix: finite angles to start from.")
         value.backward()
@@ -190,12 +191,20 @@ def train_lbfgs(
     return evaluate(ansatz, torch.stack(done).to(table.device), table, torch.tensor(evaluations))
 
 
-def _check(ansatz: Ansatz, table: Tensor, steps: int = 1) -> int:
+def _check_training(ansatz: Ansatz, table: Tensor, angles: Tensor, steps: int, objective: Objective) -> None:
+    """Check what a training takes; its steps then look at objectives alone, and name the restart."""
+    if isinstance(steps, int) and steps < 1:
+        raise ValueError(f"steps={steps}: wanted at least 1. Fix: evaluate(...) gives the figures of angles as they are.")
+    at_least_one(steps=steps)
+    function("objective", objective, "popflow.circuits.energy")
+    _check(ansatz, table)
+    ansatz.check(angles, finite=False)
+
+
+def _check(ansatz: Ansatz, table: Tensor) -> int:
     n = check_table(table)
     if n != ansatz.n:
         raise ValueError(f"table holds 2^{n} costs, the ansatz has n={ansatz.n} qubits: wanted the same.")
-    if steps < 1:
-        raise ValueError(f"steps={steps}: wanted at least 1. Fix: evaluate(...) gives the figures of angles as they are.")
     return n
 
 

@@ -83,7 +83,6 @@ def report(result: SearchResult, run: Run) -> Report:
             "table.safetensors": "the cost of every network",
             **{f"depth_{depth}.safetensors": f"angles of the restarts at depth {depth}" for depth in result.trained},
         },
-        next=(f"popflow cite {run.path}",),
     )
 
 

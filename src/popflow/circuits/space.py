@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from popflow.core.checks import at_least_one
+from popflow.core.checks import at_least_one, function
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
@@ -88,6 +88,7 @@ class BinaryMLP:
 
     Raises:
         ValueError: on sizes below 1, a name used twice, an alphabet of equal or infinite values, or a switch on inputs that do not exist.
+        TypeError: on sizes that are not whole numbers, or the name of an activation.
 
     Example:
         >>> space = BinaryMLP(inputs=2, hidden=(4,), activation=Choice("activation", (torch.relu, torch.sigmoid)))
@@ -109,6 +110,8 @@ class BinaryMLP:
 
     def __post_init__(self) -> None:
         at_least_one(inputs=self.inputs, outputs=self.outputs, hidden=min(self.widths, default=1))
+        for one in self.activation.options if isinstance(self.activation, Choice) else (self.activation,):
+            function("activation", one, "torch.relu")
         named = [choice.name for choice in self.choices]
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:

@@ -1,4 +1,8 @@
-"""The command `popflow`: verbs, exit codes (0 done, 1 failed, 2 bad usage) and error messages."""
+"""The command `popflow`: verbs, exit codes and error messages.
+
+Exit codes: 0 done. 2 when another command is needed: its options, its configuration, or the files and folders that it names cannot be used. 1 when
+the command may be right: it failed or was interrupted as it ran, another process has the run open, or the installation lacks something.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ from popflow import __version__
 from popflow.cli.installation import doctor
 from popflow.cli.output import print_json
 from popflow.cli.records import cite, methods, report
-from popflow.cli.verbs import ARGUMENTS, demo_verb, verb
+from popflow.cli.verbs import ARGUMENTS, InterruptedRun, demo_verb, verb
+from popflow.core.errors import RunDirectoryError
 from popflow.registry import BUILT_IN, RESERVED, TASKS, MethodError, method, plugins, task
 from popflow.runs.config import ConfigError, options
 
@@ -108,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
                 return _fail(arguments, 2, "UsageError", unknown("command", typed, verbs))
             code = command.main(args=arguments or ["--help"], prog_name="popflow", standalone_mode=False)
+    except InterruptedRun as error:
+        return _fail(arguments, 1, "KeyboardInterrupt", str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except Exception as error:
@@ -115,12 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         ARGUMENTS.reset(begun)
     if code == _INTERRUPTED:
-        return _fail(arguments, 1, "KeyboardInterrupt", "interrupted; the same command resumes from the last checkpoint")
+        return _fail(arguments, 1, "KeyboardInterrupt", "interrupted")
     return code if isinstance(code, int) else 0
 
 
 def _code(error: Exception) -> int:
-    return 2 if hasattr(error, "format_message") or isinstance(error, ConfigError) else 1
+    return 2 if hasattr(error, "format_message") or isinstance(error, ConfigError | RunDirectoryError) else 1
 
 
 def _message(error: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ def print_report(report: Report, html: Path) -> None:
             cells = [list(item.columns), *[[text_of(cell) for cell in row] for row in item.rows]]
             typer.echo(f"\n{item.title}\n{aligned(cells)}" + (f"\n  {item.note}" if item.note else ""))
     typer.echo(f"\nWrote  {html}")
-    for line in report.next or (f"popflow cite {html.parent}",):
+    for line in report.next or (f"popflow cite {shlex.quote(str(html.parent))}",):
         typer.echo(f"Next   {line}")
 
 

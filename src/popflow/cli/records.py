@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"ok": True, "html": str(html)})
     else:
-        typer.echo(f"Wrote  {html}\nNext   popflow cite {run}")
+        typer.echo(f"Wrote  {html}\nNext   popflow cite {shlex.quote(str(run))}")
 
 
 def cite(run: RunPath, as_json: AsJson = False) -> None:

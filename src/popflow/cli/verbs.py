@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from popflow.cli.output import ProgressLine, print_json, print_report
+from popflow.core.errors import CheckpointError
 from popflow.registry import Task
 from popflow.runs.config import ConfigError, Option, config_of, options, plain, read_values
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments")
 """The command line being run, for the report."""
+
+
+class InterruptedRun(Exception):
+    """Ctrl-C while a job ran; the message says where the same command resumes."""
 
 
 class Device(StrEnum):
@@ -121,15 +127,34 @@ def carry_out(
             typer.echo(f"{'Resuming' if run.resumed else 'Running'} in {path}", err=True)
             report = task.load("run")(config, run)
             html = run.finish(report)
+    except KeyboardInterrupt as error:
+        saved = any(path.glob("*.safetensors"))
+        raise InterruptedRun("interrupted; the same command " + ("resumes from the last checkpoint" if saved else "starts anew")) from error
     except Exception as error:
+        shown = _out_of_memory(error, config) or error
         if (path / "log.txt").exists():
-            saved = any(path.glob("*.safetensors"))
-            error.add_note(f"Traceback: {path / 'log.txt'}.{' The same command resumes from the last checkpoint.' if saved else ''}")
-        raise
+            resumes = shown is error and any(path.glob("*.safetensors")) and not isinstance(error, CheckpointError)
+            shown.add_note(f"Traceback: {path / 'log.txt'}.{' The same command resumes from the last checkpoint.' if resumes else ''}")
+        if shown is error:
+            raise
+        raise shown from error
     if as_json:
         print_json({"ok": True, "job": job, "out": str(path), "html": str(html), **_without_images(report.plain())})
     else:
         print_report(report, html)
+
+
+def _out_of_memory(error: Exception, config: Any) -> MemoryError | None:
+    """Name the sizes that were asked for when an allocator fails: of Python and numpy, of an accelerator, or of torch on a CPU (no class of its own)."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not named and not (
+        isinstance(error, RuntimeError) and re.search(r"allocate memory|Storage size calculation overflowed", str(error))
+    ):
+        return None
+    counts = [(getattr(config, option.name), option.name) for option in options(type(config)) if option.kind is int and not option.many]
+    sizes = sorted(((count, name) for count, name in counts if count is not None and name != "seed"), reverse=True)
+    asked = ", ".join(f"{name}={count}" for count, name in sizes[:4])
+    return MemoryError(f"{str(error).partition('. Error code')[0]}. Fix: lower the sizes; the largest are {asked}.")
 
 
 def settings(given: Mapping[str, Any], file: Path | None, job: str) -> dict[str, Any]:
@@ -142,7 +167,9 @@ def settings(given: Mapping[str, Any], file: Path | None, job: str) -> dict[str,
     values.pop("inputs", None)
     of = values.pop("job", job)
     if of != job:
-        raise ConfigError(f"{file} belongs to the job {of!r}, wanted {job!r}. Fix: give `popflow {of} --config {file}`, or another file.")
+        raise ConfigError(
+            f"{file} belongs to the job {of!r}, wanted {job!r}. Fix: give `popflow {of} --config {shlex.quote(str(file))}`, or another file."
+        )
     return values | {name: plain(value) for name, value in given.items() if value not in (None, [])}
 
 
@@ -208,7 +235,7 @@ def _typed(option: Option) -> Any:
 
 def _default(option: Option) -> str:
     if option.default is None or option.default == ():
-        return ""
+        return option.otherwise
     if option.kind is bool:
         on, _, off = option.names[0].partition("/")
         side = on if option.default else off

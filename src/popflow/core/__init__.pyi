@@ -4,6 +4,7 @@ from .errors import (
     MissingExtraError as MissingExtraError,
     NonFiniteError as NonFiniteError,
     PopflowWarning as PopflowWarning,
+    RunDirectoryError as RunDirectoryError,
     StaleTrackingError as StaleTrackingError,
     ZeroWeightsError as ZeroWeightsError,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -15,16 +16,45 @@ from torch import Tensor
 _PUT_OFF: ContextVar[list[tuple[Tensor, Callable[..., Exception]]] | None] = ContextVar("deferred checks", default=None)
 
 
-def at_least_one(**counts: int) -> None:
-    """Check that counts are 1 or more.
+def at_least_one(**counts: Any) -> None:
+    """Check that counts are whole numbers, 1 or more.
 
     >>> at_least_one(shots=0)
     Traceback (most recent call last):
     ValueError: shots=0, wanted at least 1.
+    >>> at_least_one(shots=2.5)
+    Traceback (most recent call last):
+    TypeError: shots=2.5, wanted a whole number.
     """
     for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name}={value!r}, wanted a whole number.")
         if value < 1:
             raise ValueError(f"{name}={value!r}, wanted at least 1.")
+
+
+def real(**values: Any) -> None:
+    """Check that values are real numbers (of Python or numpy) or None.
+
+    >>> real(clip_norm=1.0, ema=None)
+    >>> real(clip_norm="1.0")
+    Traceback (most recent call last):
+    TypeError: clip_norm='1.0', wanted a number.
+    """
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"{name}={value!r}, wanted a number.")
+
+
+def function(name: str, value: Any, example: str) -> None:
+    """Check that a function was passed, not its name: strings belong on the command line.
+
+    >>> function("activation", "relu", "torch.relu")
+    Traceback (most recent call last):
+    TypeError: activation='relu', wanted a function such as torch.relu.
+    """
+    if not callable(value):
+        raise TypeError(f"{name}={value!r}, wanted a function such as {example}.")
 
 
 def shaped(name: str, value: Any, like: Tensor) -> Tensor:

@@ -34,6 +34,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read, or does not belong to this run. Earlier checkpoints are untouched."""
 
 
+class RunDirectoryError(CheckpointError):
+    """A folder that was named is no run, holds another run or cannot be written. Another one has to be named."""
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is missing; the message says which extra installs it."""
 

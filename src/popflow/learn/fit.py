@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from popflow.core.checkpoint import load_tensors, save_tensors
-from popflow.core.checks import at_least_one
+from popflow.core.checks import at_least_one, real
 from popflow.core.errors import CheckpointError, DivergenceError, PopflowWarning
 from popflow.core.streams import Streams
 from popflow.learn.distributed import Shard, processes, shard_rows
@@ -33,6 +33,8 @@ ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 """The optimiser of `fit` unless another one is given."""
 COMPILE_SECONDS = 30.0
 """What a first compilation costs, in seconds: 10 to 60 measured; a few once the cache on disk is warm."""
+CHECKPOINT_SECONDS = 300.0
+"""A record this long after the last checkpoint writes another one, however few steps have been done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def fit(
         record: Called with a `Progress` every ``log_every`` steps and at the end. A resumed run repeats records after its checkpoint.
         log_every: Steps between records.
         checkpoint: File to write and, when it exists, to resume from.
-        checkpoint_every: Steps between checkpoints; one more is written at the end.
+        checkpoint_every: Steps between checkpoints. One more is written at the end, and at a record when five minutes have passed since the last.
         compile: One graph for gradients, clipping, optimiser and average. ``"auto"`` compiles when the steps left would take longer than
             three compilations (90 s); a resumed run keeps the decision. Compiled and eager agree to rounding, not bit by bit.
         max_rollbacks: How often the guard may restore an earlier state.
@@ -168,7 +170,7 @@ def fit(
         >>> [round(value, 1) for value in result.ema["mean"].tolist()]
         [3.0, 3.0]
     """
-    _check(params, steps=steps, log_every=log_every, checkpoint_every=checkpoint_every, ema=ema, clip_norm=clip_norm)
+    _check(params, steps=steps, log_every=log_every, checkpoint_every=checkpoint_every, ema=ema, clip_norm=clip_norm, spike=spike)
     device = next(iter(params.values())).device
     team = processes(device)
     learner = Learner(loss, params, optimizer, ema is not None, clip_norm, team.mean if team.size > 1 else None)
@@ -178,7 +180,7 @@ def fit(
     team.same(learner.params, rng.seed)
     recorders = tuple(record) if team.rank == 0 else ()
     save = partial(_save, checkpoint, learner, rng) if checkpoint is not None and team.rank == 0 else lambda mark: None
-    good, clock, agreed = _snapshot(learner, mark), None, False
+    good, clock, agreed, saved = _snapshot(learner, mark), None, False, time.monotonic()
 
     def take_step(mark: _Mark) -> _Mark:
         learner.set(schedule(mark.step) * 0.5**mark.rollbacks, ema_weight(mark.step + 1, ema) if ema is not None else 1.0)
@@ -219,8 +221,9 @@ def fit(
                 lowest, largest = min(mark.lowest, means[0]), max(mark.largest, abs(means[0]))
                 mark = _replace(mark, count=0, sums=None, lowest=lowest, largest=largest)
             good = _snapshot(learner, mark)
-            if mark.step == steps or mark.step % checkpoint_every == 0 or stop():
+            if mark.step == steps or mark.step % checkpoint_every == 0 or stop() or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save(mark)
+                saved = time.monotonic()
     team.any(False, device)  # no process continues before the last checkpoint is written
     if stop():
         raise KeyboardInterrupt(f"stopped at step {mark.step} of {steps}" + (f"; resume from {checkpoint}" if checkpoint else ""))
@@ -329,10 +332,11 @@ def _bar(start: int, steps: int, wanted: bool) -> Iterator[Callable[[Progress], 
         yield show
 
 
-def _check(params: Mapping[str, Tensor], *, ema: float | None, clip_norm: float | None, **counts: int) -> None:
+def _check(params: Mapping[str, Tensor], *, ema: float | None, clip_norm: float | None, spike: float, **counts: int) -> None:
     if not params:
         raise ValueError("params is empty, wanted named tensors to learn: pass dict(module.named_parameters()).")
     at_least_one(**counts)
+    real(ema=ema, clip_norm=clip_norm, spike=spike)
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema={ema!r}, wanted a decay in [0, 1): 0.999 is usual, None for no average.")
     if clip_norm is not None and not clip_norm > 0:

@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from popflow.core.errors import unknown
 
 T = TypeVar("T")
+_TOO_LARGE = 2**63
+"""Beyond what torch takes for a size or a count."""
 
 
 class ConfigError(ValueError):
@@ -85,6 +87,7 @@ class Option:
         help: The first sentence of the entry in the docstring.
         metavar: Placeholder of the value.
         range: Range of the values, in words.
+        otherwise: What stands for a default of None: the words after "If None:" in the docstring.
         required: Whether there is no default.
     """
 
@@ -97,6 +100,7 @@ class Option:
     help: str
     metavar: str | None
     range: str
+    otherwise: str
     required: bool
 
 
@@ -139,12 +143,14 @@ def options(cls: type) -> tuple[Option, ...]:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         default = None if field.default is dataclasses.MISSING else field.default
         short = re.split(r"(?<=[.!?])\s+(?=[A-Z0-9`])", texts[field.name], maxsplit=1)[0].replace("``", "`")
-        found.append(Option(field.name, names, kind, many, choices, default, short, flag.metavar, flag.range, required))
+        otherwise = re.search(r"\bIf None: (.+?)\.(?:\s|$)", texts[field.name].replace("``", "`"))
+        note = otherwise[1] if otherwise else ""
+        found.append(Option(field.name, names, kind, many, choices, default, short, flag.metavar, flag.range, note, required))
     return tuple(found)
 
 
 def check(config: Any) -> None:
-    """Check the ranges and choices of a configuration; call it in ``__post_init__``.
+    """Check the kinds of numbers, the ranges and the choices of a configuration; call it in ``__post_init__``.
 
     Raises:
         ValueError: naming the field, the value seen and the value wanted.
@@ -163,11 +169,15 @@ def check(config: Any) -> None:
         hint, flag = _parts(annotated)
         kind, many, choices = _element(hint)
         value = getattr(config, name)
+        if kind in (bool, int, float):
+            _read(annotated, value, name)
         for one in (value if many else (value,)) if value is not None else ():
             if choices and str(one) not in choices:
                 raise ValueError(unknown(name, str(one), choices))
             if flag.bounds and not flag.admits(one):
                 raise ValueError(f"{name}={value!r}, wanted {_say(kind)} {flag.range}.")
+            if kind is int and one >= _TOO_LARGE:
+                raise ValueError(f"{name}={value!r}, wanted an integer below 2^63.")
 
 
 def config_of(cls: type[T], values: Mapping[str, Any]) -> T:

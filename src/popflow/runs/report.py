@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from popflow.core.checkpoint import write_atomic
-from popflow.core.errors import CheckpointError
+from popflow.core.errors import CheckpointError, RunDirectoryError
 from popflow.runs.config import plain
 
 _IMAGE = re.compile(r"data:image/(png|svg\+xml);base64,[A-Za-z0-9+/=]+")
@@ -105,7 +105,7 @@ class Report:
         summary: A few sentences for a reader who does not know the method. Blank lines separate paragraphs.
         verdict: Whether it worked.
         figure: The key figure.
-        comparison: Tables and figures against the truth or a trivial baseline.
+        comparison: Tables and figures of the results, against the truth or a trivial baseline where there is one.
         diagnostics: How far to trust the result: effective sample size, log Z, acceptance, loss.
         results: Key numbers by name.
         files: Contents of the run directory, by file name.
@@ -150,14 +150,15 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """Read the ``report.json`` of a run directory.
 
     Raises:
-        CheckpointError: when it is missing or damaged.
+        RunDirectoryError: when there is none.
+        CheckpointError: when it is damaged.
     """
     file = Path(path) / "report.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         whole = isinstance(content["run"], dict) and isinstance(content["report"], dict)
     except OSError as error:
-        raise CheckpointError(
+        raise RunDirectoryError(
             f"cannot read {file}: {error.strerror or error}. Fix: give the directory of a finished run. To finish an interrupted one, repeat the command that started it."
         ) from error
     except (ValueError, KeyError, TypeError):

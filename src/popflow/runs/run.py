@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from popflow.core.checkpoint import load_tensors, lock, save_tensors, write_atomic
-from popflow.core.errors import CheckpointError
+from popflow.core.errors import CheckpointError, RunDirectoryError
 from popflow.runs.config import ConfigError, inputs, plain, read_values
 from popflow.runs.metrics import Metrics
 from popflow.runs.report import Report, render
@@ -106,7 +107,7 @@ class Run:
         (True, [1.0, 1.0])
         >>> Run.open(folder, {"beta": 2.0}, job="sample")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        popflow.core.errors.CheckpointError: ... holds another run: beta is 1.0 there and 2.0 now. ...
+        popflow.core.errors.RunDirectoryError: ... holds another run: beta is 1.0 there and 2.0 now. ...
     """
 
     path: Path
@@ -144,8 +145,8 @@ class Run:
             progress: Told of every step.
 
         Raises:
-            CheckpointError: when the directory holds another run (naming the differing keys), foreign files, a damaged
-                ``config.json``, or cannot be written.
+            RunDirectoryError: when the directory holds another run (naming the differing keys) or foreign files, or cannot be written.
+            CheckpointError: when its ``config.json`` or ``env.json`` is damaged.
             RunBusyError: when another process has it open.
         """
         device, values, known = torch.device(device), plain(config), identity(job, config)
@@ -256,12 +257,12 @@ def cited(path: str | Path) -> list[str]:
     """Return the BibTeX entries of a run, finished or not.
 
     Raises:
-        CheckpointError: when the directory is not a run.
+        RunDirectoryError: when the directory is not a run.
     """
     try:
         entries = read_values(Path(path) / "env.json")["cite"]
     except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a run directory: it has no readable env.json. Fix: give the directory of a run.") from error
+        raise RunDirectoryError(f"{path} is not a run directory: it has no readable env.json. Fix: give the directory of a run.") from error
     return [str(entry) for entry in entries]
 
 
@@ -273,18 +274,18 @@ def _claim(path: Path) -> IO[str]:
             raise PermissionError(13, "Permission denied")
         held = _foreign(path)
         if held:
-            raise CheckpointError(
+            raise RunDirectoryError(
                 f"{path} holds files that do not belong to a run ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''}), wanted an empty or new "
                 "directory, or a run to resume. Fix: give another --out."
             )
         file = open(path / _LOCK, "a", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        raise CheckpointError(f"cannot write the run directory {path}: {error.strerror or error}. Fix: give another --out.") from error
+        raise RunDirectoryError(f"cannot write the run directory {path}: {error.strerror or error}. Fix: give another --out.") from error
     try:
         held_by_us = lock(file)
     except OSError as error:
         file.close()
-        raise CheckpointError(f"cannot lock the run directory {path}: {error.strerror or error}. Fix: give another --out.") from error
+        raise RunDirectoryError(f"cannot lock the run directory {path}: {error.strerror or error}. Fix: give another --out.") from error
     if not held_by_us:
         file.close()
         raise RunBusyError(f"{path} is open in another process. Fix: wait for it, stop it (the run can be resumed), or give another --out.")
@@ -323,8 +324,8 @@ def _identify(path: Path, known: Mapping[str, Any], device: torch.device) -> boo
     keys = dict.fromkeys([*there, *now]) if there.get("job") == now["job"] else ["job"]
     differing = [_difference(key, there, now) for key in keys if there.get(key, ...) != now.get(key, ...)]
     if differing and _results(path):
-        raise CheckpointError(
-            f"{path} holds another run: {'; '.join(differing)}. Fix: give another --out, or --config {path / 'config.json'} to resume that one."
+        raise RunDirectoryError(
+            f"{path} holds another run: {'; '.join(differing)}. Fix: give another --out, or --config {shlex.quote(str(path / 'config.json'))} to resume that one."
         )
     return not differing
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
+from popflow.core.checks import at_least_one
 from popflow.core.errors import CheckpointError
 from popflow.core.population import Population
 from popflow.core.simulate import Recorder, State, Trace, simulate
@@ -97,8 +98,7 @@ def simulation(
         CheckpointError: when a checkpoint cannot be written or read; the one before is whole.
         ValueError: unless ``every >= 1``.
     """
-    if every < 1:
-        raise ValueError(f"every={every}, wanted at least 1: the number of states between two checkpoints.")
+    at_least_one(every=every)
     name, state = slug(stage), None
 
     def record(state: State) -> None:

@@ -33,6 +33,8 @@ from popflow.transport.snapshots import Snapshots
 
 KEY = "popflow"
 _CHECKED, _AGREES = 64, 1e-2
+_MOST_TYPES = 200
+"""Tables of fates and growth have a row for each type."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,7 @@ def read(
         rows = tuple(timed[[k for k, label in enumerate(labels) if label == wanted]] for wanted in snapshots.labels)
         annotation = None
         if types is not None:
+            _check_names(types, adata.obs[types])
             names = adata.obs[types].astype(object).where(~adata.obs[types].isna(), "unknown").astype(str).to_numpy()
             annotation = tuple(tuple(names[r].tolist()) for r in rows)
         return Cells(snapshots, rows, adata.n_obs, rep, annotation)
@@ -290,6 +293,17 @@ def _opened(source: Any) -> Iterator[Any]:
         yield adata
     finally:
         adata.file.close()
+
+
+def _check_names(key: str, column: Any) -> None:
+    """Refuse a column of measurements, or of one name for each cell, as cell types."""
+    kinds = column.nunique()
+    if column.dtype.kind == "f" and bool((column.dropna() % 1 != 0).any()):
+        raise ValueError(
+            f"types={key!r} holds numbers such as {column.dropna().iloc[0]!s}, wanted a column of `obs` with names of cell types."
+        )
+    if kinds > _MOST_TYPES:
+        raise ValueError(f"types={key!r} holds {kinds} different names, wanted at most {_MOST_TYPES}: a column of `obs` with cell types.")
 
 
 def _coordinates(key: str, value: Any, dims: int | None) -> Tensor:

@@ -64,7 +64,7 @@ class FlowConfig:
     steps: Annotated[int, Flag(ge=1)] = 1500
     width: Annotated[int, Flag(ge=1)] = 64
     lr: Annotated[float, Flag(gt=0)] = 3e-3
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -97,7 +97,7 @@ class DemoConfig:
         width: Hidden width of the networks.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
     quick: bool = False
     steps: Annotated[int, Flag(ge=20)] = 600
     cells: Annotated[int, Flag(ge=16)] = 1024

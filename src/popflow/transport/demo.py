@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -118,7 +119,7 @@ def report(found: Mapping[str, Solved], run: Run) -> Report:
             for name, one in found.items()
             for what, value in (("action", one.fit.action), ("exact", one.problem.action))
         },
-        next=("popflow flow --help", f"popflow cite {run.path}"),
+        next=("popflow flow --help", f"popflow cite {shlex.quote(str(run.path))}"),
     )
 
 
