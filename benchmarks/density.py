@@ -23,7 +23,7 @@ from memory import peak_megabytes
 from torch import Tensor
 
 from popflow.compose import VP, Expert, Guidance, average, both, either, from_network, gaussian_mixture, karras, levels_of, sample, scores
-from popflow.compose.superposition import Kernel
+from popflow.compose.backward_kernel import Variance
 from popflow.core import Ito, Population, Process, Rates, Streams, euler, simulate
 
 F64 = torch.float64
@@ -47,7 +47,7 @@ def exact(pop: Population, sigma: float) -> Tensor:
     return torch.stack([e.log_prob(rows, sigma) for e in MODELS if e.log_prob is not None], -1).reshape(*pop.log_w.shape, len(MODELS))
 
 
-def in_sigma(levels: Tensor, particles: int, seed: int, deterministic: bool = False, variance: Kernel = "euler") -> Tensor:
+def in_sigma(levels: Tensor, particles: int, seed: int, deterministic: bool = False, variance: Variance = "euler") -> Tensor:
     """Error of the library's estimator, ``[particles, M]``; guidance of weight 0 lets the driver alone move the particles."""
     sampler = average(MODELS, guidance=Guidance(DRIVER, 0.0), deterministic=deterministic, probes=None, variance=variance)
     out = sample(sampler, levels, particles=particles, rng=Streams(seed), dtype=F64).population
@@ -148,11 +148,12 @@ def bayes(options: argparse.Namespace) -> list[Row]:
     for n in (6, 12) if options.quick else (60, 250, 1000):
         grid = karras(n, 0.01, 10.0)
         begin, error = time.perf_counter(), {}
-        for kind in ("euler", "optimal", "curvature"):
-            each = [in_sigma(grid, particles if kind != "curvature" else particles // 4, seed, variance=kind) for seed in range(seeds)]
+        kinds: tuple[Variance, ...] = ("euler", "optimal", "local")
+        for kind in kinds:
+            each = [in_sigma(grid, particles if kind != "local" else particles // 4, seed, variance=kind) for seed in range(seeds)]
             error[kind] = torch.cat(each)
         peers = {"Ito": plus_minus(error["euler"]), "std, Ito": float(error["euler"].std())}
-        for kind, name in (("optimal", "table"), ("curvature", "curvature of each particle")):
+        for kind, name in (("optimal", "table"), ("local", "curvature of each particle")):
             value, spread = bias(error[kind]), float(error[kind].std())
             bar = 0.02 if n == 250 else None
             claim = f"|bias| of log q tracked by Bayes' rule, {name}, {n} steps"
@@ -259,7 +260,7 @@ def step_of(kind: str, width: int, rows: int):
         "table": lambda: either(experts),
         "AND, published": lambda: both(experts, variance="euler"),
         "AND, table": lambda: both(experts, variance="optimal"),
-        "AND, curvature": lambda: both(experts, variance="curvature"),
+        "AND, curvature": lambda: both(experts, variance="local"),
     }
     sampler, rng = samplers[kind](), Streams(0)
     pop = sampler.start(rng.normal("start", torch.empty(1, rows, 3, 32, 32)) * 5.0, 5.0)

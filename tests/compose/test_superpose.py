@@ -12,7 +12,6 @@ from torch import Tensor
 
 from popflow.compose import Expert, Guidance, Sampler, average, both, either, from_density, gaussian_mixture, karras, sample, scores
 from popflow.compose.backward_kernel import Variance, kernel_variances
-from popflow.compose.superposition import Kernel
 from popflow.core import Population, State, Streams, Trace
 
 F64 = torch.float64
@@ -210,7 +209,7 @@ def test_experts_that_differ_by_rounding_alone_share_equally(dtype: torch.dtype)
     assert torch.allclose(out.x, alone(EXPERTS[0], "optimal", dtype), atol=1e4 * eps)
 
 
-def true_gap(experts: list[Expert], grid: Tensor, variance: Kernel, **options) -> Tensor:
+def true_gap(experts: list[Expert], grid: Tensor, variance: Variance, **options) -> Tensor:
     """``log q_i - log q_1`` by the exact densities at the end, ``[particles, M - 1]``."""
     x = run(both(experts, variance=variance, feedback=1.0, ridge=0.0), grid, runs=1, **options).x[0]
     log_q = torch.stack([e.log_prob(x, float(grid[-1])) for e in experts if e.log_prob is not None], -1)
@@ -222,20 +221,20 @@ def test_and_of_gaussians_equalises_the_true_densities_in_few_steps(dim: int, m:
     """Their kernels are Gaussian: Bayes' rule is exact at any step length, with the table and with curvature. The published form is off by a nat or more."""
     means = torch.eye(3, dim, dtype=F64)
     experts = [gaussian_mixture(k * means[k : k + 1], width) for k, width in enumerate((0.3, 1.5, 0.8)[:m])]
-    for variance in ("optimal", "curvature"):
+    for variance in ("optimal", "local"):
         gap = true_gap(experts, karras(40, 0.05, 10.0), variance)
         assert gap.abs().mean() < 1e-3
         assert gap.abs().median() < 1e-8
     assert true_gap(experts, karras(40, 0.05, 10.0), "euler").mean(0).abs().max() > 0.5
 
 
-def test_true_gaps_vanish_with_the_step_by_curvature_alone():
+def test_true_gaps_vanish_with_the_step_with_local_widths_alone():
     """Two mixtures of unequal widths."""
     rng = torch.Generator().manual_seed(5)
     narrow, wide = (
         gaussian_mixture(torch.randn(2, 3, generator=rng, dtype=F64), torch.tensor(w, dtype=F64)) for w in ((0.3, 0.5), (1.2, 0.8))
     )
-    coarse, fine = (true_gap([narrow, wide], karras(n, 0.05, 10.0), "curvature", particles=64) for n in (20, 150))
+    coarse, fine = (true_gap([narrow, wide], karras(n, 0.05, 10.0), "local", particles=64) for n in (20, 150))
     table, published = (true_gap([narrow, wide], karras(150, 0.05, 10.0), kind, particles=64) for kind in ("optimal", "euler"))
     assert fine.square().mean().sqrt() < 0.1
     assert coarse.square().mean() > 4 * fine.square().mean()
@@ -435,5 +434,5 @@ def test_a_product_has_no_density_to_superpose():
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_width_is_named():
-    with pytest.raises(ValueError, match=r"variance.*'curvatur'.*curvature"):
-        both(EXPERTS[:2], variance="curvatur")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"variance.*'lokal'.*local"):
+        both(EXPERTS[:2], variance="lokal")  # pyright: ignore[reportArgumentType]

@@ -24,9 +24,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from popflow.compose.backward_kernel import Variance
 from popflow.compose.conjunction import Differences, equalise
 from popflow.compose.sampler import Sampler
-from popflow.compose.superposition import Field, Guidance, Kernel, Superposition
+from popflow.compose.superposition import Field, Guidance, Superposition
 from popflow.compose.target import Expert
 
 
@@ -38,7 +39,7 @@ def either(
     guidance: Guidance | None = None,
     deterministic: bool = False,
     probes: int | None = 1,
-    variance: Kernel = "optimal",
+    variance: Variance = "optimal",
 ) -> Sampler:
     """OR: the mixture ``sum_i w_i q_i``, by ``kappa_i = softmax(T log q_i + bias_i)``.
 
@@ -51,7 +52,7 @@ def either(
         probes: Rademacher probes of that divergence (one Jacobian-vector product each); None for the exact one, d products. With curvature: random
             directions of second derivatives, beside that of the move.
         variance: Width of the backward kernels: "optimal" from each expert's denoising loss, "euler" for that of Euler-Maruyama (published), "posterior"
-            for that of a point, or "curvature" to track by Jacobian-vector products at every particle (and move by "optimal").
+            for that of a point, or "local" to track by Jacobian-vector products at every particle (and move by "optimal").
 
     Raises:
         ValueError: for fewer than two experts, experts of different spaces, or an argument out of range.
@@ -84,7 +85,7 @@ def average(
     guidance: Guidance | None = None,
     deterministic: bool = False,
     probes: int | None = 1,
-    variance: Kernel = "optimal",
+    variance: Variance = "optimal",
 ) -> Sampler:
     """Equal shares of every score (the baseline known as composable diffusion), with densities tracked; arguments as in `either`."""
 
@@ -105,7 +106,7 @@ def both(
     bias: Sequence[float] | None = None,
     deterministic: bool = False,
     probes: int | None = 1,
-    variance: Kernel = "optimal",
+    variance: Variance = "optimal",
 ) -> Sampler:
     """AND: follow the surface on which all models give the sample the same density.
 
@@ -132,7 +133,7 @@ def both(
         bias: Wanted differences of the log-densities, reached through ``feedback``; None for equal ones.
         deterministic: As in `either`.
         probes: As in `either`.
-        variance: As in `either`. What AND is worth is the accuracy of its densities: "optimal" costs nothing and is exact for Gaussian experts; "curvature", for
+        variance: As in `either`. What AND is worth is the accuracy of its densities: "optimal" costs nothing and is exact for Gaussian experts; "local", for
             two experts and one probe three Jacobian-vector products a step, is of second order: true gaps vanish with the step.
 
     There is no stationary target density: this is a process on an iso-surface, not the product and not the minimum. Where two experts have the same score and

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Population, Streams
 from popflow.core.calculus import values_and_divergences
 from popflow.core.errors import unknown
-
-Kernel = Variance | Literal["curvature"]
-"""Width of the backward kernels: `Variance`, or from the curvature of each expert at each particle (Jacobian-vector products)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +93,7 @@ class Field:
         mean, width = self.mean(kappa, mixture)
         if noise is None:
             return mean * (self.h / 2 if self.divergence is not None else self.h), torch.zeros_like(mean)
-        part = noise * (math.sqrt(self.h) * (math.sqrt(width) if isinstance(width, float) else width.sqrt()))
+        part = noise * (math.sqrt(self.h) * (width.sqrt() if isinstance(width, Tensor) else math.sqrt(width)))
         return mean * self.h + part, part
 
     def gains(self, displacement: Tensor, part: Tensor) -> Tensor:
@@ -141,7 +138,7 @@ class Superposition:
     guidance: Guidance | None
     deterministic: bool
     probes: int | None
-    variance: Kernel
+    variance: Variance
 
     def __post_init__(self):
         if len(self.experts) < 2:
@@ -153,8 +150,8 @@ class Superposition:
                 )
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"probes={self.probes}, wanted at least 1, or None for all directions.")
-        if self.variance not in get_args(Variance) + ("curvature",):
-            raise ValueError(unknown("variance", str(self.variance), (*get_args(Variance), "curvature")))
+        if self.variance not in get_args(Variance):
+            raise ValueError(unknown("variance", str(self.variance), get_args(Variance)))
         check_same_space(self.every)
 
     @property
@@ -178,8 +175,7 @@ class Superposition:
         else:
             s = stretched(scores(self.every, pop.x, sigma), stretch)
             curvature = self._curvature(pop, sigma, lower, stretch, rng) if v1 > 0 else None
-            kind = "optimal" if self.variance == "curvature" else self.variance
-            variances = kernel_variances(self.every, sigma, lower, kind, pop.x) if v1 > 0 else []
+            variances = kernel_variances(self.every, sigma, lower, self.variance, pop.x) if v1 > 0 else []
         h, w = abs(step_length(v, v1, self.deterministic, stretch)), 1.0 if self.guidance is None else self.guidance.w
         s_u = None if self.guidance is None else s[m]
         return Field(self.space, s[:m], s_u, divergence, w, h, stretch, variances, curvature)
@@ -196,9 +192,9 @@ class Superposition:
 
     def _curvature(self, pop: Population, sigma: float, lower: float, stretch: Tensor | None, rng: Streams) -> Curvature | None:
         """Variances from the curvature of each expert, in spaces whose factors are flat; None where they are not asked for."""
-        product = isinstance(self.space, ProductSpace)
-        factors, levels = (self.space.factors, self.space.levels) if product else ((self.space,), lambda sigma: [sigma])
-        if self.variance != "curvature" or not all(one.flat for one in factors):
+        space = self.space
+        factors, levels = (space.factors, space.levels) if isinstance(space, ProductSpace) else ((space,), lambda sigma: [sigma])
+        if self.variance != "local" or not all(one.flat for one in factors):
             return None
         point, fields = self._local(pop, sigma, stretch, self.experts)
         floor, h = min((b / a) ** 2 for a, b in zip(levels(sigma), levels(lower), strict=True)), sigma**2 - lower**2
@@ -235,7 +231,8 @@ class Superposition:
             log_q = initial_densities(self.experts, pop, sigma)
             return pop.replace(aux={"log_q": log_q, "kappa": torch.full_like(log_q, 1 / m)})
 
-        return Sampler(self.every, ending(step, self._denoise), start, evaluations=len(self.every))
+        measures = self.variance in ("optimal", "local") and not self.deterministic
+        return Sampler(self.every, ending(step, self._denoise), start, evaluations=len(self.every), measures=measures)
 
     def _denoise(self, pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         """Last step to sigma = 0 with the last shares: no noise, densities left as they are."""
