@@ -106,7 +106,7 @@ def images(widths: tuple[float, float]) -> list[Expert]:
 
 def on_digits(quick: bool) -> list[Row]:
     """In 64 dimensions: experts of unequal and of equal widths, and how far the samples go."""
-    particles, steps = (8, 6) if quick else (128, 600)
+    particles, steps = (8, 6) if quick else (64, 600)
     grid, experts, begin, rows = karras(steps, 0.02, 15.0), images((0.3, 0.5)), time.perf_counter(), []
     found = {kind: true_gaps(experts, grid, particles, kind) for kind in NAMES}
     furthest = {kind: float(x.abs().max()) for kind, (_, _, x) in found.items()}
@@ -123,7 +123,7 @@ def on_digits(quick: bool) -> list[Row]:
     drawn: tuple[Variance, ...] = ("local", "optimal")
     for kind in drawn:
         rows.append(Row(f"{name}: largest coordinate, {NAMES[kind]}", furthest[kind], None, "", 3.0, "<=", lost if kind == "local" else {}))
-    return [*rows, at_shared_images(grid, particles)]
+    return [*rows, at_shared_images(karras(6 if quick else 200, 0.02, 15.0), particles)]
 
 
 def at_shared_images(grid: Tensor, particles: int) -> Row:
@@ -131,7 +131,9 @@ def at_shared_images(grid: Tensor, particles: int) -> Row:
 
     ``log q_even - log q_prime`` is then ``log(N_prime / N_even)``, the ratio of the weights of one image.
     """
-    gap, _, x = true_gaps(images((0.3, 0.3)), grid, particles, "local")
+    experts = images((0.3, 0.3))
+    gap, _, x = true_gaps(experts, grid, particles, "local")
+    thrown = true_gaps(experts, grid, particles, "euler")[2].abs().amax(1)
     twos, others = (digits.training().of(c).images.flatten(1).double() for c in ((2,), (0, 3, 4, 5, 6, 7, 8)))
     at = torch.cdist(x, twos).amin(1) + 1.0 < torch.cdist(x, others).amin(1)  # at such an image, and nowhere near another class
     counts = [len(digits.training().of(classes).images) for classes in (digits.EVEN, digits.PRIME)]
@@ -141,7 +143,12 @@ def at_shared_images(grid: Tensor, particles: int) -> Row:
         "share of samples there": float(at.double().mean()),
         "mean gap there": float(gap[at].mean()),
     }
-    peers |= {"mean gap elsewhere": float(gap[~at].mean()), "its standard deviation": float(gap[~at].std())}
+    peers |= {"largest coordinate": float(x.abs().max()), "published, share beyond 3": float((thrown > 3).double().mean())}
+    peers |= {
+        "published, largest": float(thrown.max()),
+        "mean gap elsewhere": float(gap[~at].mean()),
+        "its standard deviation": float(gap[~at].std()),
+    }
     return Row(
         "AND on digits, equal widths: median |true gap| at images that both hold",
         float(gap[at].abs().median()),

@@ -106,9 +106,10 @@ PAIRS = [mixture(seed) for seed in (1, 2)]
         lambda a, b: feynman_kac(a**1.3 * b, ess_below=1e-9, zeta=0.5),
         lambda a, b: either([a, b], temperature=2.0),
         lambda a, b: both([a, b]),
+        lambda a, b: both([a, b], variance="local"),
         lambda a, b: average([a, b]),
     ],
-    ids=["product", "posterior", "more noise", "less noise", "either", "both", "average"],
+    ids=["product", "posterior", "more noise", "less noise", "either", "both", "local", "average"],
 )
 def test_a_factor_on_half_the_noise_is_a_factor_in_other_units(make: Callable[[Expert, Expert], Sampler]):
     """Same noise, same moves, weights, densities and shares; the last step denoises the slow factor whole."""
