@@ -1,6 +1,8 @@
 from . import diffusers as diffusers, particles as particles, proteins as proteins, zoo as zoo
+from .backward_kernel import LossTable as LossTable, measure as measure, measure_alone as measure_alone
 from .composition import composition as composition
 from .curved_experts import from_scores as from_scores, igso3_mixture as igso3_mixture
+from .discretisation import auto_levels as auto_levels
 from .experts import (
     epsilon_output as epsilon_output,
     flow_output as flow_output,

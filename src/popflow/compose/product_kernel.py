@@ -60,7 +60,7 @@ class ProductKernel:
 
     @staticmethod
     def of(
-        space: Space, h: float, beta: Sequence[float], variances: Sequence[Number], usual: Sequence[float] | None = None
+        space: Space, h: float, beta: Sequence[float], variances: Sequence[Number], usual: Sequence[Number] | None = None
     ) -> ProductKernel:
         """Multiply the kernels of variances ``c_i h``.
 
@@ -118,7 +118,7 @@ def flow(space: Space, h: float, beta: Sequence[float], variances: Sequence[Numb
     The weight is ``sum beta_i [|dy|^2 / 2h - |dy - h s_i|^2 / (2 c_i h)]``; the scores those of Gaussian experts, ``(s_i - dy (1 - c_i)/h) / c_i``.
     """
     dims, c = tuple(range(-len(space.tangent), 0)), [torch.as_tensor(one, dtype=torch.float64, device=s.device) for one in variances]
-    log_r = sum(b * one.log() for b, one in zip(beta, c, strict=True)) / 2
+    log_r = torch.stack([b * one.log() / 2 for b, one in zip(beta, c, strict=True)]).sum(0)
     parts = [b * (1 - one) for b, one in zip(beta, c, strict=True)]
     closing, size = torch.stack(parts).sum(0), torch.stack(parts).abs().sum(0)
     usual = closing.abs() > 1e-3 * size  # experts that cancel leave no mean divergence: half of h, as for small steps
@@ -159,7 +159,7 @@ def _summed(each: Tensor, space: Space) -> Tensor:
     return space.dim * (each.flatten(each.ndim - event).mean(-1) if each.ndim > event else each.mean())
 
 
-def _widened(precision: Number, variances: Sequence[Number], usual: Sequence[float] | None) -> Sequence[Number]:
+def _widened(precision: Number, variances: Sequence[Number], usual: Sequence[Number] | None) -> Sequence[Number]:
     """Variances of kernels whose product has a precision of at least `_SMALLEST`: the usual ones, else ``1/c -> 1 + share (1/c - 1)``."""
     if isinstance(precision, Tensor) and usual is not None:
         return [torch.where(precision < _SMALLEST, other, c) for c, other in zip(variances, usual, strict=True)]
