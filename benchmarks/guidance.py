@@ -39,6 +39,7 @@ from harness import Row, run
 from torch import Tensor
 
 from popflow.compose import Expert, cfg, feynman_kac, karras, kernel_mixture, sample, scores, zoo
+from popflow.compose.backward_kernel import Variance, denoising_loss
 from popflow.compose.zoo import classifier, digits
 from popflow.compose.zoo.exact import guided_draws
 from popflow.core import PopflowWarning, Streams
@@ -64,7 +65,10 @@ def every_class(experts: Sequence[Expert]) -> Expert:
             return first.model(y, sigma, torch.stack(given).repeat_interleave(len(y) // count))
         return torch.cat([e.model(part, sigma, None) for e, part in zip(experts, y.chunk(count), strict=True)])
 
-    return Expert(model, first.event, name="class")
+    def loss(sigma: float) -> float:
+        return sum(denoising_loss(e, sigma) for e in experts) / count
+
+    return Expert(model, first.event, name="class", loss=loss)
 
 
 @cache
@@ -77,7 +81,12 @@ def exact_pair(width: float) -> tuple[Expert, Expert]:
 @cache
 def networks(width: float) -> tuple[Expert, Expert]:
     anything = zoo.load("digits-class")
-    one_model = Expert(lambda y, sigma, cond: anything.model(y, sigma, torch.tensor(zoo.NO_CLASS).expand(len(y))), digits.EVENT, name="any")
+    one_model = Expert(
+        lambda y, sigma, cond: anything.model(y, sigma, torch.tensor(zoo.NO_CLASS).expand(len(y))),
+        digits.EVENT,
+        name="any",
+        loss=anything.loss,
+    )
     return one_model, every_class([anything.given(torch.tensor(c)) for c in digits.ALL])
 
 
@@ -136,6 +145,7 @@ class Setting:
     ess_below: float = 0.5
     window: tuple[float, float] = (0.0, math.inf)
     clip: float | None = None
+    variance: Variance = "optimal"
 
     @property
     def calls(self) -> int:
@@ -196,7 +206,9 @@ def measure(pair: tuple[Expert, Expert], w: float, setting: Setting, known: Trut
         ess_below=setting.ess_below,
         window=setting.window,
         clip=setting.clip,
+        variance=setting.variance,
     )
+    sampler = replace(sampler, variance=None)  # a look at few rows would mix up the classes, which lie in equal parts of all of them
     found: list[dict[str, Tensor]] = []
     ess, ancestors = [], []
     for seed in range(seeds):

@@ -1,6 +1,7 @@
 """SuperDiff AND on one page, without the library: stay where two models find the sample equally likely.
 
-The log-densities are tracked along the path by Ito's formula; the share of each model is solved for at every step.
+The log-densities are tracked along the path by Ito's formula; the share of each model is solved for at every step. For models of one width, as here, the true
+densities follow; for others see docs/methods/superdiff.md.
 """
 
 import math

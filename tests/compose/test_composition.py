@@ -67,7 +67,7 @@ def test_guided_products_have_the_exponents_of_their_formula():
 
 
 def test_settings_are_the_arguments_of_the_sampler():
-    assert settings_of("average") == ("deterministic", "probes")
+    assert settings_of("average") == ("deterministic", "probes", "variance")
     assert {"exponents", "power", "reward", "zeta", "kernel_steps"} < set(settings_of("product"))
     composition([A, B], "or", zeta=None)  # None is the default of any
 

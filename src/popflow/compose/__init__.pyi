@@ -1,6 +1,8 @@
 from . import diffusers as diffusers, particles as particles, proteins as proteins, zoo as zoo
+from .backward_kernel import LossTable as LossTable, measure as measure, measure_alone as measure_alone
 from .composition import composition as composition
 from .curved_experts import from_scores as from_scores, igso3_mixture as igso3_mixture
+from .discretisation import auto_levels as auto_levels
 from .experts import (
     epsilon_output as epsilon_output,
     flow_output as flow_output,
@@ -36,5 +38,6 @@ from .spaces.products import ProductSpace as ProductSpace, Proportional as Propo
 from .spaces.rotations import Rotations as Rotations
 from .spaces.space import CentredParticles as CentredParticles, Euclidean as Euclidean, Space as Space
 from .steering import steer as steer
-from .superpose import Guidance as Guidance, average as average, both as both, either as either
+from .superpose import average as average, both as both, either as either
+from .superposition import Guidance as Guidance
 from .target import Expert as Expert, Target as Target, cfg as cfg, scores as scores, tilt as tilt

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from popflow.compose.backward_kernel import Variance, prepare
+from popflow.compose.discretisation import looking
 from popflow.compose.schedule import check_levels
 from popflow.compose.target import Expert
 from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
@@ -30,6 +32,9 @@ class Sampler:
         precision: ``B(sigma_max)``, the sum of exponents: initial samples have variance ``sigma_max^2 / B``.
         resamples: Whether particles of one run compete.
         evaluations: Expert evaluations per particle and step.
+        measures: Whether its steps ask for the experts' denoising losses, which are then measured first where they are not known.
+        exponents: ``beta_i`` of the experts at a level where they have some, for the discretisation in the trace.
+        variance: Width of the kernels that its steps take; None for a sampler whose steps are not looked at.
     """
 
     experts: tuple[Expert, ...]
@@ -38,6 +43,9 @@ class Sampler:
     precision: Callable[[float], float] = lambda sigma: 1.0
     resamples: bool = False
     evaluations: int = 1
+    measures: bool = False
+    exponents: Callable[[float], Sequence[float]] | None = None
+    variance: Variance | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +54,8 @@ class Sample:
 
     Attributes:
         population: ``x [runs, particles, *event]`` with its last weights; ``aux`` holds ``ancestor``, and ``log_q``, ``clipped`` where tracked.
-        trace: ``sigma``, ``ess``, ``log_z``, ``ancestors`` (distinct ones) of every state, each ``[steps + 1, runs]``.
+        trace: ``sigma``, ``ess`` (of the weights before the resampling that they led to), ``log_z``, ``ancestors`` (distinct ones) of every state, each ``[steps + 1, runs]``; and
+            ``discretisation [steps + 1]`` of the step that follows, in nats, where it was looked at (`popflow.compose.discretisation`).
     """
 
     population: Population
@@ -88,11 +97,17 @@ def ending(step: Step, last: Step) -> Step:
     return whole
 
 
+def _ess(state: State) -> Tensor:
+    """Of the weights by which resampling was last decided, where a sampler keeps it; of the present ones else."""
+    kept = state.pop.aux.get("ess")
+    return state.pop.ess() if kept is None else kept[..., 0]
+
+
 def diagnostics() -> Trace:
     """Return the recorder that `sample` keeps: noise level, effective sample size, log Z and distinct ancestors of every state."""
     return Trace(
         sigma=lambda state: math.sqrt(state.t),
-        ess=lambda state: state.pop.ess(),
+        ess=_ess,
         log_z=lambda state: state.pop.log_normalizer(),
         ancestors=lambda state: distinct_ancestors(state.pop.aux["ancestor"]),
     )
@@ -162,10 +177,16 @@ def sample(
             stacklevel=2,
         )
     trace = diagnostics() if trace is None else trace
+    if sampler.variance is not None:
+        evaluations = runs * particles * max(1, sampler.evaluations // len(sampler.experts))
+        look = looking(sampler.experts, levels, sampler.variance, evaluations, sampler.exponents)
+        trace.functions |= {} if look is None else {"discretisation": look}
     first = float(levels[0])
+    like = torch.empty(runs, particles, *space.event, dtype=dtype, device=rng.device)
+    if sampler.measures:
+        prepare(sampler.experts, levels.tolist(), runs * particles * (len(levels) - 1), like)
     if resume is None:
         total = sampler.precision(first)
-        like = torch.empty(runs, particles, *space.event, dtype=dtype, device=rng.device)
         y = space.start(like, first, total, rng)
         pop, start = sampler.start(y if around is None else y + space.check(around.to(y)), first), 0
         ancestor = torch.arange(particles, device=rng.device).expand(runs, particles)
