@@ -10,7 +10,20 @@ from typing import Any
 
 from popflow.core.errors import unknown
 
-_OTHER_NAMES = {"prompt": "prompts", "prompt_embeds": "prompts", "num_images": "num_images_per_prompt", "steps": "num_inference_steps"}
+_OTHER_NAMES = {
+    "prompt": "prompts",
+    "num_images": "num_images_per_prompt",
+    "runs": "num_images_per_prompt",
+    "steps": "num_inference_steps",
+    "seed": "generator",
+    "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
+    "beta": "exponents",
+    "eta": "noise_above",
+    "true_cfg_scale": "guidance_scale",
+    "cross_attention_kwargs": "adapters",
+    "joint_attention_kwargs": "adapters",
+}
 """Names that users of diffusers or of the command line may try first."""
 
 
@@ -76,8 +89,22 @@ def prompt_of(name: str, value: Any) -> None:
     if not isinstance(value, str | int):
         raise TypeError(
             f"{name} holds {value!r}, a {type(value).__name__}, wanted text, or a class number of a class-conditional network"
-            f"{': prompts=[...] is a flat list' if name == 'prompts' else ', one for all prompts'}."
+            f"{': prompts=[...] is a flat list' if name == 'prompts' else ', one for all prompts, or a flat list with one for each'}."
         )
+
+
+def negatives_of(negative: Any) -> list[Any] | None:
+    """Return what is guided away from as a list, or None.
+
+    >>> negatives_of(["blurred", "grey"])
+    ['blurred', 'grey']
+    """
+    if negative is None:
+        return None
+    given = list(negative) if isinstance(negative, list | tuple) else [negative]
+    for one in given:
+        prompt_of("negative_prompt", one)
+    return given
 
 
 def adapters_of(adapters: Any, count: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from popflow.compose.diffusers.expert import extra
+from popflow.compose.diffusers.loading import extra
 
 
 def save(make: Callable[[], Any], folder: str | Path) -> str:
