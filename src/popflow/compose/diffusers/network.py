@@ -105,7 +105,7 @@ class Conditions:
     def _tell_apart(self, prompt: Any, row: Mapping[str, Tensor]) -> None:
         texts = {key[1].text: number for key, number in self.numbers.items() if _is_text(key) and key[0] == prompt[0]}
         new = prompt[1].text if _is_text(prompt) else None
-        for old, number in texts.items() if new else ():
+        for old, number in texts.items() if new is not None else ():
             if old != new and all(torch.equal(self.tables[name][number], value) for name, value in row.items()):
                 warnings.warn(
                     f"prompts {_short(old)} and {_short(new)} have the same conditions, so they are one prompt to the network: an encoder reads only so "
@@ -172,6 +172,11 @@ def _stable_diffusion(pipe: Any, prompt: Prompt, size: tuple[int, int]) -> dict[
     if not hasattr(pipe, "text_encoder_2"):
         embeds = prompt.embeds
         if embeds is None:
+            if prompt.clip_skip is not None and not hasattr(pipe.text_encoder, "text_model"):
+                raise ValueError(
+                    f"clip_skip={prompt.clip_skip}: the installed diffusers looks for text_encoder.text_model, which the installed transformers does not "
+                    "have. Fix: transformers < 5, or encode the prompt yourself and pass prompt_embeds=."
+                )
             embeds = pipe.encode_prompt(_text(prompt), _device(pipe), 1, False, clip_skip=prompt.clip_skip)[0][0]
         return {"prompt": embeds.to(_device(pipe)), **told}
     if "negative_original_size" in inspect.signature(pipe._get_add_time_ids).parameters:

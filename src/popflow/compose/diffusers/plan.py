@@ -103,11 +103,8 @@ def prompted(bases: Sequence[PipelineExpert], wording: Wording) -> tuple[list[Pi
         base = bases[i % len(bases)]
         if wording.adapters is not None:
             base = base.lora(*wording.adapters[i])
-        words = {} if given is None else given[i]
-        more = {"clip_skip": wording.clip_skip} if wording.clip_skip is not None else {}
-        experts.append(
-            base if given is None and told is None and not more else base.prompt(**{"text": None} | words, guidance=told, **more)
-        )
+        said: dict[str, Any] = {"text": None, "guidance": told, "clip_skip": wording.clip_skip} | ({} if given is None else given[i])
+        experts.append(base.prompt(**said) if any(value is not None for value in said.values()) else base)
         if w != 1:
             off = {} if away is None else away[i]
             network = i % len(bases), base.adapters, *off.values()

@@ -85,6 +85,70 @@ def stable_diffusion(*, seed: int = 0, prediction_type: str = "epsilon") -> Any:
     )
 
 
+def stable_diffusion_xl(*, seed: int = 0) -> Any:
+    """``StableDiffusionXLPipeline`` with its two text encoders."""
+    diffusers, transformers = extra("diffusers"), extra("transformers")
+    base = stable_diffusion(seed=seed)
+    clip = base.text_encoder.config
+    config = {name: value for name, value in base.unet.config.items() if not name.startswith("_")}
+    config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    config |= {"cross_attention_dim": 16, "projection_class_embeddings_input_dim": 8 + 6 * 4}
+    with _seeded(seed):
+        unet = diffusers.UNet2DConditionModel.from_config(config)
+        first, second = transformers.CLIPTextModel(clip), transformers.CLIPTextModelWithProjection(clip)
+        vae = autoencoder(scaling_factor=0.13025)
+    parts = vae, first, second, base.tokenizer, base.tokenizer, unet, base.scheduler
+    return diffusers.StableDiffusionXLPipeline(*parts, add_watermarker=False)
+
+
+def stable_diffusion_3(*, seed: int = 0) -> Any:
+    """``StableDiffusion3Pipeline``, a flow transformer with two CLIP encoders and T5."""
+    diffusers, transformers = extra("diffusers"), extra("transformers")
+    base = stable_diffusion(seed=seed)
+    with _seeded(seed):
+        transformer = diffusers.SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            pooled_projection_dim=16,
+            out_channels=4,
+            pos_embed_max_size=16,
+        )
+        first, second = (transformers.CLIPTextModelWithProjection(base.text_encoder.config) for _ in range(2))
+        t5, vae = _t5_encoder(16), autoencoder(scaling_factor=1.5305, shift_factor=0.0609)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    encoders = first, base.tokenizer, second, base.tokenizer, t5, _t5_tokenizer()
+    return diffusers.StableDiffusion3Pipeline(transformer, scheduler, vae, *encoders)
+
+
+def flux(*, guidance_embeds: bool = False, seed: int = 0) -> Any:
+    """``FluxPipeline``, a flow transformer on tokens of 2 x 2 latents, with CLIP and T5 encoders."""
+    diffusers, transformers = extra("diffusers"), extra("transformers")
+    base = stable_diffusion(seed=seed)
+    with _seeded(seed):
+        transformer = diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            pooled_projection_dim=8,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=guidance_embeds,
+        )
+        clip, t5 = transformers.CLIPTextModel(base.text_encoder.config), _t5_encoder(8)
+        vae = autoencoder(scaling_factor=0.3611, shift_factor=0.1159)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return diffusers.FluxPipeline(scheduler, vae, clip, base.tokenizer, t5, _t5_tokenizer(), transformer)
+
+
 def autoencoder(channels: int = 4, **scale: float) -> Any:
     """``AutoencoderKL`` for images of 32 x 32."""
     diffusers = extra("diffusers")
@@ -116,6 +180,21 @@ def _tokenizer() -> Any:
             left += right
             tokens.append(left)
     return transformers.CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=77)
+
+
+_WORDS = ("a", "an", "the", "of", "cat", "dog", "photo", "painting", "red", "blue")
+
+
+def _t5_encoder(width: int) -> Any:
+    transformers = extra("transformers")
+    return transformers.T5EncoderModel(transformers.T5Config(vocab_size=64, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+
+
+def _t5_tokenizer() -> Any:
+    """Pieces: words, and letters."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"\u2581{word}", -1.0) for word in _WORDS)]
+    letters = [(letter, -4.0) for letter in "\u2581" + string.ascii_lowercase]
+    return extra("transformers").T5Tokenizer(vocab=[*pieces, *letters], extra_ids=0)
 
 
 @contextmanager
