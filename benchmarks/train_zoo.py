@@ -27,7 +27,7 @@ from popflow.compose.particles import models, tempered
 from popflow.compose.particles.training import mostly_below, noised as noised_particles, samples_of, score_matching
 from popflow.compose.zoo import classifier, digits
 from popflow.compose.zoo.digits import Digits
-from popflow.compose.zoo.networks import CONDITIONAL, DATA, NO_CLASS, SIGMA_DATA, TRAINING, Denoiser
+from popflow.compose.zoo.networks import CONDITIONAL, DATA, NO_CLASS, SIGMA_DATA, TRAINING, Denoiser, measured_losses
 from popflow.core import Streams, Tempered
 from popflow.core.checkpoint import load_tensors, save_tensors
 from popflow.core.errors import unknown
@@ -41,8 +41,12 @@ SWEEPS, BURN = 2400, 400
 """The Monte Carlo run that particle models are trained on: 256 walkers, kept every 12 sweeps."""
 TABLE_SWEEPS, TABLE_BURN = 6000, 600
 """Each of the two independent runs behind the tables of quantiles: 32 walkers at each temperature, kept every 15 sweeps."""
+NO_LOSS = {"levels": [1.0], "losses": {NO_CLASS: [1.0]}}
+"""What a file says of the denoising loss before it is measured: Euler-Maruyama."""
 DROPOUT = 0.2
 """Fraction of labels replaced by "any digit"."""
+LEVELS = tuple(round(0.01 * 4096 ** (k / 24), 6) for k in range(25))
+"""Noise levels at which denoising losses are tabulated, 0.01 to 41."""
 LOWEST, HIGHEST = 0.28, 20.0
 """Noise levels seen in training."""
 
@@ -86,7 +90,8 @@ def train_expert(name: str, work: Path) -> Path:
         work,
         optimizer=partial(torch.optim.Adam, lr=2e-3),
     )
-    return _store(name, averaged, {"steps": STEPS, "batch": BATCH, "images": len(data), "bandwidth": digits.BANDWIDTH})
+    _store(name, averaged, {"steps": STEPS, "batch": BATCH, "images": len(data), "bandwidth": digits.BANDWIDTH} | NO_LOSS)
+    return add_loss(name, work)
 
 
 def train_classifier(work: Path) -> Path:
@@ -142,7 +147,20 @@ def train_particles(name: str, work: Path) -> Path:
         checkpoint_every=500,
     )
     about = {"temperature": model.temperature, "steps": model.steps, "batch": PARTICLES_BATCH, "samples": len(samples.x)}
-    return save_tensors(models.DATA / f"{name}.safetensors", averaged, about)
+    save_tensors(models.DATA / f"{name}.safetensors", averaged, about | {"levels": [1.0], "losses": [1.0]})
+    return add_loss(name, work)
+
+
+def add_loss(name: str, work: Path) -> Path:
+    """Measure the denoising loss of a stored model and write it beside the parameters."""
+    if name in models.MODELS:
+        path, table = models.DATA / f"{name}.safetensors", models.measured_loss(name)
+        found = {"levels": [round(level, 6) for level in table.levels], "losses": [round(loss, 6) for loss in table.losses]}
+    else:
+        path, losses = DATA / f"{name}.safetensors", measured_losses(name, LEVELS)
+        found = {"levels": LEVELS, "losses": {label: [round(loss, 6) for loss in each] for label, each in losses.items()}}
+    tensors, about = load_tensors(path)
+    return save_tensors(path, tensors, about | found)
 
 
 def tabulate(name: str, work: Path) -> Path:
@@ -220,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the named models, or all of them."""
     known = {"digits-classifier": train_classifier, **{name: partial(train_expert, name) for name in TRAINING}}
     known |= {name: partial(train_particles, name) for name in models.MODELS}
+    known |= {f"{name}-loss": partial(add_loss, name) for name in (*TRAINING, *models.MODELS)}
     known |= {f"{name}-reference": partial(tabulate, name) for name in models.MODELS}
     parser = argparse.ArgumentParser(description="Train the experts and the classifier that come with popflow.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(known)}; default: all")

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from popflow.compose.backward_kernel import loss_of_mixture
 from popflow.compose.schedule import Schedule
 from popflow.compose.target import Expert
 from popflow.core.checks import untouched
@@ -202,7 +203,9 @@ def gaussian_mixture(
     def log_prob(y: Tensor, sigma: float) -> Tensor:
         return parts(y, sigma)[3].logsumexp(1)
 
-    return Expert(model, event, None, name, space, log_prob, chunk)
+    stds = variance.sqrt()
+    loss = loss_of_mixture(lambda y, sigma: model(y, sigma, None), centres + origin, stds, log_prior.exp())
+    return Expert(model, event, None, name, space, log_prob, chunk, loss)
 
 
 def log_shares(weights: Tensor | None, count: int) -> Tensor:

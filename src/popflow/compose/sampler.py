@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from popflow.compose.backward_kernel import prepare
 from popflow.compose.schedule import check_levels
 from popflow.compose.target import Expert, scores
 from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
@@ -165,9 +166,10 @@ def sample(
         )
     trace = diagnostics() if trace is None else trace
     first = float(levels[0])
+    like = torch.empty(runs, particles, *space.event, dtype=dtype, device=rng.device)
+    prepare(sampler.experts, levels.tolist(), runs * particles * (len(levels) - 1), like)
     if resume is None:
         total = sampler.precision(first)
-        like = torch.empty(runs, particles, *space.event, dtype=dtype, device=rng.device)
         y = space.start(like, first, total, rng)
         pop, start = sampler.start(y if around is None else y + space.check(around.to(y)), first), 0
         ancestor = torch.arange(particles, device=rng.device).expand(runs, particles)

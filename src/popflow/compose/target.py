@@ -26,6 +26,8 @@ from popflow.core.errors import NonFiniteError
 Model = Callable[[Tensor, float, Tensor | None], Tensor]
 """``model(y [rows, *event], sigma, cond [rows, *c] or None) -> epsilon [rows, *tangent]`` in sigma coordinates; tangent vectors are shaped like
 points, except for rotations."""
+Loss = Callable[[float], float | Sequence[float]]
+"""``loss(sigma)``: denoising loss per coordinate, ``E|eps - eps_theta|^2 / d`` in [0, 1]; one number for each factor of a product of spaces."""
 
 
 class _Algebra:
@@ -57,6 +59,7 @@ class Expert(_Algebra):
             not compose.
         log_prob: ``log_prob(y [rows, *event], sigma) -> [rows]`` where the density is known exactly.
         chunk: At most this many rows in one call of the model; None for all.
+        loss: Its denoising loss, which says how wide long steps are (`popflow.compose.backward_kernel`); None to have it measured when it is needed.
 
     Example:
         >>> from popflow.compose import gaussian_mixture
@@ -73,6 +76,7 @@ class Expert(_Algebra):
     space: str | Space = "data"
     log_prob: Callable[[Tensor, float], Tensor] | None = None
     chunk: int | None = None
+    loss: Loss | None = None
 
     def __post_init__(self):
         if self.cond is not None and not isinstance(self.cond, Tensor):
@@ -87,9 +91,9 @@ class Expert(_Algebra):
         """The space itself, also where ``space`` is only a label."""
         return Euclidean(self.event, self.space) if isinstance(self.space, str) else self.space
 
-    def given(self, cond: Tensor, name: str | None = None) -> Expert:
-        """Return the same model under a condition; experts made so are evaluated together."""
-        return replace(self, cond=cond, name=name or self.name)
+    def given(self, cond: Tensor, name: str | None = None, loss: Loss | None = None) -> Expert:
+        """Return the same model under a condition, which has a denoising loss of its own; experts made so are evaluated together."""
+        return replace(self, cond=cond, name=name or self.name, loss=loss)
 
     def score(self, y: Tensor, sigma: float) -> Tensor:
         """Gradient of the log-density at ``y [..., *event]``, ``[..., *tangent]``.

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from popflow.compose.backward_kernel import LossTable, measure_alone
 from popflow.compose.experts import from_edm
 from popflow.compose.particles.energies import Cluster, double_well, icosahedron, lennard_jones
 from popflow.compose.particles.network import PairNetwork
@@ -115,11 +116,17 @@ def load(name: str, device: torch.device | str = "cpu", chunk: int | None = None
     model = find(name)
     with torch.random.fork_rng(devices=[]):  # layers draw their first parameters from the global generator
         network = model.network()
-    tensors, _ = load_tensors(DATA / f"{name}.safetensors")
+    tensors, about = load_tensors(DATA / f"{name}.safetensors")
     network.load_state_dict(tensors, strict=False)
     network.to(device).requires_grad_(False)
     expert = from_edm(network, model.system.event, sigma_data=model.spread, name=name, chunk=chunk or CHUNK)
-    return replace(expert, space=model.system.space)
+    return replace(expert, space=model.system.space, loss=LossTable(tuple(about["levels"]), tuple(about["losses"])))
+
+
+def measured_loss(name: str) -> LossTable:
+    """Denoising loss of a model on samples that it makes itself, over the levels of samplers."""
+    last, first = find(name).sampled
+    return measure_alone(load(name), first, last, particles=1000)
 
 
 def tables(name: str, temperature: float) -> dict[str, Tensor] | None:

@@ -175,5 +175,8 @@ class ProductSpace:
         if not self.clocks:
             return None
         whole = size(Proportional())
-        roots = [math.sqrt(size(clock) / whole) for clock in self.clocks]
-        return torch.cat([like.new_full((math.prod(one.tangent),), root) for one, root in zip(self.factors, roots, strict=True)])
+        return self.spread([math.sqrt(size(clock) / whole) for clock in self.clocks], like)
+
+    def spread(self, values: Sequence[float], like: Tensor) -> Tensor:
+        """Return one number for each factor as one for each tangent coordinate, ``[*tangent]``."""
+        return torch.cat([like.new_full((math.prod(one.tangent),), value) for one, value in zip(self.factors, values, strict=True)])

@@ -10,18 +10,20 @@ of the exact experts, and no network is ever asked about less noise than it was 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from popflow.compose.backward_kernel import LossTable, measure
 from popflow.compose.experts import from_network
 from popflow.compose.schedule import Level
-from popflow.compose.target import Expert
+from popflow.compose.target import Expert, Loss
 from popflow.compose.zoo import digits
 from popflow.compose.zoo.digits import BANDWIDTH, EVENT, Digits
+from popflow.core import Streams
 from popflow.core.checkpoint import load_tensors
 from popflow.learn.networks import MLP
 
@@ -85,13 +87,37 @@ def blurred_output(out: Tensor, x: Tensor, alpha: float, s: float) -> Tensor:
     return s * x - s * SIGMA_DATA / tau * out
 
 
+@dataclass(frozen=True, eq=False)
+class LabelledExpert(Expert):
+    """An expert that knows the denoising loss of each of its labels."""
+
+    losses: Mapping[int, LossTable] = field(default_factory=dict)
+
+    def given(self, cond: Tensor, name: str | None = None, loss: Loss | None = None) -> Expert:
+        """Return the same model under a label."""
+        return replace(self, cond=cond, name=name or self.name, loss=loss or self.losses.get(int(cond)))
+
+
 def load(name: str, device: torch.device | str = "cpu", chunk: int | None = None) -> Expert:
-    """Load one of the networks as an expert; see `popflow.compose.zoo.load`."""
+    """Load one of the networks as an expert, with its denoising loss; see `popflow.compose.zoo.load`."""
     conditional = name in CONDITIONAL
     with torch.random.fork_rng(devices=[]):  # layers draw their first parameters from the global generator
         network = Denoiser(conditional)
-    tensors, _ = load_tensors(DATA / f"{name}.safetensors")
+    tensors, about = load_tensors(DATA / f"{name}.safetensors")
     network.load_state_dict({key: value.float() for key, value in tensors.items()})
     network.to(device).requires_grad_(False)
-    cond = torch.tensor(NO_CLASS, device=device) if conditional else None
-    return from_network(network, Blurred(), EVENT, output=blurred_output, cond=cond, name=name, chunk=chunk)
+    losses = {int(label): LossTable(tuple(about["levels"]), tuple(each)) for label, each in about["losses"].items()}
+    plain = from_network(network, Blurred(), EVENT, output=blurred_output, name=name, chunk=chunk)
+    labelled = LabelledExpert(plain.model, plain.event, None, name, plain.space, None, chunk, losses[NO_CLASS], losses)
+    return labelled.given(torch.tensor(NO_CLASS, device=device)) if conditional else replace(plain, loss=losses[NO_CLASS])
+
+
+def measured_losses(name: str, levels: Sequence[float]) -> dict[int, list[float]]:
+    """Denoising losses of a network on its training images, blurred as it models them, by label; `NO_CLASS` for all of its images."""
+    data, expert, found = TRAINING[name](), load(name), {}
+    for label in (*(digits.ALL if name in CONDITIONAL else ()), NO_CLASS):
+        x, rng = (data if label == NO_CLASS else data.of([label])).images, Streams(0)
+        x = x.repeat(1 + 4000 // len(x), 1, 1, 1)
+        one = expert if expert.cond is None else expert.given(torch.full_like(expert.cond, label))
+        found[label] = list(measure(one, x + BANDWIDTH * rng.normal("blur", x), levels, rng).losses)
+    return found
