@@ -16,6 +16,7 @@ from torch import Tensor
 
 from popflow.compose.diffusers.latents import Latents, latents_of
 from popflow.compose.diffusers.loading import load_pipe
+from popflow.compose.diffusers.loss import MeasuredLoss
 from popflow.compose.diffusers.network import Call, Conditions, Prompt, family_of
 from popflow.compose.diffusers.scheduler import Reading, read
 from popflow.compose.target import Expert
@@ -42,6 +43,7 @@ class Source:
         distilled: Why its predictions are not scores of a noised density; empty when they are.
         adapters: Adapters that are active now, with their strengths.
         guided: Models made by `PipelineExpert.guided`.
+        losses: Denoising losses, by choice of adapters and guidance told.
     """
 
     pipe: Any
@@ -53,6 +55,7 @@ class Source:
     distilled: str
     adapters: tuple[tuple[str, float], ...] | None = AS_IT_STANDS
     guided: dict[Any, Denoiser] = field(default_factory=dict)
+    losses: dict[Any, MeasuredLoss] = field(default_factory=dict)
 
     def select(self, adapters: tuple[tuple[str, float], ...] | None) -> None:
         """Activate adapters (LoRA) of the pipeline, unless they are active already."""
@@ -140,7 +143,16 @@ class PipelineExpert(Expert):
         source.select(self.adapters)
         number = source.conditions.number((self.adapters, wanted))
         cond = torch.tensor(number, device=self.device)
-        return replace(self, cond=cond, name=name or ("no prompt" if text in (None, "") else str(text)))
+        made = replace(self, cond=cond, name=name or ("no prompt" if text in (None, "") else str(text)))
+        return replace(made, loss=made.measured(wanted.guidance))
+
+    def measured(self, guidance: float | None = None) -> MeasuredLoss:
+        """Denoising loss of the network, one for all prompts; measured without a prompt (of class-conditional ones, for class 0)."""
+
+        def neutral() -> PipelineExpert:
+            return self if self.source.conditions is None else self.prompt(0 if self.numbered else None, guidance=guidance)
+
+        return self.source.losses.setdefault((self.adapters, guidance), MeasuredLoss(neutral))
 
     def guided(self, empty: PipelineExpert, weight: float, rescale: float) -> PipelineExpert:
         """Return a model whose own output is guided away from ``empty`` and rescaled (Lin et al. 2024, arXiv:2305.08891, equation 15).
@@ -171,6 +183,7 @@ class PipelineExpert(Expert):
                 raise ValueError(unknown("adapter", one, there) + f" Fix: pipe.load_lora_weights(FOLDER, adapter_name={one!r}) first.")
         label = name or " + ".join(f"{one} {strength:g}" for one, strength in chosen) or "no adapter"
         bare = replace(self, model=Denoiser(source, chosen), name=label)
+        bare = replace(bare, loss=bare.measured())
         return bare if source.conditions is None or self.numbered else bare.prompt(None, label)
 
     def sigmas(self, steps: int, given: Sequence[float] | None = None) -> Tensor:
@@ -265,7 +278,7 @@ def from_pipe(
     source = Source(pipe, network, read(pipe.scheduler), latents, family.call, conditions, _why_distilled(pipe, network))
     name = name or Path(str(pipe.config.get("_name_or_path") or type(pipe).__name__)).name
     expert = PipelineExpert(Denoiser(source), latents.event, None, name, latents.space, None, chunk)
-    return expert if conditions is None or expert.numbered else expert.prompt(None, name)
+    return replace(expert, loss=expert.measured()) if conditions is None or expert.numbered else expert.prompt(None, name)
 
 
 def from_pretrained(

@@ -105,7 +105,9 @@ class Conditions:
     def _tell_apart(self, prompt: Any, row: Mapping[str, Tensor]) -> None:
         texts = {key[1].text: number for key, number in self.numbers.items() if _is_text(key) and key[0] == prompt[0]}
         new = prompt[1].text if _is_text(prompt) else None
-        for old, number in texts.items() if new is not None else ():
+        if new is None:
+            return
+        for old, number in texts.items():
             if old != new and all(torch.equal(self.tables[name][number], value) for name, value in row.items()):
                 warnings.warn(
                     f"prompts {_short(old)} and {_short(new)} have the same conditions, so they are one prompt to the network: an encoder reads only so "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.compose.composition import composition
+from popflow.compose.composition import composition, settings_of
 from popflow.compose.diffusers.expert import PipelineExpert, from_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
 from popflow.compose.diffusers.loading import load_pipe
@@ -162,6 +162,10 @@ class ComposedPipeline:
                 )
         sampler = plan.sampler if callback_on_step_end is None else telling(plan, callback_on_step_end, self)
         rng = StreamsOfRuns(seeds, plan.experts[0].device)
+        if sampler.separates(float(plan.levels[0])):  # what steps with noise need to know is measured before them
+            for expert in plan.sampler.experts:
+                if expert.loss is not None:
+                    expert.loss(float(plan.levels[0]))
         with plan.latents.single(), self._bar(len(plan.levels) - 1) as bar:
             if output_type != "latent":
                 plan.latents.check_decoder()
@@ -310,10 +314,12 @@ class ComposedPipeline:
             )
         potential = reward_of(reward, reward_scale, reward_on, reward_gradient, bases[0].latents)
         if op == "product":
-            settings = {"zeta": zeta, "kernel_steps": kernel_steps, "track": zeta == 1 and not kernel_steps}
+            settings: dict[str, Any] = {"zeta": zeta, "kernel_steps": kernel_steps, "track": zeta == 1 and not kernel_steps}
             settings |= {"correct": correct, "ess_below": ess_below, "reward": potential if reward_gradient else None}
         else:  # refused by name unless they are the defaults
             settings = {"zeta": None if zeta == 1 else zeta, "kernel_steps": kernel_steps or None}
+        if "variance" in settings_of(op):  # no Jacobians of large networks
+            settings["variance"] = "optimal"
         sampler = composition(experts, op, unconditional=empty, guidance=w, exponents=exponents, **settings)
         whole_grid = bases[0].sigmas(num_inference_steps, sigmas)
         if correct and op == "product" and noise_above >= float(whole_grid[0]) and (reward is None or reward_gradient):
