@@ -32,9 +32,11 @@ from torch import Tensor
 from popflow.compose.spaces.products import ProductSpace
 from popflow.compose.target import Expert, Loss, scores
 from popflow.core import Streams
+from popflow.core.calculus import values_and_divergences
 
-Variance = Literal["optimal", "euler", "posterior"]
-"""Width of a step: from the expert's denoising loss, that of Euler-Maruyama (c = 1), or the posterior of a point (c = a)."""
+Variance = Literal["optimal", "local", "euler", "posterior"]
+"""Width of a step: from the expert's denoising loss; at each particle from the divergence of the score there, ``c = 1 + h tr(ds/dy) / d``, for one Jacobian-vector
+product (second order in h on the line); that of Euler-Maruyama (c = 1); the posterior of a point (c = a)."""
 _FACTOR_OF_A_LEVEL = 2.0
 """Ratio of neighbouring levels where a loss is measured."""
 
@@ -98,7 +100,7 @@ def kernel_variances(
         experts: The experts, of one space.
         sigma: Noise level before the step.
         sigma_next: Noise level after it.
-        kind: See `Variance`.
+        kind: See `Variance`; ``local`` is known to a step alone (`scores_and_curvatures`), and stands for ``optimal`` here.
         like: The particles, for the device and dtype of tensors and of a loss that has to be measured first.
 
     Example:
@@ -117,7 +119,7 @@ def _one(expert: Expert, sigma: float, sigma_next: float, kind: Variance, like: 
     if isinstance(space, ProductSpace):
         flat = [one.flat for one in space.factors]
         losses = [0.0 if one else 1.0 for one in flat] if kind == "posterior" else [1.0] * len(flat)
-        if kind == "optimal" and expert.loss is not None:
+        if kind != "posterior" and expert.loss is not None:
             losses = expert.loss(sigma)
             if not isinstance(losses, Sequence) or len(losses) != len(flat):
                 raise ValueError(
@@ -128,6 +130,38 @@ def _one(expert: Expert, sigma: float, sigma_next: float, kind: Variance, like: 
     if kind == "posterior":
         return variance(0.0 if space.flat else 1.0, sigma, sigma_next)
     return variance(denoising_loss(expert, sigma, like), sigma, sigma_next)
+
+
+def scores_and_curvatures(experts: Sequence[Expert], y: Tensor, sigma: float, rng: Streams) -> tuple[Tensor, Tensor]:
+    """Scores ``[M, *batch, n, *event]`` and ``tr(ds/dy) / d`` at each particle, ``[M, *batch, n]``, by one random sign vector (exact on the line), in flat space.
+
+    A backward kernel from there has the variance ``1 + h`` times the latter, in units of h.
+    """
+    space = experts[0].home
+    rows = y.reshape(-1, *space.event)
+    sign = space.project((2.0 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype))
+    s, divergence = values_and_divergences(lambda point: scores(experts, point, sigma), rows, [sign])
+    batch = y.shape[: y.ndim - len(space.event)]
+    return s.reshape(len(experts), *y.shape), divergence.reshape(len(experts), *batch) / space.dim
+
+
+def mean_precision(experts: Sequence[Expert], beta: Sequence[float], sigma: float, kind: Variance, like: Tensor) -> float | Tensor:
+    """Precision per coordinate of ``prod q_i^{beta_i}`` at a level, ``sum beta_i (1 - L_i) / sigma^2``; 0 unless losses are asked for, and at least 0.
+
+    It is exact for isotropic Gaussians, and corrects the noise of Langevin steps. One number for each tangent coordinate where factors differ.
+    """
+    if kind not in ("optimal", "local"):
+        return 0.0
+    space, total = experts[0].home, 0.0
+    if isinstance(space, ProductSpace):
+        for expert, b in zip(experts, beta, strict=True):
+            losses = expert.loss(sigma) if expert.loss is not None else [1.0] * len(space.factors)
+            assert isinstance(losses, Sequence)
+            total = total + space.spread([b * (1 - loss) / level**2 for loss, level in zip(losses, space.levels(sigma), strict=True)], like)
+        return total.clamp_min(0.0) if isinstance(total, Tensor) else total
+    for expert, b in zip(experts, beta, strict=True):
+        total += b * (1 - denoising_loss(expert, sigma, like)) / sigma**2
+    return max(total, 0.0)
 
 
 def denoising_loss(expert: Expert, sigma: float, like: Tensor | None = None) -> float:

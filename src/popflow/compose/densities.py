@@ -1,4 +1,13 @@
-"""Log-densities of experts over a population: known exactly, or tracked from the Gaussian at the first noise level."""
+"""Log-densities of experts over a population: known exactly, or tracked from the Gaussian at the first noise level.
+
+They are tracked by Bayes' rule, which holds exactly for the true backward kernel ``M_i`` of an expert, at any displacement, however it was chosen
+(`popflow.compose.backward_kernel`):
+
+    log q_i(y', sigma') - log q_i(y, sigma)  =  log M_i(y'|y) - log N(y; y', h I),     h = sigma^2 - sigma'^2
+
+With a Gaussian of mean ``y + h s_i`` and variance ``c_i h`` for it (`increments`) that is exact for an isotropic Gaussian expert at any step length; with
+``c_i = 1`` it is the Ito sum of SuperDiff.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from popflow.compose.spaces.products import ProductSpace
+from popflow.compose.spaces.space import Space
 from popflow.compose.target import Expert
 from popflow.core import Population
 from popflow.core.checks import untouched
@@ -42,6 +53,44 @@ def exact_densities(experts: Sequence[Expert]) -> Refresh | None:
         return after.replace(aux={**after.aux, "log_q": densities(experts, after, math.sqrt(v))})
 
     return refresh if all_known(experts) else None
+
+
+def increments(displacement: Tensor, s: Tensor, h: float, variances: Sequence[float | Tensor], space: Space) -> Tensor:
+    """Changes of the experts' log-densities over a step, ``[*batch, n, M]``.
+
+    ``-|dy - h s_i|^2 / (2 c_i h) - 1/2 log det c_i + |dy|^2 / (2 h)``, written without the difference of large squares; sums run in float64.
+
+    Args:
+        displacement: ``dy [*batch, n, *tangent]``, whatever moved the particles.
+        s: Scores before the step, ``[M, *batch, n, *tangent]``.
+        h: ``sigma^2 - sigma'^2``.
+        variances: ``c_i`` of each expert: numbers, or ``[*tangent]`` (`popflow.compose.backward_kernel.kernel_variances`); 1 is the Ito sum.
+        space: Where the particles live.
+
+    Example:
+        >>> from popflow.compose import Euclidean, gaussian_mixture
+        >>> from popflow.compose.backward_kernel import kernel_variances
+        >>> q, y, dy = gaussian_mixture(torch.zeros(1, 2), 1.0), torch.tensor([[3.0, 1.0]]), torch.tensor([[-1.0, 2.0]])
+        >>> gain = increments(dy, q.score(y, 2.0).unsqueeze(0), 3.0, kernel_variances([q], 2.0, 1.0), Euclidean((2,)))
+        >>> bool(torch.isclose(gain[0, 0], (q.log_prob(y + dy, 1.0) - q.log_prob(y, 2.0))[0]))  # one giant step, exactly
+        True
+    """
+    out, dims = [], tuple(range(-len(space.tangent), 0))
+    for score, c in zip(s, variances, strict=True):
+        each = (displacement - h / 2 * score) * score
+        if isinstance(c, Tensor) or c != 1:
+            each = each / c - displacement.square() * ((1 / c - 1) / (2 * h))
+        out.append(each.sum(dims, dtype=torch.float64) - log_volume(c, space) / 2)
+    return torch.stack(out, -1).to(displacement.dtype)
+
+
+def log_volume(variance: float | Tensor, space: Space) -> float | Tensor:
+    """``log det c`` over the degrees of freedom of a space, for one number or ``[*tangent]``."""
+    if not isinstance(variance, Tensor):
+        return space.dim * math.log(variance)
+    if not isinstance(space, ProductSpace):
+        return space.dim * variance.log().mean()
+    return sum((one.dim * part.log().mean() for one, part in zip(space.factors, space.split_tangent(variance), strict=True)), 0.0)
 
 
 def log_initial_normalizer(total: float, sigma: float, dim: int) -> float:

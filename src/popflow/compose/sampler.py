@@ -30,8 +30,9 @@ class Sampler:
         start: Turns initial samples ``[runs, n, *event]`` at ``sigma_max`` into a population with weights and companions.
         precision: ``B(sigma_max)``, the sum of exponents: initial samples have variance ``sigma_max^2 / B``.
         resamples: Whether particles of one run compete.
-        separates: Whether the step from a noise level draws noise, so that copies of a particle part.
         evaluations: Expert evaluations per particle and step.
+        measures: Whether its steps ask for the experts' denoising losses, which are then measured first where they are not known.
+        separates: Whether the step from a noise level draws noise, so that copies of a particle part.
     """
 
     experts: tuple[Expert, ...]
@@ -40,6 +41,7 @@ class Sampler:
     precision: Callable[[float], float] = lambda sigma: 1.0
     resamples: bool = False
     evaluations: int = 1
+    measures: bool = False
     separates: Callable[[float], bool] = lambda sigma: True
 
 
@@ -49,7 +51,7 @@ class Sample:
 
     Attributes:
         population: ``x [runs, particles, *event]`` with its last weights; ``aux`` holds ``ancestor``, and ``log_q``, ``clipped`` where tracked.
-        trace: ``sigma``, ``ess``, ``log_z``, ``ancestors`` (distinct ones) of every state, each ``[steps + 1, runs]``.
+        trace: ``sigma``, ``ess`` (of the weights before the resampling that they led to), ``log_z``, ``ancestors`` (distinct ones) of every state, each ``[steps + 1, runs]``.
     """
 
     population: Population
@@ -91,11 +93,17 @@ def ending(step: Step, last: Step) -> Step:
     return whole
 
 
+def _ess(state: State) -> Tensor:
+    """Of the weights by which resampling was last decided, where a sampler keeps it; of the present ones else."""
+    kept = state.pop.aux.get("ess")
+    return state.pop.ess() if kept is None else kept[..., 0]
+
+
 def diagnostics() -> Trace:
     """Return the recorder that `sample` keeps: noise level, effective sample size, log Z and distinct ancestors of every state."""
     return Trace(
         sigma=lambda state: math.sqrt(state.t),
-        ess=lambda state: state.pop.ess(),
+        ess=_ess,
         log_z=lambda state: state.pop.log_normalizer(),
         ancestors=lambda state: distinct_ancestors(state.pop.aux["ancestor"]),
     )
@@ -167,7 +175,8 @@ def sample(
     trace = diagnostics() if trace is None else trace
     first = float(levels[0])
     like = torch.empty(runs, particles, *space.event, dtype=dtype, device=rng.device)
-    prepare(sampler.experts, levels.tolist(), runs * particles * (len(levels) - 1), like)
+    if sampler.measures:
+        prepare(sampler.experts, levels.tolist(), runs * particles * (len(levels) - 1), like)
     if resume is None:
         total = sampler.precision(first)
         y = space.start(like, first, total, rng)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from popflow.compose.densities import all_known, densities, initial_densities, log_initial_normalizer
 from popflow.compose.exponents import at
+from popflow.compose.product_kernel import weighted_sum
 from popflow.compose.rewards import Reward, over_rows, sum_of_rewards
 from popflow.compose.target import Target
 from popflow.core import Population, Step, Streams, chain, temper
@@ -19,31 +20,8 @@ Window = tuple[float, float]
 """``(low, high)`` noise levels, both included."""
 
 
-def excess(s: Tensor, beta: Sequence[float], event: int) -> Tensor:
-    """Return ``|S|^2 - sum beta_i |s_i|^2`` for scores ``[M, *rows, *event]``, as ``(B-1) sum beta_i |s_i|^2 - sum_{i<j} beta_i beta_j |s_i - s_j|^2``.
-
-    Equal to the difference of squares, without its cancellation; exactly zero for one expert with exponent one.
-    """
-    dims = tuple(range(-event, 0))
-    total, surplus = torch.zeros_like(s[0].sum(dims)), sum(beta) - 1
-    for i in range(len(beta)):
-        if surplus:
-            total = total + surplus * beta[i] * s[i].square().sum(dims)
-        for j in range(i):
-            total = total - beta[i] * beta[j] * (s[i] - s[j]).square().sum(dims)
-    return total
-
-
-def weighted_sum(beta: Sequence[float], s: Tensor) -> Tensor:
-    """Return ``sum_i beta_i s_i`` over the first dimension; one expert with exponent one is returned as it is."""
-    total = s[0] if beta[0] == 1 else beta[0] * s[0]
-    for b, one in zip(beta[1:], s[1:], strict=True):
-        total = total + b * one
-    return total
-
-
 def changing(target: Target) -> Step | None:
-    """Step that weighs by the exact change of log p at fixed y, ``sum (delta beta_i) log q_i + (delta gamma) r``; None where nothing depends on sigma."""
+    """Step that weighs by the change of log p at the level before a step, ``sum (delta beta_i) log q_i + (delta gamma) r``; None where nothing depends on sigma."""
     guiding, exact = [r for r in target.rewards if r.gradient], all_known(target.experts)
 
     def change(pop: Population, t0: float, t1: float) -> Tensor:
@@ -51,7 +29,7 @@ def changing(target: Target) -> Step | None:
         delta = torch.zeros_like(pop.log_w)
         if target.varies:
             step = [b - a for a, b in zip(target.exponents(s0), target.exponents(s1), strict=True)]
-            log_q = densities(target.experts, pop, s1) if exact else pop.aux["log_q"]
+            log_q = densities(target.experts, pop, s0) if exact else pop.aux["log_q"]
             delta = delta + (log_q * log_q.new_tensor(step)).sum(-1)
         for reward in guiding:
             delta = delta + (at(reward.gamma, s1) - at(reward.gamma, s0)) * over_rows(reward, pop)

@@ -27,8 +27,19 @@ StepSize = float | Callable[[float], float]
 """``eta``, a number or a function of the time."""
 
 
-def langevin(score: Score, step_size: StepSize, steps: int = 1, *, tracked: Sequence[str] = (), refresh: Refresh | None = None) -> Step:
-    """Unadjusted Langevin kernel: ``x += eta s(x) + sqrt(2 eta) z``, ``steps`` times.
+def langevin(
+    score: Score,
+    step_size: StepSize,
+    steps: int = 1,
+    *,
+    tracked: Sequence[str] = (),
+    refresh: Refresh | None = None,
+    precision: Callable[[float, Population], float | Tensor] | None = None,
+) -> Step:
+    """Unadjusted Langevin kernel: ``x += eta s(x) + sqrt(2 eta - eta^2 P) z``, ``steps`` times.
+
+    With ``P = 0`` its stationary law is wider than the target by a share ``eta P / 2`` of the variance; with the target's own mean precision P a Gaussian is left exactly as
+    it is, and the bias of other targets is that of their deviation from it.
 
     Args:
         score: Gradient of the target's log-density at ``t1``.
@@ -36,6 +47,7 @@ def langevin(score: Score, step_size: StepSize, steps: int = 1, *, tracked: Sequ
         steps: Number of moves.
         tracked: Names in ``aux`` that depend on ``x`` and would become stale.
         refresh: Recomputes them after the moves.
+        precision: ``P`` at ``t1``, for each coordinate or for all; None for 0. ``eta P`` counts as at most 1.
 
     Raises:
         StaleTrackingError: when the population carries a tracked name and there is no ``refresh``.
@@ -49,9 +61,12 @@ def langevin(score: Score, step_size: StepSize, steps: int = 1, *, tracked: Sequ
     """
 
     def move(pop: Population, t: float, eta: float, rng: Streams) -> Population:
+        contraction = 0.0 if precision is None else eta * precision(t, pop)
+        contraction = contraction.clamp(max=1.0) if isinstance(contraction, Tensor) else min(contraction, 1.0)
+        width = (2 * eta - eta * contraction) ** 0.5
         for _ in range(steps):
             pull = eta * shaped("score", score(t, pop), pop.x).to(pop.x.dtype)
-            pop = pop.replace(x=pop.x + pull + (2 * eta) ** 0.5 * rng.normal("kernel", pop.x))
+            pop = pop.replace(x=pop.x + pull + width * rng.normal("kernel", pop.x))
         return pop
 
     return _kernel(move, step_size, tracked, refresh)

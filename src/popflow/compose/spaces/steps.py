@@ -84,17 +84,18 @@ def kernel(
     *,
     tracked: tuple[str, ...] = (),
     refresh: Refresh | None = None,
+    precision: Callable[[float, Population], float | Tensor] | None = None,
 ) -> Step:
-    """Langevin kernel of a space at the new level: ``steps`` moves by ``eta s + sqrt(2 eta) z`` with ``eta = step_size(sigma)`` at each factor's own level.
+    """Langevin kernel of a space at the new level: ``steps`` moves by ``eta s + sqrt(2 eta - eta^2 P) z``, ``eta = step_size(sigma)`` at each factor's own level.
 
-    In Euclidean space this is `popflow.core.langevin`, whose arguments ``tracked`` and ``refresh`` are.
+    In Euclidean space this is `popflow.core.langevin`, whose arguments ``tracked``, ``refresh`` and ``precision`` are.
     """
 
     def size(v: float) -> float:
         return step_size(math.sqrt(v))
 
     if isinstance(space, Euclidean):
-        return langevin(score, size, steps, tracked=tracked, refresh=refresh)
+        return langevin(score, size, steps, tracked=tracked, refresh=refresh, precision=precision)
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         stretch = space.stretch(lambda clock: step_size(clock(math.sqrt(t1))), pop.x)
@@ -104,7 +105,12 @@ def kernel(
             def pull(v: float, still: Population, here: Population = pop) -> Tensor:
                 return stretched(score(v, here), stretch)
 
-            moved = langevin(pull, size, 1, tracked=tracked if refresh is None else ())(at_zero(space, pop), t0, t1, rng)
+            def stiff(v: float, still: Population, here: Population = pop) -> float | Tensor:
+                own = 0.0 if precision is None else precision(v, here)
+                return own if stretch is None else own * stretch.square()
+
+            one = langevin(pull, size, 1, tracked=tracked if refresh is None else (), precision=stiff)
+            moved = one(at_zero(space, pop), t0, t1, rng)
             pop = moved.replace(x=space.move(pop.x, space.project(stretched(moved.x, stretch))))
         return pop if refresh is None else refresh(t1, before, pop)
 
