@@ -83,9 +83,7 @@ def test_nothing_is_put_off_when_it_is_switched_off() -> None:
         refuse(torch.tensor(1), _lost)
 
 
-@pytest.mark.parametrize(
-    ("name", "known"), [("seed", ["reward", "image"]), ("prompt_embeds", ["prompts", "particles"]), ("kind", ["and", "or"])]
-)
+@pytest.mark.parametrize(("name", "known"), [("seed", ["reward", "image"]), ("kind", ["and", "or"])])
 def test_a_hint_is_given_only_where_it_is_near(name: str, known: list[str]) -> None:
     assert "did you mean" not in unknown("option", name, known)
 

@@ -55,7 +55,9 @@ def steer(sampler: Sampler, reward: Reward, *, every: int = 1, ess_below: float 
             return moved
         clean = sampler.step(moved, t1, 0.0, rng) if t1 > 0 else moved
         now = sum_of_rewards([reward], clean, math.sqrt(t1))
-        return moved.reweight(now - moved.aux["potential"]).replace(aux={**moved.aux, "potential": now})
+        weighed = moved.reweight(now - moved.aux["potential"])
+        kept = {"ess": weighed.ess().unsqueeze(-1).expand_as(now)} if "ess" in moved.aux else {}  # the weights that decide on resampling
+        return weighed.replace(aux={**moved.aux, "potential": now, **kept})
 
     def start(y: Tensor, sigma: float) -> Population:
         pop = sampler.start(y, sigma)

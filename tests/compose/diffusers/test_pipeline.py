@@ -318,7 +318,7 @@ def test_nothing_in_the_loop_waits_for_an_accelerator(pipes, kind, op, monkeypat
     times = {}  # the table of a scheduler lies on the CPU, and looking up a level there makes nobody wait
     look_up = DDPM.time
     monkeypatch.setattr(DDPM, "time", lambda self, sigma: times[sigma] if sigma in times else times.setdefault(sigma, look_up(self, sigma)))
-    draw(pipes[kind], ["a cat", "a dog"], num_inference_steps=1, **options)  # prompts are encoded once, before the loop
+    draw(pipes[kind], ["a cat", "a dog"], num_inference_steps=2, **options)  # prompts are encoded, and the loss measured, once for all
     at_once = [counted(steps) for steps in (2, 4)]
     assert at_once[0][0] < at_once[1][0]  # a CPU is asked at every step
     monkeypatch.setattr(SAMPLING, "put_off", lambda on: put_off())
@@ -393,7 +393,7 @@ def test_a_distilled_model_alone_is_sampled_and_told_its_guidance(pipes):
     with warnings.catch_warnings():
         warnings.simplefilter("error", PopflowWarning)
         draw(pipe, "a cat", guidance_scale=2.5)
-    assert all(torch.equal(one, torch.tensor([2.5])) for one in told)
+    assert all(bool((one == 2.5).all()) for one in told)
     with pytest.warns(PopflowWarning, match=r"distilled models are composed.*guidance_embeds.*not scores"):
         draw(pipe, ["a cat", "a dog"], op="and")
 

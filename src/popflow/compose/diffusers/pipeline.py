@@ -19,7 +19,7 @@ from popflow.compose.composition import composition, settings_of
 from popflow.compose.diffusers.expert import PipelineExpert, from_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
 from popflow.compose.diffusers.loading import load_pipe
-from popflow.compose.diffusers.options import exponents_of, finite, known_options, whole
+from popflow.compose.diffusers.options import check_numbers, known_options, whole
 from popflow.compose.diffusers.plan import Plan, Wording, begun, edited, prompted, reward_of, warn
 from popflow.compose.diffusers.watching import Callback, counted, telling
 from popflow.compose.probability_flow import flow_below
@@ -30,12 +30,6 @@ from popflow.core import StreamsOfRuns
 from popflow.core.errors import unknown
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-_USUAL = {
-    "strength": "0.6 is usual, 1 starts from pure noise",
-    "reward_scale": "1 multiplies the law by exp(reward)",
-    "guidance_rescale": "0 for none, 0.7 is usual for networks without signal at their last level",
-    "guidance_scale": "1 for no guidance, 7.5 is usual for Stable Diffusion",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +156,6 @@ class ComposedPipeline:
                 )
         sampler = plan.sampler if callback_on_step_end is None else telling(plan, callback_on_step_end, self)
         rng = StreamsOfRuns(seeds, plan.experts[0].device)
-        if sampler.separates(float(plan.levels[0])):  # what steps with noise need to know is measured before them
-            for expert in plan.sampler.experts:
-                if expert.loss is not None:
-                    expert.loss(float(plan.levels[0]))
         with plan.latents.single(), self._bar(len(plan.levels) - 1) as bar:
             if output_type != "latent":
                 plan.latents.check_decoder()
@@ -238,6 +228,7 @@ class ComposedPipeline:
         zeta: float = 1.0,
         kernel_steps: int = 0,
         ess_below: float = 0.5,
+        variance: str = "optimal",
     ) -> Plan:
         """Read options and encode prompts and image, without sampling.
 
@@ -276,21 +267,10 @@ class ComposedPipeline:
             zeta: Noise scale of a product.
             kernel_steps: Langevin steps at each level of a product.
             ess_below: Resample when the effective sample size falls below this fraction.
+            variance: How wide steps with noise are (`popflow.compose.backward_kernel`): ``optimal`` fits steps of any length; ``euler``, as in the
+                papers, is right for short ones, not for the first steps of SD3, Flux and models without signal at their last level.
         """
-        whole(num_inference_steps=num_inference_steps, reward_every=reward_every)
-        whole(0, kernel_steps=kernel_steps)
-        whole(**{name: value for name, value in (("height", height), ("width", width)) if value is not None})
-        finite(_USUAL, strength=strength, reward_scale=reward_scale, guidance_scale=1.0 if guidance_scale is None else guidance_scale)
-        finite(_USUAL, guidance_rescale=guidance_rescale)
-        if not 0 <= guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale={guidance_rescale}, wanted a share in [0, 1]: {_USUAL['guidance_rescale']}.")
-        if clip_skip is not None:
-            whole(0, clip_skip=clip_skip)
-        exponents_of(exponents)
-        if not isinstance(noise_above, int | float) or not noise_above >= 0:
-            raise ValueError(
-                f"noise_above={noise_above!r}, wanted a noise level >= 0: 0 adds noise down to the last level, math.inf adds none."
-            )
+        check_numbers(locals())
         if reward is not None and reward_gradient and op != "product":
             raise ValueError(
                 f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."
@@ -298,13 +278,8 @@ class ComposedPipeline:
         if image is not None and height is None and width is None:
             height, width = size_of(image)
         bases = self.experts(height, width)
-        embeds = {
-            "prompt_embeds": prompt_embeds,
-            "pooled_prompt_embeds": pooled_prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "negative_pooled_prompt_embeds": negative_pooled_prompt_embeds,
-        }
-        wording = Wording(prompts, negative_prompt, adapters, guidance_scale, guidance_rescale, clip_skip, embeds)
+        embeds = (prompt_embeds, pooled_prompt_embeds), (negative_prompt_embeds, negative_pooled_prompt_embeds)
+        wording = Wording(prompts, negative_prompt, adapters, guidance_scale, guidance_rescale, clip_skip, *embeds)
         experts, empty, w = prompted(bases, wording)
         dim = math.prod(bases[0].event)
         if op == "and" and len(experts) > dim + 1:
@@ -318,8 +293,10 @@ class ComposedPipeline:
             settings |= {"correct": correct, "ess_below": ess_below, "reward": potential if reward_gradient else None}
         else:  # refused by name unless they are the defaults
             settings = {"zeta": None if zeta == 1 else zeta, "kernel_steps": kernel_steps or None}
-        if "variance" in settings_of(op):  # no Jacobians of large networks
-            settings["variance"] = "optimal"
+        if variance != "optimal" or "variance" in settings_of(
+            op
+        ):  # said everywhere: AND may have another default, too costly for large networks
+            settings["variance"] = variance
         sampler = composition(experts, op, unconditional=empty, guidance=w, exponents=exponents, **settings)
         whole_grid = bases[0].sigmas(num_inference_steps, sigmas)
         if correct and op == "product" and noise_above >= float(whole_grid[0]) and (reward is None or reward_gradient):

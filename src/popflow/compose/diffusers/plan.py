@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -60,7 +60,8 @@ class Wording:
         guidance: Weight of guidance; None for the pipeline's own.
         rescale: ``guidance_rescale``.
         clip_skip: Layers of CLIP skipped for prompts (not for what is guided away from, as in diffusers).
-        embeds: ``prompt_embeds``, ``pooled_prompt_embeds``, ``negative_prompt_embeds``, ``negative_pooled_prompt_embeds``.
+        embeds: ``prompt_embeds`` and ``pooled_prompt_embeds`` in place of prompts.
+        negative_embeds: Likewise in place of ``negative``.
     """
 
     prompts: Any = None
@@ -69,17 +70,16 @@ class Wording:
     guidance: float | None = None
     rescale: float = 0.0
     clip_skip: int | None = None
-    embeds: Mapping[str, Tensor | None] = field(default_factory=dict)
+    embeds: tuple[Tensor | None, Tensor | None] = (None, None)
+    negative_embeds: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def given(self) -> list[dict[str, Any]] | None:
         """Prompts as the arguments of `PipelineExpert.prompt`; None for none."""
-        return _worded(prompts_of(self.prompts), "prompts", "prompt_embeds", "pooled_prompt_embeds", self.embeds)
+        return _worded(prompts_of(self.prompts), "prompts", "", *self.embeds)
 
     def away(self, count: int) -> list[dict[str, Any]] | None:
         """What each of ``count`` prompts is guided away from; None for no prompt."""
-        found = _worded(
-            negatives_of(self.negative), "negative_prompt", "negative_prompt_embeds", "negative_pooled_prompt_embeds", self.embeds
-        )
+        found = _worded(negatives_of(self.negative), "negative_prompt", "negative_", *self.negative_embeds)
         if found is not None and len(found) not in (1, count):
             raise ValueError(f"negative_prompt holds {len(found)} for {count} prompts, wanted one for each, or one for all.")
         return found if found is None or len(found) == count else found * count
@@ -148,10 +148,8 @@ def _refuse_unguided(bases: Sequence[PipelineExpert], given: Any, away: Any, w: 
         )
 
 
-def _worded(
-    words: list[Any] | None, name: str, embeds: str, pooled: str, given: Mapping[str, Tensor | None]
-) -> list[dict[str, Any]] | None:
-    each, sums = given.get(embeds), given.get(pooled)
+def _worded(words: list[Any] | None, name: str, prefix: str, each: Tensor | None, sums: Tensor | None) -> list[dict[str, Any]] | None:
+    embeds, pooled = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
     if each is None:
         if sums is not None:
             raise ValueError(f"{pooled} without {embeds}, wanted both: pipe.encode_prompt returns both.")

@@ -5,6 +5,7 @@ They draw noise, not pictures: use them to try out a command, a script or an int
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -180,6 +181,47 @@ def _tokenizer() -> Any:
             left += right
             tokens.append(left)
     return transformers.CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=77)
+
+
+def standard_normal(pipe: Any, look: Callable[[float], None] = lambda size: None) -> Any:
+    """Give a pipeline a network that knows its data to be standard normal, and return it: what is right is then known at every step.
+
+    Args:
+        pipe: One of the above, under any scheduler that `popflow.compose.diffusers.read` reads.
+        look: Called with the standard deviation of each input of the network, divided by what it has to be.
+    """
+    network, scheduler = getattr(pipe, "unet", None) or pipe.transformer, pipe.scheduler
+    flow, edm, unit = (
+        hasattr(pipe, "transformer"),
+        type(scheduler).__name__.startswith("EDM"),
+        1.0 if hasattr(network, "x_embedder") else 1000.0,
+    )
+
+    def forward(
+        x: Any = None, time: Any = None, *, hidden_states: Any = None, timestep: Any = None, **_: Any
+    ) -> tuple[torch.Tensor]:  # U-Nets, transformers
+        x, t = (x, float(time[0])) if hidden_states is None else (hidden_states, float(timestep[0]))
+        if edm:
+            sigma = math.exp(4 * t)
+            size = math.sqrt((1 + sigma**2) / (0.25 + sigma**2))
+            skip, outer = 0.25 / (sigma**2 + 0.25), 0.5 * sigma / math.sqrt(sigma**2 + 0.25)
+            out = x * math.sqrt(sigma**2 + 0.25) * (1 / (1 + sigma**2) - skip) / outer
+        elif flow:
+            s = t / unit
+            size = math.hypot(1 - s, s)
+            out = (2 * s - 1) / size**2 * x
+        else:
+            table = scheduler.alphas_cumprod.double()
+            table = table[table > 0]
+            low = min(int(t), len(table) - 2)
+            log_sigma = torch.lerp(*((1 - table[low : low + 2]) / table[low : low + 2]).log() / 2, min(t, len(table) - 1) - low)
+            size, s = 1.0, float((1 + (-2 * log_sigma).exp()) ** -0.5)
+            out = x * {"epsilon": s, "v_prediction": 0.0, "sample": math.sqrt(1 - s**2)}[scheduler.config.prediction_type]
+        look(float(x.std()) / size)
+        return (out,)
+
+    network.forward = forward
+    return pipe
 
 
 _WORDS = ("a", "an", "the", "of", "cat", "dog", "photo", "painting", "red", "blue")
