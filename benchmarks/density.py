@@ -1,9 +1,10 @@
 """Log-densities tracked along a sample's path (SuperDiff) against exact ones, and what they cost.
 
 1. The Ito estimator on two-dimensional mixtures, on paths driven by a third mixture: bias, spread, their fall with the number of steps; the
-   same integral in x-coordinates of the VP time, the ODE form, and the sign error of the published code beside it.
-2. AND: tracked densities of 2 to 4 models in 16 dimensions as the ridge falls, the spread of the true ones, shares against the closed form;
-   OR: shares of four modes.
+   same integral in x-coordinates of the VP time, the ODE form, and the sign error of the published code beside it; the same paths tracked by Bayes' rule with
+   the width of each expert's backward kernel.
+2. AND in its published form: tracked densities of 2 to 4 models in 16 dimensions as the ridge falls, the spread of the true ones, shares against the closed form;
+   AND by Bayes' rule: the *true* gap for experts of unequal widths (`density_gaps.py`); OR: shares of four modes.
 3. A step with Ito tracking against a step of the ODE with one Jacobian-vector product, on a U-Net: time and peak memory.
 """
 
@@ -16,11 +17,13 @@ import time
 from dataclasses import replace
 
 import torch
+from density_gaps import gaps
 from harness import Row, run
 from memory import peak_megabytes
 from torch import Tensor
 
 from popflow.compose import VP, Expert, Guidance, average, both, either, from_network, gaussian_mixture, karras, levels_of, sample, scores
+from popflow.compose.superposition import Kernel
 from popflow.core import Ito, Population, Process, Rates, Streams, euler, simulate
 
 F64 = torch.float64
@@ -44,9 +47,9 @@ def exact(pop: Population, sigma: float) -> Tensor:
     return torch.stack([e.log_prob(rows, sigma) for e in MODELS if e.log_prob is not None], -1).reshape(*pop.log_w.shape, len(MODELS))
 
 
-def in_sigma(levels: Tensor, particles: int, seed: int, deterministic: bool = False) -> Tensor:
+def in_sigma(levels: Tensor, particles: int, seed: int, deterministic: bool = False, variance: Kernel = "euler") -> Tensor:
     """Error of the library's estimator, ``[particles, M]``; guidance of weight 0 lets the driver alone move the particles."""
-    sampler = average(MODELS, guidance=Guidance(DRIVER, 0.0), deterministic=deterministic, probes=None)
+    sampler = average(MODELS, guidance=Guidance(DRIVER, 0.0), deterministic=deterministic, probes=None, variance=variance)
     out = sample(sampler, levels, particles=particles, rng=Streams(seed), dtype=F64).population
     return (out.aux["log_q"] - exact(out, float(levels[-1])))[0]
 
@@ -138,6 +141,27 @@ def ito(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def bayes(options: argparse.Namespace) -> list[Row]:
+    """Tracked by Bayes' rule: the width of the kernels from the denoising loss, or from the curvature at each particle."""
+    particles, seeds = (128, 1) if options.quick else (8192, options.seeds)
+    rows: list[Row] = []
+    for n in (6, 12) if options.quick else (60, 250, 1000):
+        grid = karras(n, 0.01, 10.0)
+        begin, error = time.perf_counter(), {}
+        for kind in ("euler", "optimal", "curvature"):
+            each = [in_sigma(grid, particles if kind != "curvature" else particles // 4, seed, variance=kind) for seed in range(seeds)]
+            error[kind] = torch.cat(each)
+        peers = {"Ito": plus_minus(error["euler"]), "std, Ito": float(error["euler"].std())}
+        for kind, name in (("optimal", "table"), ("curvature", "curvature of each particle")):
+            value, spread = bias(error[kind]), float(error[kind].std())
+            bar = 0.02 if n == 250 else None
+            claim = f"|bias| of log q tracked by Bayes' rule, {name}, {n} steps"
+            rows.append(Row(claim, abs(value[0]), value[1], "nats", bar, "<=", {"std": spread, **peers}, time.perf_counter() - begin))
+            ratio = spread / peers["std, Ito"]
+            rows.append(Row(f"std of that error over that of the Ito sum, {name}, {n} steps", ratio, None, "", 1.0, "<="))
+    return rows
+
+
 def high_dimensional(count: int, dim: int = 16) -> list[Expert]:
     rng = torch.Generator().manual_seed(7)
     out = []
@@ -158,8 +182,12 @@ def conjunction(options: argparse.Namespace) -> list[Row]:
         blind = [replace(e, log_prob=None) for e in known]
         for ridge in (1e-4, 1e-6, 0.0):
             begin = time.perf_counter()
-            out = sample(both(blind, ridge=ridge, feedback=0.0), grid, particles=particles, rng=Streams(0), dtype=F64).population
-            fed = sample(both(known, ridge=ridge, feedback=1.0), grid, particles=particles, rng=Streams(0), dtype=F64).population
+            out = sample(
+                both(blind, ridge=ridge, feedback=0.0, variance="euler"), grid, particles=particles, rng=Streams(0), dtype=F64
+            ).population
+            fed = sample(
+                both(known, ridge=ridge, feedback=1.0, variance="euler"), grid, particles=particles, rng=Streams(0), dtype=F64
+            ).population
             plain = sample(average(known), grid, particles=particles, rng=Streams(0), dtype=F64).population
 
             def true(pop: Population, known: list[Expert] = known) -> Tensor:
@@ -171,7 +199,7 @@ def conjunction(options: argparse.Namespace) -> list[Row]:
                 "at equal shares": float(spread(true(plain)).median()),
                 "largest |kappa|, median": float(out.aux["kappa"].abs().amax(-1).median()),
             }
-            claim = f"AND of {m} in 16 dimensions, ridge {ridge:g}: largest spread of tracked log q"
+            claim = f"AND of {m} in 16 dimensions, published form, ridge {ridge:g}: largest spread of tracked log q"
             bar, seconds = 1e-4 if ridge == 0 else None, time.perf_counter() - begin
             rows.append(Row(claim, float(spread(out.aux["log_q"]).max()), None, "nats", bar, "<=", peers, seconds))
     return [*rows, closed_form(particles, grid)]
@@ -181,7 +209,7 @@ def closed_form(particles: int, grid: Tensor) -> Row:
     """Shares of two models at every step of a path against the published formula (guidance 3, common noise), relative to their size."""
     first, second, null = high_dimensional(3)
     w, rng, worst, begin = 3.0, Streams(0), 0.0, time.perf_counter()
-    sampler = both([first, second], ridge=0.0, feedback=0.0, guidance=Guidance(null, w))
+    sampler = both([first, second], ridge=0.0, feedback=0.0, guidance=Guidance(null, w), variance="euler")
     pop = sampler.start(rng.normal("start", torch.empty(1, particles, 16, dtype=F64)) * float(grid[0]), float(grid[0]))
     for s0, s1 in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
         same = Streams(0)
@@ -193,7 +221,7 @@ def closed_form(particles: int, grid: Tensor) -> Row:
         above = ((o - b) * alone).sum(-1) / s0 + S2 / (2 * s0**2) * (o.square().sum(-1) - b.square().sum(-1))
         kappa = above / (w * S2 / s0**2 * (o - b).square().sum(-1))
         worst = max(worst, float(((pop.aux["kappa"][..., 1] - kappa).abs() / (1 + kappa.abs())).max()))
-    claim = "AND of 2, guided: largest relative distance of kappa from the closed form over a path"
+    claim = "AND of 2, published form, guided: largest relative distance of kappa from the closed form over a path"
     return Row(claim, worst, None, "", 1e-6, "<=", {}, time.perf_counter() - begin)
 
 
@@ -212,7 +240,7 @@ def disjunction(options: argparse.Namespace) -> list[Row]:
         inside, std = float((near < 3.15 * 0.4).double().mean()), [float(out[owner == k].std(0).mean()) for k in range(4)]
         peers = {"within 3.15 std": inside, "std of modes (0.4)": f"{min(std):.3f} to {max(std):.3f}"}
         claim = f"OR of two pairs of modes, {name}: largest distance of a mode's share from .25"
-        rows.append(Row(claim, float((share - 0.25).abs().max()), None, "", 0.03, "<=", peers, time.perf_counter() - begin))
+        rows.append(Row(claim, float((share - 0.25).abs().max()), None, "", 0.01, "<=", peers, time.perf_counter() - begin))
     return rows
 
 
@@ -225,7 +253,14 @@ def step_of(kind: str, width: int, rows: int):
         network = UNet(3, width=width, levels=(1, 2, 2), classes=10)
     base = from_network(network, VP(), (3, 32, 32))
     experts = [base.given(torch.tensor(label), f"class {label}") for label in (3, 7)]
-    samplers = {"ito": lambda: either(experts), "ode": lambda: either(experts, deterministic=True, probes=1)}
+    samplers = {
+        "ito": lambda: either(experts, variance="euler"),
+        "ode": lambda: either(experts, deterministic=True, probes=1),
+        "table": lambda: either(experts),
+        "AND, published": lambda: both(experts, variance="euler"),
+        "AND, table": lambda: both(experts, variance="optimal"),
+        "AND, curvature": lambda: both(experts, variance="curvature"),
+    }
     sampler, rng = samplers[kind](), Streams(0)
     pop = sampler.start(rng.normal("start", torch.empty(1, rows, 3, 32, 32)) * 5.0, 5.0)
     return lambda: sampler.step(pop, 5.0**2, 4.5**2, rng)
@@ -233,7 +268,8 @@ def step_of(kind: str, width: int, rows: int):
 
 def cost(options: argparse.Namespace) -> list[Row]:
     width, rows, repeats = (16, 2, 2) if options.quick else (32, 16, 15)
-    calls = {kind: step_of(kind, width, rows) for kind in ("ito", "ode")}
+    kinds = ("ito", "ode", "table", "AND, published", "AND, table", "AND, curvature")
+    calls = {kind: step_of(kind, width, rows) for kind in kinds}
     seconds: dict[str, list[float]] = {kind: [] for kind in calls}
     for repeat in range(repeats + 1):
         for kind, call in calls.items():
@@ -241,25 +277,29 @@ def cost(options: argparse.Namespace) -> list[Row]:
             call()
             if repeat:
                 seconds[kind].append(time.perf_counter() - start)
-    median = {kind: statistics.median(values) for kind, values in seconds.items()}
-    ratios = [a / b for a, b in zip(seconds["ode"], seconds["ito"], strict=True)]
-    notes = {"rows": rows, "width": width, "repeats": repeats, "threads": torch.get_num_threads(), "ratios": ratios}
-    claim = f"time of an ODE step with one Jacobian-vector product over a step with Ito tracking (U-Net 3x32x32, batch {rows})"
-    peers = {"Ito, seconds": median["ito"], "ODE, seconds": median["ode"]}
-    out = [
-        Row(
-            claim,
-            statistics.median(ratios),
-            statistics.stdev(ratios) / len(ratios) ** 0.5,
-            "",
+    out = []
+    for kind, base, claim, bar in (
+        (
+            "ode",
+            "ito",
+            f"time of an ODE step with one Jacobian-vector product over a step with Ito tracking (U-Net 3x32x32, batch {rows})",
             None,
-            ">=",
-            peers,
-            sum(median.values()),
-            notes,
-        )
-    ]
-    peak = {} if options.quick else {kind: peak_megabytes("density", "step_of", kind, width, rows) for kind in calls}
+        ),
+        ("table", "ito", "the same network: time of an OR step with the table of widths over one with Ito tracking", 1.01),
+        ("AND, table", "AND, published", "the same network: time of an AND step with the table of widths over the published form", 1.01),
+        (
+            "AND, curvature",
+            "AND, published",
+            "the same network: time of an AND step with three Jacobian-vector products over the published form",
+            None,
+        ),
+    ):
+        ratios = [a / b for a, b in zip(seconds[kind], seconds[base], strict=True)]
+        notes = {"rows": rows, "width": width, "repeats": repeats, "threads": torch.get_num_threads(), "ratios": ratios}
+        peers = {f"{one}, seconds": statistics.median(seconds[one]) for one in (base, kind)}
+        error = statistics.stdev(ratios) / len(ratios) ** 0.5
+        out.append(Row(claim, statistics.median(ratios), error, "", bar, "<=" if bar else ">=", peers, sum(seconds[kind]), notes))
+    peak = {} if options.quick else {kind: peak_megabytes("density", "step_of", kind, width, rows) for kind in ("ito", "ode")}
     if peak and all(peak.values()):
         out.append(
             Row("peak memory of the same", peak["ode"] / peak["ito"], None, "", None, ">=", {f"{k}, MB": v for k, v in peak.items()})
@@ -270,7 +310,7 @@ def cost(options: argparse.Namespace) -> list[Row]:
 def main(options: argparse.Namespace) -> list[Row]:
     """Tracked log-densities: accuracy, AND and OR, and cost."""
     torch.set_num_threads(1)
-    return [*ito(options), *conjunction(options), *disjunction(options), *cost(options)]
+    return [*ito(options), *bayes(options), *conjunction(options), *gaps(options), *disjunction(options), *cost(options)]
 
 
 if __name__ == "__main__":

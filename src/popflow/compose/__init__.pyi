@@ -36,5 +36,6 @@ from .spaces.products import ProductSpace as ProductSpace, Proportional as Propo
 from .spaces.rotations import Rotations as Rotations
 from .spaces.space import CentredParticles as CentredParticles, Euclidean as Euclidean, Space as Space
 from .steering import steer as steer
-from .superpose import Guidance as Guidance, average as average, both as both, either as either
+from .superpose import average as average, both as both, either as either
+from .superposition import Guidance as Guidance
 from .target import Expert as Expert, Target as Target, cfg as cfg, scores as scores, tilt as tilt

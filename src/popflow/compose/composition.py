@@ -18,7 +18,8 @@ from typing import Any
 
 from popflow.compose.feynman_kac import feynman_kac
 from popflow.compose.sampler import Sampler
-from popflow.compose.superpose import Guidance, average, both, either
+from popflow.compose.superpose import average, both, either
+from popflow.compose.superposition import Guidance
 from popflow.compose.target import Expert, Target, check_same_space
 from popflow.core.errors import unknown
 
@@ -76,7 +77,7 @@ def settings_of(op: str) -> tuple[str, ...]:
     """Names of the settings that an operation reads.
 
     >>> settings_of("or")
-    ('temperature', 'bias', 'deterministic', 'probes')
+    ('temperature', 'bias', 'deterministic', 'probes', 'variance')
     """
     if op not in OPERATIONS:
         raise ValueError(unknown("op", str(op), OPERATIONS))
