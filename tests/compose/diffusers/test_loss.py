@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 import diffusers
 
-from popflow.compose.diffusers import ComposedPipeline, tiny
+from popflow.compose.diffusers import ComposedPipeline, from_pipe, tiny
 
 ZERO = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}
 ZERO |= {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}
@@ -63,7 +63,7 @@ def inputs(kind: str, steps: int, **options) -> tuple[list[float], list[float]]:
     expert = composed.experts(side, side)[0]
     expert.loss(1.0)
     seen.clear()
-    composed(texts, guidance_scale=1.0, **options)
+    composed(texts if "op" not in options else ["a cat", "a dog"], **({"guidance_scale": 1.0} | options))
     assert len(seen) == steps
     return seen, expert.sigmas(steps).tolist()
 
@@ -76,3 +76,38 @@ def test_networks_see_inputs_of_the_right_size_at_every_step(kind, steps):
     right = of_the_scheduler(levels)
     assert all(abs(one - other) <= 0.02 for one, other in zip(seen, right, strict=True)), [round(one, 3) for one in seen]
     assert all(abs(one - 1) <= 0.02 for one in right)  # Euler's own error is small there
+
+
+@pytest.mark.parametrize(
+    "options", [{"op": "product", "exponents": [0.5]}, {"op": "and"}, {"op": "or"}, {"op": "average", "guidance_scale": 5.0}]
+)
+def test_compositions_see_inputs_of_the_right_size_too(options):
+    """Two prompts of which one network makes the same, and exponents that sum to one: the composition is that same law, and needs no weights."""
+    seen, levels = inputs("SD3", 10, **options)
+    assert all(abs(one - other) <= 0.02 for one, other in zip(seen, of_the_scheduler(levels), strict=True)), [round(one, 3) for one in seen]
+
+
+def test_the_loss_is_measured_once_for_all_prompts_and_runs(monkeypatch):
+    """24 rows of the network, whatever the prompts, images and steps; nothing where no noise is added."""
+    pipe, rows = tiny.stable_diffusion(), []
+    forward = pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda x, *rest, **more: rows.append(len(x)) or forward(x, *rest, **more))
+    composed = ComposedPipeline((pipe,))
+    composed.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 3, "output_type": "latent", "guidance_scale": 1.0}
+    composed("a cat", noise_above=math.inf, **options)
+    assert sum(rows) == 3
+    first = composed("a cat", generator=torch.Generator().manual_seed(0), **options)
+    assert sum(rows) == 3 + 3 + 24
+    again = composed("a cat", generator=torch.Generator().manual_seed(0), **options)
+    composed(["a dog", "the red"], op="average", num_images_per_prompt=2, **options)
+    assert sum(rows) == 3 + 3 + 24 + 3 + 12
+    assert torch.equal(first.latents, again.latents)
+    prompts = [expert.loss for expert in composed.plan(["a cat", "a dog"], guidance_scale=2.0).sampler.experts]
+    assert all(one is prompts[0] for one in prompts)
+
+
+def test_the_measured_loss_is_that_of_the_data():
+    expert = from_pipe(tiny.standard_normal(tiny.stable_diffusion()))
+    for sigma in (0.25, 0.5, 1.0, 2.0, 8.0, 14.0):
+        assert expert.loss(sigma) == pytest.approx(1 / (1 + sigma**2), rel=0.02)

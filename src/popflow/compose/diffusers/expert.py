@@ -104,11 +104,11 @@ class Denoiser:
         source.select(self.adapters)
         alpha = source.reading.schedule.alpha(sigma)
         x = alpha * y
-        if guide is None:
+        if guide is None or number is None:
             out = self._output(x, sigma, number)
         else:
-            twice = torch.cat([number, guide.number.expand_as(number)]) if number is not None else guide.number.expand(2 * len(x))
-            out = guide(*self._output(torch.cat([x, x]), sigma, twice).chunk(2))
+            both = torch.cat([number, guide.number.expand_as(number)])
+            out = guide(*self._output(torch.cat([x, x]), sigma, both).chunk(2))
         return source.reading.output(out, x, alpha, alpha * sigma)
 
     def _output(self, x: Tensor, sigma: float, number: Tensor | None) -> Tensor:

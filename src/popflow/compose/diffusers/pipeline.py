@@ -156,7 +156,7 @@ class ComposedPipeline:
                 )
         sampler = plan.sampler if callback_on_step_end is None else telling(plan, callback_on_step_end, self)
         rng = StreamsOfRuns(seeds, plan.experts[0].device)
-        with plan.latents.single(), self._bar(len(plan.levels) - 1) as bar:
+        with plan.latents.single(), self.pipes[0].progress_bar(total=len(plan.levels) - 1) as bar:
             if output_type != "latent":
                 plan.latents.check_decoder()
             counting = counted(sampler, bar)
@@ -191,9 +191,6 @@ class ComposedPipeline:
     def set_progress_bar_config(self, **options: Any) -> None:
         """Set what ``pipe.set_progress_bar_config`` of diffusers takes: ``disable=True`` for no bar."""
         self.pipes[0].set_progress_bar_config(**options)
-
-    def _bar(self, steps: int) -> Any:
-        return self.pipes[0].progress_bar(total=steps)
 
     def plan(
         self,
