@@ -3,6 +3,8 @@
 One dimension: powers 1/2, 2, 3, guidance w = 2, geometric mean, product, power of a product, three experts and a reward, on stated Gaussian
 mixtures; weighted Kolmogorov-Smirnov distance to the exact law (by quadrature), the same sampler without weights beside it, error of log Z.
 
+How few levels: see ``step_accuracy``.
+
 Sixty-four dimensions: kernel mixtures of even, prime and all handwritten digits; weights with Langevin kernels on their product, their geometric
 mean and guidance. Exact draws come from rejection sampling (`popflow.compose.zoo.exact`); they are themselves held against self-normalised
 importance sampling, whose proposal is wider and flatter and whose target is the experts' own log-densities. Distances: the largest
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from harness import Row, run
+from step_accuracy import LAST as END, steps_on_digits, steps_on_gmm40, steps_on_the_line
 from torch import Tensor
 
 from popflow.compose import Target, cfg, feynman_kac, gaussian_mixture, karras, sample, tilt
@@ -237,10 +240,35 @@ def langevin_step(sigma: float) -> float:
     return 0.1 * min(sigma**2 + digits.BANDWIDTH**2, 1.0)
 
 
+def nine_targets() -> dict[str, tuple[Target, float, tuple[Tensor, Tensor, float]]]:
+    """Targets, noise scales (zeta^2 = 2 for powers above one) and laws."""
+    every = {
+        "product q1 q2": Q1 * Q2,
+        "geometric mean q1^.5 q2^.5": Q1**0.5 * Q2**0.5,
+        "guidance q1^-1 q2^2": cfg(Q1, Q2, 2.0),
+        "guidance q1^-3 q2^4": cfg(Q1, Q2, 4.0),
+        "q^2": Q**2.0,
+        "q^3": Q**3.0,
+        "unlike powers q1^1.7 q2^.6": Q1**1.7 * Q2**0.6,
+        "quotient q1^2 q2^-.5": Q1**2.0 / Q2**0.5,
+        "three experts q^.5 q1^.8 q2^.4": Q**0.5 * Q1**0.8 * Q2**0.4,
+    }
+    return {name: (target, 2**0.5 if len(target.experts) == 1 else 1.0, exact_law(target, None, END)) for name, target in every.items()}
+
+
+PARTS = {
+    "line": one_dimension,
+    "digits": sixty_four_dimensions,
+    "steps on the line": lambda options: steps_on_the_line(nine_targets(), options),
+    "steps on digits": steps_on_digits,
+    "steps on GMM-40": steps_on_gmm40,
+}
+
+
 def main(options: argparse.Namespace) -> list[Row]:
-    """Feynman-Kac correctors against exact answers in 1 and 64 dimensions."""
-    return [*one_dimension(options), *sixty_four_dimensions(options)]
+    """Feynman-Kac correctors against exact answers in 1 and 64 dimensions, and in how few levels."""
+    return [row for name, part in PARTS.items() if name in options.only for row in part(options)]
 
 
 if __name__ == "__main__":
-    run("corrector", main, seeds=4)
+    run("corrector", main, seeds=4, parts=tuple(PARTS))

@@ -139,7 +139,7 @@ def test_an_expert_that_fails_midway_is_named_with_its_noise_level():
         return y / 0 if sigma < 1 else y / 2
 
     with pytest.raises(NonFiniteError, match=r"expert 'fragile' returned .* for 8 of 8 samples at sigma=0\.9"):
-        sample(feynman_kac(A * Expert(model, (2,), name="fragile")), GRID, particles=8, rng=Streams(0))
+        sample(feynman_kac(A * Expert(model, (2,), name="fragile", loss=A.loss)), GRID, particles=8, rng=Streams(0))
 
 
 @pytest.mark.usefixtures("unchecked")

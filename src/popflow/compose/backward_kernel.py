@@ -138,7 +138,7 @@ def scores_and_curvatures(experts: Sequence[Expert], y: Tensor, sigma: float, rn
     A backward kernel from there has the variance ``1 + h`` times the latter, in units of h.
     """
     space = experts[0].home
-    rows = y.reshape(-1, *space.event)
+    rows = y.reshape(-1, *space.event).contiguous()
     sign = space.project((2.0 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype))
     s, divergence = values_and_divergences(lambda point: scores(experts, point, sigma), rows, [sign])
     batch = y.shape[: y.ndim - len(space.event)]

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from popflow.compose.backward_kernel import Variance, kernel_variances, mean_precision, scores_and_curvatures
@@ -115,7 +116,7 @@ def feynman_kac(
             aux["log_q"] = initial_densities(target.experts, pop, sigma)
         if correct:
             pop = weighted_start(target, pop, sigma, window)
-            aux["ess"] = pop.ess().unsqueeze(-1).expand_as(pop.log_w)
+            aux["ess"] = pop.ess().unsqueeze(-1).repeat(*[1] * len(pop.batch), len(pop))
             if clip is not None:
                 aux["clipped"] = torch.zeros_like(pop.log_w)
         if unguiding:
@@ -268,7 +269,7 @@ def _push(target: Target, pop: Population, sigma: float) -> Tensor | None:
 
 def _remember_ess(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
     """Keep the effective sample size by which resampling is decided: recorders look after the move."""
-    return pop.replace(aux={**pop.aux, "ess": pop.ess().unsqueeze(-1).expand_as(pop.log_w)})
+    return pop.replace(aux={**pop.aux, "ess": pop.ess().unsqueeze(-1).repeat(*[1] * len(pop.batch), len(pop))})
 
 
 def mixing(target: Target, steps: int, step_size: Callable[[float], float], variance: Variance) -> Step:

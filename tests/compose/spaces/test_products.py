@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from popflow.compose import (
     linear,
     sample,
 )
+from popflow.compose.backward_kernel import denoising_loss
 from popflow.compose.spaces.steps import between
 from popflow.core import Population, Streams
 
@@ -86,7 +88,10 @@ def mixture(seed: int) -> tuple[Expert, Expert]:
         assert flat.log_prob is not None
         return flat.log_prob(units(parts), levels[1])
 
-    return flat, from_scores(score, SLOW, log_prob=log_prob, name=flat.name)
+    def loss(sigma: float) -> list[float]:
+        return [denoising_loss(flat, sigma)] * 2
+
+    return flat, replace(from_scores(score, SLOW, log_prob=log_prob, name=flat.name), loss=loss)
 
 
 PAIRS = [mixture(seed) for seed in (1, 2)]
@@ -96,12 +101,14 @@ PAIRS = [mixture(seed) for seed in (1, 2)]
     "make",
     [
         lambda a, b: feynman_kac(a**1.3 * b, ess_below=1e-9, track=True),
-        lambda a, b: feynman_kac(a**1.3 * b, ess_below=1e-9, kernel_steps=0, zeta=1.4),
+        lambda a, b: feynman_kac(a**1.3 * b, ess_below=1e-9, track=True, variance="posterior"),
+        lambda a, b: feynman_kac(a**1.3 * b, ess_below=1e-9, zeta=1.4),
+        lambda a, b: feynman_kac(a**1.3 * b, ess_below=1e-9, zeta=0.5),
         lambda a, b: either([a, b], temperature=2.0),
         lambda a, b: both([a, b]),
         lambda a, b: average([a, b]),
     ],
-    ids=["product", "zeta", "either", "both", "average"],
+    ids=["product", "posterior", "more noise", "less noise", "either", "both", "average"],
 )
 def test_a_factor_on_half_the_noise_is_a_factor_in_other_units(make: Callable[[Expert, Expert], Sampler]):
     """Same noise, same moves, weights, densities and shares; the last step denoises the slow factor whole."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def on_particles(expert: Expert, space: Space = PARTICLES, shift: float = 0.0) -
 
 
 FLAT = [mixture(seed, f"q{seed}") for seed in (1, 2)]
-EXPERTS = [on_particles(e) for e in FLAT]
+EXPERTS = [replace(on_particles(e), loss=e.loss) for e in FLAT]
 
 
 def walk(sampler: Sampler, y: Tensor, grid: Tensor = GRID) -> Population:
