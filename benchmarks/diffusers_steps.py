@@ -60,18 +60,18 @@ def deviation(make, steps: int, variance: str, seed: int, images: int) -> float:
     """Largest deviation of the standard deviation of an input from the right one."""
     from popflow.compose.diffusers import ComposedPipeline, tiny
 
-    seen: list[float] = []
-    composed = ComposedPipeline((tiny.standard_normal(make(), seen.append),))
+    sizes: list[tuple[float, int]] = []
+    composed = ComposedPipeline((tiny.standard_normal(make(), lambda size, rows: sizes.append((size, rows))),))
     composed.set_progress_bar_config(disable=True)
     pixels = not hasattr(composed.pipes[0], "vae")
     side = 8 if pixels else 32
     expert = composed.experts(side, side)[0]
     expert.loss(1.0)
-    seen.clear()
+    sizes.clear()
     given = {"num_inference_steps": steps, "num_images_per_prompt": images * (16 if pixels else 1), "output_type": "latent"}
     given |= {"height": side, "width": side, "guidance_scale": 1.0, "generator": torch.Generator().manual_seed(seed)}
     composed(None if pixels else "a cat", variance=variance, noise_above=NOISE_ABOVE, **given)
-    return max(abs(one - other) for one, other in zip(seen, right(expert.sigmas(steps).tolist()), strict=True))
+    return max(abs(one - other) for one, other in zip((size for size, rows in sizes if rows == given["num_images_per_prompt"]), right(expert.sigmas(steps).tolist()), strict=True))
 
 
 def main(options: argparse.Namespace) -> list[Row]:

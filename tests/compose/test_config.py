@@ -29,6 +29,7 @@ PRODUCT = TWO | {
     "particles": 4,
     "runs": 2,
     "zeta": 1.4,
+    "variance": "euler",
     "correct": True,
     "kernel_steps": 5,
     "kernel_width": 0.2,

@@ -51,11 +51,13 @@ class SampleConfig:
         steps: Number of steps from the first noise level to the last.
         sigma_min: Last noise level, in units of the data.
         sigma_max: First noise level, in units of the data.
-        grid: Spacing of the noise levels.
+        grid: Spacing of the noise levels; auto places them where the steps of these models are least accurate.
         particles: Particles per run, which are weighted and resampled together.
         runs: Number of independent runs; each yields one sample. All particles are kept with their weights.
         zeta: Noise scale; 1 is the reverse diffusion. If None: 1, or 1.4 for annealing (exponents that sum to more than the number of experts), or
             ``B^{-1/2}`` for particle systems, with B the sum of exponents.
+        variance: Width of the steps: optimal, from each model's denoising loss; local, from its curvature at each particle, for one more derivative; euler, as
+            published, right for short steps only; posterior, that of DDPM.
         correct: Weight and resample particles, or follow the combined score uncorrected.
         kernel_steps: Langevin steps at each noise level. If None: 0, or 1 for particle systems below their training temperature, whose particles would
             otherwise descend from a few ancestors.
@@ -95,10 +97,11 @@ class SampleConfig:
     steps: Annotated[int | None, Flag(ge=1)] = None
     sigma_min: Annotated[float | None, Flag(gt=0)] = None
     sigma_max: Annotated[float | None, Flag(gt=0)] = None
-    grid: Literal["karras", "linear", "geometric"] | None = None
+    grid: Literal["karras", "linear", "geometric", "auto"] | None = None
     particles: Annotated[int | None, Flag(ge=1)] = None
     runs: Annotated[int | None, Flag(ge=1)] = None
     zeta: Annotated[float | None, Flag(ge=0)] = None
+    variance: Literal["optimal", "local", "euler", "posterior"] = "optimal"
     correct: Annotated[bool, Flag("--correct/--naive")] = True
     kernel_steps: Annotated[int | None, Flag(ge=0)] = None
     kernel_width: Annotated[float | None, Flag(ge=0)] = None

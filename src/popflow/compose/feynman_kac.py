@@ -124,10 +124,9 @@ def feynman_kac(
             aux["tilt"] = sum_of_rewards(unguiding if inside else [], pop, sigma)
         return pop.replace(aux=aux)
 
-    evaluations = len(target.experts) * (1 + kernel_steps)
-    return Sampler(
-        target.experts, ending(step, last), start, lambda sigma: sum(target.exponents(sigma)), correct, evaluations, variance == "optimal"
-    )
+    evaluations = len(target.experts) * (1 + kernel_steps + (variance == "local"))
+    total, measures = (lambda sigma: sum(target.exponents(sigma))), variance in ("optimal", "local")
+    return Sampler(target.experts, ending(step, last), start, total, correct, evaluations, measures, target.exponents, variance)
 
 
 def weighing(target: Target, zeta: float, variance: Variance, window: Window | None) -> Step:

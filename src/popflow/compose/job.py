@@ -11,6 +11,7 @@ from torch import Tensor
 
 from popflow.compose.composition import composition, guided_product, settings_of
 from popflow.compose.config import SampleConfig
+from popflow.compose.discretisation import auto_levels
 from popflow.compose.expert_loading import load_experts, recipe_of
 from popflow.compose.report import report
 from popflow.compose.sampler import Sample, Sampler, check_mass, diagnostics, sample
@@ -64,8 +65,9 @@ def of_experts(config: SampleConfig, device: torch.device | str = "cpu") -> Setu
     recipe = recipe_of(config.models)
     given = {name: value for name in vars(recipe.sizes) if (value := getattr(config, name)) is not None}
     size = replace(recipe.sizes, **given)
-    levels = _GRIDS[size.grid](size.steps, size.sigma_min, size.sigma_max)
     loaded, count = load_experts(config.models, device), len(config.experts)
+    place = partial(auto_levels, loaded) if size.grid == "auto" else _GRIDS[size.grid]
+    levels = place(size.steps, size.sigma_min, size.sigma_max)
     guided = {"unconditional": loaded[count:], "guidance": 1.0 if config.guidance is None else config.guidance}
     settings = vars(config) | {"temperature": config.sharpness, "bias": config.bias or None}
     if config.op == "product":

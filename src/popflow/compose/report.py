@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from popflow.compose.config import SampleConfig
+from popflow.compose.discretisation import over_steps
 from popflow.compose.sampler import Sample, Sampler
 from popflow.compose.zoo.catalogue import Recipe
 from popflow.core.metrics import distinct_ancestors
@@ -30,7 +31,11 @@ def report(config: SampleConfig, recipe: Recipe, sampler: Sampler, levels: Tenso
         picture, results, diagnostics = found.figure, found.results, found.diagnostics
         shown = f"Temperature {temperature:g}; the model was trained at {recipe.temperature:g}."
         if config.op == "product":
-            shown += f" Langevin steps per level: {sampler.evaluations // len(sampler.experts) - 1}."
+            shown += f" Langevin steps per level: {sampler.evaluations // len(sampler.experts) - 1 - (config.variance == 'local')}."
+    if "discretisation" in out.trace.functions and out.trace.rows:
+        spread = over_steps(out.trace["discretisation"])
+        results |= {"discretisation": Measured(spread)}
+        shown += f" Discretisation over all steps, as if they were independent: {spread:.2g} nats."
     if sampler.resamples:
         diagnostics = (*diagnostics, survival(run.metrics.rows("sample")))
     return Report(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popflow.compose.backward_kernel import prepare
+from popflow.compose.backward_kernel import Variance, prepare
+from popflow.compose.discretisation import looking
 from popflow.compose.schedule import check_levels
 from popflow.compose.target import Expert, scores
 from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
@@ -32,6 +33,8 @@ class Sampler:
         resamples: Whether particles of one run compete.
         evaluations: Expert evaluations per particle and step.
         measures: Whether its steps ask for the experts' denoising losses, which are then measured first where they are not known.
+        exponents: ``beta_i`` of the experts at a level where they have some, for the discretisation in the trace.
+        variance: Width of the kernels that its steps take; None for a sampler whose steps are not looked at.
         separates: Whether the step from a noise level draws noise, so that copies of a particle part.
     """
 
@@ -42,6 +45,8 @@ class Sampler:
     resamples: bool = False
     evaluations: int = 1
     measures: bool = False
+    exponents: Callable[[float], Sequence[float]] | None = None
+    variance: Variance | None = None
     separates: Callable[[float], bool] = lambda sigma: True
 
 
@@ -51,7 +56,8 @@ class Sample:
 
     Attributes:
         population: ``x [runs, particles, *event]`` with its last weights; ``aux`` holds ``ancestor``, and ``log_q``, ``clipped`` where tracked.
-        trace: ``sigma``, ``ess`` (of the weights before the resampling that they led to), ``log_z``, ``ancestors`` (distinct ones) of every state, each ``[steps + 1, runs]``.
+        trace: ``sigma``, ``ess`` (of the weights before the resampling that they led to), ``log_z``, ``ancestors`` (distinct ones) of every state, each ``[steps + 1, runs]``; and
+            ``discretisation [steps + 1]`` of the step that follows, in nats, where it was looked at (`popflow.compose.discretisation`).
     """
 
     population: Population
@@ -173,6 +179,10 @@ def sample(
             stacklevel=2,
         )
     trace = diagnostics() if trace is None else trace
+    if sampler.variance is not None:
+        evaluations = runs * particles * max(1, sampler.evaluations // len(sampler.experts))
+        look = looking(sampler.experts, levels, sampler.variance, evaluations, sampler.exponents)
+        trace.functions |= {} if look is None else {"discretisation": look}
     first = float(levels[0])
     like = torch.empty(runs, particles, *space.event, dtype=dtype, device=rng.device)
     if sampler.measures:

@@ -183,12 +183,12 @@ def _tokenizer() -> Any:
     return transformers.CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=77)
 
 
-def standard_normal(pipe: Any, look: Callable[[float], None] = lambda size: None) -> Any:
+def standard_normal(pipe: Any, look: Callable[[float, int], None] = lambda size, rows: None) -> Any:
     """Give a pipeline a network that knows its data to be standard normal, and return it: what is right is then known at every step.
 
     Args:
         pipe: One of the above, under any scheduler that `popflow.compose.diffusers.read` reads.
-        look: Called with the standard deviation of each input of the network, divided by what it has to be.
+        look: Called with the standard deviation of each input of the network, divided by what it has to be, and its rows.
     """
     network, scheduler = getattr(pipe, "unet", None) or pipe.transformer, pipe.scheduler
     flow, edm, unit = (
@@ -217,7 +217,7 @@ def standard_normal(pipe: Any, look: Callable[[float], None] = lambda size: None
             log_sigma = torch.lerp(*((1 - table[low : low + 2]) / table[low : low + 2]).log() / 2, min(t, len(table) - 1) - low)
             size, s = 1.0, float((1 + (-2 * log_sigma).exp()) ** -0.5)
             out = x * {"epsilon": s, "v_prediction": 0.0, "sample": math.sqrt(1 - s**2)}[scheduler.config.prediction_type]
-        look(float(x.std()) / size)
+        look(float(x.std()) / size, len(x))
         return (out,)
 
     network.forward = forward
