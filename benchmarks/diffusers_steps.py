@@ -71,7 +71,12 @@ def deviation(make, steps: int, variance: str, seed: int, images: int) -> float:
     given = {"num_inference_steps": steps, "num_images_per_prompt": images * (16 if pixels else 1), "output_type": "latent"}
     given |= {"height": side, "width": side, "guidance_scale": 1.0, "generator": torch.Generator().manual_seed(seed)}
     composed(None if pixels else "a cat", variance=variance, noise_above=NOISE_ABOVE, **given)
-    return max(abs(one - other) for one, other in zip((size for size, rows in sizes if rows == given["num_images_per_prompt"]), right(expert.sigmas(steps).tolist()), strict=True))
+    return max(
+        abs(one - other)
+        for one, other in zip(
+            (size for size, rows in sizes if rows == given["num_images_per_prompt"]), right(expert.sigmas(steps).tolist()), strict=True
+        )
+    )
 
 
 def main(options: argparse.Namespace) -> list[Row]:

@@ -214,7 +214,8 @@ def standard_normal(pipe: Any, look: Callable[[float, int], None] = lambda size,
             table = scheduler.alphas_cumprod.double()
             table = table[table > 0]
             low = min(int(t), len(table) - 2)
-            log_sigma = torch.lerp(*((1 - table[low : low + 2]) / table[low : low + 2]).log() / 2, min(t, len(table) - 1) - low)
+            below, above = (((1 - one) / one).log() / 2 for one in table[low : low + 2])
+            log_sigma = torch.lerp(below, above, min(t, len(table) - 1) - low)
             size, s = 1.0, float((1 + (-2 * log_sigma).exp()) ** -0.5)
             out = x * {"epsilon": s, "v_prediction": 0.0, "sample": math.sqrt(1 - s**2)}[scheduler.config.prediction_type]
         look(float(x.std()) / size, len(x))
