@@ -93,7 +93,7 @@ def test_two_equal_prompts_give_equal_results_whatever_the_operation(pipes, kind
     results = {op: draw(pipes[kind], [prompt, prompt], op=op, noise_above=0).latents for op in ("and", "or", "average")}
     scale = float(results["average"].abs().max())
     assert torch.allclose(results["and"], results["average"], atol=1e-5 * scale)
-    assert torch.equal(results["or"], results["average"])
+    assert torch.allclose(results["or"], results["average"], atol=1e-4 * scale)  # a mixture of equal kernels, in other arithmetic
 
 
 @pytest.mark.parametrize("op", ["product", "and", "or", "average"])
