@@ -8,7 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from popflow.compose import Expert, average, diagnostics, either, feynman_kac, gaussian_mixture, karras, sample, tilt
+from popflow.compose import (
+    VP,
+    Expert,
+    average,
+    diagnostics,
+    either,
+    feynman_kac,
+    from_network,
+    gaussian_mixture,
+    karras,
+    sample,
+    tilt,
+    v_output,
+)
 from popflow.core import CheckpointError, NonFiniteError, PopflowWarning, Population, State, Streams, ZeroWeightsError
 
 A = gaussian_mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.5, name="a")
@@ -156,3 +169,49 @@ def test_a_state_of_another_job_is_refused():
     for other in (karras(40, 0.1, 5.0), GRID[:3]):
         with pytest.raises(CheckpointError, match=r"resume stands at step 3 and sigma=.*, wanted a step of these \d+ levels"):
             sample(sampler, other, particles=8, rng=Streams(0), resume=seen[3])
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_an_expert_that_works_in_place_is_named(chunk):
+    """Silently it would have doubled the particles themselves; views and chunks of them count."""
+
+    def rash(y, sigma, cond):
+        y *= 2
+        return y
+
+    with pytest.raises(ValueError, match=r"expert 'rash' changed its input in place, wanted it left as it is"):
+        sample(average([Expert(rash, (2,), name="rash", chunk=chunk), B]), GRID, particles=4, rng=Streams(0))
+    liked = tilt(B, lambda y: y.clamp_(0)[:, 0], gradient=False, name="rash reward")
+    with pytest.raises(ValueError, match=r"reward 'rash reward' changed its input in place"):
+        sample(feynman_kac(liked), GRID, particles=4, rng=Streams(0))
+
+
+def test_a_network_that_works_in_place_is_named():
+    flow = from_network(lambda x, t: x.mul_(2), VP(), (2,), output=v_output, name="rash")
+    with pytest.raises(ValueError, match=r"the network changed its input in place"):  # epsilon would be made with another x
+        flow.score(torch.ones(1, 2), 1.0)
+
+
+def test_copies_that_never_separate_are_told():
+    """The effective sample size reads almost all particles, and there is one."""
+    still = feynman_kac(A * B, ess_below=1.0)
+    stiff = replace(still, step=lambda pop, t0, t1, rng: pop.take(torch.zeros(1, len(pop), dtype=torch.long)) if t1 > 0 else pop)
+    with pytest.warns(PopflowWarning, match=r"only 1 of 16 particles of a run are distinct: copies made by resampling never separated"):
+        out = sample(stiff, GRID, particles=16, rng=Streams(0))
+    assert float(out.population.ess()) == pytest.approx(16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PopflowWarning)
+        sample(still, GRID, particles=16, rng=Streams(0))
+
+
+def test_a_first_level_too_low_for_the_data_is_told():
+    """Modes 4 apart, start at 0.5: one of them would be lost without a word."""
+    far = gaussian_mixture(torch.tensor([[-2.0], [2.0]]), 0.1, name="far")
+    with pytest.warns(
+        PopflowWarning, match=r"sigmas begin at 0.5, too low for the data of expert 'far'.* size 1\.7,.*begin at 5\.1 or more"
+    ):
+        sample(feynman_kac(far, correct=False), karras(20, 0.01, 0.5), particles=64, rng=Streams(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PopflowWarning)
+        sample(feynman_kac(far, correct=False), karras(20, 0.01, 20.0), particles=64, rng=Streams(0))
+        sample(feynman_kac(far, correct=False), karras(20, 0.01, 0.5), particles=64, rng=Streams(0), around=torch.tensor([2.0]))

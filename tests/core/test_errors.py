@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from popflow.core import CheckpointError, DivergenceError, MissingExtraError, NonFiniteError, StaleTrackingError, ZeroWeightsError
-from popflow.core.checks import is_put_off, put_off, refuse
+from popflow.core.checks import is_put_off, put_off, refuse, untouched
 from popflow.core.errors import unknown
 
 
@@ -81,3 +81,19 @@ def test_the_failure_that_led_to_an_exception_is_raised_in_its_place(lost: int, 
 def test_nothing_is_put_off_when_it_is_switched_off() -> None:
     with put_off(False), pytest.raises(NonFiniteError):
         refuse(torch.tensor(1), _lost)
+
+
+@pytest.mark.parametrize(("name", "known"), [("seed", ["reward", "image"]), ("kind", ["and", "or"])])
+def test_a_hint_is_given_only_where_it_is_near(name: str, known: list[str]) -> None:
+    assert "did you mean" not in unknown("option", name, known)
+
+
+def test_a_function_that_works_in_place_is_named_and_others_cost_nothing() -> None:
+    x = torch.ones(3)
+    assert untouched("f", lambda y: y + 1, x).tolist() == [2.0] * 3
+    for wrong in (lambda y: y.mul_(2), lambda y: y[1:].zero_(), lambda y: y.view(3, 1).add_(1)):
+        with pytest.raises(ValueError, match=r"f changed its input in place, wanted it left as it is: write y = 2 \* y"):
+            untouched("f", wrong, x)
+    with torch.inference_mode():
+        assert untouched("f", lambda y: y + 1, torch.ones(1)).tolist() == [2.0]
+    assert torch.func.grad(lambda y: untouched("f", lambda z: (z**2).sum(), y))(torch.ones(2)).tolist() == [2.0, 2.0]

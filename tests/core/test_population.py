@@ -201,3 +201,8 @@ def test_adding_keeps_the_dtype_and_refuses_to_change_its_kind() -> None:
         add("growth", pop.log_w, torch.ones(3, dtype=torch.complex64))
     with pytest.raises(ValueError, match=r"drift turns torch.int64 into torch.float32"):
         add("drift", torch.zeros(3, dtype=torch.long), torch.ones(3))
+
+
+def test_a_mean_of_a_function_that_works_in_place_is_refused() -> None:
+    with pytest.raises(ValueError, match="f changed its input in place"):
+        Population.of(torch.ones(3, 1)).mean(lambda x: x.mul_(2))

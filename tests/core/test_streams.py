@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from popflow.core import CheckpointError, Streams
+from popflow.core import CheckpointError, Streams, StreamsOfRuns, multinomial
 
 
 def test_drawing_from_one_stream_leaves_the_others_as_they_were() -> None:
@@ -69,3 +69,30 @@ def test_a_seed_that_is_no_integer_is_named(seed: object) -> None:
 
 def test_negative_and_large_seeds_serve() -> None:
     assert not torch.equal(Streams(-1).uniform("a", (3,)), Streams(2**80).uniform("a", (3,)))
+
+
+def test_a_run_does_not_depend_on_how_many_others_there_are() -> None:
+    few, many = StreamsOfRuns.of(5, 2), StreamsOfRuns.of(5, 4)
+    alone = Streams(5)
+    for _ in range(2):  # later draws neither
+        small, large = (rng.normal("noise", torch.zeros(runs, 3)) for rng, runs in ((few, 2), (many, 4)))
+        assert torch.equal(small, large[:2])
+        assert torch.equal(small[:1], alone.normal("noise", torch.zeros(1, 3)))  # the first run keeps the seed
+        assert not torch.equal(large[0], large[1])
+        weights = torch.tensor([[0.1, 0.2, 0.7]]).repeat(4, 1)
+        assert torch.equal(few.each("resample", multinomial, weights[:2]), many.each("resample", multinomial, weights)[:2])
+        assert torch.equal(few.uniform("kernel", (2, 3)), many.uniform("kernel", (4, 3))[:2])
+
+
+def test_streams_of_runs_resume_where_they_were() -> None:
+    rng, other = StreamsOfRuns([1, 2]), StreamsOfRuns([1, 2])
+    rng.normal("noise", torch.zeros(2, 3))
+    other.load(rng.state())
+    assert sorted(rng.state()) == ["0/noise", "1/noise"]
+    assert torch.equal(rng.normal("noise", torch.zeros(2, 3)), other.normal("noise", torch.zeros(2, 3)))
+    with pytest.raises(CheckpointError, match=r"are not those of 1 runs"):
+        StreamsOfRuns([1]).load(rng.state())
+    with pytest.raises(ValueError, match=r"tensors of \[3\] runs for the streams of 2"):
+        rng.normal("noise", torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="seeds is empty"):
+        StreamsOfRuns([])

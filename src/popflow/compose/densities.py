@@ -21,6 +21,7 @@ from popflow.compose.spaces.products import ProductSpace
 from popflow.compose.spaces.space import Space
 from popflow.compose.target import Expert
 from popflow.core import Population
+from popflow.core.checks import untouched
 from popflow.core.kernels import Refresh
 
 
@@ -32,7 +33,7 @@ def all_known(experts: Sequence[Expert]) -> bool:
 def densities(experts: Sequence[Expert], pop: Population, sigma: float) -> Tensor:
     """Exact ``log q_i(y, sigma)`` of experts that know it, ``[*batch, n, M]``."""
     rows = pop.x.flatten(0, len(pop.batch))
-    each = [expert.log_prob(rows, sigma) for expert in experts if expert.log_prob is not None]
+    each = [untouched(f"log_prob of {expert.name!r}", expert.log_prob, rows, sigma) for expert in experts if expert.log_prob is not None]
     return torch.stack(each, -1).reshape(*pop.log_w.shape, len(experts))
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from popflow.compose.backward_kernel import loss_of_mixture
 from popflow.compose.schedule import Schedule
 from popflow.compose.target import Expert
+from popflow.core.checks import untouched
 
 Output = Callable[[Tensor, Tensor, float, float], Tensor]
 """``output(network_output, x, alpha, s) -> epsilon``."""
@@ -126,7 +127,8 @@ def _call(network: Callable[..., Tensor], x: Tensor, time: Tensor, cond: Tensor 
     """Evaluate a network in the precision of its parameters; the answer is in that of ``x``."""
     parameters = network.parameters() if isinstance(network, nn.Module) else ()
     own = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
-    out = network(x.to(own), time.to(own)) if cond is None else network(x.to(own), time.to(own), cond)
+    given = (x.to(own), time.to(own)) if cond is None else (x.to(own), time.to(own), cond)
+    out = untouched("the network", network, *given)  # its output is turned into epsilon with the x that it saw
     if not isinstance(out, Tensor):
         raise TypeError(f"the network returned a {type(out).__name__}, wanted a tensor: pass a function that extracts it.")
     return out.to(x.dtype)

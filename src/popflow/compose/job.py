@@ -17,7 +17,7 @@ from popflow.compose.report import report
 from popflow.compose.sampler import Sample, Sampler, check_mass, diagnostics, sample
 from popflow.compose.schedule import Grid, geometric, karras, linear
 from popflow.compose.zoo.catalogue import data_step
-from popflow.core import Streams
+from popflow.core import Streams, StreamsOfRuns
 from popflow.runs import ConfigError, Report, Run, simulation
 
 _GRIDS: dict[str, Grid] = {"karras": karras, "linear": linear, "geometric": geometric}
@@ -45,7 +45,8 @@ def run(config: SampleConfig, run: Run) -> Report:
         setup = of_pipelines(config, run.device) if config.diffusers else of_experts(config, run.device)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    rng, trace = Streams(config.seed, run.device), diagnostics()
+    trace = diagnostics()
+    rng = StreamsOfRuns.of(config.seed, setup.runs, run.device) if config.diffusers else Streams(config.seed, run.device)
     stage = simulation(run, "sample", rng, last=len(setup.levels) - 1, every=config.checkpoint_every, trace=trace)
     out = sample(
         setup.sampler, setup.levels, particles=setup.particles, runs=setup.runs, rng=rng, around=setup.around, trace=trace, **stage

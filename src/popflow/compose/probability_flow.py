@@ -52,4 +52,4 @@ def flow_below(sampler: Sampler, sigma: float = math.inf) -> Sampler:
         clean = sampler.step(pop, t0, 0.0, rng)
         return clean if t1 == 0 else pop.replace(x=pop.x + (1 - math.sqrt(t1 / t0)) * (clean.x - pop.x))
 
-    return replace(sampler, step=step)
+    return replace(sampler, step=step, separates=lambda level: level > sigma and sampler.separates(level))

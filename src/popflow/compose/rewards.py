@@ -12,7 +12,7 @@ from torch import Tensor
 from popflow.compose.exponents import Exponent, at
 from popflow.compose.spaces.space import Space
 from popflow.core import NonFiniteError, Population
-from popflow.core.checks import refuse
+from popflow.core.checks import refuse, untouched
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +35,9 @@ class Reward:
         """Evaluate at ``y [rows, *event]``.
 
         Raises:
-            ValueError: unless the function returns one number per row.
+            ValueError: unless the function returns one number per row and leaves ``y`` as it is.
         """
-        value = self.function(y)
+        value = untouched(f"reward {self.name!r}", self.function, y)
         if not isinstance(value, Tensor) or value.shape != y.shape[:1]:
             seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"reward {self.name!r} returned {seen} for {len(y)} samples, wanted one value per sample: shape ({len(y)},).")

@@ -13,7 +13,7 @@ from torch import Tensor
 from popflow.compose.backward_kernel import Variance, prepare
 from popflow.compose.discretisation import looking
 from popflow.compose.schedule import check_levels
-from popflow.compose.target import Expert
+from popflow.compose.target import Expert, scores
 from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
 from popflow.core.checks import put_off
 from popflow.core.metrics import distinct_ancestors
@@ -35,6 +35,7 @@ class Sampler:
         measures: Whether its steps ask for the experts' denoising losses, which are then measured first where they are not known.
         exponents: ``beta_i`` of the experts at a level where they have some, for the discretisation in the trace.
         variance: Width of the kernels that its steps take; None for a sampler whose steps are not looked at.
+        separates: Whether the step from a noise level draws noise, so that copies of a particle part.
     """
 
     experts: tuple[Expert, ...]
@@ -46,6 +47,7 @@ class Sampler:
     measures: bool = False
     exponents: Callable[[float], Sequence[float]] | None = None
     variance: Variance | None = None
+    separates: Callable[[float], bool] = lambda sigma: True
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +76,8 @@ class Sample:
         pop = self.population
         weights = pop.weights()
         if n == len(pop):
-            return pop.take(systematic(weights, rng("draw"))).x
-        idx = torch.multinomial(weights.reshape(-1, len(pop)), n, replacement=True, generator=rng("draw"))
+            return pop.take(rng.each("draw", systematic, weights)).x
+        idx = rng.each("draw", lambda w, generator: torch.multinomial(w, n, True, generator=generator), weights.reshape(-1, len(pop)))
         return pop.take(idx.reshape(*pop.batch, n)).x
 
     def pick(self, rng: Streams) -> Tensor:
@@ -191,6 +193,8 @@ def sample(
         pop, start = sampler.start(y if around is None else y + space.check(around.to(y)), first), 0
         ancestor = torch.arange(particles, device=rng.device).expand(runs, particles)
         pop = pop.replace(aux={**pop.aux, "ancestor": ancestor})
+        if around is None and space.flat:
+            _warn_of_low_start(sampler.experts, pop.x[0, :_LOOKED_AT], first)
     else:
         pop, start = _fitting(resume, levels, (runs, particles, *sampler.experts[0].event)), resume.k
     record = tuple(record)
@@ -198,6 +202,7 @@ def sample(
         pop = simulate(sampler.step, pop, levels.square(), rng=rng, record=(trace, *record), start=start)
     if sampler.resamples and trace.rows:
         _warn_of_collapse(trace["ess"], particles)
+        _warn_of_copies(pop)
     return Sample(pop, trace)
 
 
@@ -232,6 +237,43 @@ def _warn_of_collapse(ess: Tensor, particles: int) -> None:
             f"the effective sample size fell below 2 of {particles} particles at {int(collapsed.sum())} noise levels: the weights rest on single "
             "particles. Remedies: (1) kernel_steps=5, which lets particles mix at each level; (2) more noise, zeta=2 or 3; (3) more particles or "
             "levels, or an exponent that grows as sigma falls.",
+            PopflowWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_copies(pop: Population) -> None:
+    """Copies are neighbours after systematic resampling; where half of a run are copies to the last bit, no noise came after it."""
+    x = pop.x.flatten(2)
+    copies = int((x[:, 1:] == x[:, :-1]).all(-1).sum(1).max()) if len(pop) > 1 else 0
+    if 2 * copies >= len(pop):
+        warnings.warn(
+            f"only {len(pop) - copies} of {len(pop)} particles of a run are distinct: copies made by resampling never separated, for no noise was added "
+            "after it. The effective sample size speaks of the present weights and cannot see this. Fix: noise (zeta=1, noise_above=0), or "
+            "kernel_steps >= 1.",
+            PopflowWarning,
+            stacklevel=3,
+        )
+
+
+_LOOKED_AT, _FAR = 64, 0.3
+"""Particles that are looked at; how large clean predictions may be at the first level, in units of its sigma."""
+
+
+def _warn_of_low_start(experts: Sequence[Expert], y: Tensor, sigma: float) -> None:
+    """Pure noise is the law of the first level only while the data are small beside it: clean predictions from it are then small too."""
+    space, worst, told = experts[0].home, (0.0, ""), [getattr(one.model, "data_scale", None) for one in experts]
+    if any(told):  # a model that says the scale of its data need not be asked
+        worst = max((scale / sigma, one.name) for scale, one in zip(told, experts, strict=True) if scale)
+    else:
+        clean = y + sigma**2 * scores(experts, y, sigma)
+        size = clean.flatten(2).square().sum(-1).mean(-1) / space.dim
+        worst = max(zip((size.sqrt() / sigma).tolist(), (one.name for one in experts), strict=True))
+    if worst[0] > _FAR:
+        warnings.warn(
+            f"sigmas begin at {sigma:g}, too low for the data of expert {worst[1]!r}: the clean samples it predicts from pure noise there have size "
+            f"{worst[0] * sigma:.2g}, wanted below {_FAR} of the first level; modes may be lost. Fix: begin at {3 * worst[0] * sigma:.2g} or more, or "
+            "give clean samples to begin from (around=).",
             PopflowWarning,
             stacklevel=3,
         )

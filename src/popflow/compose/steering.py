@@ -28,7 +28,7 @@ def steer(sampler: Sampler, reward: Reward, *, every: int = 1, ess_below: float 
         sampler: From `feynman_kac`, `either`, `both`, `average`, `flow_below`.
         reward: Its ``function`` sees clean samples ``[rows, *event]``, its ``gamma`` the noise level; the gradient is not used.
         every: Steps between two evaluations of the reward; each also evaluates the experts once (except at the finished samples).
-        ess_below: Resample a run below this share of effective particles.
+        ess_below: Resample a run below this share of effective particles; only where the next step adds noise, elsewhere weights add up.
 
     Raises:
         ValueError: for ``every`` below 1.
@@ -47,14 +47,17 @@ def steer(sampler: Sampler, reward: Reward, *, every: int = 1, ess_below: float 
     resample = resample_if(ess_below)
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-        moved = sampler.step(resample(pop, t0, t1, rng), t0, t1, rng)
+        before = resample(pop, t0, t1, rng) if sampler.separates(math.sqrt(t0)) else pop  # without noise copies never part
+        moved = sampler.step(before, t0, t1, rng)
         count = moved.aux["steps"] + 1
         moved = moved.replace(aux={**moved.aux, "steps": count})
         if t1 > 0 and int(count.flatten()[0]) % every:
             return moved
         clean = sampler.step(moved, t1, 0.0, rng) if t1 > 0 else moved
         now = sum_of_rewards([reward], clean, math.sqrt(t1))
-        return moved.reweight(now - moved.aux["potential"]).replace(aux={**moved.aux, "potential": now})
+        weighed = moved.reweight(now - moved.aux["potential"])
+        kept = {"ess": weighed.ess().unsqueeze(-1).expand_as(now)} if "ess" in moved.aux else {}  # the weights that decide on resampling
+        return weighed.replace(aux={**moved.aux, "potential": now, **kept})
 
     def start(y: Tensor, sigma: float) -> Population:
         pop = sampler.start(y, sigma)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from popflow.compose.exponents import Exponent, at, plus, times
 from popflow.compose.rewards import Reward
 from popflow.compose.spaces.space import Euclidean, Space
-from popflow.core.checks import is_put_off, refuse
+from popflow.core.checks import is_put_off, refuse, untouched
 from popflow.core.errors import NonFiniteError
 
 Model = Callable[[Tensor, float, Tensor | None], Tensor]
@@ -275,10 +275,11 @@ def _evaluate(experts: list[Expert], rows: Tensor, sigma: float) -> Tensor:
 
 
 def _chunked(expert: Expert, rows: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
+    model = partial(untouched, f"expert {expert.name!r}", expert.model)
     if expert.chunk is None or expert.chunk >= len(rows):
-        return expert.model(rows, sigma, cond)
+        return model(rows, sigma, cond)
     parts = range(0, len(rows), expert.chunk)
-    return torch.cat([expert.model(rows[k : k + expert.chunk], sigma, None if cond is None else cond[k : k + expert.chunk]) for k in parts])
+    return torch.cat([model(rows[k : k + expert.chunk], sigma, None if cond is None else cond[k : k + expert.chunk]) for k in parts])
 
 
 def check_same_space(experts: Sequence[Expert]) -> None:

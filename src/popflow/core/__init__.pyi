@@ -16,4 +16,4 @@ from .resampling import multinomial as multinomial, systematic as systematic
 from .simulate import Recorder as Recorder, State as State, Trace as Trace, simulate as simulate
 from .statistics import Proportion as Proportion, wilson as wilson
 from .steps import Step as Step, chain as chain, euler as euler, heun as heun, resample_if as resample_if, temper as temper
-from .streams import Streams as Streams
+from .streams import Streams as Streams, StreamsOfRuns as StreamsOfRuns

@@ -1,4 +1,4 @@
-"""Checks of counts and shapes, and of values, immediate or deferred: reading a value from an accelerator means waiting for it.
+"""Checks of counts, shapes and functions, and of values, immediate or deferred: reading a value from an accelerator means waiting for it.
 
 `refuse` raises when values are bad. Inside `put_off` it only records the check; the first failure is raised at the end of the block.
 """
@@ -63,6 +63,26 @@ def shaped(name: str, value: Any, like: Tensor) -> Tensor:
         seen = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} returned {seen}, wanted a tensor of shape {tuple(like.shape)}: one entry per row.")
     return value
+
+
+def untouched(name: str, function: Callable[..., Any], *given: Any) -> Any:
+    """Return ``function(*given)``, or refuse a function of the user's that changed a tensor it was given in place.
+
+    What it is given are often the samples themselves. Nothing is copied: torch counts the changes of every tensor.
+
+    >>> import torch
+    >>> untouched("expert 'a'", lambda y: y.mul_(2), torch.ones(3))
+    Traceback (most recent call last):
+    ValueError: expert 'a' changed its input in place, wanted it left as it is: write y = 2 * y where y *= 2 stands, or begin with y = y.clone().
+    """
+    tensors = [one for one in given if isinstance(one, Tensor) and not one.is_inference()]
+    before = [one._version for one in tensors]
+    answer = function(*given)
+    if before != [one._version for one in tensors]:
+        raise ValueError(
+            f"{name} changed its input in place, wanted it left as it is: write y = 2 * y where y *= 2 stands, or begin with y = y.clone()."
+        )
+    return answer
 
 
 def refuse(bad: Tensor, error: Callable[..., Exception]) -> None:

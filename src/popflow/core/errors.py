@@ -49,6 +49,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     "unknown method 'compse': did you mean 'compose'? Known: compose, transport."
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown {kind} {name!r}: {hint}Known: {', '.join(known) or 'none'}."

@@ -112,7 +112,7 @@ def metropolis(
             new_log_p, new_pull = evaluate(proposal)
             back = pop.x - proposal.x - new_pull
             log_ratio = new_log_p - log_p + _squared_norm(z, log_p) / 2 - _squared_norm(back, log_p) / (4 * eta)
-            accept = torch.rand(log_p.shape, generator=rng("kernel"), dtype=log_p.dtype, device=log_p.device).log() < log_ratio
+            accept = rng.uniform("kernel", tuple(log_p.shape), log_p.dtype).log() < log_ratio
             mask = accept.reshape(*accept.shape, *[1] * len(pop.event))
             pop = pop.replace(x=torch.where(mask, proposal.x, pop.x))
             log_p = torch.where(accept, new_log_p, log_p)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.core.checks import refuse
+from popflow.core.checks import refuse, untouched
 from popflow.core.errors import ZeroWeightsError
 
 
@@ -99,7 +99,7 @@ class Population:
 
     def mean(self, f: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Weighted mean of ``f(x)`` (of ``x`` when ``f`` is None), one per population."""
-        value = self.x if f is None else f(self.x)
+        value = self.x if f is None else untouched("f", f, self.x)
         weights = self.weights()
         extra = value.ndim - weights.ndim
         return (weights.reshape(*weights.shape, *[1] * extra) * value).sum(weights.ndim - 1)

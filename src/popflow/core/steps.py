@@ -111,7 +111,7 @@ def resample_if(ess_below: float = 0.5, scheme: Scheme = systematic) -> Step:
         short = not is_put_off()  # shortcuts give the same bits, but reading a value makes an accelerator wait
         if not short:  # an index out of range would abort an accelerator before the lost weights are reported
             weights = weights.nan_to_num(1 / len(pop))
-        idx = scheme(weights, rng("resample"))
+        idx = rng.each("resample", scheme, weights)
         due = 1 / weights.square().sum(-1) < ess_below * len(pop) * (1 - 1e-6)
         if short and not bool(due.any()):
             return pop

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import string
 import sys
 import warnings
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -19,7 +17,6 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import diffusers
-import transformers
 
 from popflow.compose import sample
 from popflow.compose.diffusers import ComposedOutput, ComposedPipeline, from_pipe, from_pretrained, tiny
@@ -29,108 +26,15 @@ from popflow.core.checks import put_off
 
 SAMPLING = sys.modules["popflow.compose.sampler"]
 """The module: the package has a function of that name."""
-WORDS = ("a", "an", "the", "of", "cat", "dog", "photo", "painting", "red", "blue")
-
-
-def seeded_layers(make: Callable[[], list]) -> list:
-    """Layers draw their parameters from the global generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make()
-
-
-def stable_diffusion_xl():
-    """``StableDiffusionXLPipeline`` with its two text encoders."""
-    base = tiny.stable_diffusion()
-    clip, added = base.text_encoder.config, {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
-    config = {name: value for name, value in base.unet.config.items() if not name.startswith("_")} | added
-    config |= {"cross_attention_dim": 16, "projection_class_embeddings_input_dim": 8 + 6 * 4}
-    unet, first, second, vae = seeded_layers(
-        lambda: [
-            diffusers.UNet2DConditionModel.from_config(config),
-            transformers.CLIPTextModel(clip),
-            transformers.CLIPTextModelWithProjection(clip),
-            tiny.autoencoder(scaling_factor=0.13025),
-        ]
-    )
-    parts = vae, first, second, base.tokenizer, base.tokenizer, unet, base.scheduler
-    return diffusers.StableDiffusionXLPipeline(*parts, add_watermarker=False)
-
-
-def stable_diffusion_3():
-    """``StableDiffusion3Pipeline``, a flow transformer with two CLIP encoders and T5."""
-    base = tiny.stable_diffusion()
-    transformer, first, second, t5, vae = seeded_layers(
-        lambda: [
-            diffusers.SD3Transformer2DModel(
-                sample_size=16,
-                patch_size=2,
-                in_channels=4,
-                num_layers=1,
-                attention_head_dim=8,
-                num_attention_heads=2,
-                joint_attention_dim=16,
-                caption_projection_dim=16,
-                pooled_projection_dim=16,
-                out_channels=4,
-                pos_embed_max_size=16,
-            ),
-            transformers.CLIPTextModelWithProjection(base.text_encoder.config),
-            transformers.CLIPTextModelWithProjection(base.text_encoder.config),
-            t5_encoder(16),
-            tiny.autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
-        ]
-    )
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    encoders = first, base.tokenizer, second, base.tokenizer, t5, t5_tokenizer()
-    return diffusers.StableDiffusion3Pipeline(transformer, scheduler, vae, *encoders)
-
-
-def flux(guidance_embeds: bool = False):
-    """``FluxPipeline``, a flow transformer on tokens of 2 x 2 latents, with CLIP and T5 encoders."""
-    base = tiny.stable_diffusion()
-    transformer, clip, t5, vae = seeded_layers(
-        lambda: [
-            diffusers.FluxTransformer2DModel(
-                patch_size=1,
-                in_channels=16,
-                num_layers=1,
-                num_single_layers=1,
-                attention_head_dim=16,
-                num_attention_heads=2,
-                joint_attention_dim=8,
-                pooled_projection_dim=8,
-                axes_dims_rope=(4, 4, 8),
-                guidance_embeds=guidance_embeds,
-            ),
-            transformers.CLIPTextModel(base.text_encoder.config),
-            t5_encoder(8),
-            tiny.autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
-        ]
-    )
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
-    return diffusers.FluxPipeline(scheduler, vae, clip, base.tokenizer, t5, t5_tokenizer(), transformer)
-
-
-def t5_encoder(width: int):
-    return transformers.T5EncoderModel(transformers.T5Config(vocab_size=64, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
-
-
-def t5_tokenizer():
-    """Pieces: words, and letters."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in WORDS)]
-    return transformers.T5Tokenizer(vocab=[*pieces, *((letter, -4.0) for letter in "▁" + string.ascii_lowercase)], extra_ids=0)
-
-
 KINDS = {
     "unconditional": tiny.unconditional,
     "classes": partial(tiny.unconditional, classes=4),
     "EDM": partial(tiny.unconditional, scheduler=diffusers.EDMEulerScheduler()),
     "SD": tiny.stable_diffusion,
     "SD v": partial(tiny.stable_diffusion, prediction_type="v_prediction"),
-    "SDXL": stable_diffusion_xl,
-    "SD3": stable_diffusion_3,
-    "Flux": flux,
+    "SDXL": tiny.stable_diffusion_xl,
+    "SD3": tiny.stable_diffusion_3,
+    "Flux": tiny.flux,
 }
 PROMPTS = {"classes": [0, 2], "unconditional": None, "EDM": None}
 SIZE = {"unconditional": 8, "classes": 8, "EDM": 8}
@@ -156,6 +60,10 @@ def draw(pipe: ComposedPipeline, prompts, **options):
     options = defaults | options
     side = 8 if pipe.pipes[0].__class__.__name__ == "DDPMPipeline" else 32
     return pipe(prompts, **({"height": side, "width": side} | options))
+
+
+def assert_equal_to_rounding(one: torch.Tensor, other: torch.Tensor) -> None:
+    assert float((one - other).abs().max()) <= 1e-6 * float(other.abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,7 +93,7 @@ def test_two_equal_prompts_give_equal_results_whatever_the_operation(pipes, kind
     results = {op: draw(pipes[kind], [prompt, prompt], op=op, noise_above=0).latents for op in ("and", "or", "average")}
     scale = float(results["average"].abs().max())
     assert torch.allclose(results["and"], results["average"], atol=1e-5 * scale)
-    assert torch.equal(results["or"], results["average"])
+    assert torch.allclose(results["or"], results["average"], atol=1e-4 * scale)  # a mixture of equal kernels, in other arithmetic
 
 
 @pytest.mark.parametrize("op", ["product", "and", "or", "average"])
@@ -211,7 +119,7 @@ def test_a_list_of_generators_makes_each_image_its_own(pipes):
     both = draw(pipes["SD"], prompts, op="or", num_images_per_prompt=2, generator=[seeded(3), seeded(4)])
     for i, seed in enumerate((3, 4)):
         alone = draw(pipes["SD"], prompts, op="or", generator=seeded(seed))
-        assert torch.equal(both.latents[i], alone.latents[0])
+        assert_equal_to_rounding(both.latents[i], alone.latents[0])  # of batches of one row and of two
     with pytest.raises(ValueError, match=r"list of 1, wanted one for each of 2 images"):
         draw(pipes["SD"], prompts, op="or", num_images_per_prompt=2, generator=[seeded(3)])
 
@@ -410,7 +318,7 @@ def test_nothing_in_the_loop_waits_for_an_accelerator(pipes, kind, op, monkeypat
     times = {}  # the table of a scheduler lies on the CPU, and looking up a level there makes nobody wait
     look_up = DDPM.time
     monkeypatch.setattr(DDPM, "time", lambda self, sigma: times[sigma] if sigma in times else times.setdefault(sigma, look_up(self, sigma)))
-    draw(pipes[kind], ["a cat", "a dog"], num_inference_steps=1, **options)  # prompts are encoded once, before the loop
+    draw(pipes[kind], ["a cat", "a dog"], num_inference_steps=2, **options)  # prompts are encoded, and the loss measured, once for all
     at_once = [counted(steps) for steps in (2, 4)]
     assert at_once[0][0] < at_once[1][0]  # a CPU is asked at every step
     monkeypatch.setattr(SAMPLING, "put_off", lambda on: put_off())
@@ -443,7 +351,7 @@ def test_two_pipelines_of_one_latent_space_compose_and_others_are_refused(folder
         out = draw(ComposedPipeline((first, second)), ["a cat", "a dog"], op=op, particles=2, guidance_scale=2.0)
         assert out.latents.isfinite().all()
     with pytest.raises(ValueError, match=r"scale 0.18215.* and 'AutoencoderKL, 4 channels, scale 0.13025"):
-        ComposedPipeline((first, stable_diffusion_xl()))(["a cat"], num_inference_steps=2)
+        ComposedPipeline((first, tiny.stable_diffusion_xl()))(["a cat"], num_inference_steps=2)
     with pytest.raises(ValueError, match=r"samples of shape \(4, 16, 16\) and \(1, 8, 8\)"):
         ComposedPipeline((first, tiny.unconditional()))(num_inference_steps=2)
     with pytest.raises(ValueError, match="prompts holds 3 for 2 pipelines"):
@@ -479,13 +387,13 @@ def test_several_loras_of_one_network_are_several_experts(folders):
 
 def test_a_distilled_model_alone_is_sampled_and_told_its_guidance(pipes):
     told = []
-    pipe = ComposedPipeline((flux(guidance_embeds=True),))
+    pipe = ComposedPipeline((tiny.flux(guidance_embeds=True),))
     forward = pipe.pipes[0].transformer.forward
     pipe.pipes[0].transformer.forward = lambda **given: told.append(given["guidance"]) or forward(**given)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PopflowWarning)
         draw(pipe, "a cat", guidance_scale=2.5)
-    assert all(torch.equal(one, torch.tensor([2.5])) for one in told)
+    assert all(bool((one == 2.5).all()) for one in told)
     with pytest.warns(PopflowWarning, match=r"distilled models are composed.*guidance_embeds.*not scores"):
         draw(pipe, ["a cat", "a dog"], op="and")
 
@@ -558,7 +466,11 @@ def test_bad_input_is_named(pipes, prompts, options, says):
     [
         (3.5, {}, "prompts holds 3.5, a float, wanted text"),
         ([["a cat"]], {}, r"prompts holds \['a cat'\], a list, wanted text.* flat list"),
-        (["a cat", "a dog"], {"negative_prompt": ["red"], "guidance_scale": 2.0}, "negative_prompt holds .* one for all prompts"),
+        (
+            ["a cat", "a dog"],
+            {"negative_prompt": [["red"]], "guidance_scale": 2.0},
+            "negative_prompt holds .* one for all prompts, or a flat list",
+        ),
         ("a cat", {"strength": "0.5"}, "strength='0.5' is a str, wanted a number: 0.6 is usual"),
         ("a cat", {"guidance_scale": "7.5"}, "guidance_scale='7.5' is a str, wanted a number: 1 for no guidance"),
         ("a cat", {"exponents": 2.0}, "exponents=2.0, wanted a list of numbers"),
@@ -611,7 +523,7 @@ def test_several_images_are_painted_each_with_its_generator(pipes):
     both = draw(pipes["SD"], "a cat", image=two, num_images_per_prompt=2, generator=[seeded(3), seeded(4)], **options).latents
     for i, seed in enumerate((3, 4)):
         alone = draw(pipes["SD"], "a cat", image=two[i], generator=seeded(seed), **options).latents
-        assert torch.equal(both[i : i + 1], alone)
+        assert_equal_to_rounding(both[i : i + 1], alone)
 
 
 def test_a_part_that_is_replaced_is_read_anew():
@@ -722,7 +634,7 @@ def test_missing_or_mismatched_parts_are_named():
     other.unet = network
     with pytest.raises(ValueError, match=r"network unknown class 'AutoencoderKL'.*wrap the network yourself"):
         from_pipe(other)
-    xl = stable_diffusion_xl().components
+    xl = tiny.stable_diffusion_xl().components
     editing = diffusers.StableDiffusionXLImg2ImgPipeline(**xl, add_watermarker=False)
     with pytest.raises(ValueError, match=r"pipeline StableDiffusionXLImg2ImgPipeline, wanted StableDiffusionXLPipeline.*from_pipe"):
         from_pipe(editing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -205,3 +206,26 @@ def test_v_and_epsilon_of_one_denoiser_are_one_score():
     for kind, out in outputs.items():
         reading = read(diffusers.DDPMScheduler(prediction_type=kind, **RAW))
         assert torch.allclose(reading.output(out, x, alpha, s), eps, atol=1e-6), kind
+
+
+def test_epsilon_without_a_signal_is_told():
+    table = {**TABLE, "rescale_betas_zero_snr": True}
+    with pytest.warns(PopflowWarning, match=r"no signal at its last level .* and prediction_type='epsilon'.* Fix: 'v_prediction'"):
+        read(diffusers.DDIMScheduler(**table, **RAW))
+    with pytest.warns(PopflowWarning, match=r"EulerDiscreteScheduler has no signal"):
+        read(diffusers.EulerDiscreteScheduler(**table))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PopflowWarning)
+        read(diffusers.EulerDiscreteScheduler(**table, prediction_type="v_prediction"))
+
+
+def test_given_levels_mean_what_they_mean_in_diffusers():
+    given = [10.0, 3.0, 0.5]
+    assert read(diffusers.EulerDiscreteScheduler(**TABLE)).levels(3, 0, given).tolist() == [*given, 0.0]
+    assert read(diffusers.DDPMScheduler(**RAW)).levels(3, 0, given).tolist() == [*given, 0.0]
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=[0.9, 0.5, 0.1])
+    t = scheduler.sigmas.double()
+    assert torch.allclose(read(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)).levels(3, 0, [0.9, 0.5, 0.1]), t / (1 - t), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"those of a flow are times t in \(0, 1\]"):
+        read(diffusers.FlowMatchEulerDiscreteScheduler()).levels(3, 0, given)

@@ -9,7 +9,7 @@ from popflow.compose.config import SampleConfig
 from popflow.compose.diffusers.pipeline import ComposedPipeline
 from popflow.compose.diffusers.plan import Plan
 
-_SAME_NAMES = ("op", "height", "width", "strength", "noise_above", "ess_below")
+_SAME_NAMES = ("op", "height", "width", "strength", "noise_above", "ess_below", "variance")
 """Settings that `ComposedPipeline.plan` takes under the names that they have in the configuration."""
 
 

@@ -6,8 +6,8 @@ precision; their predictions are turned into epsilon, and weighted, in the preci
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from importlib import import_module
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from popflow.compose.diffusers.latents import Latents, latents_of
-from popflow.compose.diffusers.network import Call, Conditions, family_of
+from popflow.compose.diffusers.loading import load_pipe
+from popflow.compose.diffusers.loss import MeasuredLoss
+from popflow.compose.diffusers.network import Call, Conditions, Prompt, family_of
 from popflow.compose.diffusers.scheduler import Reading, read
 from popflow.compose.target import Expert
-from popflow.core import MissingExtraError
+from popflow.core.checks import untouched
 from popflow.core.errors import unknown
 
 _DISTILLED_SCHEDULERS = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "CMStochasticIterativeScheduler", "SCMScheduler")
@@ -40,6 +42,8 @@ class Source:
         conditions: Prompts encoded so far, by choice of adapters; None for a network without conditions.
         distilled: Why its predictions are not scores of a noised density; empty when they are.
         adapters: Adapters that are active now, with their strengths.
+        guided: Models made by `PipelineExpert.guided`.
+        losses: Denoising losses, by choice of adapters and guidance told.
     """
 
     pipe: Any
@@ -50,6 +54,8 @@ class Source:
     conditions: Conditions | None
     distilled: str
     adapters: tuple[tuple[str, float], ...] | None = AS_IT_STANDS
+    guided: dict[Any, Denoiser] = field(default_factory=dict)
+    losses: dict[Any, MeasuredLoss] = field(default_factory=dict)
 
     def select(self, adapters: tuple[tuple[str, float], ...] | None) -> None:
         """Activate adapters (LoRA) of the pipeline, unless they are active already."""
@@ -68,28 +74,53 @@ class Source:
         self.adapters = adapters
 
 
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """Guidance inside of a network's own output, rescaled as diffusers does; see `PipelineExpert.guided`."""
+
+    number: Tensor
+    weight: float
+    rescale: float
+
+    def __call__(self, given: Tensor, empty: Tensor) -> Tensor:
+        """``guided = empty + w (given - empty)``, a share of it scaled to the standard deviation of ``given``, image by image."""
+        guided, dims = empty + self.weight * (given - empty), tuple(range(1, given.ndim))
+        ratio = given.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+        return self.rescale * ratio * guided + (1 - self.rescale) * guided
+
+
 class Denoiser:
     """The model of the experts of one pipeline under one choice of adapters: ``(y, sigma, numbers of prompts) -> epsilon``."""
 
-    def __init__(self, source: Source, adapters: tuple[tuple[str, float], ...] | None = AS_IT_STANDS):
-        self.source, self.adapters = source, adapters
+    data_scale = 1.0
+    """Latents and pixels of published pipelines have about this size."""
+
+    def __init__(self, source: Source, adapters: tuple[tuple[str, float], ...] | None = AS_IT_STANDS, guide: Guide | None = None):
+        self.source, self.adapters, self.guide = source, adapters, guide
 
     def __call__(self, y: Tensor, sigma: float, number: Tensor | None) -> Tensor:
         """Noise prediction of rows ``[rows, *event]``."""
-        source = self.source
+        source, guide = self.source, self.guide
         source.select(self.adapters)
-        schedule = source.reading.schedule
-        alpha = schedule.alpha(sigma)
+        alpha = source.reading.schedule.alpha(sigma)
         x = alpha * y
-        dtype = _parameter(source.network).dtype
+        if guide is None or number is None:
+            out = self._output(x, sigma, number)
+        else:
+            both = torch.cat([number, guide.number.expand_as(number)])
+            out = guide(*self._output(torch.cat([x, x]), sigma, both).chunk(2))
+        return source.reading.output(out, x, alpha, alpha * sigma)
+
+    def _output(self, x: Tensor, sigma: float, number: Tensor | None) -> Tensor:
+        source, dtype = self.source, _parameter(self.source.network).dtype
+        if source.conditions is not None and number is None:
+            raise ValueError("a class-conditional network without a class, wanted expert.prompt(0), or another class number.")
         clock = torch.promote_types(dtype, torch.float32)  # half precision would confuse neighbouring levels
-        time = torch.full((len(y),), schedule.time(sigma), dtype=clock, device=y.device)
+        time = torch.full((len(x),), source.reading.schedule.time(sigma), dtype=clock, device=x.device)
         given = {} if source.conditions is None or number is None else source.conditions.rows(number)
         given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
-        out = source.call(source.network, x.to(dtype), time, given).to(y.dtype)
-        if out.shape[1] == 2 * y.shape[1]:  # learned variances come second
-            out = out[:, : y.shape[1]]
-        return source.reading.output(out, x, alpha, alpha * sigma)
+        out = untouched("the network", source.call, source.network, x.to(dtype), time, given).to(x.dtype)
+        return out[:, : x.shape[1]] if out.shape[1] == 2 * x.shape[1] else out  # learned variances come second
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +129,41 @@ class PipelineExpert(Expert):
 
     model: Denoiser  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    def prompt(self, text: Any, name: str | None = None) -> PipelineExpert:
-        """Return the same model with another prompt (text, or a class number); all prompts of a pipeline are evaluated in one call."""
-        source = self.source
+    def prompt(self, text: Any, name: str | None = None, **more: Any) -> PipelineExpert:
+        """Return the same model with another prompt; all prompts of a pipeline are evaluated in one call.
+
+        Args:
+            text: Text, or a class number; None for no prompt, as a guided pipeline of diffusers has it without ``negative_prompt``.
+            name: Name in errors and reports.
+            **more: ``guidance``, ``clip_skip``, ``embeds``, ``pooled``, see `popflow.compose.diffusers.network.Prompt`.
+        """
+        source, wanted = self.source, Prompt(text, **more)
         if source.conditions is None:
             raise ValueError(f"prompt {text!r}: {self.name!r} takes no prompts, it is an unconditional model.")
         source.select(self.adapters)
-        number = source.conditions.number((self.adapters, text))
-        cond = torch.tensor(number, device=_parameter(source.network).device)
-        shown = text[0] if isinstance(text, tuple) else text
-        return replace(self, cond=cond, name=name or str(shown) or "no prompt")
+        number = source.conditions.number((self.adapters, wanted))
+        cond = torch.tensor(number, device=self.device)
+        made = replace(self, cond=cond, name=name or ("no prompt" if text in (None, "") else str(text)))
+        return replace(made, loss=made.measured(wanted.guidance))
+
+    def measured(self, guidance: float | None = None) -> MeasuredLoss:
+        """Denoising loss of the network, one for all prompts; measured without a prompt (of class-conditional ones, for class 0)."""
+
+        def neutral() -> PipelineExpert:
+            return self if self.source.conditions is None else self.prompt(0 if self.numbered else None, guidance=guidance)
+
+        return self.source.losses.setdefault((self.adapters, guidance), MeasuredLoss(neutral))
+
+    def guided(self, empty: PipelineExpert, weight: float, rescale: float) -> PipelineExpert:
+        """Return a model whose own output is guided away from ``empty`` and rescaled (Lin et al. 2024, arXiv:2305.08891, equation 15).
+
+        What it predicts is the score of no density, so weights and log-densities of its compositions mean little.
+        """
+        if empty.cond is None:
+            raise ValueError(f"guided away from {empty.name!r}, which has no prompt: wanted expert.prompt('').")
+        key = self.adapters, int(empty.cond), weight, rescale  # prompts that share it are evaluated in one call
+        model = self.source.guided.setdefault(key, Denoiser(self.source, self.adapters, Guide(empty.cond, weight, rescale)))
+        return replace(self, model=model)
 
     def lora(self, *adapters: str | tuple[str, float], name: str | None = None) -> PipelineExpert:
         """Return the pipeline with some of its loaded adapters, by name or ``(name, strength)``; none for the bare network.
@@ -127,13 +183,22 @@ class PipelineExpert(Expert):
                 raise ValueError(unknown("adapter", one, there) + f" Fix: pipe.load_lora_weights(FOLDER, adapter_name={one!r}) first.")
         label = name or " + ".join(f"{one} {strength:g}" for one, strength in chosen) or "no adapter"
         bare = replace(self, model=Denoiser(source, chosen), name=label)
-        return bare if source.conditions is None else bare.prompt(_nothing(source.network), label)
+        bare = replace(bare, loss=bare.measured())
+        return bare if source.conditions is None or self.numbered else bare.prompt(None, label)
 
-    def sigmas(self, steps: int) -> Tensor:
-        """Return the noise levels of the pipeline's own scheduler for a number of steps, ending in 0."""
+    def sigmas(self, steps: int, given: Sequence[float] | None = None) -> Tensor:
+        """Return the noise levels of the pipeline's own scheduler for a number of steps, ending in 0; or those ``given``.
+
+        Given ones mean what they mean in diffusers: for flows times ``t`` in (0, 1], which the scheduler then shifts, for others noise levels.
+        """
         latents = self.latents
         length = latents.event[1] * latents.event[2] // family_of(self.source.network).patch ** 2
-        return self.source.reading.levels(steps, length)
+        return self.source.reading.levels(steps, length, given)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether prompts are class numbers: no class stands for "any" unless the network was trained so, which its files do not tell."""
+        return self.source.conditions is not None and type(self.source.network).__name__ == "UNet2DModel"
 
     @property
     def source(self) -> Source:
@@ -159,7 +224,7 @@ class PipelineExpert(Expert):
 def from_pipe(
     pipe: Any, *, height: int | None = None, width: int | None = None, chunk: int | None = None, name: str | None = None
 ) -> PipelineExpert:
-    """Read a diffusers pipeline as an expert, at first without a prompt: see `PipelineExpert.prompt`.
+    """Read a diffusers pipeline as an expert, at first without a prompt (class-conditional ones need one): see `PipelineExpert.prompt`.
 
     Args:
         pipe: Any pipeline whose network is a ``UNet2DModel``, ``UNet2DConditionModel`` (Stable Diffusion 1, 2, XL), ``SD3Transformer2DModel``
@@ -170,7 +235,8 @@ def from_pipe(
         name: Name in errors and reports.
 
     Raises:
-        ValueError: for a network or scheduler that cannot be read, a missing component, or an autoencoder that does not fit.
+        ValueError: for a network or scheduler that cannot be read, a component that is missing or would not be used (ControlNet, IP-adapter, ...),
+            or an autoencoder that does not fit.
 
     Example:
         >>> from popflow.compose import both, sample
@@ -197,6 +263,7 @@ def from_pipe(
         "tokenizer_3",
         *getattr(pipe, "_optional_components", ()),
     }
+    _refuse_unread(pipe, network)
     missing = [part for part, value in pipe.components.items() if value is None and part not in optional]
     if missing:
         raise ValueError(
@@ -211,7 +278,7 @@ def from_pipe(
     source = Source(pipe, network, read(pipe.scheduler), latents, family.call, conditions, _why_distilled(pipe, network))
     name = name or Path(str(pipe.config.get("_name_or_path") or type(pipe).__name__)).name
     expert = PipelineExpert(Denoiser(source), latents.event, None, name, latents.space, None, chunk)
-    return expert if conditions is None else expert.prompt(_nothing(network), name)
+    return replace(expert, loss=expert.measured()) if conditions is None or expert.numbered else expert.prompt(None, name)
 
 
 def from_pretrained(
@@ -232,75 +299,30 @@ def from_pretrained(
     return from_pipe(load_pipe(folder, dtype=dtype, device=device), **size)
 
 
-def extra(name: str) -> Any:
-    """Import ``diffusers`` or ``transformers``.
-
-    Raises:
-        MissingExtraError: when it is absent, naming the extra that brings it.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"pretrained pipelines need {name}, which cannot be imported ({error}): pip install 'popflow[diffusers]'."
-        ) from error
+_READ = {"unet", "transformer", "scheduler", "vae", "safety_checker", "feature_extractor"}
+_READ |= {f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")}
+_ADDED = {"encoder_hid_proj": "an IP-adapter", "image_proj": "an IP-adapter", "position_net": "grounded boxes (GLIGEN)"}
+_CONDITIONED = {"addition_embed_type": (None, "text_time"), "class_embed_type": (None,), "encoder_hid_dim_type": (None,)}
 
 
-def load_pipe(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
-    """Load the pipeline itself; see `from_pretrained`."""
-    diffusers = extra("diffusers")
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype={dtype!r}, wanted a torch.dtype such as torch.float16, or None for that of the folder.")
-    if not isinstance(folder, str | Path):
-        raise TypeError(f"folder={folder!r}, wanted a path, or the name of a repository on the hub; pass several as separate arguments.")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
+def _refuse_unread(pipe: Any, network: Any) -> None:
+    """Refuse whatever a pipeline has that would be left out here without a word."""
+    optional = set(getattr(pipe, "_optional_components", ()))
+    unread = [
+        f"component {part!r}"
+        for part, value in pipe.components.items()
+        if value is not None and part not in _READ and not (part == "image_encoder" and part in optional)  # used by IP-adapters alone
+    ]
+    unread += [f"{what} in its network" for part, what in _ADDED.items() if getattr(network, part, None) is not None]
+    if type(network).__name__ == "UNet2DConditionModel":
+        unread += [f"{key}={network.config[key]!r}" for key, known in _CONDITIONED.items() if network.config.get(key) not in known]
+        unread += [f"num_class_embeds={network.config['num_class_embeds']}"] * bool(network.config.get("num_class_embeds"))
+    if unread:
+        plain = "StableDiffusionXLPipeline" if hasattr(pipe, "text_encoder_2") else "StableDiffusionPipeline"
         raise ValueError(
-            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}), wanted 'cpu', or a device that torch sees."
-        ) from error
-    there = Path(folder).is_dir()
-    if there and not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(f"folder={str(folder)!r} holds no model_index.json, wanted a folder written by pipe.save_pretrained(folder).")
-    if not there and (
-        Path(folder).is_absolute() or str(folder).count("/") != 1 or str(folder).startswith(".") or str(folder).endswith("/")
-    ):
-        raise ValueError(
-            f"folder={str(folder)!r}: no such folder, nor a name on the hub (owner/name). Fix: give the path of a folder written by "
-            "pipe.save_pretrained(folder)."
+            f"{type(pipe).__name__} has {' and '.join(unread)}, which is not used here: samples would ignore it. Fix: the text-to-image pipeline "
+            f"without it, e.g. diffusers.{plain}.from_pipe(pipe), after pipe.unload_ip_adapter() where there is one."
         )
-    try:
-        options = {} if dtype is None else {"dtype": dtype}
-        pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True, **options)
-    except Exception as error:
-        chain = _chain(error)
-        said = "; first cause: ".join(dict.fromkeys(f"{type(one).__name__}: {str(one).strip()}" for one in (error, chain[-1])))
-        if any(isinstance(one, ImportError) for one in chain):
-            raise ValueError(
-                f"{folder} cannot be loaded, a library that it needs cannot be imported: {said} Fix: reinstall that library, "
-                "pip install --force-reinstall NAME, or remove it if nothing needs it; the folder itself may be fine."
-            ) from error
-        if there:
-            raise ValueError(
-                f"{folder} cannot be loaded, a component is missing or damaged: {said} Fix: save it again with pipe.save_pretrained(folder); weights "
-                "must be safetensors."
-            ) from error
-        raise ValueError(
-            f"{folder} is not a folder here, and the hub cannot be reached or does not have it ({type(chain[-1]).__name__}: {chain[-1]}). Fix: on a machine "
-            f"with network access, `hf download {folder} --local-dir FOLDER`, copy FOLDER here and give its path."
-        ) from error
-    return pipe.to(device)
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """An exception and its chain of causes, the first cause last."""
-    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return [error] if before is None else [error, *_chain(before)]
-
-
-def _nothing(network: Any) -> Any:
-    """The unconditional prompt: the empty text, or the last class number, which models with label dropout use for "any"."""
-    return network.config.num_class_embeds - 1 if type(network).__name__ == "UNet2DModel" else ""
 
 
 def _why_distilled(pipe: Any, network: Any) -> str:

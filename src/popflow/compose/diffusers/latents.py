@@ -8,7 +8,8 @@ precision does not change.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ class Latents:
         space: Label of the space; experts of different spaces do not compose.
         vae: The autoencoder, None for pipelines in pixel space.
         processor: The image processor of diffusers.
+        device: Where the autoencoder computes, which may not be where it is kept.
+        upcasts: Whether the pipeline runs it in single precision when it is stored in half (SDXL, ``vae.config.force_upcast``).
     """
 
     event: tuple[int, int, int]
@@ -36,6 +39,30 @@ class Latents:
     space: str
     vae: Any
     processor: Any
+    device: torch.device | str = "cpu"
+    upcasts: bool = False
+
+    @contextmanager
+    def single(self) -> Iterator[None]:
+        """Run the autoencoder in single precision where its pipeline does: float16 overflows in that of SDXL. Inside, rewards may be differentiated."""
+        wide = self.upcasts and self.vae.dtype == torch.float16
+        if wide:
+            self.vae.to(dtype=torch.float32)
+        try:
+            yield
+        finally:
+            if wide:
+                self.vae.to(dtype=torch.float16)
+
+    def check_decoder(self) -> None:
+        """Decode one latent of noise if the autoencoder runs in float16, so that what overflows is found before the steps are paid for.
+
+        Raises:
+            NonFiniteError: when it overflows.
+        """
+        with self.single(), torch.no_grad():
+            if self.vae is not None and self.vae.dtype == torch.float16:
+                self.decode(torch.randn(1, *self.event, generator=torch.Generator().manual_seed(0)).to(self.device))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,9 +83,13 @@ class Latents:
         _refuse_non_finite(z, "latents to decode", "sampling diverged earlier: take more steps or less guidance")
         if self.vae is None:
             return z
+        if self.upcasts and self.vae.dtype == torch.float16:
+            if z.requires_grad:  # a backward pass may follow, which needs the parameters as they are now
+                self.vae.to(dtype=torch.float32)
+            with self.single():
+                return self.decode(z)
         mean, spread = self._moments(z)
-        own = next(self.vae.parameters()).dtype
-        images = self.vae.decode((z * spread + mean).to(own), return_dict=False)[0].to(z.dtype)
+        images = self.vae.decode((z * spread + mean).to(self.vae.dtype), return_dict=False)[0].to(z.dtype)
         _refuse_non_finite(images, "decoded images", _OVERFLOW)
         return images
 
@@ -72,9 +103,8 @@ class Latents:
         pixels = self.pixels(image)
         if self.vae is None:
             return pixels
-        weight = next(self.vae.parameters())
-        with torch.no_grad():
-            z = self.vae.encode(pixels.to(weight), return_dict=True).latent_dist.mode().to(pixels.dtype)
+        with torch.no_grad(), self.single():
+            z = self.vae.encode(pixels.to(self.device, self.vae.dtype), return_dict=True).latent_dist.mode().to(pixels.dtype)
             mean, spread = self._moments(z)
             z = (z - mean) / spread
         _refuse_non_finite(z, "latents of the image", _OVERFLOW)
@@ -175,6 +205,8 @@ def latents_of(pipe: Any, network: Any, patch: int, height: int | None = None, w
         space,
         vae,
         VaeImageProcessor(vae_scale_factor=factor * patch),
+        pipe._execution_device,
+        vae is not None and bool(vae.config.get("force_upcast")) and hasattr(pipe, "unet") and hasattr(pipe, "text_encoder_2"),
     )
 
 

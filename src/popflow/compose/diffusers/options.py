@@ -10,8 +10,44 @@ from typing import Any
 
 from popflow.core.errors import unknown
 
-_OTHER_NAMES = {"prompt": "prompts", "prompt_embeds": "prompts", "num_images": "num_images_per_prompt", "steps": "num_inference_steps"}
+_OTHER_NAMES = {
+    "prompt": "prompts",
+    "num_images": "num_images_per_prompt",
+    "runs": "num_images_per_prompt",
+    "steps": "num_inference_steps",
+    "seed": "generator",
+    "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
+    "beta": "exponents",
+    "eta": "noise_above",
+    "true_cfg_scale": "guidance_scale",
+    "cross_attention_kwargs": "adapters",
+    "joint_attention_kwargs": "adapters",
+}
 """Names that users of diffusers or of the command line may try first."""
+
+_USUAL = {
+    "strength": "0.6 is usual, 1 starts from pure noise",
+    "reward_scale": "1 multiplies the law by exp(reward)",
+    "guidance_rescale": "0 for none, 0.7 is usual for networks without signal at their last level",
+    "guidance_scale": "1 for no guidance, 7.5 is usual for Stable Diffusion",
+}
+
+
+def check_numbers(given: Mapping[str, Any]) -> None:
+    """Refuse numbers among the options of a plan, by name, that are of the wrong kind or out of range."""
+    whole(num_inference_steps=given["num_inference_steps"], reward_every=given["reward_every"])
+    whole(0, kernel_steps=given["kernel_steps"])
+    whole(**{name: given[name] for name in ("height", "width") if given[name] is not None})
+    finite(_USUAL, **{name: given[name] for name in _USUAL if given[name] is not None})
+    if not 0 <= given["guidance_rescale"] <= 1:
+        raise ValueError(f"guidance_rescale={given['guidance_rescale']}, wanted a share in [0, 1]: {_USUAL['guidance_rescale']}.")
+    if given["clip_skip"] is not None:
+        whole(0, clip_skip=given["clip_skip"])
+    exponents_of(given["exponents"])
+    level = given["noise_above"]
+    if not isinstance(level, int | float) or not level >= 0:
+        raise ValueError(f"noise_above={level!r}, wanted a noise level >= 0: 0 adds noise down to the last level, math.inf adds none.")
 
 
 def whole(least: int = 1, **numbers: Any) -> None:
@@ -76,8 +112,22 @@ def prompt_of(name: str, value: Any) -> None:
     if not isinstance(value, str | int):
         raise TypeError(
             f"{name} holds {value!r}, a {type(value).__name__}, wanted text, or a class number of a class-conditional network"
-            f"{': prompts=[...] is a flat list' if name == 'prompts' else ', one for all prompts'}."
+            f"{': prompts=[...] is a flat list' if name == 'prompts' else ', one for all prompts, or a flat list with one for each'}."
         )
+
+
+def negatives_of(negative: Any) -> list[Any] | None:
+    """Return what is guided away from as a list, or None.
+
+    >>> negatives_of(["blurred", "grey"])
+    ['blurred', 'grey']
+    """
+    if negative is None:
+        return None
+    given = list(negative) if isinstance(negative, list | tuple) else [negative]
+    for one in given:
+        prompt_of("negative_prompt", one)
+    return given
 
 
 def adapters_of(adapters: Any, count: int) -> None:

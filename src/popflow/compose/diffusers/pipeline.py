@@ -8,34 +8,28 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from popflow.compose.composition import composition
-from popflow.compose.diffusers.expert import PipelineExpert, from_pipe, load_pipe
+from popflow.compose.composition import composition, settings_of
+from popflow.compose.diffusers.expert import PipelineExpert, from_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
-from popflow.compose.diffusers.options import exponents_of, finite, known_options, whole
-from popflow.compose.diffusers.plan import Plan, edited, prompted, reward_of
+from popflow.compose.diffusers.loading import load_pipe
+from popflow.compose.diffusers.options import check_numbers, known_options, whole
+from popflow.compose.diffusers.plan import Plan, Wording, begun, edited, prompted, reward_of, warn
+from popflow.compose.diffusers.watching import Callback, counted, telling
 from popflow.compose.probability_flow import flow_below
-from popflow.compose.sampler import Sampler, sample
+from popflow.compose.sampler import sample
 from popflow.compose.steering import steer
 from popflow.compose.target import check_same_space
-from popflow.core import Population, Streams
+from popflow.core import StreamsOfRuns
 from popflow.core.errors import unknown
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-_USUAL = {
-    "strength": "0.6 is usual, 1 starts from pure noise",
-    "reward_scale": "1 multiplies the law by exp(reward)",
-    "guidance_scale": "1 for no guidance, 7.5 is usual for Stable Diffusion",
-}
-
-Callback = Callable[[Any, int, float, dict[str, Any]], Any]
-"""``callback(pipeline, step, timestep, {"latents", "weights", "ess", "log_densities", "kappa"})``; a returned ``"latents"`` replaces them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +45,9 @@ class ComposedOutput:
             where it cannot be tracked (a noise scale other than 1, Langevin steps).
         kappa: Final shares of the prompts ``[runs, particles, prompts]``; None for a product.
         particles: All particles of each run ``[runs, particles, *event]``, as latents.
+        ancestors: Particles of the first level that have descendants left, at every noise level ``[levels, runs]``. The effective sample size speaks
+            of the present weights; this says how many beginnings the particles go back to.
+        ancestor: Number of the first particle that each goes back to ``[runs, particles]``.
     """
 
     images: Any
@@ -60,6 +57,8 @@ class ComposedOutput:
     log_densities: Tensor | None
     kappa: Tensor | None
     particles: Tensor
+    ancestors: Tensor
+    ancestor: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,54 +139,77 @@ class ComposedPipeline:
                 f"callback_on_step_end={callback_on_step_end!r}, wanted a function (pipeline, step, timestep, tensors) or None: tensors holds "
                 "'latents', 'weights', 'ess', 'log_densities' and 'kappa'."
             )
-        apart = isinstance(generator, Sequence)  # each image has a generator of its own
         generators = list(generator) if isinstance(generator, Sequence) else [generator]
         for one in generators:
             if one is not None and not isinstance(one, torch.Generator):
                 raise TypeError(f"generator holds {one!r}, wanted a torch.Generator: torch.Generator().manual_seed(0).")
-        plan = self.plan(prompts, correct=particles > 1, **options)
-        if plan.given not in (1, num_images_per_prompt):
-            raise ValueError(
-                f"image holds {plan.given} images, wanted 1, or num_images_per_prompt={num_images_per_prompt}: pass num_images_per_prompt={plan.given}."
-            )
-        if apart and len(generators) != num_images_per_prompt:
+        if isinstance(generator, Sequence) and len(generators) != num_images_per_prompt:
             raise ValueError(
                 f"generator is a list of {len(generators)}, wanted one for each of {num_images_per_prompt} images, or one for all."
             )
-        plans, runs = [plan] * len(generators), 1 if apart else num_images_per_prompt
-        if apart and plan.given > 1:  # each image is edited on its own
-            single = [options | {"image": options["image"][i : i + 1]} for i in range(plan.given)]
-            plans = [self.plan(prompts, correct=particles > 1, **one) for one in single]
-        made, picks = [], []
-        for each, one in zip(plans, generators, strict=True):
-            rng = Streams(_seed(one), each.experts[0].device)
-            sampler = each.sampler if callback_on_step_end is None else _telling(each, callback_on_step_end, self)
-            made.append(sample(sampler, each.levels, particles=particles, runs=runs, rng=rng, around=each.around))
-            picks.append(made[-1].pick(rng))
-        picked, pops = torch.cat(picks), [out.population for out in made]
-
-        tracked = [one for pop in pops if (one := plan.log_densities(pop)) is not None]
-        shares = [pop.aux["kappa"] for pop in pops if "kappa" in pop.aux]
+        seeds = [_seed(one) for one in generators] if len(generators) > 1 else [_seed(generators[0]) for _ in range(num_images_per_prompt)]
+        plan = self.plan(prompts, correct=particles > 1, **options)
+        for name, count in (("image", plan.given), ("latents", plan.begun)):
+            if count not in (1, num_images_per_prompt):
+                raise ValueError(
+                    f"{name} holds {count} images, wanted 1, or num_images_per_prompt={num_images_per_prompt}: pass num_images_per_prompt={count}."
+                )
+        sampler = plan.sampler if callback_on_step_end is None else telling(plan, callback_on_step_end, self)
+        rng = StreamsOfRuns(seeds, plan.experts[0].device)
+        with plan.latents.single(), self.pipes[0].progress_bar(total=len(plan.levels) - 1) as bar:
+            if output_type != "latent":
+                plan.latents.check_decoder()
+            counting = counted(sampler, bar)
+            out = sample(counting, plan.levels, particles=particles, runs=len(seeds), rng=rng, around=plan.around)
+            picked, pop = out.pick(rng), out.population
+            images = self.images(picked, plan.latents, output_type)
+        for pipe in self.pipes:
+            pipe.maybe_free_model_hooks()
         return ComposedOutput(
-            images=self.images(picked, plan.latents, output_type),
+            images=images,
             latents=picked,
-            weights=torch.cat([pop.weights() for pop in pops]),
-            ess=torch.cat([out.trace["ess"] for out in made], 1),
-            log_densities=torch.cat(tracked) if tracked else None,
-            kappa=torch.cat(shares) if shares else None,
-            particles=torch.cat([pop.x for pop in pops]),
+            weights=pop.weights(),
+            ess=out.trace["ess"],
+            log_densities=plan.log_densities(pop),
+            kappa=pop.aux.get("kappa"),
+            particles=pop.x,
+            ancestors=out.trace["ancestors"],
+            ancestor=pop.aux["ancestor"],
         )
+
+    def to(self, *where: Any, **options: Any) -> ComposedPipeline:
+        """Move every pipeline to a device, or to a precision, as ``pipe.to`` of diffusers does."""
+        for pipe in self.pipes:
+            pipe.to(*where, **options)
+        return self
+
+    def enable_model_cpu_offload(self, *where: Any, **options: Any) -> None:
+        """Keep networks on the CPU but for the one that computes, as ``pipe.enable_model_cpu_offload`` of diffusers does."""
+        for pipe in self.pipes:
+            pipe.enable_model_cpu_offload(*where, **options)
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Set what ``pipe.set_progress_bar_config`` of diffusers takes: ``disable=True`` for no bar."""
+        self.pipes[0].set_progress_bar_config(**options)
 
     def plan(
         self,
         prompts: str | int | Sequence[str | int] | None = None,
         *,
         op: str = "product",
-        negative_prompt: str | int | None = None,
+        negative_prompt: str | int | Sequence[str | int] | None = None,
+        prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        clip_skip: int | None = None,
         exponents: Sequence[float] | None = None,
         adapters: Sequence[Sequence[str | tuple[str, float]]] | None = None,
         num_inference_steps: int = 50,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        latents: Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
         image: Any = None,
@@ -203,17 +225,28 @@ class ComposedPipeline:
         zeta: float = 1.0,
         kernel_steps: int = 0,
         ess_below: float = 0.5,
+        variance: str = "optimal",
     ) -> Plan:
         """Read options and encode prompts and image, without sampling.
 
         Args:
             prompts: As above.
             op: ``product``, ``and``, ``or``, ``average``.
-            negative_prompt: Prompt to guide away from; None takes the empty text (the last class).
+            negative_prompt: Prompt to guide away from, or one for each prompt; None takes no prompt, as diffusers does: the empty text, for SDXL zeros.
+                Class-conditional networks need a number.
+            prompt_embeds: Embeddings ``[prompts, tokens, width]`` in place of prompts, as ``pipe.encode_prompt`` returns them.
+            pooled_prompt_embeds: Pooled ones ``[prompts, width]``, for SDXL, SD3 and Flux.
+            negative_prompt_embeds: Likewise, in place of ``negative_prompt``.
+            negative_pooled_prompt_embeds: Likewise.
+            clip_skip: Layers of CLIP to skip, counted from its end; for prompts alone, as in diffusers.
             exponents: Exponents of a product, one for each prompt or one for all; a negative one removes.
             adapters: LoRAs of each prompt, one list for each; loaded beforehand with ``pipe.load_lora_weights``.
             num_inference_steps: Steps, on the noise levels of the pipeline's own scheduler.
+            sigmas: Levels in place of these, with the meaning they have in diffusers (for flows, times in (0, 1]); the last step to 0 is added.
             guidance_scale: Guidance weight; None takes the pipeline's own default, 1 means no guidance. Guidance-distilled networks receive it as input.
+            guidance_rescale: Share of the guided prediction that is rescaled to the unguided one's standard deviation. What comes out is the score of
+                no density, so weights and log-densities mean little: meant for one prompt, or an average.
+            latents: Standard normal noise to start from ``[images, *event]``, or ``[images, particles, *event]``.
             height: Image height in pixels.
             width: Image width in pixels.
             image: Image to edit: sampling starts from it, noised to the level set by ``strength``.
@@ -231,16 +264,10 @@ class ComposedPipeline:
             zeta: Noise scale of a product.
             kernel_steps: Langevin steps at each level of a product.
             ess_below: Resample when the effective sample size falls below this fraction.
+            variance: How wide steps with noise are (`popflow.compose.backward_kernel`): ``optimal`` fits steps of any length; ``euler``, as in the
+                papers, is right for short ones, not for the first steps of SD3, Flux and models without signal at their last level.
         """
-        whole(num_inference_steps=num_inference_steps, reward_every=reward_every)
-        whole(0, kernel_steps=kernel_steps)
-        whole(**{name: value for name, value in (("height", height), ("width", width)) if value is not None})
-        finite(_USUAL, strength=strength, reward_scale=reward_scale, guidance_scale=1.0 if guidance_scale is None else guidance_scale)
-        exponents_of(exponents)
-        if not isinstance(noise_above, int | float) or not noise_above >= 0:
-            raise ValueError(
-                f"noise_above={noise_above!r}, wanted a noise level >= 0: 0 adds noise down to the last level, math.inf adds none."
-            )
+        check_numbers(locals())
         if reward is not None and reward_gradient and op != "product":
             raise ValueError(
                 f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."
@@ -248,7 +275,9 @@ class ComposedPipeline:
         if image is not None and height is None and width is None:
             height, width = size_of(image)
         bases = self.experts(height, width)
-        experts, empty, w = prompted(bases, prompts, negative_prompt, adapters, guidance_scale)
+        embeds = (prompt_embeds, pooled_prompt_embeds), (negative_prompt_embeds, negative_pooled_prompt_embeds)
+        wording = Wording(prompts, negative_prompt, adapters, guidance_scale, guidance_rescale, clip_skip, *embeds)
+        experts, empty, w = prompted(bases, wording)
         dim = math.prod(bases[0].event)
         if op == "and" and len(experts) > dim + 1:
             raise ValueError(
@@ -257,16 +286,27 @@ class ComposedPipeline:
             )
         potential = reward_of(reward, reward_scale, reward_on, reward_gradient, bases[0].latents)
         if op == "product":
-            settings = {"zeta": zeta, "kernel_steps": kernel_steps, "track": zeta == 1 and not kernel_steps}
+            settings: dict[str, Any] = {"zeta": zeta, "kernel_steps": kernel_steps, "track": zeta == 1 and not kernel_steps}
             settings |= {"correct": correct, "ess_below": ess_below, "reward": potential if reward_gradient else None}
         else:  # refused by name unless they are the defaults
             settings = {"zeta": None if zeta == 1 else zeta, "kernel_steps": kernel_steps or None}
+        if variance != "optimal" or "variance" in settings_of(
+            op
+        ):  # said everywhere: AND may have another default, too costly for large networks
+            settings["variance"] = variance
         sampler = composition(experts, op, unconditional=empty, guidance=w, exponents=exponents, **settings)
+        whole_grid = bases[0].sigmas(num_inference_steps, sigmas)
+        if correct and op == "product" and noise_above >= float(whole_grid[0]) and (reward is None or reward_gradient):
+            warn(
+                f"noise_above={noise_above:g}, where the first level is {float(whole_grid[0]):g}: products are weighed only where noise is added, so particles do "
+                "not compete. Fix: a lower noise_above (0.3 is the default), or particles=1."
+            )
         sampler = flow_below(sampler, noise_above)
-        sampler, levels, around, given = edited(sampler, bases[0], num_inference_steps, image, strength, mask_image)
+        sampler, levels, around, given = edited(sampler, bases[0], whole_grid, image, strength, mask_image)
         if potential is not None and not reward_gradient:
             sampler = steer(sampler, potential, every=reward_every, ess_below=ess_below)
-        return Plan(sampler, levels, around, bases[0].latents, tuple(experts), given)
+        sampler, started = begun(sampler, latents, around, bases[0].event)
+        return Plan(sampler, levels, around, bases[0].latents, tuple(experts), given, started)
 
     def experts(self, height: int | None = None, width: int | None = None) -> list[PipelineExpert]:
         """Return each pipeline as an expert at an image size; read once, so that prompts are encoded once, and again when a part is replaced.
@@ -287,41 +327,20 @@ class ComposedPipeline:
         return self._read[height, width]
 
     def images(self, z: Tensor, latents: Latents, output_type: str = "pil") -> Any:
-        """Decode latents as diffusers does, with the pipeline's own safety checker if it has one."""
-        check = getattr(self.pipes[0], "run_safety_checker", None)
-        if output_type == "latent" or check is None or getattr(self.pipes[0], "safety_checker", None) is None:
-            return latents.images(z, output_type)
+        """Decode latents as diffusers does, with the pipeline's own safety checker and watermark if it has them."""
+        pipe = self.pipes[0]
+        if output_type == "latent":
+            return z
+        check = getattr(pipe, "run_safety_checker", None) if getattr(pipe, "safety_checker", None) is not None else None
+        mark, flagged = getattr(pipe, "watermark", None), None
         with torch.no_grad():
-            images, flagged = check(latents.decode(z), z.device, z.dtype)
+            images = latents.decode(z)
+            if check is not None:
+                images, flagged = check(images, z.device, z.dtype)
+            if mark is not None:
+                images = mark.apply_watermark(images)
         keep_range = [not one for one in flagged] if flagged is not None else None
         return latents.processor.postprocess(images, output_type=output_type, do_denormalize=keep_range)
-
-
-def _telling(plan: Plan, callback: Callback, pipeline: ComposedPipeline) -> Sampler:
-    """Sampler that calls back after each step."""
-    number = {float(v): k for k, v in enumerate(plan.levels.square()[1:])}
-    source = plan.experts[0].source
-
-    def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-        after = plan.sampler.step(pop, t0, t1, rng)
-        seen = {"latents": after.x, "weights": after.weights(), "ess": after.ess()}
-        seen |= {"log_densities": plan.log_densities(after), "kappa": after.aux.get("kappa")}
-        answer = callback(pipeline, number[t1], float(source.reading.schedule.time(t0**0.5)), seen)
-        if answer is not None and not isinstance(answer, dict):
-            raise TypeError(
-                f"callback_on_step_end returned a {type(answer).__name__}, wanted a dictionary such as {{'latents': x}}, or None."
-            )
-        x = None if answer is None else answer.get("latents")
-        if x is None:
-            return after
-        if not isinstance(x, Tensor) or x.shape != after.x.shape:
-            shape = f"latents of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__} as latents"
-            raise ValueError(
-                f"callback_on_step_end returned {shape}, wanted {tuple(after.x.shape)}: [runs, particles, channels, height, width]."
-            )
-        return after.replace(x=x.to(after.x))
-
-    return replace(plan.sampler, step=step)
 
 
 def _parts_of(pipe: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from popflow.compose.diffusers.plan import Plan
 from popflow.compose.report import survival
 from popflow.compose.sampler import Sample
 from popflow.core.checkpoint import write_atomic
+from popflow.core.metrics import distinct_ancestors
 from popflow.runs import Figure, Measured, Report, Run, Table, figures
 
 _SHOWN = 64
@@ -42,7 +43,10 @@ def report(config: SampleConfig, pipe: ComposedPipeline, plan: Plan, run: Run, o
         figure=Figure(grid, "One image of each run, and all particles of each.", f"Images: {what}"),
         comparison=(_particles(plan, out, names, steps),),
         diagnostics=(survival(run.metrics.rows("sample")),),
-        results={"effective_particles": Measured(float(out.population.ess().mean()))},
+        results={
+            "effective_particles": Measured(float(out.population.ess().mean())),
+            "distinct_ancestors": Measured(float(distinct_ancestors(out.population.aux["ancestor"]).double().mean())),
+        },
         files={
             "grid.png": "one image of each run, and all particles",
             **{f"image-{r}.png": f"the image of run {r}" for r in range(runs)},

@@ -18,10 +18,10 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ from popflow.compose.schedule import DDPM, EDM, Level, RectifiedFlow, Schedule, 
 from popflow.core import PopflowWarning
 from popflow.core.errors import unknown
 
+_NO_SIGNAL = 1e-6
+"""``alphas_cumprod`` below this holds no signal."""
 NEAR_ONE = 1e-3
 """A flow starts at ``t = 1 - NEAR_ONE``: at ``t = 1`` the signal is gone and ``sigma`` infinite."""
 _OUTPUTS: dict[str, Output] = {"epsilon": epsilon_output, "v_prediction": v_output, "sample": x0_output, "original_sample": x0_output}
@@ -56,6 +58,15 @@ def preconditioned_output(out: Tensor, x: Tensor, alpha: float, s: float, sigma_
     return s * x - sign * sigma_data * alpha * out
 
 
+@runtime_checkable
+class Levels(Protocol):
+    """``levels(steps, length, given)``, see `Reading`."""
+
+    def __call__(self, steps: int, length: int, given: Sequence[float] | None = None) -> Tensor:
+        """Return noise levels, decreasing to 0."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What was read from a scheduler.
@@ -63,13 +74,13 @@ class Reading:
     Attributes:
         schedule: Scale and clock of the network's input.
         output: Turns its output into epsilon.
-        levels: ``levels(steps, length)``: noise levels of that many steps, ending in 0; ``length`` is the number of tokens of one image, by
-            which some flow models shift their levels.
+        levels: ``levels(steps, length, given=None)``: noise levels of that many steps, ending in 0; ``length`` is the number of tokens of one
+            image, by which some flow models shift their levels; ``given`` are levels in place of the scheduler's own choice.
     """
 
     schedule: Schedule
     output: Output
-    levels: Callable[[int, int], Tensor]
+    levels: Levels
 
 
 def read(scheduler: Any) -> Reading:
@@ -104,31 +115,49 @@ def read(scheduler: Any) -> Reading:
     if config.get("timestep_type", "discrete") != "discrete":
         raise ValueError(f"scheduler {name} with timestep_type={config['timestep_type']!r}, wanted 'discrete'.")
     table = scheduler.alphas_cumprod.double()
+    if prediction == "epsilon" and float(table[-1]) < _NO_SIGNAL:
+        warnings.warn(
+            f"scheduler {name} has no signal at its last level (rescale_betas_zero_snr) and prediction_type='epsilon': from pure noise the noise says "
+            "nothing about the sample, and its errors are multiplied by sigma there. Fix: 'v_prediction' if the network was trained so, or "
+            f"{name}.from_config(pipe.scheduler.config, rescale_betas_zero_snr=False).",
+            PopflowWarning,
+            stacklevel=3,
+        )
     schedule = DDPM(table[table > 0])  # zero terminal signal-to-noise: its last level is infinite
     highest = schedule.sigma(len(schedule.alphas_cumprod) - 1.0)
     levels = partial(_sigma_levels, scheduler, highest) if hasattr(scheduler, "sigmas") else partial(_table_levels, scheduler, schedule)
     return Reading(schedule, _OUTPUTS[prediction], levels)
 
 
-def _fresh(scheduler: Any, steps: int, **shift: float) -> Any:
+def _fresh(scheduler: Any, steps: int | None, **options: Any) -> Any:
     """Return a copy of a scheduler set to a number of steps; the user's own is left alone."""
     copy = type(scheduler).from_config(scheduler.config)
-    copy.set_timesteps(steps, **shift)
+    copy.set_timesteps(steps, **options)
     return copy
 
 
-def _sigma_levels(scheduler: Any, highest: float, steps: int, length: int) -> Tensor:
+def _sigma_levels(scheduler: Any, highest: float, steps: int, length: int, given: Sequence[float] | None = None) -> Tensor:
     """Levels of a scheduler that keeps them as sigmas of ``y``; those of second order hold each twice."""
+    if given is not None:
+        return _ending_in_zero(_numbers(given))
     return _ending_in_zero(_fresh(scheduler, steps).sigmas.double().clamp(max=highest))
 
 
-def _table_levels(scheduler: Any, schedule: DDPM, steps: int, length: int) -> Tensor:
+def _table_levels(scheduler: Any, schedule: DDPM, steps: int, length: int, given: Sequence[float] | None = None) -> Tensor:
+    if given is not None:
+        return _ending_in_zero(_numbers(given))
     times = torch.as_tensor(_fresh(scheduler, steps).timesteps, dtype=torch.float64)
     return _ending_in_zero(schedule.sigma(times))
 
 
-def _flow_levels(scheduler: Any, steps: int, length: int) -> Tensor:
-    shift = {}
+def _flow_levels(scheduler: Any, steps: int, length: int, given: Sequence[float] | None = None) -> Tensor:
+    shift: dict[str, Any] = {}
+    if given is not None:
+        if float(_numbers(given).max()) > 1:
+            raise ValueError(f"sigmas={list(given)}: those of a flow are times t in (0, 1], from 1 (noise) to 0 (data).")
+        if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(f"scheduler {type(scheduler).__name__} takes no sigmas: use FlowMatchEulerDiscreteScheduler.")
+        shift["sigmas"] = [float(one) for one in given if one > 0]
     if scheduler.config.get("use_dynamic_shifting"):
         get = scheduler.config.get
         (x0, y0), (x1, y1) = (
@@ -138,8 +167,15 @@ def _flow_levels(scheduler: Any, steps: int, length: int) -> Tensor:
         shift["mu"] = y0 + (y1 - y0) * (length - x0) / (x1 - x0)
         if "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
             raise ValueError(f"scheduler {type(scheduler).__name__} takes no mu, which use_dynamic_shifting=True needs: set it to False.")
-    times = _fresh(scheduler, steps, **shift).sigmas.double().clamp(max=1 - NEAR_ONE)
+    times = _fresh(scheduler, None if given is not None else steps, **shift).sigmas.double().clamp(max=1 - NEAR_ONE)
     return _ending_in_zero(times / (1 - times))
+
+
+def _numbers(given: Sequence[float]) -> Tensor:
+    levels = torch.as_tensor([float(one) for one in given], dtype=torch.float64)
+    if not len(levels) or not bool(levels.isfinite().all()) or float(levels.min()) < 0 or not bool((levels.diff() < 0).all()):
+        raise ValueError(f"sigmas={list(given)}, wanted decreasing noise levels above 0, such as [14.6, 5.0, 1.0, 0.2].")
+    return levels
 
 
 def _ending_in_zero(sigmas: Tensor) -> Tensor:
