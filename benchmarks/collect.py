@@ -27,9 +27,9 @@ def seeds_of(document: dict) -> str:
     return f"{asked} seed{'s' * (asked > 1)}" + "".join(f"; {part}: {count}" for part, count in own.items())
 
 
-def section(document: dict) -> str:
-    """Return one benchmark as a heading, a table and a description of the machine."""
-    lines = [f"\n## {document['benchmark']}\n", "| claim | value | wanted | held | beside it |", "|---|---|---|---|---|"]
+def section(name: str, document: dict) -> str:
+    """Return one file of results as a heading, a table and a description of the machine."""
+    lines = [f"\n## {name}\n", "| claim | value | wanted | held | beside it |", "|---|---|---|---|---|"]
     for row in document["rows"]:
         error = "" if row["error"] is None else f" ± {row['error']:.2g}"
         wanted = "" if row["target"] is None else f"{cell(row['direction'])} {row['target']:g}"
@@ -47,8 +47,8 @@ def section(document: dict) -> str:
 
 def main(files: list[str]) -> None:
     """Write the page from the named files."""
-    documents = [json.loads(Path(file).read_text()) for file in sorted(files)]
-    PAGE.write_text(HEAD + "".join(section(document) for document in documents))
+    documents = {Path(file).stem: json.loads(Path(file).read_text()) for file in sorted(files)}
+    PAGE.write_text(HEAD + "".join(section(name, document) for name, document in documents.items()))
     print(f"{len(documents)} benchmarks -> {PAGE}")
 
 
