@@ -32,8 +32,9 @@ def report(config: SampleConfig, recipe: Recipe, sampler: Sampler, levels: Tenso
         shown = f"Temperature {temperature:g}; the model was trained at {recipe.temperature:g}."
         if config.op == "product":
             shown += f" Langevin steps per level: {sampler.evaluations // len(sampler.experts) - 1 - (config.variance == 'local')}."
-    if "discretisation" in out.trace.functions and out.trace.rows:
-        spread = over_steps(out.trace["discretisation"])
+    looks = [row["discretisation"] for row in run.metrics.rows("sample") if "discretisation" in row]
+    if looks:
+        spread = over_steps(torch.tensor(looks, dtype=torch.float64))
         results |= {"discretisation": Measured(spread)}
         shown += f" Discretisation over all steps, as if they were independent: {spread:.2g} nats."
     if sampler.resamples:
