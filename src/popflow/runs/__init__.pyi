@@ -7,8 +7,11 @@ from .config import (
     plain as plain,
     read_values as read_values,
 )
+from .costly import CallError as CallError, CostlyFunction as CostlyFunction
+from .ledger import Ledger as Ledger, key_of as key_of
 from .metrics import Metrics as Metrics
 from .oracle import Oracle as Oracle
+from .outcomes import Infeasible as Infeasible, Outcome as Outcome
 from .report import (
     Figure as Figure,
     Measured as Measured,

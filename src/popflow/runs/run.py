@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import re
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from popflow.core.checkpoint import load_tensors, save_tensors, write_atomic
+from popflow.core.checkpoint import load_tensors, lock, save_tensors, write_atomic
 from popflow.core.errors import CheckpointError
 from popflow.runs.config import ConfigError, inputs, plain, read_values
 from popflow.runs.metrics import Metrics
@@ -46,7 +45,7 @@ _LEFT_BY_A_KILL = re.compile(r"\.(?:[\w.-]+\.(?:json|jsonl|html|safetensors))\.\
 
 
 class RunBusyError(CheckpointError):
-    """Another process has this run directory open."""
+    """Another process has this run directory, or this ledger, open."""
 
 
 def identity(job: str, config: Any) -> dict[str, Any]:
@@ -153,10 +152,10 @@ class Run:
         if path is None:
             path = Path("runs") / f"{job.replace(' ', '-')}-{hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]}"
         path = Path(path)
-        lock = _claim(path)
+        claim = _claim(path)
         try:
             resumed = _identify(path, known, device)
-            run = Run(path, job, values, device, tuple(cite), command, progress or (lambda stage, done, total: None), resumed, lock)
+            run = Run(path, job, values, device, tuple(cite), command, progress or (lambda stage, done, total: None), resumed, claim)
             run.metrics = Metrics(path / "metrics.jsonl")
             for name in os.listdir(path):
                 if _LEFT_BY_A_KILL.fullmatch(name):
@@ -170,7 +169,7 @@ class Run:
                 write_atomic(path / "config.json", _json(known))
             run.log(f"{'resumed' if resumed else 'started'} {job}; {command or 'from Python'}")
         except BaseException:
-            lock.close()
+            claim.close()
             raise
         return run
 
@@ -278,20 +277,18 @@ def _claim(path: Path) -> IO[str]:
                 f"{path} holds files that do not belong to a run ({', '.join(held[:3])}{', ...' if len(held) > 3 else ''}), wanted an empty or new "
                 "directory, or a run to resume. Fix: give another --out."
             )
-        lock = open(path / _LOCK, "a", encoding="utf-8")  # noqa: SIM115
+        file = open(path / _LOCK, "a", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise CheckpointError(f"cannot write the run directory {path}: {error.strerror or error}. Fix: give another --out.") from error
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise RunBusyError(
-                f"{path} is open in another process. Fix: wait for it, stop it (the run can be resumed), or give another --out."
-            ) from error
-    return lock
+    try:
+        held_by_us = lock(file)
+    except OSError as error:
+        file.close()
+        raise CheckpointError(f"cannot lock the run directory {path}: {error.strerror or error}. Fix: give another --out.") from error
+    if not held_by_us:
+        file.close()
+        raise RunBusyError(f"{path} is open in another process. Fix: wait for it, stop it (the run can be resumed), or give another --out.")
+    return file
 
 
 def _foreign(path: Path) -> list[str]:
