@@ -149,7 +149,7 @@ def explore(
 
     if not objective.gradient and model.guide is None:
         potential.gradient(model.rows[:1])  # says what to do
-    x = guided(model.prior, noisy, effort.particles, rng=rng, steps=4 * effort.reverse_steps, clip=10.0, **sampling("guidance", rng, 4 * effort.reverse_steps))
+    x = guided(model.prior, noisy, effort.particles, rng=rng, steps=4 * effort.reverse_steps, clip=2.0, **sampling("guidance", rng, 4 * effort.reverse_steps))
     if route == "guided":
         pop = Population.of(x, 0, potential=potential(x).to(x))
         return Found(pop, float("nan"), float(effort.particles))

@@ -78,11 +78,12 @@ class Denoiser(nn.Module):
     def expert(self, name: str = "prior") -> Expert:
         """Return the denoiser as an expert of the algebra: ``eps = (y - D) / sigma``."""
 
-        def model(y: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
-            own = next(self.parameters()).dtype
-            return (y - self(y.to(own), sigma).to(y.dtype)) / sigma
+        return Expert(partial(_epsilon, self), (self.net.last.out_features,), None, name)
 
-        return Expert(model, (self.net.last.out_features,), None, name)
+
+def _epsilon(denoiser: Denoiser, y: Tensor, sigma: float, cond: Tensor | None) -> Tensor:
+    own = next(denoiser.parameters()).dtype
+    return (y - denoiser(y.to(own), sigma).to(y.dtype)) / sigma
 
 
 def learn(

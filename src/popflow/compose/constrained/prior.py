@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, positive
 
 from popflow.compose.target import Expert, scores
 from popflow.core import Streams
@@ -54,7 +54,7 @@ class Prior:
     sigma_max: float
     grid: Tensor
     spread: Tensor
-    snap: Callable[[Tensor], Tensor] = lambda z: z
+    snap: Callable[[Tensor], Tensor] = positive
 
     @staticmethod
     def of(
@@ -64,7 +64,7 @@ class Prior:
         rng: Streams,
         sigma_min: float = 0.01,
         sigma_max: float = 10.0,
-        snap: Callable[[Tensor], Tensor] = lambda z: z,
+        snap: Callable[[Tensor], Tensor] = positive,
     ) -> Prior:
         """Make a prior of an expert; rows ``[n, dim]`` that it models serve to measure its posterior variances."""
         rows = rows[:2000]
