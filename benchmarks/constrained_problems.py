@@ -112,9 +112,7 @@ def ehrlich(rows: int, length: int, letters: int, motifs: int, size: int, seed: 
     return Problem("Ehrlich", length, letters, value, x, value(x))
 
 
-def _optimum(
-    elements: list[np.ndarray], offsets: list[np.ndarray], room: int, length: int, forbidden: np.ndarray
-) -> np.ndarray | None:
+def _optimum(elements: list[np.ndarray], offsets: list[np.ndarray], room: int, length: int, forbidden: np.ndarray) -> np.ndarray | None:
     """A feasible sequence that holds every motif, by dynamic programming over the free places; None when there is none."""
     fixed = np.full(length, -1)
     for k, (one, spacing) in enumerate(zip(elements, offsets, strict=True)):

@@ -48,12 +48,14 @@ class Found:
         acceptance: Share of moves accepted at the end; NaN for guidance alone, which has none.
         ess: Effective sample size of the last weights, of the least population.
         levels: Temperatures of the exact route; empty for the others.
+        visited: Different rows of least ``U`` among all that were proposed, and their ``U``; the particles, for the approximate routes.
     """
 
     population: Population
     acceptance: float
     ess: float
     levels: tuple[Level, ...] = ()
+    visited: tuple[Tensor, Tensor] | None = None
 
     def draw(self, n: int, rng: Streams) -> Tensor:
         """Draw rows ``[n, dim]`` by their weights, from all populations alike."""
@@ -65,9 +67,12 @@ class Found:
         return x[torch.multinomial(weights, n, replacement=n > int((weights > 0).sum()), generator=rng("draw"))]
 
     def best(self, n: int) -> Tensor:
-        """Return the different rows of least ``U``, at most ``n``, the best first."""
+        """Return the different rows of least ``U`` among all that were proposed, at most ``n``, the best first; those of each population by turns."""
         pop = self.population
-        x, value = pop.x.reshape(-1, pop.x.shape[-1]), pop.aux["potential"].reshape(-1)
+        x, value = (pop.x, pop.aux["potential"]) if self.visited is None else self.visited
+        if x.ndim == 3:
+            x, value = x[:, : -(-n // len(x))], value[:, : -(-n // len(x))]
+        x, value = x.reshape(-1, x.shape[-1]), value.reshape(-1)
         rows, where = torch.unique(x, dim=0, return_inverse=True)
         least = torch.full((len(rows),), torch.inf, dtype=value.dtype, device=value.device).scatter_reduce(0, where, value, "amin")
         order = least.argsort(stable=True)
@@ -132,9 +137,18 @@ def explore(
             start = model.prior.draw(effort.particles * len(each), rng, 2 * effort.reverse_steps)
             start = start.unflatten(0, (-1, effort.particles)) if many else start
         found = tempered(
-            model.prior, potential, start, rng=rng, ess=effort.ess, moves=effort.moves, last_moves=effort.last_moves, steps=effort.reverse_steps, **options
+            model.prior,
+            potential,
+            start,
+            rng=rng,
+            ess=effort.ess,
+            moves=effort.moves,
+            last_moves=effort.last_moves,
+            steps=effort.reverse_steps,
+            **options,
         )
-        return Found(found.population, found.acceptance, float(found.population.ess().min()), found.levels)
+        ess = float(found.population.ess().min())
+        return Found(found.population, found.acceptance, ess, found.levels, (found.visited, found.visited_potential))
     potential = Potential(objective, beta, model.schema, constraints, weights)
 
     def noisy(y: Tensor, sigma: float) -> Tensor:
@@ -149,7 +163,15 @@ def explore(
 
     if not objective.gradient and model.guide is None:
         potential.gradient(model.rows[:1])  # says what to do
-    x = guided(model.prior, noisy, effort.particles, rng=rng, steps=4 * effort.reverse_steps, clip=2.0, **sampling("guidance", rng, 4 * effort.reverse_steps))
+    x = guided(
+        model.prior,
+        noisy,
+        effort.particles,
+        rng=rng,
+        steps=4 * effort.reverse_steps,
+        clip=2.0,
+        **sampling("guidance", rng, 4 * effort.reverse_steps),
+    )
     if route == "guided":
         pop = Population.of(x, 0, potential=potential(x).to(x))
         return Found(pop, float("nan"), float(effort.particles))

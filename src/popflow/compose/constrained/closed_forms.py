@@ -79,9 +79,7 @@ class TiltedMixture:
 
 def three_modes() -> TiltedMixture:
     """Return three modes of width 0.4 in the plane, and a quadratic about (1, 1)."""
-    return TiltedMixture(
-        torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 2.5]]), torch.tensor([0.4, 0.4, 0.2]), 0.4, torch.tensor([1.0, 1.0])
-    )
+    return TiltedMixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 2.5]]), torch.tensor([0.4, 0.4, 0.2]), 0.4, torch.tensor([1.0, 1.0]))
 
 
 def branin(x: Tensor) -> Tensor:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +11,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 
-from popflow.compose.constrained.candidates import Candidates, Effort, Found, Route, Sampling, describe, explore
+from popflow.compose.constrained.candidates import Candidates, Effort, Found, Sampling, describe, explore
 from popflow.compose.constrained.model import Model, Stage, Training, learn_model
-from popflow.compose.constrained.objective import Constraint, Objective, Units, of_calls, of_function, of_surrogate
+from popflow.compose.constrained.objective import Objective, of_calls, of_function, of_surrogate
 from popflow.compose.constrained.pareto import simplex_weights
 from popflow.compose.constrained.schema import Schema, columns_of
 from popflow.core import Streams
 from popflow.core.errors import unknown
-from popflow.runs import CostlyFunction, Ledger
+from popflow.runs import CostlyFunction
 
 ROUTES = ("exact", "langevin", "guided")
 
@@ -75,27 +73,27 @@ class DiffOPT(BaseEstimator):
 
     def __init__(
         self,
-        beta: float = 4.0,
+        beta=4.0,
         *,
-        route: Route = "exact",
-        objective: Callable[[Any], Any] | None = None,
-        differentiable: bool = False,
-        constraints: Sequence[Constraint] = (),
-        maximize: bool = True,
-        categorical: Sequence[str | int] | str = (),
-        kappa: float = 0.0,
-        weights: Sequence[float] | int | None = None,
-        steps: int = 3000,
-        width: int = 256,
-        members: int = 4,
-        particles: int = 1024,
-        moves: int = 3,
-        reverse_steps: int = 30,
-        on_error: Literal["skip", "worst", "raise"] = "skip",
-        ledger: str | Path | Ledger | None = None,
-        workers: int | None = None,
-        timeout: float | None = None,
-        random_state: Any = None,
+        route="exact",
+        objective=None,
+        differentiable=False,
+        constraints=(),
+        maximize=True,
+        categorical=(),
+        kappa=0.0,
+        weights=None,
+        steps=3000,
+        width=256,
+        members=4,
+        particles=1024,
+        moves=3,
+        reverse_steps=30,
+        on_error="skip",
+        ledger=None,
+        workers=None,
+        timeout=None,
+        random_state=None,
     ):
         self.beta = beta
         self.route = route
@@ -222,7 +220,9 @@ class DiffOPT(BaseEstimator):
         kinds = {np.asarray(X[name]).dtype.kind for name in X.columns} if hasattr(X, "columns") and hasattr(X, "iloc") else set()
         array = X if hasattr(X, "columns") or isinstance(X, Tensor) else np.asarray(X)
         text = getattr(array, "dtype", None)
-        odd = bool(kinds - set("fiu")) or (isinstance(array, np.ndarray) and array.dtype.kind in "OUS" and array.ndim == 2 and _has_text(array))
+        odd = bool(kinds - set("fiu")) or (
+            isinstance(array, np.ndarray) and array.dtype.kind in "OUS" and array.ndim == 2 and _has_text(array)
+        )
         checked = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=not odd, skip_check_array=odd)
         if odd:
             return checked
@@ -248,7 +248,12 @@ class DiffOPT(BaseEstimator):
         if bad:
             raise ValueError(f"y holds NaN or infinity in {bad} of {n} rows, wanted finite values: drop these rows.")
         for name, column in columns_of(rows).items():
-            if column.dtype.kind in "fiu" and n > 2 and column.std() > 0 and bool((np.asarray(column, float)[:, None] == values.numpy()).all(0).any()):
+            if (
+                column.dtype.kind in "fiu"
+                and n > 2
+                and column.std() > 0
+                and bool((np.asarray(column, float)[:, None] == values.numpy()).all(0).any())
+            ):
                 raise ValueError(f"column {name!r} of X is y itself: the target stands among the features. Fix: drop the column.")
         return values
 
@@ -259,12 +264,13 @@ class DiffOPT(BaseEstimator):
         if calls is None:
             assert self.objective is not None
             return of_function(self.objective, schema, units)
-        named = schema.frame or any(not column.name.isdigit() for column in schema.columns)
 
         def ask(x: Tensor) -> Tensor:
             table = schema.values(x)
-            if named:
-                items: Any = [dict(zip(table, row, strict=True)) for row in zip(*(values.tolist() for values in table.values()), strict=True)]
+            if schema.form != "array":
+                items: Any = [
+                    dict(zip(table, row, strict=True)) for row in zip(*(values.tolist() for values in table.values()), strict=True)
+                ]
             else:
                 items = schema.decode(x)
             return calls(items).reshape(len(x), self.n_objectives_).to(x.device)

@@ -170,7 +170,9 @@ def corrected(
     if resume is None:
         pop, start = Population.of(x), 0
         value = potential(x)
-        pop = pop.replace(aux={"potential": value.to(pop.log_w), "accepted": torch.zeros_like(pop.log_w), "eta": torch.full_like(pop.log_w, step_size)})
+        pop = pop.replace(
+            aux={"potential": value.to(pop.log_w), "accepted": torch.zeros_like(pop.log_w), "eta": torch.full_like(pop.log_w, step_size)}
+        )
     else:
         pop, start = resume.pop, resume.k
     return simulate(step, pop, rises, rng=rng, record=record, start=start)

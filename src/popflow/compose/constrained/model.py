@@ -116,9 +116,7 @@ def learn_model(
     with rng["prior"].layers():
         denoiser = Denoiser(schema, training.width, training.depth).to(z.device)
     learn(denoiser, z[keep], steps=training.steps, batch=training.batch, rng=rng["prior"], **stage("prior", training.steps))
-    prior = Prior.of(
-        denoiser.expert(), z[keep], rng=rng["calibration"], sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, snap=schema.snap
-    )
+    prior = Prior.of(denoiser.expert(), z[keep], rng=rng["calibration"], sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX, snap=schema.snap)
     check = z[held] if len(held) else z[keep]
     feasibility = Feasibility.of(prior, check[:2000], rng["calibration"])
     found, guiding, sign = None, None, -1.0 if maximize else 1.0

@@ -92,7 +92,7 @@ class Constraint:
         is_feasible: ``is_feasible(rows) -> [n]`` booleans: rows that fail are ruled out. One of the two is given.
 
     Example:
-        >>> Constraint(is_feasible=lambda rows: rows[:, 0] > 0).energies(np.array([[1.0], [-1.0]])).tolist()
+        >>> Constraint(is_feasible=lambda rows: rows[:, 0] > 0).energies(np.array([[1.0], [-1.0]]), 2).tolist()
         [0.0, inf]
     """
 
@@ -103,8 +103,8 @@ class Constraint:
         if (self.energy is None) == (self.is_feasible is None):
             raise ValueError("a constraint has an energy and is_feasible, or neither, wanted one of the two: give one function.")
 
-    def energies(self, rows: Any) -> Tensor:
-        """Return the energy of rows in the user's form, ``[n]`` in float64.
+    def energies(self, rows: Any, n: int) -> Tensor:
+        """Return the energy of ``n`` rows in the user's form, ``[n]`` in float64.
 
         Raises:
             ValueError: for another shape, or NaN.
@@ -112,14 +112,14 @@ class Constraint:
         name, function = ("is_feasible", self.is_feasible) if self.energy is None else ("energy", self.energy)
         found = function(rows)  # pyright: ignore[reportOptionalCall]
         values = torch.as_tensor(np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found))
-        if values.shape != (len(rows),):
-            raise ValueError(f"{name} returned shape {tuple(values.shape)} for {len(rows)} rows, wanted ({len(rows)},): one value per row.")
+        if values.shape != (n,):
+            raise ValueError(f"{name} returned shape {tuple(values.shape)} for {n} rows, wanted ({n},): one value per row.")
         if self.energy is None:
             if values.dtype != torch.bool:
                 raise ValueError(f"is_feasible returned {values.dtype}, wanted booleans: for penalties give Constraint(energy=...).")
             return torch.where(values, 0.0, math.inf).double()
         if bool(values.isnan().any()):
-            raise ValueError(f"energy is NaN for {int(values.isnan().sum())} of {len(rows)} rows, wanted numbers, or infinity to rule a row out.")
+            raise ValueError(f"energy is NaN for {int(values.isnan().sum())} of {n} rows, wanted numbers, or infinity to rule a row out.")
         return values.double()
 
 
@@ -161,7 +161,7 @@ class Potential:
         if self.constraints:
             rows = self.schema.decode(x)
             for constraint in self.constraints:
-                total = total + constraint.energies(rows).to(x.device)
+                total = total + constraint.energies(rows, len(x)).to(x.device)
         return total
 
     def gradient(self, x: Tensor) -> Tensor:
@@ -171,7 +171,9 @@ class Potential:
             ValueError: when the objective has no gradient.
         """
         if not self.objective.gradient:
-            raise ValueError("the objective is a black box without gradient. Fix: route='exact', which needs only values, or differentiable=True.")
+            raise ValueError(
+                "the objective is a black box without gradient. Fix: route='exact', which needs only values, or differentiable=True."
+            )
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             h = self.objective.values(point)

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from popflow.core.errors import unknown
 
-_FRAME = "pandas"
-
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -54,20 +52,20 @@ class Schema:
 
     Attributes:
         columns: The columns.
-        frame: Whether rows came as a pandas DataFrame; `decode` then returns one.
-        dtype: Type of the array that `decode` returns otherwise.
+        form: What rows came as, and what `decode` returns: ``"array"``, ``"frame"`` (of pandas) or ``"mapping"``.
+        dtype: Type of the array that `decode` returns.
 
     Example:
         >>> schema = Schema.of(np.array([[1.0, 5.0], [3.0, 5.0]]))
         >>> schema.dim, schema.encode(np.array([[2.0, 5.0]])).tolist(), schema.decode(torch.tensor([[1.0]])).tolist()
         (1, [[0.0]], [[3.0, 5.0]])
         >>> letters = Schema.of({"base": ["A", "C", "A"]})
-        >>> letters.decode(letters.encode({"base": ["C"]})).tolist()
-        [['C']]
+        >>> letters.decode(letters.encode({"base": ["C"]}))["base"].tolist()
+        ['C']
     """
 
     columns: tuple[Column, ...]
-    frame: bool = False
+    form: str = "array"
     dtype: Any = np.float64
 
     @staticmethod
@@ -91,7 +89,8 @@ class Schema:
         found = tuple(_column(name, values, name in wanted) for name, values in table.items())
         numeric = all(column.categories is None or all(isinstance(one, int | float) for one in column.categories) for column in found)
         integer = all(column.integer or column.categories is not None for column in found)
-        return Schema(found, hasattr(rows, "iloc"), (np.int64 if integer else np.float64) if numeric else object)
+        form = "mapping" if isinstance(rows, Mapping) else "frame" if hasattr(rows, "iloc") else "array"
+        return Schema(found, form, (np.int64 if integer else np.float64) if numeric else object)
 
     @property
     def dim(self) -> int:
@@ -130,7 +129,9 @@ class Schema:
         names = [column.name for column in self.columns]
         if not set(names) <= table.keys():
             lacking = [name for name in names if name not in table]
-            raise ValueError(f"rows lack the columns {', '.join(lacking[:5])}, wanted {', '.join(names[:10])}: give the columns of the fit.")
+            raise ValueError(
+                f"rows lack the columns {', '.join(lacking[:5])}, wanted {', '.join(names[:10])}: give the columns of the fit."
+            )
         if len(table) > len(names):
             extra = [name for name in table if name not in names]
             raise ValueError(f"rows have {len(table)} columns, wanted {len(names)}: {', '.join(extra[:5])} were not in the fit. Drop them.")
@@ -166,10 +167,12 @@ class Schema:
     def decode(self, z: Tensor) -> Any:
         """Return rows ``[n, columns]`` of coordinates ``[n, dim]``, in the form that the schema was learned from."""
         table = self.values(z)
-        if self.frame:
+        if self.form == "mapping":
+            return table
+        if self.form == "frame":
             import pandas
 
-            return pandas.DataFrame({name: values for name, values in table.items()})
+            return pandas.DataFrame(table)
         return np.stack([np.asarray(values).astype(self.dtype) for values in table.values()], 1) if table else np.empty((len(z), 0))
 
     def values(self, z: Tensor) -> dict[str, Any]:
@@ -190,11 +193,6 @@ class Schema:
                 made[i] = _array((only,))[np.zeros(len(z), dtype=int)]
         return {column.name: made[i] for i, column in enumerate(self.columns)}
 
-    def keys(self, z: Tensor) -> list[str]:
-        """Return text that tells rows apart: values in full precision, in the order of the columns."""
-        columns = [[repr(one) for one in values.tolist()] for values in self.values(z).values()]
-        return [",".join(row) for row in zip(*columns, strict=True)] if columns else [""] * len(z)
-
     def units(self, z: Tensor) -> Tensor:
         """Return ``[n, columns]`` in the user's units, differentiable in ``z``; for tables of numbers alone.
 
@@ -204,7 +202,9 @@ class Schema:
         if any(column.categories is not None for column in self.columns):
             names = [column.name for column in self.columns if column.categories is not None]
             raise TypeError(f"columns {', '.join(names[:5])} hold categories, and have no gradient: give the objective as a black box.")
-        made = [torch.full_like(z[..., 0], column.mean) if z.shape[-1] else z.new_full(z.shape[:-1], column.mean) for column in self.columns]
+        made = [
+            torch.full_like(z[..., 0], column.mean) if z.shape[-1] else z.new_full(z.shape[:-1], column.mean) for column in self.columns
+        ]
         for k, i in enumerate(self.numeric):
             made[i] = z[..., k] * self.columns[i].std + self.columns[i].mean
         return torch.stack(made, -1)
@@ -255,7 +255,11 @@ def _name(one: str | int, names: list[str]) -> str:
 def _column(name: str, values: np.ndarray, categorical: bool) -> Column:
     if categorical or values.dtype.kind in "OUSb":
         plain = values.tolist()
-        if values.dtype.kind == "O" and not categorical and all(isinstance(one, int | float) and not isinstance(one, bool) for one in plain):
+        if (
+            values.dtype.kind == "O"
+            and not categorical
+            and all(isinstance(one, int | float) and not isinstance(one, bool) for one in plain)
+        ):
             return _column(name, values.astype(float), categorical=False)
         missing = sum(one is None or one != one for one in plain)
         if missing:
@@ -280,7 +284,9 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray:
         raise TypeError(f"column {name!r} holds {error}: the argument must be a string or a real number. Convert it.") from error
     bad = int((~np.isfinite(numbers)).sum())
     if bad:
-        raise ValueError(f"column {name!r} holds {bad} of {len(numbers)} values that are NaN or infinite: drop these rows, or fill them in.")
+        raise ValueError(
+            f"column {name!r} holds {bad} of {len(numbers)} values that are NaN or infinite: drop these rows, or fill them in."
+        )
     return numbers
 
 
@@ -290,7 +296,9 @@ def _labels(column: Column, values: np.ndarray) -> np.ndarray:
     new = next((one for one in plain if one not in places), None)
     if new is not None or any(one not in places for one in plain):
         known = ", ".join(map(repr, list(places)[:10]))
-        raise ValueError(f"column {column.name!r} holds {new!r}, which was not there at the fit. Known: {known}. Fix: drop these rows, or fit again.")
+        raise ValueError(
+            f"column {column.name!r} holds {new!r}, which was not there at the fit. Known: {known}. Fix: drop these rows, or fit again."
+        )
     return np.array([places[one] for one in plain])
 
 

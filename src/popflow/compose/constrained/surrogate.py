@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from popflow.compose.constrained.denoiser import SIGMA_MAX, SIGMA_MIN
+from popflow.compose.constrained.denoiser import SIGMA_MAX, SIGMA_MIN, ResidualMLP
 from popflow.core import Streams
 from popflow.core.checks import at_least_one
 from popflow.learn import cosine, fit
-from popflow.learn.networks import MLP
 
 
 class Ensemble(nn.Module):
@@ -189,11 +188,11 @@ class Guide:
         network: Takes noisy rows, scaled to unit variance, and ``log sigma``.
     """
 
-    network: MLP
+    network: ResidualMLP
 
     def __call__(self, y: Tensor, sigma: float) -> Tensor:
         """Return the expected values ``[rows, out]`` given noisy rows ``[rows, dim]``."""
-        return self.network(y / math.sqrt(1 + sigma**2), math.log(max(sigma, SIGMA_MIN)))
+        return self.network(y / math.sqrt(1 + sigma**2), y.new_full((len(y),), math.log(max(sigma, SIGMA_MIN))))
 
 
 def learn_guide(
@@ -212,7 +211,7 @@ def learn_guide(
 ) -> Guide:
     """Fit a guide to standardised values ``y [n, out]`` of rows ``x [n, dim]``; noise levels are uniform in their logarithm."""
     with rng.layers("guide"):
-        net = MLP(x.shape[1], out=y.shape[1], width=width, depth=depth).to(x.device)
+        net = ResidualMLP(x.shape[1], y.shape[1], width, depth).to(x.device)
 
     def batches(rng: Streams) -> tuple[Tensor, Tensor, Tensor]:
         rows = torch.randint(len(x), (batch,), generator=rng("batch"), device=x.device)

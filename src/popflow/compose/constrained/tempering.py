@@ -30,9 +30,8 @@ from popflow.core.checks import at_least_one
 Potential = Callable[[Tensor], Tensor]
 """``U(x [rows, dim]) -> [rows]``; infinity for rows that are ruled out, never NaN."""
 
-TARGET = 0.3
-"""Acceptance that the noise level of the moves is tuned to."""
 _LEAST, _MOST = 0.03, 5.0
+_VISITED = ("visited", "visited_potential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +58,14 @@ class Tempered:
     Attributes:
         population: Particles ``[*batch, n, dim]`` with their weights; ``aux["potential"]`` holds ``U``, ``aux["ancestor"]`` the first particle of each line.
         levels: The temperatures passed.
+        visited: The different rows of least ``U`` among all that were proposed, ``[*batch, n, dim]``, ascending in ``U``.
+        visited_potential: Their ``U``, infinite where there are fewer rows than places.
     """
 
     population: Population
     levels: tuple[Level, ...]
+    visited: Tensor
+    visited_potential: Tensor
 
     @property
     def acceptance(self) -> float:
@@ -121,7 +124,9 @@ def tempered(
         state = resume
         levels = [Level(*row) for row in state.pop.aux["levels"].reshape(-1, state.pop.aux["levels"].shape[-1])[0].reshape(-1, 4).tolist()]
     while state.t < 1:
-        pop = resample_if(1.0)(state.pop, state.t, state.t, rng)
+        bare = {name: value for name, value in state.pop.aux.items() if name not in _VISITED}
+        pop = resample_if(1.0)(state.pop.replace(aux=bare), state.t, state.t, rng)
+        pop = pop.replace(aux={**pop.aux, **{name: state.pop.aux[name] for name in _VISITED}})
         then = next_fraction(pop.aux["potential"], state.t, ess)
         count = last_moves if then == 1 else moves
         step = chain(temper(lambda pop, t0, t1: -(t1 - t0) * pop.aux["potential"]), _moves(prior, potential, count, steps))
@@ -135,8 +140,8 @@ def tempered(
         for recorder in record:
             recorder(state)
     _tell(levels)
-    aux = {name: value for name, value in state.pop.aux.items() if name != "levels"}
-    return Tempered(state.pop.replace(aux=aux), tuple(levels))
+    aux = {name: value for name, value in state.pop.aux.items() if name not in ("levels", *_VISITED)}
+    return Tempered(state.pop.replace(aux=aux), tuple(levels), *(state.pop.aux[name] for name in _VISITED))
 
 
 def levels_as_rows(levels: Iterable[Level]) -> list[list[float]]:
@@ -187,7 +192,22 @@ def _start(potential: Potential | Sequence[Potential], x: Tensor) -> Population:
     pop = Population.of(x, batch, potential=value)
     zero = torch.zeros_like(pop.log_w)
     ancestor = torch.arange(len(pop), device=x.device).expand(pop.log_w.shape).clone()
-    return pop.replace(aux={"potential": value.to(pop.log_w), "sigma": zero + 1.0, "accepted": zero, "changed": zero, "ancestor": ancestor})
+    aux = {"potential": value.to(pop.log_w), "sigma": zero + 1.0, "accepted": zero, "changed": zero, "ancestor": ancestor}
+    return pop.replace(aux={**aux, **dict(zip(_VISITED, _least(x, aux["potential"], len(pop)), strict=True))})
+
+
+def _least(x: Tensor, value: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ``n`` different rows of least ``U`` among ``x [*batch, m, dim]``, and their ``U``; padded with the first row at infinity."""
+    rows, values = [], []
+    for one, u in zip(x.reshape(-1, *x.shape[-2:]), value.reshape(-1, value.shape[-1]), strict=True):
+        order = u.argsort(stable=True)[: 4 * n]
+        found, where = torch.unique(one[order], dim=0, return_inverse=True)
+        best = torch.full((len(found),), math.inf, dtype=u.dtype, device=u.device).scatter_reduce(0, where, u[order], "amin")
+        kept = best.argsort(stable=True)[:n]
+        pad = n - len(kept)
+        rows.append(torch.cat([found[kept], found[kept[:1]].expand(pad, -1)]))
+        values.append(torch.cat([best[kept], best.new_full((pad,), math.inf)]))
+    return torch.stack(rows).reshape(*x.shape[:-2], n, x.shape[-1]), torch.stack(values).reshape(*value.shape[:-1], n)
 
 
 def _values(potential: Potential | Sequence[Potential], x: Tensor, where: Tensor) -> Tensor:
@@ -204,27 +224,48 @@ def _values(potential: Potential | Sequence[Potential], x: Tensor, where: Tensor
     return found
 
 
-def _moves(prior: Prior, potential: Potential | Sequence[Potential], count: int, steps: int) -> Callable[[Population, float, float, Streams], Population]:
-    """Noise-denoise moves at the new temperature, at half, one and two times a noise level that is tuned to the acceptance."""
+def _moves(
+    prior: Prior, potential: Potential | Sequence[Potential], count: int, steps: int
+) -> Callable[[Population, float, float, Streams], Population]:
+    """Noise-denoise moves at the new temperature, at half, one and two times a noise level, which is tuned to the squared jumps."""
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         x, value, sigma = pop.x, pop.aux["potential"], float(pop.aux["sigma"].flatten()[0])
         accepted, changed = torch.zeros_like(pop.log_w), torch.zeros_like(pop.log_w)
+        tried: list[tuple[float, float]] = []
+        visited, known = (pop.aux[name] for name in _VISITED)
         for k in range(count):
             level = min(max(sigma * 2.0 ** (k % 3 - 1), _LEAST), _MOST)
             proposal = prior.renoise(x, level, steps, rng)
             new = (proposal != x).any(-1)
             u = rng.uniform("accept", tuple(value.shape), value.dtype).log()
             other = torch.where(new, _values(potential, proposal, new).to(value), value)
+            seen = torch.where(new, other, math.inf)
+            visited, known = _least(torch.cat([visited, proposal], -2), torch.cat([known, seen], -1), len(pop))
             accept = new & (u < -t1 * (other - value))  # two rows ruled out give NaN: rejected
+            tried.append((math.log(level), float(torch.where(accept, (proposal - x).square().sum(-1), 0.0).mean())))
             x, value = torch.where(accept[..., None], proposal, x), torch.where(accept, other, value)
             accepted, changed = accepted + accept, changed + new
-            rate = 1 - float((new & ~accept).sum()) / new.numel()
-            sigma = min(max(sigma * math.exp(rate - TARGET), _LEAST), _MOST)
-        told = {"potential": value, "accepted": accepted, "changed": changed, "sigma": torch.full_like(accepted, sigma)}
+            if len(tried) == 3 or k == count - 1:
+                sigma, tried = _tuned(sigma, tried), []
+        told = {
+            **dict(zip(_VISITED, (visited, known), strict=True)),
+            "potential": value,
+            "accepted": accepted,
+            "changed": changed,
+            "sigma": torch.full_like(accepted, sigma),
+        }
         return pop.replace(x=x, aux={**pop.aux, **told})
 
     return step
+
+
+def _tuned(sigma: float, tried: list[tuple[float, float]]) -> float:
+    """The mean of the noise levels tried, in their logarithm, weighted by the mean squared jump of each (Pasarica and Gelman, 2010)."""
+    total = sum(jump for _, jump in tried)
+    if not total > 0:
+        return max(sigma / 2, _LEAST)
+    return min(max(math.exp(sum(log * jump for log, jump in tried) / total), _LEAST), _MOST)
 
 
 def _tell(levels: list[Level]) -> None:
