@@ -14,8 +14,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import argparse
 import statistics
 import time
-import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from constrained_peers import Archive, cma_es, evolution, gaussian_process, gradient_ascent
@@ -121,14 +121,14 @@ def branin_part(options: argparse.Namespace) -> list[Row]:
             if options.quick
             else {"steps": 2000, "width": 128, "particles": 1000}
         )
-        for route in kept:
+        for route, each in kept.items():
             model = DiffOPT(beta, route=route, objective=branin, differentiable=True, maximize=False, random_state=seed, **size)
             if route == "exact":
                 fitted = model.fit(data.numpy(), branin(data).numpy())
             else:  # the same prior
                 model = fitted.set_params(route=route)
                 model.found_ = None
-            kept[route].append(_branin_figures(torch.from_numpy(model.draw(64 if options.quick else 500).rows)))
+            each.append(_branin_figures(torch.from_numpy(model.draw(64 if options.quick else 500).rows)))
         known = Constraint(is_feasible=lambda rows: rows[:, 1] <= 1.5 * rows[:, 0] + 7.5)
         fitted.set_params(route="exact", constraints=[known])
         fitted.found_ = None
@@ -301,7 +301,7 @@ def _black_box(problems: list[Problem], unit: str, optimum: float | None, quick:
         calls.append(len(ours.known))
         archives = {"DiffOPT": ours} | {name: Archive(problem.value, problem.letters, calls[-1]) for name in _BLACK_BOX}
         for name, method in _BLACK_BOX.items():
-            failed = _peer(lambda method=method, name=name: method(problem, archives[name], start, seed, quick))
+            failed = _peer(partial(method, problem, archives[name], start, seed, quick))
             if isinstance(failed, str):
                 archives[name] = failed  # type: ignore[assignment]
         for name, archive in archives.items():

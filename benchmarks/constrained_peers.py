@@ -21,9 +21,11 @@ class Archive:
 
     @property
     def left(self) -> float:
+        """Calls that are left."""
         return self.calls - len(self.known)
 
     def __call__(self, tokens: Tensor) -> Tensor:
+        """Return the scores; NaN beyond the number of calls."""
         keys = [row.tobytes() for row in tokens.to(torch.int8).numpy()]
         fresh: dict[bytes, int] = {}
         for i, key in enumerate(keys):
@@ -36,7 +38,7 @@ class Archive:
 
     def best(self, n: int) -> Tensor:
         """The best ``n`` sequences called, ``[n, length]``."""
-        order = sorted((-value, key) for key, value in self.known.items() if value == value)[:n]
+        order = sorted((-value, key) for key, value in self.known.items() if not np.isnan(value))[:n]
         return torch.from_numpy(np.stack([np.frombuffer(key, dtype=np.int8) for _, key in order]).astype(np.int64))
 
 

@@ -54,5 +54,5 @@ def test_rows_ruled_out_are_not_entered(normal: Prior) -> None:
     start = -torch.ones(200, 2)
     pop = corrected(normal, torch.zeros_like, wall, start, rng=Streams(0), steps=40)
     assert float(pop.x[:, 0].max()) < 0
-    with pytest.raises(ValueError, match="step_size=0.0, wanted"):
+    with pytest.raises(ValueError, match=r"step_size=0\.0, wanted"):
         corrected(normal, torch.zeros_like, wall, start, rng=Streams(0), step_size=0.0)

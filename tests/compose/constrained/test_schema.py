@@ -68,7 +68,7 @@ def test_unseen_categories_and_columns_are_named() -> None:
         schema.encode(TABLE | {"kind": ["a", "z", "b"]})
     with pytest.raises(ValueError, match="rows lack the columns size"):
         schema.encode({name: values for name, values in TABLE.items() if name != "size"})
-    with pytest.raises(ValueError, match="more were not in the fit|were not in the fit"):
+    with pytest.raises(ValueError, match="more were not in the fit"):
         schema.encode(TABLE | {"more": [1, 2, 3]})
     with pytest.raises(ValueError, match="did you mean 'kind'"):
         Schema.of(TABLE, categorical=["kin"])

@@ -59,7 +59,7 @@ def test_rows_ruled_out_never_come_back(mixture: Prior) -> None:
     found = tempered(mixture, half, mixture.draw(500, Streams(0)), rng=Streams(1))
     weights = found.population.weights()
     assert float(weights[found.population.x[:, 0] <= 0].sum()) == 0
-    with pytest.raises(ZeroWeightsError, match="all 500 particles .* are ruled out"):
+    with pytest.raises(ZeroWeightsError, match=r"all 500 particles .* are ruled out"):
         tempered(mixture, lambda x: torch.full((len(x),), math.inf), mixture.draw(500, Streams(0)), rng=Streams(1))
 
 

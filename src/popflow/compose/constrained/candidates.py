@@ -126,7 +126,7 @@ def explore(
     Raises:
         ValueError: for a route that the objective does not admit.
     """
-    rng, device = Streams(seed, model.rows.device), model.rows.device
+    rng = Streams(seed, model.rows.device)
     if route == "exact":
         many = weights is not None and weights.ndim == 2
         rows = list(weights) if many and weights is not None else [weights]

@@ -108,6 +108,6 @@ def branin_rows() -> Tensor:
     """
     import numpy as np
 
-    draws = np.random.RandomState(42)  # noqa: NPY002  (the published rows)
+    draws = np.random.RandomState(42)
     x = torch.from_numpy(np.stack([draws.uniform(-5, 5, 10_000), draws.uniform(0, 15, 10_000)], 1))
     return x[ellipse(x) <= 1]

@@ -48,7 +48,7 @@ class ResidualMLP(nn.Module):
         nn.init.normal_(self.rows.weight, std=2 / math.sqrt(dim))
         nn.init.normal_(self.times.weight, std=1 / math.sqrt(self.time.size))
         for layer in self.hidden:
-            nn.init.kaiming_normal_(layer.weight)
+            nn.init.kaiming_normal_(layer.get_parameter("weight"))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Evaluate row by row."""
@@ -107,7 +107,6 @@ class Denoiser(nn.Module):
 
     def expert(self, name: str = "prior") -> Expert:
         """Return the denoiser as an expert of the algebra: ``eps = (y - D) / sigma``."""
-
         return Expert(partial(_epsilon, self), (self.net.last.out_features,), None, name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -159,7 +159,7 @@ class DiffOPT(BaseEstimator):
                 self.model_,
                 self._objective(),
                 beta=float(self.beta),
-                route=self.route,
+                route=cast(Any, self.route),
                 effort=Effort(self.particles, self.moves, max(8, 2 * self.moves), self.reverse_steps),
                 constraints=self.constraints,
                 weights=self._weights(),
@@ -218,17 +218,17 @@ class DiffOPT(BaseEstimator):
         if isinstance(X, dict):
             return X
         kinds = {np.asarray(X[name]).dtype.kind for name in X.columns} if hasattr(X, "columns") and hasattr(X, "iloc") else set()
-        array = X if hasattr(X, "columns") or isinstance(X, Tensor) else np.asarray(X)
+        array: Any = X if hasattr(X, "columns") or isinstance(X, Tensor) else np.asarray(X)
         text = getattr(array, "dtype", None)
         odd = bool(kinds - set("fiu")) or (
             isinstance(array, np.ndarray) and array.dtype.kind in "OUS" and array.ndim == 2 and _has_text(array)
         )
-        checked = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite=not odd, skip_check_array=odd)
+        checked: Any = validate_data(self, cast(Any, X), reset=reset, dtype=None, ensure_all_finite=not odd, skip_check_array=odd)
         if odd:
             return checked
         if hasattr(X, "columns"):
             return X
-        return checked if text is None or text != object else np.asarray(checked, dtype=np.float64)
+        return checked if text is None or text.kind != "O" else np.asarray(checked, dtype=np.float64)
 
     def _values(self, y: Any, rows: Any, n: int) -> Tensor | None:
         if y is None:
@@ -285,7 +285,7 @@ class DiffOPT(BaseEstimator):
             values=self.n_objectives_ if self.n_objectives_ > 1 else None,
             workers=self.workers,
             timeout=self.timeout,
-            on_error=self.on_error,
+            on_error=cast(Any, self.on_error),
             maximize=self.maximize,
         )
 

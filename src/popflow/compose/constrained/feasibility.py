@@ -53,7 +53,8 @@ class Feasibility:
     @staticmethod
     def of(prior: Prior, rows: Tensor, rng: Streams) -> Feasibility:
         """Calibrate on rows ``[n, dim]`` that the prior was not trained on."""
-        noises = rng.normal("feasibility", torch.empty(LEVELS, NOISES, prior.dim, dtype=torch.float32, device=rows.device))
+        half = rng.normal("feasibility", torch.empty(LEVELS, NOISES // 2, prior.dim, dtype=torch.float32, device=rows.device))
+        noises = torch.cat([half, -half], 1)  # in pairs: a row gains nothing by leaning towards the mean of the noises
         made = Feasibility(prior, noises, torch.empty(0, dtype=torch.float64))
         return Feasibility(prior, noises, made.score(rows).sort().values)
 

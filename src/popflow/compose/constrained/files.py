@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def from_arrays(x: Any, y: Any = None) -> Offline:
     """
     rows, values = _array("x", x), None if y is None else _array("y", y)
     if rows.ndim == 3:
-        if not bool((np.isin(rows, (0, 1)).all() and (rows.sum(2) == 1).all())):
+        if not bool(np.isin(rows, (0, 1)).all() and (rows.sum(2) == 1).all()):
             raise ValueError(
                 f"x has shape {rows.shape} and is not one-hot, wanted [n, columns], tokens [n, length] or one-hot [n, length, letters]."
             )
@@ -117,7 +117,7 @@ def read_table(path: str | Path, targets: Sequence[str] = (), missing: str = "ra
     return Offline(table, values, sum(lost))
 
 
-def write_rows(path: Path, table: dict[str, Sequence[Any]]) -> None:
+def write_rows(path: Path, table: Mapping[str, Sequence[Any]]) -> None:
     """Write columns as CSV, atomically; numbers in full precision, nothing for NaN."""
     from io import StringIO
 

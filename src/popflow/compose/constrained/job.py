@@ -37,7 +37,7 @@ def run(config: OptimizeConfig, run: Run) -> Report:
     chosen = fitted.best(config.n) if config.select == "best" else fitted.draw(config.n)
     write_rows(run.path / "candidates.csv", _columns(config, chosen, found.acceptance, found.ess))
     fitted_values = torch.from_numpy(table.values) if table.values is not None else None
-    calls = dict(model.ledger.counts()) if isinstance(model.ledger, Ledger) else {}
+    calls = {str(kind): count for kind, count in model.ledger.counts().items()} if isinstance(model.ledger, Ledger) else {}
     return report(Outcome(config, fitted.model_, found, chosen, fitted_values, table.dropped, calls, prior_values(fitted, config)))
 
 

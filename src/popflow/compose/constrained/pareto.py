@@ -7,7 +7,7 @@ population.
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 
 import torch
@@ -28,7 +28,7 @@ def simplex_weights(objectives: int, count: int) -> Tensor:
     rows = []
     for bars in combinations(range(parts + objectives - 1), objectives - 1):
         edges = (-1, *bars, parts + objectives - 1)
-        rows.append([(b - a - 1) / parts for a, b in zip(edges[:-1], edges[1:], strict=True)])
+        rows.append([(b - a - 1) / parts for a, b in pairwise(edges)])
     return torch.tensor(rows, dtype=torch.float64)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, positive
@@ -99,7 +100,7 @@ class Prior:
     def reverse(self, y: Tensor, sigma: float, steps: int, rng: Streams) -> Tensor:
         """Draw clean rows of ``p(x | y)`` for ``y [..., dim]`` at a noise level."""
         levels = self.levels(sigma, steps)
-        for now, then in zip(levels[:-1], levels[1:], strict=True):
+        for now, then in pairwise(levels):
             clean = y + now**2 * scores([self.expert], y, now)[0]
             keep = (then / now) ** 2
             variance = then**2 * (1 - keep) + (1 - keep) ** 2 * now**2 * self._spread(now)

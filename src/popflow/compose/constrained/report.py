@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +49,9 @@ class Outcome:
 def report(found: Outcome) -> Report:
     """Report an outcome: candidates beside the data and the prior, feasibility, temperatures."""
     config, model, chosen = found.config, found.model, found.chosen
-    names = config.target or ("objective",)
+    names: tuple[str, ...] = config.target or ("objective",)
     typical = float((chosen.feasibility > TYPICAL).double().mean())
-    front_of = f"a front of {', '.join(names)}" if len(names) > 1 else names[0]
+    front_of = f"a front of {', '.join(names)}" if len(names) > 1 else next(iter(names))
     source = f"calls of {config.objective}" if config.objective else "a surrogate learned from the table"
     results = {f"median {name}": Measured(float(chosen.value[:, k].median())) for k, name in enumerate(names)}
     results |= {"typical of the data": Measured(typical), "acceptance": Measured(found.found.acceptance), "ESS": Measured(found.found.ess)}
@@ -133,7 +134,7 @@ def _rows(found: Outcome, names: tuple[str, ...]) -> Table:
         cells: list[Any] = [i + 1]
         for k in range(len(names)):
             error = float(chosen.uncertainty[i, k])
-            cells.append(Measured(float(chosen.value[i, k]), None if error != error else error))
+            cells.append(Measured(float(chosen.value[i, k]), None if math.isnan(error) else error))
         rows.append((*cells, float(chosen.feasibility[i]), *(_cell(table[name][i]) for name in shown)))
     note = "" if len(table) <= len(shown) else f"{len(table) - len(shown)} more columns stand in candidates.csv."
     return Table("First candidates", ("", *names, "feasibility", *shown), tuple(rows), note)

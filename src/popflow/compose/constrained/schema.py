@@ -261,7 +261,7 @@ def _column(name: str, values: np.ndarray, categorical: bool) -> Column:
             and all(isinstance(one, int | float) and not isinstance(one, bool) for one in plain)
         ):
             return _column(name, values.astype(float), categorical=False)
-        missing = sum(one is None or one != one for one in plain)
+        missing = sum(one is None or (isinstance(one, float) and math.isnan(one)) for one in plain)
         if missing:
             raise ValueError(f"column {name!r} lacks {missing} of {len(plain)} values (NaN or None): drop these rows, or fill them in.")
         odd = next((one for one in plain if not isinstance(one, str | int | float | bool)), None)

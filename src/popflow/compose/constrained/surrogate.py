@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,7 @@ class Ensemble(nn.Module):
         super().__init__()
         at_least_one(dim=dim, out=out, members=members, width=width, depth=depth)
         sizes = [dim, *[width] * depth, out]
-        self.weights = nn.ParameterList(
-            [nn.Parameter(torch.randn(members, a, b) / math.sqrt(a)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
-        )
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(members, a, b) / math.sqrt(a)) for a, b in pairwise(sizes)])
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(members, 1, b)) for b in sizes[1:]])
 
     def forward(self, x: Tensor) -> Tensor:
