@@ -92,3 +92,31 @@ WASSERSTEIN_SPLINES = """\
   eprint    = {2010.12101},
   archivePrefix = {arXiv}
 }"""
+
+DIFFOPT = """\
+@inproceedings{kong2025diffusion,
+  title     = {Diffusion Models as Constrained Samplers for Optimization with
+               Unknown Constraints},
+  author    = {Kong, Lingkai and Du, Yuanqi and Mu, Wenhao and Neklyudov, Kirill and
+               De Bortoli, Valentin and Wu, Dongxia and Wang, Haorui and Ferber, Aaron and
+               Ma, Yi-An and Gomes, Carla P. and Zhang, Chao},
+  booktitle = {Proceedings of the 28th International Conference on Artificial
+               Intelligence and Statistics},
+  series    = {Proceedings of Machine Learning Research},
+  volume    = {258},
+  pages     = {4582--4590},
+  year      = {2025},
+  eprint    = {2402.18012},
+  archivePrefix = {arXiv}
+}"""
+
+SMC_SAMPLERS = """\
+@article{delmoral2006sequential,
+  title     = {Sequential {Monte Carlo} Samplers},
+  author    = {Del Moral, Pierre and Doucet, Arnaud and Jasra, Ajay},
+  journal   = {Journal of the Royal Statistical Society: Series B},
+  volume    = {68},
+  number    = {3},
+  pages     = {411--436},
+  year      = {2006}
+}"""

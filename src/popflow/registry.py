@@ -130,6 +130,16 @@ TASKS = {
         cite="popflow.circuits.config:cite",
         examples=("popflow search --data digits:3,7 --net mlp:2 --depth 6 --restarts 64",),
     ),
+    "optimize": Task(
+        summary="Propose the best rows that could be rows of a table, inside its own unknown feasible set.",
+        config="popflow.compose.constrained.config:OptimizeConfig",
+        run="popflow.compose.constrained.job:run",
+        cite="popflow.compose.constrained.config:cite",
+        examples=(
+            "popflow optimize data.csv --target y --n 256",
+            "popflow optimize data.csv --target y --objective my_module:yield_of --workers 4",
+        ),
+    ),
 }
 """The built-in verbs."""
 
@@ -162,6 +172,13 @@ BUILT_IN = (
         cite=(citations.WASSERSTEIN_LAGRANGIAN_FLOWS,),
         demo=Task("popflow.transport.config:DemoConfig", "popflow.transport.demo:demo"),
         task="flow",
+    ),
+    Method(
+        name="diffopt",
+        summary="Optimisation inside an unknown feasible set: a diffusion model of the data, tilted by an objective (DiffOPT).",
+        cite=(citations.DIFFOPT, citations.SMC_SAMPLERS),
+        demo=Task("popflow.compose.constrained.config:DemoConfig", "popflow.compose.constrained.demo:demo"),
+        task="optimize",
     ),
 )
 

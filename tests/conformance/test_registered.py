@@ -53,6 +53,15 @@ def mnist(folder: Path, seed: int = 0) -> Path:
     return folder / "train-images-idx3-ubyte"
 
 
+def measured(folder: Path, seed: int = 0) -> Path:
+    """Write a table of rows with a number, a category and a target."""
+    numpy = pytest.importorskip("numpy")
+    rng = numpy.random.default_rng(seed)
+    rows = [f"{a:.6f},{'ab'[k % 2]},{a * a:.6f}" for k, a in enumerate(rng.normal(size=60))]
+    (folder / "rows.csv").write_text("\n".join(["size,kind,loss", *rows]) + "\n")
+    return folder / "rows.csv"
+
+
 SMALLEST: dict[str, Callable[[Path], list[str]]] = {
     "sample": lambda folder: [
         "--expert",
@@ -71,16 +80,21 @@ SMALLEST: dict[str, Callable[[Path], list[str]]] = {
         *("--data", f"mnist:3,7:{mnist(folder).parent}"),
         *["--depth", "1", "--curve", "1", "--restarts", "1", "--steps", "2", "--calls", "8", "--runs", "1"],
     ],
+    "optimize": lambda folder: [
+        *(str(measured(folder)), "--target", "loss", "--minimize", "--n", "1", "--particles", "1", "--reverse-steps", "2"),
+        *("--steps", "2", "--width", "4", "--members", "1", "--moves", "1"),
+    ],
 }
 """Verb -> the options of its smallest job (one particle, one restart), on input made in a folder."""
 
-INPUTS: dict[str, Callable[[Path, int], Path]] = {"sample": points, "flow": cells, "search": mnist}
+INPUTS: dict[str, Callable[[Path, int], Path]] = {"sample": points, "flow": cells, "search": mnist, "optimize": measured}
 """Verb -> what writes its input file: the same path, other content for another seed."""
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "sample": (["--expert", "zoo:digits-evn"], "did you mean 'digits-even'"),
     "flow": (["--rep", "X_pc"], "X_pca"),
     "search": (["--activation", "rleu"], "did you mean 'relu'"),
+    "optimize": (["--target", "los"], "did you mean 'loss'"),
 }
 """Verb -> an option with a misspelt name, and what the error says."""
 

@@ -1,4 +1,4 @@
-from . import diffusers as diffusers, particles as particles, proteins as proteins, zoo as zoo
+from . import constrained as constrained, diffusers as diffusers, particles as particles, proteins as proteins, zoo as zoo
 from .backward_kernel import LossTable as LossTable, measure as measure, measure_alone as measure_alone
 from .composition import composition as composition
 from .curved_experts import from_scores as from_scores, igso3_mixture as igso3_mixture
