@@ -35,12 +35,14 @@ class Knn:
         layers: Convolutions.
         width: Hidden width.
         out: Numbers in the embedding.
+        frequencies: Random Fourier features of each cell, see `Waves`: their means resolve the shape of a population.
     """
 
     k: int = 10
     layers: int = 2
     width: int = 64
     out: int = 32
+    frequencies: int = 0
 
     def __post_init__(self) -> None:
         at_least_one(layers=self.layers, width=self.width, out=self.out)
@@ -60,11 +62,13 @@ class DeepSet:
         width: Hidden width.
         layers: Layers of ``phi``.
         out: Numbers in the embedding.
+        frequencies: Random Fourier features of each cell, see `Waves`: their means resolve the shape of a population.
     """
 
     width: int = 64
     layers: int = 2
     out: int = 32
+    frequencies: int = 0
 
     def __post_init__(self) -> None:
         at_least_one(layers=self.layers, width=self.width, out=self.out)
@@ -76,6 +80,24 @@ class DeepSet:
 
 Embedding = Knn | DeepSet
 KINDS: dict[str, type[Knn] | type[DeepSet]] = {"Knn": Knn, "DeepSet": DeepSet}
+
+
+class Waves(nn.Module):
+    """``[x, cos(2 pi x B), sin(2 pi x B)]`` with ``frequencies`` random columns in ``B``, normal with standard deviation 1/2; stored with the parameters.
+
+    >>> Waves(2, 3)(torch.zeros(1, 2)).tolist()
+    [[0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, dim: int, frequencies: int):
+        super().__init__()
+        self.size = dim + 2 * frequencies
+        self.matrix = nn.Buffer(0.5 * torch.randn(dim, frequencies))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Append the features ``[..., dim]`` -> ``[..., size]``."""
+        phase = 2 * torch.pi * (x @ self.matrix)
+        return torch.cat([x, phase.cos(), phase.sin()], -1)
 
 
 class KnnEmbedding(nn.Module):
@@ -94,7 +116,8 @@ class KnnEmbedding(nn.Module):
     def __init__(self, spec: Knn, dim: int, types: int, cells: int):
         super().__init__()
         self.spec, self.types, self.cells = spec, types, cells
-        sizes = [dim + types, *[spec.width] * (spec.layers - 1), spec.out]
+        self.waves = Waves(dim, spec.frequencies)
+        sizes = [self.waves.size + types, *[spec.width] * (spec.layers - 1), spec.out]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, cells: Tensor, types: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
@@ -102,7 +125,7 @@ class KnnEmbedding(nn.Module):
         n = cells.shape[1]
         k = min(n - 1, round(self.spec.k * n / self.cells)) if self.spec.k else 0
         near = neighbours(cells.detach(), max(k, 1)) if self.spec.k and n > 1 else None
-        z = with_types(cells, types, self.types)
+        z = with_types(self.waves(cells), types, self.types)
         for depth, layer in enumerate(self.layers):
             z = layer(z if near is None else mean_over_neighbours(z, near))
             z = F.silu(z) if depth < len(self.layers) - 1 else z
@@ -115,13 +138,14 @@ class DeepSetEmbedding(nn.Module):
     def __init__(self, spec: DeepSet, dim: int, types: int):
         super().__init__()
         self.types = types
-        sizes = [dim + types, *[spec.width] * spec.layers]
+        self.waves = Waves(dim, spec.frequencies)
+        sizes = [self.waves.size + types, *[spec.width] * spec.layers]
         self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.outer = nn.Sequential(nn.Linear(spec.width, spec.width), nn.SiLU(), nn.Linear(spec.width, spec.out))
 
     def forward(self, cells: Tensor, types: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Embed each population."""
-        z = with_types(cells, types, self.types)
+        z = with_types(self.waves(cells), types, self.types)
         for layer in self.inner:
             z = F.silu(layer(z))
         return self.outer(pooled(z, weights))
@@ -160,15 +184,13 @@ def neighbours(x: Tensor, k: int, chunk: int = CHUNK) -> Tensor:
     return torch.cat(found, 1)
 
 
-def mean_over_neighbours(z: Tensor, near: Tensor, most: int = 1 << 22) -> Tensor:
-    """``(z_i + sum_{j in N(i)} z_j) / (k + 1)`` for ``z [P, n, c]`` and ``near [P, n, k]``, in chunks of at most ``most`` gathered numbers.
+def mean_over_neighbours(z: Tensor, near: Tensor) -> Tensor:
+    """``(z_i + sum_{j in N(i)} z_j) / (k + 1)`` for ``z [P, n, c]`` and ``near [P, n, k]``; the ``[P, n, k, c]`` numbers of the sum are never stored.
 
     >>> mean_over_neighbours(torch.tensor([[[0.0], [1.0], [5.0]]]), torch.tensor([[[1], [0], [1]]])).flatten().tolist()
     [0.5, 0.5, 3.0]
     """
     count, n, k = near.shape
-    flat = z.reshape(count * n, -1)
     index = (near + torch.arange(count, device=near.device)[:, None, None] * n).reshape(count * n, k)
-    size = max(1, most // (k * flat.shape[1]))
-    total = torch.cat([flat[one.reshape(-1)].reshape(*one.shape, -1).sum(1) for one in index.split(size)])
-    return ((flat + total) / (k + 1)).reshape(z.shape)
+    total = F.embedding_bag(index, z.reshape(count * n, -1), mode="sum").reshape(z.shape)
+    return (z + total) / (k + 1)

@@ -26,6 +26,9 @@ BLOCK = 4096
 """Cells that are moved at once."""
 
 
+Known = tuple[Tensor, Tensor, Tensor | None]
+
+
 @dataclass(eq=False)
 class Field:
     """Velocity, or potential, of a cell in a population under a treatment.
@@ -73,6 +76,7 @@ class Field:
             width=settings.width,
             depth=settings.depth,
             frequencies=settings.frequencies,
+            nearby=settings.nearby,
         ).to(shift)
         return Field(
             context,
@@ -165,7 +169,7 @@ class Field:
         other = _replace(self, context=deepcopy(self.context), network=deepcopy(self.network), treatments=(*self.treatments, *new))
         if new and other.context.example is None:
             before, after = self.context.treatments, len(other.treatments)
-            weight = torch.zeros(self.network.depth * self.network.width, self.context.size - before + after).to(self.shift)
+            weight = torch.zeros(2 * self.network.depth * self.network.width, self.context.size - before + after).to(self.shift)
             bias = torch.zeros(len(weight)).to(self.shift)
             if self.network.shift is not None:
                 weight[:, : self.context.size] = self.network.shift.weight
@@ -188,7 +192,7 @@ class Given:
         types: Their types, where the field sees types.
         treatment: Number of the treatment.
         example: Scaled example, see `popflow.transport.meta.networks.Context`.
-        context: ``[1, c]``, of the control cells.
+        known: What the network knows of the population: its context ``[1, c]``, scaled cells ``[1, m, d]`` that stand for it, and their weights.
     """
 
     field: Field
@@ -196,7 +200,7 @@ class Given:
     types: Tensor | None
     treatment: int
     example: tuple[Tensor, Tensor | None, Tensor, Tensor | None] | None
-    context: Tensor
+    known: Known
 
     @staticmethod
     def of(field: Field, cells: Tensor, types: Any, treatment: int, example: tuple[Tensor, ...] | None) -> Given:
@@ -211,23 +215,29 @@ class Given:
             parts = example if len(example) == 4 else (example[0], None, example[1], None)
             before, after = (embedded(x, None if not field.context.sees_types else code) for x, code in (parts[:2], parts[2:]))
             shown = field.scaled(before[0])[None], before[1], field.scaled(after[0])[None], after[1]
-        given = Given(field, cells, codes, treatment, shown, cells)
-        return _replace(given, context=given.embedded(cells))
+        given = Given(field, cells, codes, treatment, shown, (cells, cells, None))
+        return _replace(given, known=given.embedded(cells))
 
-    def embedded(self, cells: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Context of a population, which may be on its way."""
+    @property
+    def context(self) -> Tensor:
+        """Context ``[1, c]`` of the control cells."""
+        return self.known[0]
+
+    def embedded(self, cells: Tensor, weights: Tensor | None = None) -> Known:
+        """What is known of a population, which may be on its way."""
         x, types = (cells, None) if weights is not None else embedded(cells, self.types)
         number = torch.tensor([self.treatment], device=cells.device)
+        scaled, weights = self.field.scaled(x)[None], None if weights is None else weights[None]
         with torch.no_grad():
-            return self.field.context(self.field.scaled(x)[None], types, number, self.example, None if weights is None else weights[None])
+            return self.field.context(scaled, types, number, self.example, weights), scaled, weights
 
     def velocity(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Drift ``[n, d]``, in units of the features per time from control to treated."""
-        return self._rates(t, x, self.context)[0]
+        return self._rates(t, x, self.known)[0]
 
     def growth(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Growth rate ``[n]`` per time from control to treated."""
-        return self._rates(t, x, self.context)[1]
+        return self._rates(t, x, self.known)[1]
 
     def push(self, pop: Population | Tensor, t0: float, t1: float, rng: Streams, steps: int = 20) -> Population:
         """Move cells along the flow of the population: Heun's method, Euler-Maruyama with noise; with a mean field they are the population."""
@@ -236,11 +246,11 @@ class Given:
         grows = self.field.lagrangian is not None and self.field.lagrangian.lam > 0
 
         def process(t: float, pop: Population) -> Rates:
-            context = self.context
+            known = self.known
             if self.field.mean_field:
                 near = pop.take(_even(pop.x, EMBEDDED))
-                context = self.embedded(near.x, near.weights())
-            found = [self._rates(t, x, context) for x in pop.x.split(BLOCK)]
+                known = self.embedded(near.x, near.weights())
+            found = [self._rates(t, x, known) for x in pop.x.split(BLOCK)]
             drift, growth = (torch.cat(part) for part in zip(*found, strict=True))
             return Rates(drift, noise or None, Ito(growth) if grows else None)
 
@@ -248,15 +258,15 @@ class Given:
         times = torch.linspace(t0, t1, count + 1, dtype=torch.float64)
         return simulate((euler if noise else heun)(process), pop, times, rng=rng)
 
-    def _rates(self, t: Tensor | float, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _rates(self, t: Tensor | float, x: Tensor, known: Known) -> tuple[Tensor, Tensor]:
         field = self.field
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         if field.lagrangian is None:
             with torch.no_grad():
-                return field.scale * field.network(field.scaled(x)[None], times[None], context)[0], x.new_zeros(len(x))
+                return field.scale * field.network(field.scaled(x)[None], times[None], *known)[0], x.new_zeros(len(x))
         area = field.scale.square().mean()
         with torch.no_grad():
-            value, (slope,) = value_and_grad(lambda x: area * field.network(field.scaled(x)[None], times[None], context).flatten(), x)
+            value, (slope,) = value_and_grad(lambda x: area * field.network(field.scaled(x)[None], times[None], *known).flatten(), x)
             if field.lagrangian.drift is not None:
                 slope = slope + shaped("drift", field.lagrangian.drift(times, x), x)
         return slope, field.lagrangian.lam * value

@@ -28,6 +28,7 @@ from popflow.transport.meta.draws import Batch, Draws
 from popflow.transport.meta.embedding import Embedding, Knn
 from popflow.transport.meta.field import Field, Given
 from popflow.transport.meta.losses import Alternating, action_loss, matching_loss
+from popflow.transport.meta.mixture import warn_of_mixture
 from popflow.transport.meta.populations import Populations
 from popflow.transport.meta.settings import Settings
 from popflow.transport.meta.training_set import check_training, moments
@@ -173,7 +174,7 @@ class MetaFlow:
         Args:
             cells: Control cells of the population ``[n, d]``, in the units of the features.
             treatment: Name of a treatment seen in training; None where there is only one, or it is given by example.
-            types: Integer type of each cell, for flows that see types.
+            types: Integer type of each cell, where training had types: proportions unseen there are warned of (`mixture`).
             example: Control cells and treated cells of a patient who got the treatment; with their types where the flow sees types.
             features: Names of the columns of all these cells, in any order; None: those of training, in their order. Others are dropped with a warning.
 
@@ -199,7 +200,10 @@ class MetaFlow:
                     + " A flow by example (by_example=True) takes treatments it has not seen."
                 )
             number = 0 if treatment is None else field.treatments.index(treatment)
-        return Given.of(field, x, types, number, None if example is None else tuple(_moved(field, one, features) for one in example))
+        given = Given.of(field, x, types, number, None if example is None else tuple(_moved(field, one, features) for one in example))
+        if types is not None and field.shares is not None:
+            warn_of_mixture(given, torch.as_tensor(types))
+        return given
 
     def predict(self, cells: Any, treatment: str | None = None, *, steps: int = 20, rng: Streams | None = None, **how: Any) -> Population:
         """Predict the cells after the treatment, in the units of the features; growth is in their weights.

@@ -37,8 +37,8 @@ def matching_loss(field: Field, *, alternate: bool = False) -> Loss:
     """
 
     def loss(params: Mapping[str, Tensor], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        context, network = _parts(field, params, batch, alternate, batch["x"])
-        out = functional_call(field.network, network, (field.scaled(batch["x"]), batch["t"], context))
+        network, *known = _parts(field, params, batch, alternate, batch["x"])
+        out = functional_call(field.network, network, (field.scaled(batch["x"]), batch["t"], *known))
         return (out - batch["velocity"] / field.scale).square().mean(), {}
 
     return loss
@@ -60,10 +60,10 @@ def action_loss(lagrangian: Lagrangian, field: Field, bend: Bend | None, *, alte
         count = len(batch["treatment"])
         here = still.x.reshape(count, -1, still.x.shape[-1])
         mass = still.mass.reshape(count, -1)
-        context, network = _parts(field, params, batch, alternate, here, mass / mass.sum(1, keepdim=True))
+        network, *known = _parts(field, params, batch, alternate, here, mass / mass.sum(1, keepdim=True))
 
         def s(t: Tensor, x: Tensor) -> Tensor:
-            inputs = field.scaled(x.reshape(count, -1, x.shape[-1])), t.reshape(count, -1), context
+            inputs = field.scaled(x.reshape(count, -1, x.shape[-1])), t.reshape(count, -1), *known
             return area * functional_call(field.network, network, inputs).flatten()
 
         probe = paths["probe"].flatten(0, 1) if "probe" in paths else None
@@ -78,8 +78,8 @@ def action_loss(lagrangian: Lagrangian, field: Field, bend: Bend | None, *, alte
 
 def _parts(
     field: Field, params: Mapping[str, Tensor], batch: dict[str, Tensor], alternate: bool, here: Tensor, weights: Tensor | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The context of the populations, and the parameters of the network; what is not in turn is held."""
+) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor | None]:
+    """Parameters of the network, the context of the populations, their cells and weights; what is not in turn is held."""
     mine = {name[8:]: p for name, p in params.items() if name.startswith("context.")}
     network = {name[8:]: p for name, p in params.items() if name.startswith("network.")}
     on_the_way = "cells" not in batch
@@ -89,10 +89,11 @@ def _parts(
         seen = tuple(batch.get(f"{name}.types") if field.context.sees_types else None for name in ("before", "after"))
         example = before, seen[0], after, seen[1]
     types = batch.get("cells.types") if field.context.sees_types else None
-    inputs = field.scaled(cells), types, batch["treatment"], example, weights if on_the_way else None
+    scaled, weights = field.scaled(cells), weights if on_the_way else None
+    inputs = scaled, types, batch["treatment"], example, weights
     context = functional_call(field.context, mine, inputs)
     if alternate:
         turn = batch["turn"][0]
         context = turn * context.detach() + (1 - turn) * context
         network = {name: turn * p + (1 - turn) * p.detach() for name, p in network.items()}
-    return context, network
+    return network, context, scaled, weights

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from popflow.core.checks import at_least_one
 from popflow.learn.networks import TimeEmbedding
-from popflow.transport.meta.embedding import Embedding
+from popflow.transport.meta.embedding import Embedding, Waves
 
 
 class ContextMLP(nn.Module):
-    """Residual perceptron of position and time, shifted at every layer by a linear map of the context; SiLU.
+    """Residual perceptron of position and time, scaled and shifted at every layer by linear maps of the context; SiLU.
 
     Args:
         dim: Coordinates.
@@ -20,33 +22,64 @@ class ContextMLP(nn.Module):
         out: Numbers per cell of the result; ``dim`` unless given.
         width: Hidden width.
         depth: Hidden layers.
-        frequencies: Random Fourier features of the position, ``cos(2 pi x B)`` and ``sin(2 pi x B)``; ``B`` is stored with the parameters.
+        frequencies: Random Fourier features of the position, see `Waves`.
+        nearby: Widths at which the surroundings of a position are seen, see `Nearby`; 0: none.
 
     Shapes:
         x ``[P, n, dim]``; t ``[P, n]``; context ``[P, context]``; result ``[P, n, out]``.
     """
 
-    def __init__(self, dim: int, context: int, *, out: int | None = None, width: int = 128, depth: int = 3, frequencies: int = 0):
+    def __init__(
+        self, dim: int, context: int, *, out: int | None = None, width: int = 128, depth: int = 3, frequencies: int = 0, nearby: int = 0
+    ):
         super().__init__()
         at_least_one(dim=dim, width=width, depth=depth)
-        self.depth = depth
+        self.depth, self.width = depth, width
         self.time = TimeEmbedding()
-        self.waves = nn.Buffer(0.3 * torch.randn(dim, frequencies))
-        self.first = nn.Linear(dim + 2 * frequencies + self.time.size, width)
-        self.shift = nn.Linear(context, depth * width) if context else None
+        self.waves = Waves(dim, frequencies)
+        self.nearby = Nearby(dim, nearby) if nearby else None
+        self.first = nn.Linear(self.waves.size + self.time.size + (0 if self.nearby is None else self.nearby.size), width)
+        self.shift = nn.Linear(context, 2 * depth * width) if context else None
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, dim if out is None else out)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Evaluate cell by cell."""
-        phase = 2 * torch.pi * (x @ self.waves)
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, cells: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Evaluate cell by cell; ``cells [P, m, dim]`` of the population, with weights ``[P, m]``, where their surroundings are seen."""
         time = self.time(t.reshape(-1)).reshape(*t.shape, -1)
-        shift = None if self.shift is None else self.shift(context).unflatten(-1, (self.depth, -1))[:, None]
-        h = self.first(torch.cat([x, phase.cos(), phase.sin(), time], -1))
+        known = None if self.shift is None else self.shift(context).unflatten(-1, (self.depth, 2, self.width))[:, None]
+        seen = [] if self.nearby is None or cells is None else [self.nearby(x, cells, weights)]
+        h = self.first(torch.cat([self.waves(x), time, *seen], -1))
         for k in range(self.depth):
             h = h if k == 0 else h + self.hidden[k - 1](F.silu(h))
-            h = h if shift is None else h + shift[:, :, k]
+            h = h if known is None else h * (1 + known[:, :, k, 0]) + known[:, :, k, 1]
         return self.last(F.silu(h))
+
+
+class Nearby(nn.Module):
+    """What the population looks like around a position: for each of ``count`` widths ``h`` the mean shift and the log density of a kernel estimate,
+
+        (sum_j K_h(x - x_j) x_j / sum_j K_h(x - x_j) - x) / h,      log mean_j K_h(x - x_j)
+
+    which are its score, up to a factor, and its level. Widths are learned, from 1/8 to 1/8 2^(count - 1) root mean square spreads of the cells.
+    An embedding says what is true of a whole population; this says it of the surroundings of a cell, and carries over to unseen shapes.
+
+    Source: Fukunaga and Hostetler, *The estimation of the gradient of a density function* (1975).
+    """
+
+    def __init__(self, dim: int, count: int):
+        super().__init__()
+        self.size = count * (dim + 1)
+        self.log_width = nn.Parameter(torch.tensor([0.125 * 2.0**k * dim**0.5 for k in range(count)]).log())
+
+    def forward(self, x: Tensor, cells: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Features of positions ``[P, n, d]`` among cells ``[P, m, d]``: ``[P, n, count (d + 1)]``."""
+        squared = (x.square().sum(-1)[..., None] + cells.square().sum(-1)[:, None] - 2 * x @ cells.mT).clamp_min(0.0)
+        bias = 0.0 if weights is None else weights.clamp_min(1e-12).log()[:, None] + math.log(cells.shape[1])
+        found = []
+        for width in self.log_width.exp():
+            level = bias - squared / (2 * width.square())
+            found += [(level.softmax(-1) @ cells - x) / width, level.logsumexp(-1, keepdim=True) - math.log(cells.shape[1])]
+        return torch.cat(found, -1).clamp(-8.0, 8.0)
 
 
 class Context(nn.Module):

@@ -24,6 +24,7 @@ class Settings:
         width: Hidden width of the velocity.
         depth: Its hidden layers.
         frequencies: Its random Fourier features.
+        nearby: Widths at which it sees the surroundings of a cell in its population, see `popflow.transport.meta.networks.Nearby`; 0: not at all.
         populations: Populations in a batch.
         cells: Cells of each that are embedded.
         pairs: Coupled cells of each.
@@ -46,6 +47,7 @@ class Settings:
     width: int = 128
     depth: int = 3
     frequencies: int = 0
+    nearby: int = 0
     populations: int = 8
     cells: int = 256
     pairs: int = 64
@@ -53,14 +55,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         at_least_one(width=self.width, depth=self.depth, populations=self.populations, cells=self.cells, pairs=self.pairs)
-        needed = {name: getattr(self, name) for name in ("by_example", "mean_field", "alternate", "see_types")}
+        needed = {name: getattr(self, name) for name in ("by_example", "mean_field", "alternate", "see_types", "nearby")}
         if self.embed is None and any(needed.values()):
             asked = [name for name, value in needed.items() if value]
             raise ValueError(f"embed is None with {asked}, which embed populations. Fix: embed=Knn().")
         if self.mean_field and self.see_types:
             raise ValueError("mean_field and see_types, wanted one of them: cells on their way have no measured type.")
-        if self.frequencies < 0 or not self.lr > 0:
-            raise ValueError(f"frequencies={self.frequencies}, lr={self.lr}: wanted 0 or more, and a rate above 0.")
+        if self.frequencies < 0 or self.nearby < 0 or not self.lr > 0:
+            raise ValueError(f"frequencies={self.frequencies}, nearby={self.nearby}, lr={self.lr}: wanted 0 or more, and a rate above 0.")
 
     def plain(self) -> dict[str, Any]:
         """What JSON can hold."""
