@@ -55,7 +55,7 @@ def action_loss(lagrangian: Lagrangian, field: Field, bend: Bend | None, *, alte
         paths = {name[5:]: value.flatten(0, 1) for name, value in batch.items() if name.startswith("path.")}
         t = paths["t"].flatten()
         theirs = {name[5:]: p for name, p in params.items() if name.startswith("bend.")}
-        point = follow(lagrangian, paths, None if bend is None else lambda *ends: functional_call(bend, theirs, ends))
+        point = follow(lagrangian, paths, None if bend is None else lambda *ends, module=bend: functional_call(module, theirs, ends))
         still = type(point)(*(value.detach() for value in point))
         count = len(batch["treatment"])
         here = still.x.reshape(count, -1, still.x.shape[-1])
