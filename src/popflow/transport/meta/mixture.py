@@ -27,7 +27,7 @@ class Mixture:
         high: Largest share.
         outside: Types outside.
         change: Root mean square over cells and features between two predictions of the same cells: embedding their population, and embedding the
-            population with shares inside the range. In the unit of the features; 0 where nothing is outside.
+            population with shares brought inside the range, as far as its types allow. In the unit of the features; 0 where nothing is outside.
         relative: The same over the root mean square displacement of the cells.
     """
 
@@ -73,9 +73,10 @@ def mixture(given: Given, types: Tensor, *, tolerance: float = 0.02) -> Mixture:
     change = relative = 0.0
     if outside and field.context.population is not None:
         wanted = share.clamp(low, high)
-        weight = torch.where(share > 0, wanted / share.clamp_min(1e-9), 0.0)[codes.cpu()]
-        place = (torch.arange(len(cells)) + 0.5) / len(cells) * float(weight.sum())
-        index = torch.searchsorted(weight.cumsum(0), place.double()).clamp_max(len(cells) - 1).to(cells.device)
+        order = codes.cpu().argsort(stable=True)  # by type: systematic draws then meet the shares to one cell
+        weight = torch.where(share > 0, wanted / share.clamp_min(1e-9), 0.0)[codes.cpu()[order]]
+        place = (torch.arange(len(cells), dtype=torch.float64) + 0.5) / len(cells) * weight.sum()
+        index = order[torch.searchsorted(weight.cumsum(0), place).clamp_max(len(cells) - 1)].to(cells.device)
         inside = _replace(given, cells=cells[index], types=None if given.types is None else given.types[index])
         inside = _replace(inside, known=inside.embedded(inside.cells))
         some = embedded(cells, None)[0][:CELLS]
