@@ -93,6 +93,9 @@ class Draws:
         pair, populations = self.populations.pairs[k], self.populations
         source, target = pair.source, pair.target
         assert target is not None
+        if self.coupling is paired:
+            index = (rng.uniform("pairs", (count,)).cpu() * min(len(populations.clouds[k]) for k in (source, target))).long()
+            return rows(populations.clouds[source], index), rows(populations.clouds[target], index)
         if self.coupling is independent and not self.settings.within_types:
             return self.cloud(source, count, rng)[0], self.cloud(target, count, rng)[0]
         if max(len(populations.clouds[source]), len(populations.clouds[target])) > CELLS:
@@ -140,12 +143,9 @@ class Draws:
         chosen = self.chosen(rng)
         ends = [self.coupled(k, self.settings.pairs, rng) for k in chosen.tolist()]
         x, y = (torch.stack(side) for side in zip(*ends, strict=True))
-        share = (
-            rng.uniform("times", (len(chosen), 1 if self.settings.mean_field else self.settings.pairs), x.dtype)
-            .to(x.device)
-            .expand(-1, self.settings.pairs)
-        )
-        return self.context(chosen, rng) | {"x": torch.lerp(x, y, share[..., None]), "velocity": y - x, "t": share.contiguous()}
+        times = rng.uniform("times", (len(chosen), 1 if self.settings.mean_field else self.settings.pairs), x.dtype)
+        t = times.to(x.device).expand(x.shape[:2]).contiguous()
+        return self.context(chosen, rng) | {"x": torch.lerp(x, y, t[..., None]), "velocity": y - x, "t": t}
 
     def with_paths(self, lagrangian: Lagrangian, rng: Streams, slices: int) -> Callable[[Streams], Batch]:
         """Couple all pairs by least action; the function returned draws their conditional paths at ``slices`` times for each population."""

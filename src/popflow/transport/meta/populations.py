@@ -77,7 +77,7 @@ class Pair:
 class Populations:
     """Clouds of cells, and which of them are the same population before and after which treatment.
 
-    Make them with `Populations.of`, `from_cells` or `from_anndata`. Cells are in the user's units everywhere; flows scale them inside.
+    Make them with `Populations.of`, `from_cells` or `popflow.transport.meta.anndata.read`. Cells are in the user's units everywhere; flows scale them inside.
 
     Attributes:
         clouds: ``[n_i, d]`` each, of one dtype.
@@ -113,7 +113,7 @@ class Populations:
         for k, cloud in enumerate(self.clouds):
             if len(cloud.shape) != 2 or cloud.shape[1] != dim:
                 raise ValueError(
-                    f"clouds[{k}] has shape {tuple(cloud.shape)}, wanted [cells, {dim}]: one column for each of {self._named(dim)}."
+                    f"clouds[{k}] has shape {tuple(cloud.shape)}, wanted [cells, {dim}]: one column for each of {list(self.features[:6])}."
                 )
             if len(cloud) < 2:
                 raise ValueError(f"clouds[{k}] ({self.label(k)}) holds {len(cloud)} cell(s), wanted at least two: drop that population.")
@@ -129,9 +129,6 @@ class Populations:
             if (pair.group, pair.treatment) in seen:
                 raise ValueError(f"the pair ({pair}) is there twice, wanted one: name replicates as groups of their own.")
             seen.add((pair.group, pair.treatment))
-
-    def _named(self, dim: int) -> str:
-        return f"the features {', '.join(self.features[:6])}{', ...' if dim > 6 else ''}"
 
     @staticmethod
     def of(
@@ -160,7 +157,7 @@ class Populations:
             masses: Mass after each treatment relative to before; None: 1.
         """
         count = len(sources)
-        names = [str(k) for k in range(count)] if groups is None else list(map(str, groups))
+        names = list(map(str, range(count) if groups is None else groups))
         treatments = [treatments] * count if isinstance(treatments, str) else list(map(str, treatments))
         if not len(targets) == len(names) == len(treatments) == count:
             raise ValueError(
@@ -232,9 +229,8 @@ class Populations:
                 "leave these patients out, or give them control cells."
             )
         treatments = [one for one in known if one != control]
-        keys = sorted(members)
-        place = {key: k for k, key in enumerate(keys)}
-        index = [torch.tensor(members[key]) for key in keys]
+        place = {key: k for k, key in enumerate(sorted(members))}
+        index = [torch.tensor(members[key]) for key in place]
         pairs = []
         for name in sorted(set(names)):
             own = [one for one in treatments if (name, one) in members]
@@ -339,9 +335,8 @@ class Populations:
         folder.mkdir(parents=True, exist_ok=True)
 
         def put(cloud: Cloud, name: str) -> Stored:
-            array = rows(cloud).cpu().numpy()
-            np.save(folder / name, array)
-            return Stored(folder / name, array.shape)
+            np.save(folder / name, rows(cloud).cpu().numpy())
+            return Stored(folder / name, tuple(cloud.shape))
 
         clouds = tuple(put(cloud, f"cloud-{k}.npy") for k, cloud in enumerate(self.clouds))
         types = None if self.types is None else tuple(put(code, f"types-{k}.npy") for k, code in enumerate(self.types))
@@ -379,16 +374,13 @@ class Populations:
     def sample(self, cloud: int, most: int = SAMPLED) -> Tensor:
         """At most ``most`` evenly spaced cells of a cloud."""
         count = len(self.clouds[cloud])
-        if count <= most:
-            return rows(self.clouds[cloud])
-        return rows(self.clouds[cloud], torch.arange(most) * count // most)
+        return rows(self.clouds[cloud], None if count <= most else torch.arange(most) * count // most)
 
     def proportions(self, cloud: int) -> Tensor:
         """Shares of the cell types in a cloud ``[types]``, float64."""
         if self.types is None:
             raise ValueError("types is None, wanted a type for each cell.")
-        count = torch.bincount(rows(self.types[cloud]), minlength=len(self.type_names)).double()
-        return count / count.sum()
+        return torch.bincount(rows(self.types[cloud]), minlength=len(self.type_names)).double() / len(self.types[cloud])
 
 
 def _cloud(value: Any) -> Cloud:
