@@ -55,7 +55,7 @@ def trivial(training: Populations, test: Populations, pair: Pair, rng: Streams) 
         moved = [(rows(training.clouds[one.source]), rows(training.clouds[one.target])) for one in others if one.target is not None]
         found[SHIFT] = x + torch.stack([b.mean(0) - a.mean(0) for a, b in moved]).mean(0)
         if training.types is not None and test.types is not None:
-            shift = torch.stack([_type_shift(training, others, kind) for kind in range(len(training.type_names))])
+            shift = torch.stack([_type_shift(training, others, kind).to(x) for kind in range(len(training.type_names))])
             own = shift[rows(test.types[pair.source])]
             found[SHIFT_BY_TYPE] = x + torch.where(own.isnan(), found[SHIFT] - x, own)
         pool = torch.cat([b for _, b in moved])
