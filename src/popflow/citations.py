@@ -120,3 +120,15 @@ SMC_SAMPLERS = """\
   pages     = {411--436},
   year      = {2006}
 }"""
+
+META_FLOW_MATCHING = """\
+@inproceedings{atanackovic2025meta,
+  title     = {Meta Flow Matching: Integrating Vector Fields on the {Wasserstein} Manifold},
+  author    = {Atanackovic, Lazar and Zhang, Xi and Amos, Brandon and
+               Blanchette, Mathieu and Lee, Leo J. and Bengio, Yoshua and
+               Tong, Alexander and Neklyudov, Kirill},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025},
+  eprint    = {2408.14608},
+  archivePrefix = {arXiv}
+}"""

@@ -117,11 +117,14 @@ TASKS = {
         ),
     ),
     "flow": Task(
-        summary="Learn population dynamics from snapshots and predict held-out times.",
+        summary="Learn population dynamics from snapshots, or responses of patients, and predict what was held out.",
         config="popflow.transport.config:FlowConfig",
         run="popflow.transport.job:run",
         cite="popflow.transport.config:cite",
-        examples=("popflow flow cells.h5ad --time day --rep X_pca --dims 5 --lagrangian unbalanced --hold-out 2",),
+        examples=(
+            "popflow flow cells.h5ad --time day --rep X_pca --dims 5 --lagrangian unbalanced --hold-out 2",
+            "popflow flow cells.h5ad --populations patient --treatment condition --control Ref --rep X --hold-out Patient4",
+        ),
     ),
     "search": Task(
         summary="Find binary networks with a quantum hypernetwork, and compare with the exact optimum and classical search.",
@@ -179,6 +182,13 @@ BUILT_IN = (
         cite=(citations.DIFFOPT, citations.SMC_SAMPLERS),
         demo=Task("popflow.compose.constrained.config:DemoConfig", "popflow.compose.constrained.demo:demo"),
         task="optimize",
+    ),
+    Method(
+        name="mfm",
+        summary="Responses of populations never seen under treatment: flows that read the whole population (meta flow matching).",
+        cite=(citations.META_FLOW_MATCHING,),
+        demo=Task("popflow.transport.config:PatientsConfig", "popflow.transport.meta.demo:demo"),
+        task="flow",
     ),
 )
 

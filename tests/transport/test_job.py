@@ -155,7 +155,7 @@ def test_what_is_wrong_is_named(values, message):
         (["--time", "type", "--dims", "2"], "'upper' is not a number"),
         (["--time", "day", "--dims", "9"], "dims=9, wanted 1 to 4"),
         (["--time", "day", "--dims", "2", "--hold-out", "10"], "is an end point or does not exist"),
-        (["--time", "day", "--dims", "2", "--hold-out", "3"], "there is no snapshot at time 3.0"),
+        (["--time", "day", "--dims", "2", "--hold-out", "3"], "there is no snapshot at time '3'"),
         (["--time", "day", "--dims", "2", "--hold-out", "2", "--smooth"], "there are 2 training snapshots, wanted at least three"),
     ],
 )

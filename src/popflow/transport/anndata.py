@@ -90,13 +90,13 @@ def read(
         MissingExtraError: without anndata.
         CheckpointError: when the file cannot be read.
     """
-    with _opened(source) as adata:
+    with opened(source) as adata:
         keys = {"time": (time, adata.obs), "rep": (rep, adata.obsm), "velocity": (velocity, adata.obsm), "types": (types, adata.obs)}
         for name, (key, place) in keys.items():
             if key is not None and key not in place:
                 raise ValueError(unknown(f"{name}: key of {'obs' if place is adata.obs else 'obsm'}", key, map(str, place.keys())))
-        x = _coordinates(rep, adata.obsm[rep], dims)
-        moving = None if velocity is None else _coordinates(velocity, adata.obsm[velocity], dims)
+        x = coordinates(rep, adata.obsm[rep], dims)
+        moving = None if velocity is None else coordinates(velocity, adata.obsm[velocity], dims)
         column = adata.obs[time]
         timed = np.flatnonzero(~column.isna().to_numpy())
         labels = [value.item() if isinstance(value, np.generic) else value for value in column.iloc[timed].tolist()]
@@ -246,7 +246,7 @@ def genes_of(source: Any, rep: str, positions: Tensor) -> tuple[np.ndarray, list
     Raises:
         ValueError: when the representation cannot be decoded; the message says why.
     """
-    with _opened(source) as adata:
+    with opened(source) as adata:
         if "PCs" not in adata.varm:
             raise ValueError(
                 f"varm has no 'PCs' (it has {sorted(map(str, adata.varm.keys()))}), wanted the components behind obsm[{rep!r}]."
@@ -274,7 +274,7 @@ def genes_of(source: Any, rep: str, positions: Tensor) -> tuple[np.ndarray, list
 
 
 @contextmanager
-def _opened(source: Any) -> Iterator[Any]:
+def opened(source: Any) -> Iterator[Any]:
     """Open a path in backed mode and close it at the end; an object stays as it is."""
     if not isinstance(source, str | Path):
         yield source
@@ -306,7 +306,7 @@ def _check_names(key: str, column: Any) -> None:
         raise ValueError(f"types={key!r} holds {kinds} different names, wanted at most {_MOST_TYPES}: a column of `obs` with cell types.")
 
 
-def _coordinates(key: str, value: Any, dims: int | None) -> Tensor:
+def coordinates(key: str, value: Any, dims: int | None) -> Tensor:
     """An entry of ``obsm`` as float32 ``[cells, dims]``."""
     if hasattr(value, "tocsr"):
         raise TypeError(f"obsm[{key!r}] is sparse, wanted dense coordinates: take principal components (scanpy.pp.pca) and give their key.")

@@ -12,14 +12,20 @@ from popflow.runs.config import Flag, check
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Learn how a population moves, grows and spreads between snapshots, and predict held-out times.
+    """Learn how a population moves, grows and spreads between snapshots, and predict held-out times; or how patients respond, and predict unseen ones.
 
-    Lengths are in the scaled coordinates, times in the unit of the file.
+    Lengths are in the scaled coordinates, times in the unit of the file; responses of patients are in the unit of the features.
 
     Attributes:
         cells: AnnData file (``.h5ad``). It is not changed.
         time: Column of ``obs`` with the time of each cell. Numbers, or text that reads as numbers.
-        rep: Key of ``obsm`` with the coordinates.
+        populations: Column of ``obs`` with the patient (donor, sample) of each cell, to learn responses to treatments instead of times.
+        treatment: Column of ``obs`` with the treatment of each cell (``populations``).
+        control: The treatment that stands for none (``populations``).
+        cofactor: Features are ``arcsinh(x / cofactor)``, as usual for mass cytometry (``populations``).
+        neighbours: Neighbours of a cell in the graph that embeds its population (``populations``).
+        members: Flows of different seeds, whose spread tells how far to trust a prediction (``populations``).
+        rep: Key of ``obsm`` with the coordinates. ``X`` takes all columns of the matrix itself (``populations``).
         dims: Number of leading coordinates to use.
         scale: Scaling of the coordinates: unit variance of each (``whiten``), one factor for all (``global``) or ``none``. It is fitted
             without held-out cells.
@@ -35,7 +41,7 @@ class FlowConfig:
             spline; it takes at least three.
         bandwidth: Length over which velocities are averaged (``velocity``, ``smooth``).
         strength: Factor on RNA velocities, whose direction is more reliable than their speed.
-        hold_out: Time to hold out of the fit and score the flow on. Repeat it for several; neither the first nor the last.
+        hold_out: Time, or patient, to hold out of the fit and score the flow on. Repeat it for several; neither the first nor the last time.
         types: Column of ``obs`` with cell types, for fates and growth rates by type.
         baseline: Fit and score OT-conditional flow matching for comparison.
         steps: Training steps.
@@ -45,7 +51,13 @@ class FlowConfig:
     """
 
     cells: Annotated[Path, Flag("CELLS")]
-    time: Annotated[str, Flag(metavar="KEY")]
+    time: Annotated[str | None, Flag(metavar="KEY")] = None
+    populations: Annotated[str | None, Flag(metavar="KEY")] = None
+    treatment: Annotated[str | None, Flag(metavar="KEY")] = None
+    control: Annotated[str | None, Flag(metavar="NAME")] = None
+    cofactor: Annotated[float | None, Flag(gt=0)] = None
+    neighbours: Annotated[int, Flag(ge=0)] = 10
+    members: Annotated[int, Flag(ge=1)] = 3
     rep: Annotated[str, Flag(metavar="KEY")] = "X_pca"
     dims: Annotated[int, Flag(ge=1)] = 5
     scale: Literal["whiten", "global", "none"] = "whiten"
@@ -58,7 +70,7 @@ class FlowConfig:
     smooth: bool = False
     bandwidth: Annotated[float, Flag(gt=0)] = 1.0
     strength: Annotated[float, Flag(gt=0)] = 1.0
-    hold_out: Annotated[tuple[float, ...], Flag(metavar="TIME")] = ()
+    hold_out: Annotated[tuple[str | float, ...], Flag(metavar="WHAT")] = ()
     types: Annotated[str | None, Flag(metavar="KEY")] = None
     baseline: bool = True
     steps: Annotated[int, Flag(ge=1)] = 1500
@@ -68,6 +80,7 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        self._check_source()
         if self.smooth and self.velocity is not None:
             raise ValueError(f"smooth=True and velocity={self.velocity!r}, wanted one of them: a flow has one reference drift.")
         if self.masses == "counts" and self.lagrangian != "unbalanced":
@@ -83,6 +96,48 @@ class FlowConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect without {where}.")
         if self.cells.is_dir():
             raise ValueError(f"cells={str(self.cells)!r} is a folder, wanted an AnnData file (.h5ad).")
+
+    def _check_source(self) -> None:
+        """Times or patients, and no setting of the other."""
+        if (self.time is None) == (self.populations is None):
+            raise ValueError(
+                f"time={self.time!r} and populations={self.populations!r}, wanted one of them: the column with times, or the one with patients."
+            )
+        patients = self.populations is not None
+        if patients and (self.treatment is None or self.control is None):
+            raise ValueError(
+                f"treatment={self.treatment!r} and control={self.control!r} with populations={self.populations!r}, wanted the column with the "
+                "treatments and the name of the control."
+            )
+        of_patients = ("treatment", "control", "cofactor", "neighbours", "members")
+        of_times = ("scale", "acceleration", "velocity", "smooth")
+        for name in of_times if patients else of_patients:
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect {'with' if patients else 'without'} populations.")
+
+
+@dataclass(frozen=True)
+class PatientsConfig:
+    """Predict how populations never seen respond, where the answer is known and depends on the population.
+
+    Attributes:
+        seed: Random seed.
+        quick: Run a smaller version in seconds. At most 40 populations, 100 cells and 350 steps.
+        populations: Populations to learn from.
+        cells: Cells of each, before and after.
+        steps: Training steps of each flow.
+        width: Hidden width of the velocity.
+    """
+
+    seed: int = 0
+    quick: bool = False
+    populations: Annotated[int, Flag(ge=8)] = 60
+    cells: Annotated[int, Flag(ge=32)] = 300
+    steps: Annotated[int, Flag(ge=20)] = 600
+    width: Annotated[int, Flag(ge=4)] = 64
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -109,6 +164,9 @@ class DemoConfig:
 
 def cite(config: FlowConfig) -> tuple[str, ...]:
     """BibTeX of the flow, and of the reference drift and the baseline where they are used."""
+    if config.populations is not None:
+        other = (citations.OT_FLOW_MATCHING,) if config.lagrangian == "transport" else (citations.WASSERSTEIN_LAGRANGIAN_FLOWS,)
+        return (citations.META_FLOW_MATCHING, *other)
     return (
         citations.WASSERSTEIN_LAGRANGIAN_FLOWS,
         *((citations.WASSERSTEIN_SPLINES,) if config.smooth else ()),

@@ -20,7 +20,11 @@ from popflow.transport.snapshots import Snapshots
 
 
 def run(config: FlowConfig, run: Run) -> Report:
-    """Fit a flow, score it on held-out times, follow the cells, and write the file back with its new keys."""
+    """Fit a flow, score it on held-out times, follow the cells, and write the file back with its new keys; with patients see `meta.job`."""
+    if config.populations is not None:
+        from popflow.transport.meta import job
+
+        return job.run(config, run)
 
     def rng() -> Streams:
         return Streams(config.seed, run.device)
@@ -65,6 +69,7 @@ def told(record: FlowConfig | Certificate) -> dict[str, Any]:
 
 def read(config: FlowConfig, run: Run) -> anndata.Cells:
     """Return the cells of the file, scaled, with the held-out marginals marked."""
+    assert config.time is not None
     cells = anndata.read(
         config.cells,
         time=config.time,
