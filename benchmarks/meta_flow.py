@@ -201,7 +201,7 @@ def letter_rows(seeds: int, quick: bool) -> list[Row]:
         mine = mean_error([one[NEAR][metric] for one in known])
         found.append(Row(f"letters, independent: meta with surroundings, {metric} over the best of plain, one-hot, identity, ideal shift", mine[0] / worst, None if mine[1] is None else mine[1] / worst, target=1.0, peers=peers, notes={"meta": mine}))  # fmt: skip
     for row in (NEAR, KNN, PLAIN):
-        values = scores(row, 1 if row == KNN else seeds, coupling="paired")
+        values = scores(row, 1, coupling="paired")
         notes = {m: mean_error([one[row][m] for one in values]) for m in METRICS}
         found.append(Row(f"letters, paired: {row}, W2 on X and Y", *notes["w2"], notes=notes))
     for k in (0, 50):
@@ -444,9 +444,15 @@ def step_seconds(cells: int, populations: int, steps: int) -> float:
 def cost_rows(quick: bool) -> list[Row]:
     """Processor time and memory."""
     found = []
-    sizes, counts = ((64, 128), (2,)) if quick else ((256, 512, 1024, 2048, 4096), (1, 4, 16))
+    sizes, counts = ((64, 128), (2,)) if quick else ((256, 512, 1024, 2048, 4096), (1, 16))
     for cells in sizes:
-        one = cached(lambda cells=cells: {"s": step_seconds(cells, 2 if quick else 4, 3 if quick else 8)}, "cost", "cells", cells, quick)
+        one = cached(
+            lambda cells=cells: {"s": step_seconds(cells, 2 if quick else 4, 3 if quick else (4 if cells > 1024 else 8))},
+            "cost",
+            "cells",
+            cells,
+            quick,
+        )
         found.append(Row(f"cost: training step, 4 populations of {cells} cells", one["s"] * 1000, None, "ms of one core"))
     for count in counts:
         one = cached(lambda count=count: {"s": step_seconds(256, count, 3 if quick else 12)}, "cost", "populations", count, quick)
