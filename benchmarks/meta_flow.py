@@ -206,7 +206,7 @@ def letter_rows(seeds: int, quick: bool) -> list[Row]:
         found.append(Row(f"letters, paired: {row}, W2 on X and Y", *notes["w2"], notes=notes))
     for k in (0, 50):
         values = scores(KNN, 1, k=k)
-        found.append(Row(f"letters, k = {k}: W2 on X and Y", values[0][KNN]["w2"], notes={m: values[0][KNN][m] for m in METRICS} | {"k = 20, seed 0": known[0][KNN]["w2"]}))  # fmt: skip
+        found.append(Row(f"letters, k = {k}: W2 on X and Y", values[0][KNN]["w2"], notes={m: values[0][KNN][m] for m in METRICS} | {"k = 20, seed 0": ways[KNN][0][KNN]["w2"]}))  # fmt: skip
     for count in (2, 8):
         values = scores(NEAR, 1, coupling="paired", count=count)
         notes = {m: values[0][NEAR][m] for m in METRICS} | {"24 letters, seed 0": scores(NEAR, 1, coupling="paired")[0][NEAR]["w2"]}
