@@ -42,14 +42,6 @@ def test_any_hashable_input_and_any_sequence_of_numbers():
     assert oracle.known == {(2, 3): 6.0, (5, 7): 35.0}
 
 
-def test_what_is_known_is_not_asked_for():
-    """A ledger of an earlier process takes the place of the evaluations, and is written before the values come back."""
-    oracle = Oracle(lambda names: [float(len(name)) for name in names])
-    oracle.known = ledger = {"CCO": -1.0}
-    assert oracle(["CCO", "C"]).tolist() == [-1.0, 1.0]
-    assert ledger == {"CCO": -1.0, "C": 1.0}
-
-
 def test_values_keep_their_double_precision():
     assert Oracle(lambda xs: xs)([1 / 3]).item() == 1 / 3
 

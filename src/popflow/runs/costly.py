@@ -70,7 +70,7 @@ class CostlyFunction:
         made: Calls that this object made.
 
     Raises:
-        CallError: by ``"raise"``. Calls in flight are finished and recorded, no others are begun.
+        CallError: by ``"raise"``. Calls already handed to workers (two for each at most) are finished and recorded, no others are begun.
         CheckpointError: when an outcome cannot be written; its value is not used.
         TypeError: when the function or an input cannot be sent to a worker. No call was made.
         ValueError: by ``"worst"``, when there is no value that could be the worst.
@@ -157,7 +157,8 @@ class CostlyFunction:
             raise ValueError(f"notes has {len(notes)} entries for {len(items)} inputs, wanted one each.")
         fresh: dict[str, int] = {}
         left = self.left
-        for place, key in enumerate(keys):
+        lost = self.on_error == "raise" and any(self.ledger.known(key) and self.ledger[key].kind != "value" for key in keys)
+        for place, key in enumerate([] if lost else keys):
             if not self.ledger.known(key) and key not in fresh:
                 if key in self.ledger:  # forgotten: it was counted before
                     fresh[key] = place
@@ -211,14 +212,15 @@ class CostlyFunction:
         settings: dict[str, Any] = {"n_jobs": self.workers, "batch_size": 1, "max_nbytes": None}
         with parallel_config(backend=self.backend) if self.backend else nullcontext():
             try:
-                parallel, size = Parallel(**settings, pre_dispatch="n_jobs", return_as="generator_unordered"), None
+                parallel, size = Parallel(**settings, return_as="generator_unordered"), None
             except ValueError:  # multiprocessing and ray give outcomes together: in rounds of one call a worker
                 parallel = Parallel(**settings)
                 size = parallel.n_jobs if parallel.n_jobs > 0 else cpu_count()
         try:
             with parallel if size else nullcontext():
                 for some in iter(lambda: list(islice(waiting, size)), []) if size else [waiting]:
-                    for number, outcome in parallel(some) or ():
+                    results: Any = parallel(some)
+                    for number, outcome in results:
                         yield keys[number], outcome
         except pickle.PicklingError as error:
             self._portable.content()  # raises when the function is to blame

@@ -29,6 +29,9 @@ from popflow.runs.outcomes import Outcome, ask
 BACKSTOP = 2.0
 """Seconds after its limit at which a process ends by itself, because the one that should have ended it is gone."""
 
+ORPHAN_CHECK = 0.5
+"""Seconds between two looks of a worker at whether the run still lives."""
+
 _LOADED: dict[str, Portable] = {}
 _IDLE: list[_Process] = []
 
@@ -69,6 +72,8 @@ class Portable:
 def load(name: str, content: bytes) -> Portable:
     """Return the function of a `Portable`, unpickled at the first time."""
     if name not in _LOADED:
+        if not _LOADED:
+            threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         _LOADED.clear()
         _LOADED[name] = Portable(pickle.loads(content), name, content)
     return _LOADED[name]
@@ -100,6 +105,13 @@ def call(number: int, function: Portable, item: Any, values: int | None, timeout
     if process.alive():
         _IDLE.append(process)
     return number, outcome
+
+
+def _end_with_parent(parent: int) -> None:
+    """End a worker whose run was killed, with the call it is making; joblib's own workers would stay for five minutes."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_CHECK)
+    os._exit(1)
 
 
 @atexit.register

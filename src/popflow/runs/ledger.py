@@ -11,6 +11,7 @@ the error names the line.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -68,6 +69,8 @@ class Ledger(Mapping[str, Outcome]):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise OSError(errno.EINVAL, "it is not a file")
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
             if not lock(self._file):
                 raise RunBusyError(
@@ -110,6 +113,11 @@ class Ledger(Mapping[str, Outcome]):
 
     def __len__(self) -> int:
         return len(self._outcomes)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the values depend on besides the key."""
+        return self._about if self._head is None else self._head["about"]
 
     def known(self, key: str) -> bool:
         """Say whether a key needs no call: it has an outcome, and none that was forgotten."""
@@ -194,16 +202,16 @@ class Ledger(Mapping[str, Outcome]):
         self._forgotten: set[str] = set()
         self._head: dict[str, Any] | None = None
         self._end = 0
-        self.about = json.loads(json.dumps(dict(about or {}), allow_nan=False))
+        self._about: dict[str, Any] = json.loads(json.dumps(dict(about or {}), allow_nan=False))
 
     def _open(self, check: bool) -> None:
         """Cut what a kill left, and say in the file who writes it now: a full disk shows before the first call."""
         assert self._file is not None
-        if self._head is not None and check and self._head["about"] != self.about:
+        if self._head is not None and check and self._head["about"] != self._about:
             there: dict[str, Any] = self._head["about"]
-            names = [name for name in {**there, **self.about} if there.get(name, ...) != self.about.get(name, ...)]
+            names = [name for name in {**there, **self._about} if there.get(name, ...) != self._about.get(name, ...)]
             differing = "; ".join(
-                f"{name} is {there.get(name, 'absent')!r} there and {self.about.get(name, 'absent')!r} now" for name in names
+                f"{name} is {there.get(name, 'absent')!r} there and {self._about.get(name, 'absent')!r} now" for name in names
             )
             raise CheckpointError(f"{self.path} is about other calls: {differing}. Fix: give another file.")
         torn = os.fstat(self._file.fileno()).st_size - self._end
@@ -214,10 +222,9 @@ class Ledger(Mapping[str, Outcome]):
                 PopflowWarning,
                 stacklevel=3,
             )
-        about = self.about if self._head is None else self._head["about"]
         head = {
             "ledger": FORMAT,
-            "about": about,
+            "about": self.about,
             "process": os.getpid(),
             "host": socket.gethostname(),
             "opened": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -251,7 +258,7 @@ class Ledger(Mapping[str, Outcome]):
         lines = lines if lines[-1] else lines[:-1]
         for number, line in enumerate(lines, 1):
             row = _row(line)
-            if row is None and number == len(lines) and (number > 1 or b'{"ledger"'.startswith(line[:9])):
+            if row is None and not line.endswith(b"\n") and (number > 1 or b'{"ledger"'.startswith(line[:9])):
                 return
             if row is None or (number == 1 and "ledger" not in row):
                 what = "is no ledger" if number == 1 else f"is damaged: line {number} does not match its checksum"

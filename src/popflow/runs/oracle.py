@@ -1,12 +1,12 @@
-"""An oracle: a costly function that is evaluated at most once for each input, and counts its calls.
+"""An oracle: a function of a batch that is evaluated at most once for each input, in memory, and counts its calls.
 
 Searches differ in how many evaluations they spend, so the oracle is where evaluations are counted. Inputs are identified by hashable keys:
-text, tuples, or bytes of rows of a tensor.
+text, tuples, or bytes of rows of a tensor. A function whose calls are costly one by one goes through `popflow.runs.costly.CostlyFunction`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -30,8 +30,7 @@ class Oracle(Generic[Items]):
 
     Attributes:
         calls: Inputs requested, those that were requested before included.
-        known: The value of every key evaluated so far, in the order of evaluation. Values are stored here before they are returned, so a
-            mapping that writes to disk makes a ledger.
+        known: The value of every key evaluated so far, in the order of evaluation.
 
     Raises:
         ValueError: when the function returns another number of values, values that are not finite, or another value the second time.
@@ -47,7 +46,7 @@ class Oracle(Generic[Items]):
     def __init__(self, function: Callable[[Items], Tensor | Sequence[float]], keys: Callable[[Items], Iterable[Hashable]] = list[Hashable]):
         self.function, self.keys = function, keys
         self.calls = 0
-        self.known: MutableMapping[Any, float] = {}
+        self.known: dict[Any, float] = {}
         self._unrepeated = 0
 
     @property
