@@ -10,7 +10,9 @@ import pytest
 from popflow import citations, registry
 from popflow.cli.app import main
 from popflow.compose.config import DemoConfig, SampleConfig, cite
-from popflow.runs import ConfigError, Report, Run, config_of
+from popflow.compose.constrained.config import OptimizeConfig
+from popflow.compose.zoo.catalogue import find
+from popflow.runs import ConfigError, Report, Run, config_of, options
 from popflow.runs.config import inputs
 from popflow.runs.run import identity
 
@@ -85,6 +87,16 @@ def test_options_become_the_fields(monkeypatch, capsys, tmp_path, values):
 
 def test_every_field_is_among_them():
     assert PRODUCT.keys() | OR.keys() | AND.keys() | IMAGES.keys() == {field.name for field in dataclasses.fields(SampleConfig)}
+
+
+def test_help_says_what_stands_for_every_default_of_none():
+    for config in (SampleConfig, OptimizeConfig):
+        assert [one.name for one in options(config) if one.default is None and not (one.required or one.otherwise)] == []
+    said = {one.name: one.otherwise for one in options(SampleConfig)}
+    for name in ("digits-even", "lj13", "dw4"):
+        for size, value in vars(find(name).recipe.sizes).items():
+            words = said[size].replace(",", "").replace(";", "").split()
+            assert (value if isinstance(value, str) else f"{value:g}") in words, (name, size)
 
 
 def test_the_operation_decides_what_is_cited():

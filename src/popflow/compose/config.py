@@ -42,18 +42,20 @@ class SampleConfig:
         diffusers: Folder (or hub name) of a diffusers pipeline to compose, together with --prompt.
         prompts: Text to compose, or class number for a class-conditional network.
         op: How to compose the models: a product (Feynman-Kac correctors), or a superposition by OR, AND or average (SuperDiff).
-        beta: Exponent in the product; give one per model, or one for all. All are 1 when none is given.
-        temperature: Temperature of the product; below 1 sharpens, above 1 flattens. For zoo:lj13 and zoo:dw4 the physical temperature: the exponent is
-            the training temperature over this one.
-        unconditional: Unconditional model to guide away from.
-        negative_prompt: Prompt to guide away from; empty by default.
+        beta: Exponent in the product; give one per model, or one for all. If None: 1 for each.
+        temperature: Temperature of the product; below 1 sharpens, above 1 flattens. If None: 1, or the training temperature (2) for particle systems. For
+            zoo:lj13 and zoo:dw4 it is the physical temperature: the exponent is the training temperature over this one.
+        unconditional: Unconditional model to guide away from. If None: no guidance.
+        negative_prompt: Prompt to guide away from. If None: the empty prompt.
         guidance: Guidance weight; 1 means no guidance. If None: 1, or a pipeline's own default.
-        steps: Number of steps from the first noise level to the last.
-        sigma_min: Last noise level, in units of the data.
-        sigma_max: First noise level, in units of the data.
-        grid: Spacing of the noise levels; auto places them where the steps of these models are least accurate.
-        particles: Particles per run, which are weighted and resampled together.
-        runs: Number of independent runs; each yields one sample. All particles are kept with their weights.
+        steps: Number of steps from the first noise level to the last. If None: 300; 500 for particle systems, 50 for pipelines.
+        sigma_min: Last noise level, in units of the data. If None: 0.02; 0.005 for zoo:lj13, 0.01 for zoo:dw4.
+        sigma_max: First noise level, in units of the data. If None: 15; 8 for zoo:lj13, 16 for zoo:dw4.
+        grid: Spacing of the noise levels; auto places them where the steps of these models are least accurate. If None: karras; geometric for particle
+            systems.
+        particles: Particles per run, which are weighted and resampled together. If None: 64; 1000 for particle systems, 4 for pipelines.
+        runs: Number of independent runs; each yields one sample. All particles are kept with their weights. If None: 8; 1 for particle systems, 2 for
+            pipelines.
         zeta: Noise scale; 1 is the reverse diffusion. If None: 1, or 1.4 for annealing (exponents that sum to more than the number of experts), or
             ``B^{-1/2}`` for particle systems, with B the sum of exponents.
         variance: Width of the steps: optimal, from each model's denoising loss; local, from its curvature at each particle, for one more derivative; euler, as
@@ -62,22 +64,22 @@ class SampleConfig:
         kernel_steps: Langevin steps at each noise level. If None: 0, or 1 for particle systems below their training temperature, whose particles would
             otherwise descend from a few ancestors.
         kernel_width: Smallest standard deviation of the data density, which sets the Langevin step size. The step is
-            ``min(sigma^2 + width^2, 1) / 10``; if None, a width of 0.3, or for particle systems the step of their model.
+            ``min(sigma^2 + width^2, 1) / 10``. If None: 0.3, or the step of the model for particle systems.
         ess_below: Resample when the effective sample size falls below this fraction.
-        clip: Bound on each weight increment, in nats. Biased; the report counts how often it acted.
+        clip: Bound on each weight increment, in nats. If None: no bound. A bound is biased; the report counts how often it acted.
         sharpness: For OR, the exponent of the mixture weights; 1 is exact, 1e6 follows the likeliest model alone.
-        bias: For OR a model's log weight, for AND its log-density offset; give one per model.
+        bias: For OR a model's log weight, for AND its log-density offset; give one per model. If None: 0 for each.
         ridge: Relative ridge of the AND system; 0 is exact.
         feedback: For AND, the fraction of the gap between log-densities that each step closes.
         deterministic: For OR, AND and average: integrate the probability-flow ODE, or the SDE.
-        height: Image height in pixels.
-        width: Image width in pixels.
-        image: Image to edit.
+        height: Image height in pixels. If None: that of the image, or the pipeline's own.
+        width: Image width in pixels. If None: that of the image, or the pipeline's own.
+        image: Image to edit. If None: start from pure noise.
         strength: Fraction of the steps applied to the image; 1 starts from pure noise.
-        mask_image: Mask for the image; white is repainted, black is kept.
+        mask_image: Mask for the image; white is repainted, black is kept. If None: the whole image is repainted.
         noise_above: Add noise only above this sigma; below it sampling is deterministic.
         precision: Floating-point precision of the pipeline's networks.
-        chunk: Maximum rows in one network call.
+        chunk: Maximum rows in one network call. If None: all at once.
         checkpoint_every: Steps between checkpoints.
         seed: Random seed.
 
