@@ -141,6 +141,7 @@ def test_the_operation_decides_what_is_cited():
         (TWO | {"ess_below": 0.0}, "ess_below=0.0, wanted a number > 0, <= 1"),
         (TWO | {"ess_below": 2.0}, "ess_below=2.0, wanted"),
         (TWO | {"particles": 0}, "particles=0, wanted an integer >= 1"),
+        (TWO | {"seed": -1}, "seed=-1, wanted an integer >= 0"),
         (TWO | {"kernel_width": float("inf")}, "kernel_width=inf, wanted a number >= 0"),
     ],
 )

@@ -123,7 +123,7 @@ class SampleConfig:
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     chunk: Annotated[int | None, Flag(ge=1)] = None
     checkpoint_every: Annotated[int, Flag(ge=1)] = 25
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -204,7 +204,7 @@ class DemoConfig:
         kernel_steps: Langevin steps at each noise level, for samplers that use them.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
     quick: bool = False
     runs: Annotated[int, Flag(ge=2)] = 5
     particles: Annotated[int, Flag(ge=16)] = 512

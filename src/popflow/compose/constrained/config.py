@@ -64,7 +64,7 @@ class OptimizeConfig:
     on_error: Literal["skip", "worst", "raise"] = "skip"
     workers: Annotated[int, Flag(ge=1)] = 1
     timeout: Annotated[float | None, Flag(gt=0, metavar="SECONDS")] = None
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -119,7 +119,7 @@ class DemoConfig:
         beta: Inverse temperature, in units of one over the standard deviation of the function on the data.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
     quick: bool = False
     steps: Annotated[int, Flag(ge=10)] = 2000
     particles: Annotated[int, Flag(ge=16)] = 1000
