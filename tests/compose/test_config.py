@@ -9,7 +9,7 @@ import pytest
 
 from popflow import citations, registry
 from popflow.cli.app import main
-from popflow.compose.config import DemoConfig, SampleConfig, cite
+from popflow.compose.config import DemoConfig, SampleConfig, SuperDiffDemoConfig, cite
 from popflow.compose.constrained.config import OptimizeConfig
 from popflow.compose.zoo.catalogue import find
 from popflow.runs import ConfigError, Report, Run, config_of, options
@@ -125,6 +125,8 @@ def test_the_operation_decides_what_is_cited():
         (TWO | {"op": "and", "correct": False}, "correct=False has no effect with op='and'"),
         (TWO | {"correct": False, "clip": 2.0}, r"clip=2.0 has no effect with correct=False \(--naive\)"),
         (TWO | {"correct": False, "ess_below": 0.9}, "ess_below=0.9 has no effect with correct=False"),
+        (TWO | {"particles": 1, "ess_below": 0.9}, "ess_below=0.9 has no effect with particles=1"),
+        (PIPE | {"particles": 1, "ess_below": 0.9}, "ess_below=0.9 has no effect with particles=1"),
         (TWO | {"op": "and", "sharpness": 5.0}, "sharpness=5.0 has no effect with op='and': it belongs to 'or'"),
         (TWO | {"op": "average", "bias": [1.0, 0.0]}, "bias=.* has no effect with op='average': it belongs to 'or' and 'and'"),
         (TWO | {"ridge": 0.1}, "ridge=0.1 has no effect with op='product': it belongs to 'and'"),
@@ -155,6 +157,8 @@ def test_demo_settings_that_make_no_sense_are_refused():
         DemoConfig(runs=1)
     with pytest.raises(ValueError, match="wanted sigma_min < sigma_max"):
         DemoConfig(sigma_min=20.0)
+    with pytest.raises(ConfigError, match="unknown key of SuperDiffDemoConfig 'kernel_steps'"):  # its samplers take none
+        config_of(SuperDiffDemoConfig, {"kernel_steps": 3})
 
 
 @pytest.fixture

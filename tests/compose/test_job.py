@@ -94,6 +94,8 @@ def test_superpositions_run(tmp_path, op):
         (EVEN | {"beta": [-1.0]}, "the exponents sum to -1"),
         (EVEN | {"beta": [0.0]}, "every exponent is zero"),
         (EVEN | {"sigma_min": 20.0}, "sigma_min < sigma_max"),
+        (EVEN | {"kernel_width": 0.2}, "kernel_width=0.2 has no effect without Langevin steps"),
+        ({"experts": ["zoo:dw4"], "kernel_width": 0.2}, "kernel_width=0.2 has no effect without Langevin steps"),
         ({"experts": ["python:tests.compose.test_job:TURNS"]} | SMALL, "the step of rotations from noise level"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from popflow import citations
 from popflow.compose.expert_spec import ExpertSpec
@@ -142,6 +142,8 @@ class SampleConfig:
                 raise ValueError(f"{field.name}={value!r} has no effect with op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
             if not self.correct and field.name in ("clip", "ess_below"):
                 raise ValueError(f"{field.name}={value!r} has no effect with correct=False (--naive), which neither weights nor resamples.")
+            if self.particles == 1 and field.name == "ess_below":
+                raise ValueError(f"ess_below={value!r} has no effect with particles=1: a single particle has nothing to compete with.")
         count = len(self.experts) or max(len(self.diffusers), len(self.prompts))
         for name in ("beta", "bias"):
             given = len(getattr(self, name))
@@ -189,9 +191,12 @@ def cite(config: SampleConfig) -> tuple[str, ...]:
     return (citations.FEYNMAN_KAC_CORRECTORS if config.op == "product" else citations.SUPERDIFF,)
 
 
+D = TypeVar("D", bound="SuperDiffDemoConfig")
+
+
 @dataclass(frozen=True)
-class DemoConfig:
-    """Settings of ``popflow demo fkc`` and ``popflow demo superdiff``.
+class SuperDiffDemoConfig:
+    """Settings of ``popflow demo superdiff``.
 
     Attributes:
         seed: Random seed.
@@ -201,7 +206,6 @@ class DemoConfig:
         steps: Number of steps from the first noise level to the last.
         sigma_max: First noise level.
         sigma_min: Last noise level.
-        kernel_steps: Langevin steps at each noise level, for samplers that use them.
     """
 
     seed: Annotated[int, Flag(ge=0)] = 0
@@ -211,7 +215,6 @@ class DemoConfig:
     steps: Annotated[int, Flag(ge=1)] = 150
     sigma_max: Annotated[float, Flag(gt=0)] = 10.0
     sigma_min: Annotated[float, Flag(gt=0)] = 0.1
-    kernel_steps: Annotated[int, Flag(ge=0)] = 5
 
     def __post_init__(self) -> None:
         check(self)
@@ -219,6 +222,17 @@ class DemoConfig:
             raise ValueError(f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, wanted sigma_min < sigma_max.")
 
     @property
-    def sizes(self) -> DemoConfig:
+    def sizes(self: D) -> D:
         """The same settings, reduced when quick."""
         return replace(self, runs=2, particles=min(256, self.particles), steps=min(60, self.steps)) if self.quick else self
+
+
+@dataclass(frozen=True)
+class DemoConfig(SuperDiffDemoConfig):
+    """Settings of ``popflow demo fkc``: those of ``popflow demo superdiff``, and the Langevin steps of correctors.
+
+    Attributes:
+        kernel_steps: Langevin steps at each noise level, for samplers that use them.
+    """
+
+    kernel_steps: Annotated[int, Flag(ge=0)] = 5
