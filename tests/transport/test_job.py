@@ -137,6 +137,7 @@ def test_the_same_command_goes_on_with_the_same_run(done, capsys):
         ({"dims": 0}, "dims=0, wanted an integer >= 1"),
         ({"lam": 0.5}, "lam=0.5 has no effect without lagrangian='unbalanced'"),
         ({"noise": 0.5, "lagrangian": "unbalanced"}, "noise=0.5 has no effect without lagrangian='bridge'"),
+        ({"draws": 4}, "draws=4 has no effect without lagrangian='bridge'"),
         ({"bandwidth": 0.5}, "bandwidth=0.5 has no effect without smooth or velocity"),
         ({"strength": 0.5, "smooth": True}, "strength=0.5 has no effect without velocity"),
         ({"cells": "."}, "cells='.' is a folder, wanted an AnnData file"),

@@ -3,7 +3,8 @@
     obs["popflow_growth"]         growth rate of each cell, one over the unit of time
     obs["popflow_fate"]           most probable type at the last time, where cell types were given
     obsm["popflow_velocity"]      drift, in units of the representation per unit of time
-    obsm["X_popflow"]             where each cell is one snapshot later (cells of the last snapshot stay), to be drawn as an embedding
+    obsm["X_popflow"]             where each cell is one snapshot later (cells of the last snapshot stay), to be drawn as an embedding;
+                                  under noise the mean over uns["popflow"]["draws"] draws, as for the fates
     obsm["popflow_fate"]          probability of each type of uns["popflow"]["types"]
     uns["popflow"]                settings and figures of the fit
 
@@ -28,7 +29,7 @@ from popflow.core.errors import CheckpointError, MissingExtraError, unknown
 from popflow.core.streams import Streams
 from popflow.transport.evaluate import Flow
 from popflow.transport.fate import Fates, fates_at_every_time
-from popflow.transport.predict import Prediction, in_blocks
+from popflow.transport.predict import Prediction, draws_of, expected, in_blocks
 from popflow.transport.snapshots import Snapshots
 
 KEY = "popflow"
@@ -112,7 +113,15 @@ def read(
 
 
 def write_flow(
-    source: str | Path, target: str | Path, cells: Cells, flow: Flow, *, fate: Fates | None, about: Mapping[str, Any], rng: Streams
+    source: str | Path,
+    target: str | Path,
+    cells: Cells,
+    flow: Flow,
+    *,
+    fate: Fates | None,
+    about: Mapping[str, Any],
+    rng: Streams,
+    draws: int | None = None,
 ) -> Path:
     """Copy the file of the cells and add what a flow predicts for each: velocity, growth, place one snapshot later, and fate.
 
@@ -124,6 +133,7 @@ def write_flow(
         fate: Fates of the first marginal at the last; None writes none.
         about: Entries of ``uns["popflow"]``: numbers, text, lists, and mappings of them.
         rng: Streams for the noise of the flow.
+        draws: Draws of the noise over which places one snapshot later are averaged, as in `popflow.transport.fate.fates`.
 
     Raises:
         ValueError, CheckpointError: as `write`.
@@ -135,10 +145,12 @@ def write_flow(
     each = list(zip(times, snapshots.x, strict=True))
     velocity = [in_blocks(lambda x, t=t: flow.velocity(t, x), x).cpu() * scale for t, x in each]
     growth = [in_blocks(lambda x, t=t: flow.growth(t, x), x) for t, x in each]
-    later = [in_blocks(lambda x, k=k: flow.push(x, times[k], times[k + 1], rng).x, x) for k, x in enumerate(snapshots.x[:-1])]
+    later = [
+        in_blocks(lambda x, k=k: expected(flow, x, times[k], times[k + 1], rng, draws=draws), x) for k, x in enumerate(snapshots.x[:-1])
+    ]
     obs: dict[str, Any] = {f"{KEY}_growth": cells.spread(growth)}
     obsm = {f"{KEY}_velocity": cells.spread(velocity), f"X_{KEY}": cells.spread([snapshots.raw(x) for x in (*later, snapshots.x[-1])])}
-    about = {**about, "times": times}
+    about = {**about, "times": times, "draws": draws_of(flow, draws)}
     if fate is not None and cells.annotation is not None:
         share = cells.spread(fates_at_every_time(flow, snapshots, cells.annotation, fate, rng=rng))
         code = np.where(np.isnan(share[:, 0]), -1, share.argmax(1))

@@ -150,6 +150,11 @@ class LagrangianFlow:
         self._fitted = potential, bend, paths, snapshots, rng.seed
         return self
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise, in units of length per square root of time; where it is above 0, `push` is random."""
+        return self.lagrangian.noise
+
     def potential(self, t: Tensor | float, x: Tensor) -> Tensor:
         """``s(t, x)`` ``[n]``."""
         return self._rates(t, x)[0]

@@ -167,7 +167,8 @@ def _fates(fate: Fates, snapshots: Snapshots) -> Table:
         ("type at the start", *fate.types),
         rows,
         "Shares of the types among the descendants, weights included. The type of a descendant is that of the "
-        f"{NEIGHBOURS} nearest cells of the last snapshot, one vote each. A dash: no cell of that type at the start.",
+        f"{NEIGHBOURS} nearest cells of the last snapshot, one vote each. A dash: no cell of that type at the start."
+        + (f" Averages over {fate.draws} draws of the noise for each cell." if fate.draws > 1 else ""),
     )
 
 
