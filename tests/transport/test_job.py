@@ -45,7 +45,9 @@ def test_the_report_scores_beside_the_trivial_answers_and_shows_the_flow(done):
         "sampling floor",
     }
     assert {row[0] for row in scores["rows"]} == {"2"}
-    assert {"action", "duality gap", "Hamilton-Jacobi residual", "W1, flow"} <= told["results"].keys()
+    assert {"action", "action, lower bound", "action, upper bound", "mass born, not moved", "duality gap", "W1, flow"} <= told[
+        "results"
+    ].keys()
     page = (out / "report.html").read_text()
     assert "<script" not in page
     assert not re.search(r"(src|href)=[\"']?https?:", page)

@@ -40,6 +40,8 @@ def run(config: FlowConfig, run: Run) -> Report:
     flow = LagrangianFlow(problem, width=config.width, lr=config.lr)
     flow.fit(snapshots, steps=config.steps, rng=rng(), **training(run, "fit", config.steps))
     certificate = flow.report()
+    for warning in certificate.warnings:
+        run.log(f"warning: {warning}")
 
     draws, scored = rng(), snapshots.held_out or tuple(range(1, last + 1))
     scores = evaluate(flow, snapshots, rng=draws, marginals=scored)

@@ -59,7 +59,7 @@ def report(found: Outcome) -> Report:
         summary=(
             f"{sum(map(len, snapshots.x))} cells at {len(snapshots)} times ({', '.join(map(str, snapshots.labels))}), {found.space}. The path of "
             f"least action through the snapshots, {seen}, gives each cell a velocity and a growth rate.\n\nDistances and lengths are in the "
-            "scaled coordinates, times in the unit of the file."
+            "scaled coordinates, times in the unit of the file." + "".join(f"\n\nWarning: {text}" for text in found.certificate.warnings)
         ),
         verdict=_verdict(found.scores, bool(snapshots.held_out)),
         figure=_paths(cells.rep, snapshots, found.track),
@@ -70,9 +70,7 @@ def report(found: Outcome) -> Report:
             _certificate(found.certificate),
         ),
         results={
-            "action": Measured(found.certificate.action),
-            "duality gap": Measured(found.certificate.gap),
-            "Hamilton-Jacobi residual": Measured(found.certificate.residual_relative),
+            **headline(found.certificate),
             **{f"W1, {what}": Measured(sum(row) / len(row)) for what, row in means.items() if row},
         },
         files={
@@ -82,6 +80,20 @@ def report(found: Outcome) -> Report:
             **({"flow-matching.safetensors": "the same for the baseline"} if any(BASELINE in row for row in found.scores.values()) else {}),
         },
     )
+
+
+def headline(certificate: Certificate) -> dict[str, Measured]:
+    """The figures by which a fit is judged: the action between its bounds, what one potential explains, and what was not moved at all."""
+    figures = {
+        "action": certificate.action,
+        "action, lower bound": certificate.dual,
+        "action, upper bound": certificate.path_energy,
+        "duality gap": certificate.gap,
+        "energy that one potential explains": certificate.explained,
+        "mass born, not moved": certificate.born,
+        "Hamilton-Jacobi residual": certificate.residual_relative,
+    }
+    return {name: Measured(value) for name, value in figures.items() if value is not None}
 
 
 def _verdict(scores: Mapping[int, Mapping[str, Score]], held_out: bool) -> Verdict:
@@ -177,6 +189,7 @@ def _certificate(certificate: Certificate) -> Table:
         "The fit",
         ("", "value"),
         tuple((name.replace("_", " "), value) for name, value in asdict(certificate).items()),
-        "Action of the pushed flow, bounds on the action of the path, their gap, and how far the Hamilton-Jacobi equation is from holding "
-        "(relative to the radius of all cells).",
+        "Action of the pushed flow; bounds on the action of the path (dual, path energy), their gap, and the share of the path energy that one "
+        "potential explains; how far the Hamilton-Jacobi equation is from holding (relative to the radius of all cells); the largest share of a "
+        "snapshot that is born there, not moved there.",
     )
