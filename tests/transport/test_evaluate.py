@@ -7,7 +7,7 @@ import torch
 from popflow.core import Population, Streams
 from popflow.transport import Snapshots
 from popflow.transport.anndata import read, write_flow
-from popflow.transport.evaluate import FLOOR, FLOW, PATH, PREVIOUS, RANDOM, TRANSPORT, evaluate, score
+from popflow.transport.evaluate import FLOOR, FLOW, PATH, PREVIOUS, RANDOM, TRANSPORT, evaluate, sampling_floor, score
 from popflow.transport.fate import fates, growth_by_type
 from popflow.transport.predict import DRAWS, expected
 
@@ -69,6 +69,24 @@ def test_a_flow_with_a_path_is_asked_for_it_where_a_marginal_is_held_out():
     assert 0 < row[PATH].w1 < row[FLOOR].w1  # 160 other cells of the same distribution
     assert row[PATH].ess == pytest.approx(160)
     assert PATH not in evaluate(Line(), line(), rng=Streams(0), marginals=(1,))[1]
+
+
+@pytest.mark.parametrize(("count", "dim"), [(100, 1), (100, 3), (500, 2)])
+def test_the_sampling_floor_is_the_distance_of_two_fresh_samples_of_the_sizes_compared(count, dim):
+    """It is extrapolated from parts of 100 cells, split from them, and measured where there are enough; and it hardly depends on the seed."""
+    n, m = 100, 60
+    g = torch.Generator().manual_seed(0)
+    fresh = [score(torch.randn(n, dim, generator=g), torch.randn(m, dim, generator=g)) for _ in range(40)]
+    w1 = torch.tensor([one.w1 for one in fresh])
+    found = [sampling_floor(torch.randn(count, dim, generator=g), n, m, rng=Streams(seed)) for seed in range(6)]
+    mean = torch.tensor([one.w1 for one in found])
+    torch.testing.assert_close(mean.mean(), w1.mean(), rtol=0.1, atol=0)
+    assert sum(one.distinguishable(two) for one in fresh for two in found) <= 0.15 * 240
+    wide = [score(2 * torch.randn(n, dim, generator=g), torch.randn(m, dim, generator=g)) for _ in range(10)]
+    assert sum(one.distinguishable(two) for one in wide for two in found) >= 0.9 * 60
+    same = torch.randn(count, dim, generator=g)
+    again = torch.tensor([sampling_floor(same, n, m, rng=Streams(seed)).w1 for seed in range(8)])
+    assert again.std() < 0.5 * w1.std()  # that of one draw
 
 
 def test_the_last_marginal_has_no_midpoint_and_weights_count():

@@ -45,6 +45,10 @@ def test_the_report_scores_beside_the_trivial_answers_and_shows_the_flow(done):
         "sampling floor",
     }
     assert {row[0] for row in scores["rows"]} == {"2"}
+    told_apart = {row[1]: row[5] for row in scores["rows"]}
+    assert told_apart["previous marginal"] == "above"
+    assert told_apart["sampling floor"] is None
+    assert next(row for row in scores["rows"] if row[1] == "sampling floor")[2]["error"] > 0
     assert {"action", "action, lower bound", "action, upper bound", "mass born, not moved", "duality gap", "W1, flow"} <= told[
         "results"
     ].keys()

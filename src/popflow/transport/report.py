@@ -10,7 +10,7 @@ from torch import Tensor
 
 from popflow.runs import Figure, Measured, Report, Table, Verdict, figures, point_figures
 from popflow.transport.anndata import Cells
-from popflow.transport.evaluate import BASELINE, CELLS, FLOOR, FLOW, PATH, TRANSPORT, Score
+from popflow.transport.evaluate import BASELINE, CELLS, FLOOR, FLOW, PATH, SPLITS, TRANSPORT, Score
 from popflow.transport.fate import NEIGHBOURS, Fates, growth_by_type
 from popflow.transport.lagrangian import WFR
 from popflow.transport.lagrangian_flow import Certificate, LagrangianFlow
@@ -98,9 +98,11 @@ def headline(certificate: Certificate) -> dict[str, Measured]:
 
 def _verdict(scores: Mapping[int, Mapping[str, Score]], held_out: bool) -> Verdict:
     beaten = [row[FLOW].w1 < row[TRANSPORT].w1 for row in scores.values() if TRANSPORT in row]
+    alike = sum(not row[FLOW].distinguishable(row[FLOOR]) for row in scores.values())
     return Verdict(
         all(beaten) if held_out else None,
-        f"the flow is nearer to the held-out cells than the exact-OT midpoint at {sum(beaten)} of {len(beaten)} times"
+        f"the flow is nearer to the held-out cells than the exact-OT midpoint at {sum(beaten)} of {len(beaten)} times; it cannot be told from "
+        f"them at {alike}"
         if held_out
         else "nothing was held out: the scores are for snapshots that the fit has seen",
         "W1 of the flow to the held-out cells below that of the exact-OT midpoint at every held-out time",
@@ -108,16 +110,25 @@ def _verdict(scores: Mapping[int, Mapping[str, Score]], held_out: bool) -> Verdi
 
 
 def _scores(scores: Mapping[int, Mapping[str, Score]], snapshots: Snapshots) -> Table:
-    rows = [(str(snapshots.labels[k]), what, s.w1, s.w2, s.mmd) for k, row in scores.items() for what, s in row.items()]
+    rows = [
+        (str(snapshots.labels[k]), what, s.w1 if s.spread is None else Measured(s.w1, s.spread), s.w2, s.mmd, _told(s, row[FLOOR]))
+        for k, row in scores.items()
+        for what, s in row.items()
+    ]
     return Table(
         "Distance from the held-out cells" if snapshots.held_out else "Distance from the cells of each snapshot (seen in training)",
-        ("time", "what", "W1", "W2", "MMD"),
+        ("time", "what", "W1", "W2", "MMD", "W1 and the floor"),
         tuple(rows),
         "Flow: pushed from the cells of the training snapshot before each time, weights included. Path: cells drawn from the learned path at that "
-        f"time, to which the snapshots on both sides contribute. At most {CELLS} cells of each snapshot. Lower is better; below the sampling floor "
-        "(two halves of the true cells) differences mean nothing.",
+        f"time, to which the snapshots on both sides contribute. At most {CELLS} cells of each snapshot. Lower is better. The sampling floor is the "
+        f"distance between two samples of the true cells of these sizes (mean and standard deviation over {SPLITS} random splits): what is less "
+        "than two standard deviations above it cannot be told from the true cells.",
         tuple(i for i, row in enumerate(rows) if row[1] in (FLOW, PATH)),
     )
+
+
+def _told(one: Score, floor: Score) -> str | None:
+    return None if one is floor else "above" if one.distinguishable(floor) else "not distinguishable"
 
 
 def _plane(snapshots: Snapshots, x: Tensor) -> Tensor:
