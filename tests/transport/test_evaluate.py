@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from popflow.core import Population, Streams
-from popflow.transport import Snapshots
+from popflow.transport import WFR, Lagrangian, LagrangianFlow, Snapshots
 from popflow.transport.anndata import read, write_flow
 from popflow.transport.evaluate import FLOOR, FLOW, PATH, PREVIOUS, RANDOM, TRANSPORT, evaluate, sampling_floor, score
-from popflow.transport.fate import fates, growth_by_type
+from popflow.transport.fate import fates, growth_by_type, growth_rates
 from popflow.transport.predict import DRAWS, expected
 
 
@@ -162,6 +162,23 @@ def test_growth_is_read_type_by_type():
     assert found["high"] == ((pytest.approx(0.7), pytest.approx(0), 20), None)
     assert found["low"][0] == (0.0, 0.0, 20)
     assert found["low"][1] == (pytest.approx(0.35), pytest.approx(0.35), 40)
+
+
+def test_relative_growth_is_centred_at_held_out_times_too():
+    g = torch.Generator().manual_seed(0)
+    x = [torch.randn(30 + 10 * k, 1, generator=g) + 2 * (k == 1) for k in range(3)]  # the held-out cells lie elsewhere
+    snapshots = Snapshots.of(x).hold_out(1)
+    flow = LagrangianFlow(Lagrangian(WFR(1.0)), width=8).fit(snapshots, steps=30, rng=Streams(0), compile=False)
+    assert flow.growth(1.0, x[1]).mean().abs() > 1e-3
+    for k, rate in enumerate(growth_rates(flow, snapshots)):
+        assert rate.mean().abs() < 1e-6
+        torch.testing.assert_close(rate.diff(), flow.growth(float(k), x[k]).diff())
+    names = [["a" if row > 0 else "b" for row in rows[:, 0].tolist()] for rows in x]
+    table = growth_by_type(flow, snapshots, names)
+    for k in range(3):
+        assert sum(row[k][0] * row[k][2] for row in table.values() if row[k]) == pytest.approx(0, abs=1e-4)
+    true = LagrangianFlow(Lagrangian(WFR(1.0, normalized=False)), width=8).fit(snapshots, steps=5, rng=Streams(0), compile=False)
+    assert torch.equal(growth_rates(true, snapshots)[1], true.growth(1.0, x[1]))  # of the total mass: nothing is subtracted
 
 
 def test_fates_name_bad_input():

@@ -1,6 +1,6 @@
 """AnnData files in and out: snapshots from ``obs`` and ``obsm``; velocities, growth, fates and settings written back under new keys.
 
-    obs["popflow_growth"]         growth rate of each cell, one over the unit of time
+    obs["popflow_growth"]         growth rate of each cell, one over the unit of time; relative to the mean of its time unless masses are true
     obs["popflow_fate"]           most probable type at the last time, where cell types were given
     obsm["popflow_velocity"]      drift, in units of the representation per unit of time
     obsm["X_popflow"]             where each cell is one snapshot later (cells of the last snapshot stay), to be drawn as an embedding;
@@ -28,7 +28,7 @@ from popflow.core.checkpoint import whole
 from popflow.core.errors import CheckpointError, MissingExtraError, unknown
 from popflow.core.streams import Streams
 from popflow.transport.evaluate import Flow
-from popflow.transport.fate import Fates, fates_at_every_time
+from popflow.transport.fate import Fates, fates_at_every_time, growth_rates
 from popflow.transport.predict import Prediction, draws_of, expected, in_blocks
 from popflow.transport.snapshots import Snapshots
 
@@ -144,11 +144,10 @@ def write_flow(
     scale = torch.ones(snapshots.dim) if snapshots.scale is None else snapshots.scale.cpu()
     each = list(zip(times, snapshots.x, strict=True))
     velocity = [in_blocks(lambda x, t=t: flow.velocity(t, x), x).cpu() * scale for t, x in each]
-    growth = [in_blocks(lambda x, t=t: flow.growth(t, x), x) for t, x in each]
     later = [
         in_blocks(lambda x, k=k: expected(flow, x, times[k], times[k + 1], rng, draws=draws), x) for k, x in enumerate(snapshots.x[:-1])
     ]
-    obs: dict[str, Any] = {f"{KEY}_growth": cells.spread(growth)}
+    obs: dict[str, Any] = {f"{KEY}_growth": cells.spread(growth_rates(flow, snapshots))}
     obsm = {f"{KEY}_velocity": cells.spread(velocity), f"X_{KEY}": cells.spread([snapshots.raw(x) for x in (*later, snapshots.x[-1])])}
     about = {**about, "times": times, "draws": draws_of(flow, draws)}
     if fate is not None and cells.annotation is not None:

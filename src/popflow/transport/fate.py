@@ -11,7 +11,7 @@ from torch import Tensor
 from popflow.core.population import Population
 from popflow.core.streams import Streams
 from popflow.transport.evaluate import Flow
-from popflow.transport.predict import draws_of
+from popflow.transport.predict import draws_of, in_blocks
 from popflow.transport.snapshots import Snapshots
 
 NEIGHBOURS = 15
@@ -117,14 +117,24 @@ def fates_at_every_time(
     return [*found, torch.nn.functional.one_hot(own, len(first.types))]
 
 
+def growth_rates(flow: Flow, snapshots: Snapshots) -> list[Tensor]:
+    """Growth rate ``[n_i]`` of each cell at its time, one over the unit of time.
+
+    Under normalised growth (a flow whose attribute ``relative_growth`` is true) it is relative to the mean of the cells of that time, so that it is
+    centred at every time. The potential alone is centred on the learned path only: nearly so at the times of training, not at those held out.
+    """
+    rates = [in_blocks(lambda x, t=t: flow.growth(float(t), x), x) for t, x in zip(snapshots.times, snapshots.x, strict=True)]
+    return [rate - rate.mean() for rate in rates] if getattr(flow, "relative_growth", False) else rates
+
+
 def growth_by_type(
     flow: Flow, snapshots: Snapshots, annotation: Sequence[Sequence[str]]
 ) -> dict[str, tuple[tuple[float, float, int] | None, ...]]:
     """Growth rate of each type at each time: mean, standard deviation over its cells, and their number; None where there are no cells.
 
-    Rates are one over the unit of time. Under normalised growth they are relative to the mean of the population.
+    Rates as of `growth_rates`.
     """
-    rates = [flow.growth(float(t), x).double() for t, x in zip(snapshots.times, snapshots.x, strict=True)]
+    rates = [one.double() for one in growth_rates(flow, snapshots)]
     found: dict[str, tuple[tuple[float, float, int] | None, ...]] = {}
     for name in sorted({one for row in annotation for one in row}):
         row = []

@@ -183,6 +183,11 @@ class LagrangianFlow:
         """Standard deviation of the noise, in units of length per square root of time; where it is above 0, `push` is random."""
         return self.lagrangian.noise
 
+    @property
+    def relative_growth(self) -> bool:
+        """Whether `growth` counts relative to the mean of the population: masses are normalised."""
+        return self.lagrangian.lam > 0 and self.lagrangian.normalized
+
     def potential(self, t: Tensor | float, x: Tensor) -> Tensor:
         """``s(t, x)`` ``[n]``."""
         return self._rates(t, x)[0]

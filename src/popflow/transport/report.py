@@ -11,10 +11,10 @@ from torch import Tensor
 from popflow.runs import Figure, Measured, Report, Table, Verdict, figures, point_figures
 from popflow.transport.anndata import Cells
 from popflow.transport.evaluate import BASELINE, CELLS, FLOOR, FLOW, PATH, SPLITS, TRANSPORT, Score
-from popflow.transport.fate import NEIGHBOURS, Fates, growth_by_type
+from popflow.transport.fate import NEIGHBOURS, Fates, growth_by_type, growth_rates
 from popflow.transport.lagrangian import WFR
 from popflow.transport.lagrangian_flow import Certificate, LagrangianFlow
-from popflow.transport.predict import Track, in_blocks
+from popflow.transport.predict import Track
 from popflow.transport.snapshots import Snapshots
 
 _PATHS = 80
@@ -161,8 +161,8 @@ def _film(rep: str, snapshots: Snapshots, way: Track) -> Figure:
 
 def _growth(cells: Cells, flow: LagrangianFlow) -> list[Figure | Table]:
     training = cells.snapshots.training
-    meaning = "relative to the mean of the population" if flow.lagrangian.normalized else "of the total mass"
-    rates = torch.cat([in_blocks(lambda x, t=t: flow.growth(float(t), x), x) for t, x in zip(training.times, training.x, strict=True)])
+    meaning = "relative to the mean of the cells of its time" if flow.lagrangian.normalized else "of the total mass"
+    rates = torch.cat(growth_rates(flow, training))
     at = _plane(training, torch.cat(training.x))
     image = point_figures.value_map(at, rates, value_label="growth rate, 1 / time", symmetric=True, **_labels(cells.rep))
     histogram = figures.histogram({"cells": rates}, x_label="growth rate, 1 / time")
