@@ -161,7 +161,7 @@ def test_what_is_wrong_is_named(values, message):
         (["--time", "day", "--rep", "X_pc"], "did you mean 'X_pca'"),
         (["--time", "type", "--dims", "2"], "'upper' is not a number"),
         (["--time", "day", "--dims", "9"], "dims=9, wanted 1 to 4"),
-        (["--time", "day", "--dims", "2", "--hold-out", "10"], "is an end point or does not exist"),
+        (["--time", "day", "--dims", "2", "--hold-out", "10"], "the time '10' (marginal 2) is an end point, wanted one of the times ['2']"),
         (["--time", "day", "--dims", "2", "--hold-out", "3"], "there is no snapshot at time '3'"),
         (["--time", "day", "--dims", "2", "--hold-out", "2", "--smooth"], "there are 2 training snapshots, wanted at least three"),
     ],
