@@ -78,7 +78,7 @@ def read(
 
     Args:
         source: Path of the file, or the object.
-        time: Column of ``obs``: numbers, or text that reads as numbers; cells without a value are left out.
+        time: Column of ``obs``: numbers, text that reads as numbers, or dates or durations (see `in_days`); cells without a value are left out.
         rep: Key of ``obsm``.
         dims: How many of its leading coordinates to use; None: all.
         velocity: Key of ``obsm`` with a measured velocity of each cell in the coordinates of ``rep``.
@@ -98,7 +98,7 @@ def read(
                 raise ValueError(unknown(f"{name}: key of {'obs' if place is adata.obs else 'obsm'}", key, map(str, place.keys())))
         x = coordinates(rep, adata.obsm[rep], dims)
         moving = None if velocity is None else coordinates(velocity, adata.obsm[velocity], dims)
-        column = adata.obs[time]
+        column = in_days(adata.obs[time])
         timed = np.flatnonzero(~column.isna().to_numpy())
         labels = [value.item() if isinstance(value, np.generic) else value for value in column.iloc[timed].tolist()]
         place = torch.as_tensor(timed)
@@ -110,6 +110,29 @@ def read(
             names = adata.obs[types].astype(object).where(~adata.obs[types].isna(), "unknown").astype(str).to_numpy()
             annotation = tuple(tuple(names[r].tolist()) for r in rows)
         return Cells(snapshots, rows, adata.n_obs, rep, annotation)
+
+
+def in_days(column: Any) -> Any:
+    """A column of durations as numbers of days, of dates as days since the first; any other column as it is.
+
+    Durations and dates are ``timedelta64`` and ``datetime64``, or text such as "36 h", "2 days" and "2024-05-01": h5ad files hold text alone.
+
+    >>> import pandas as pd
+    >>> in_days(pd.Series(["36 h", "2 days", None])).tolist(), in_days(pd.Series(["2024-05-01", "2024-05-03T12:00"])).tolist()
+    ([1.5, 2.0, nan], [0.0, 2.5])
+    """
+    import pandas as pd
+
+    values = column.astype(column.cat.categories.dtype) if isinstance(column.dtype, pd.CategoricalDtype) else column
+    if values.dtype.kind not in "mM":
+        if pd.api.types.is_numeric_dtype(values) or pd.to_numeric(values.dropna(), errors="coerce").notna().any():
+            return column
+        spans = pd.to_timedelta(values, errors="coerce")
+        dates = pd.to_datetime(values, errors="coerce", format="ISO8601") if spans.isna().any() else spans
+        values = next((read for read in (spans, dates) if bool((read.notna() == values.notna()).all())), None)
+        if values is None:
+            return column
+    return ((values - values.min()) if values.dtype.kind == "M" else values) / pd.Timedelta(days=1)
 
 
 def write_flow(

@@ -18,7 +18,8 @@ class FlowConfig:
 
     Attributes:
         cells: AnnData file (``.h5ad``). It is not changed.
-        time: Column of ``obs`` with the time of each cell. Numbers, or text that reads as numbers.
+        time: Column of ``obs`` with the time of each cell. Numbers, or text that reads as numbers; durations and dates count in days, dates from the
+            first.
         populations: Column of ``obs`` with the patient (donor, sample) of each cell, to learn responses to treatments instead of times.
         treatment: Column of ``obs`` with the treatment of each cell (``populations``).
         control: The treatment that stands for none (``populations``).
