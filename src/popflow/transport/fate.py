@@ -52,7 +52,7 @@ def fates(
 
     The type of a pushed cell is that of its ``neighbours`` nearest cells of marginal ``end``, each with an equal vote.
     Under noise the fate of a cell is random: its probabilities are averages over many draws, ``sum_r w_r vote_r / sum_r w_r`` with the weight
-    ``w_r`` of draw ``r``, with a standard error of at most ``0.5 / sqrt(draws)``.
+    ``w_r`` of draw ``r``, with a standard error of at most ``0.5 / sqrt(draws)`` where weights are equal.
 
     Args:
         flow: The flow to follow.
