@@ -140,6 +140,8 @@ class SampleConfig:
                 raise ValueError(f"{field.name}={value!r} has no effect with op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
             if not self.correct and field.name in ("clip", "ess_below"):
                 raise ValueError(f"{field.name}={value!r} has no effect with correct=False (--naive), which neither weights nor resamples.")
+        if self.deterministic and self.variance != "optimal":
+            raise ValueError(f"variance={self.variance!r} has no effect with deterministic=True (--ode), whose steps have no width.")
         count = len(self.experts) or max(len(self.diffusers), len(self.prompts))
         for name in ("beta", "bias"):
             given = len(getattr(self, name))
