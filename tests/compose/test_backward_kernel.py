@@ -198,6 +198,9 @@ def test_a_loss_that_is_none_is_named_before_anything_moves(told: object, sample
             lambda: measure(igso3_mixture(torch.eye(3).unsqueeze(0), 0.3), torch.eye(3).unsqueeze(0), [1.0], Streams(0)),
             "wanted a flat space",
         ),
+        (lambda: measure_alone(LINE, 0.1, 10.0), r"first=0.1, last=10.0, particles=16, wanted 0 < last <= first"),
+        (lambda: measure_alone(LINE, 10.0, 0.1, particles=0), "particles=0, wanted .* at least one particle"),
+        (lambda: measure_alone(igso3_mixture(torch.eye(3).unsqueeze(0), 0.3), 2.0, 0.1), "wanted a flat space"),
         (lambda: kernel_variances([replace(LINE, loss=lambda sigma: (0.1, 0.2))], 1.0, 0.9), "wanted one number: its space is no product"),
     ],
 )

@@ -176,9 +176,10 @@ def stated_losses(expert: Expert, sigma: float) -> list[float]:
         losses = []
     if len(losses) != max(count, 1) or not all(0 <= loss <= 1 + _ROUNDING for loss in losses):
         wanted = f"one number for each of {count} factors" if count else "one number: its space is no product"
+        without = "takes the steps of Euler-Maruyama" if not space.flat else "has it measured"
         raise ValueError(
             f"expert {expert.name!r}: loss({sigma:g}) is {told!r}, wanted {wanted}, of E|eps - eps_theta|^2 / d, in [0, 1]. "
-            "Fix: a LossTable holds measured ones; with loss=None it is measured."
+            f"Fix: a LossTable holds measured ones; loss=None {without}."
         )
     return [min(loss, 1.0) for loss in losses]
 
@@ -244,14 +245,18 @@ def measure(expert: Expert, data: Tensor, levels: Sequence[float] | Tensor, rng:
     space = expert.home
     if tuple(data.shape[1:]) != space.event or not len(data):
         raise ValueError(f"data has shape {tuple(data.shape)}, wanted [N, {', '.join(map(str, space.event))}]: samples of {expert.name!r}.")
-    if not space.flat:
-        raise ValueError(f"expert {expert.name!r} lives in {space}, wanted a flat space: elsewhere noise is not added.")
+    _check_flat(expert)
     noise = space.project(rng.normal("loss", data))
     losses = {}
     for sigma in sorted(float(level) for level in levels):
         wrong = noise + sigma * scores([expert], space.move(data, sigma * noise), sigma)[0]
         losses[sigma] = float(wrong.double().square().sum()) / (len(data) * space.dim)
     return LossTable(tuple(losses), tuple(losses.values()))
+
+
+def _check_flat(expert: Expert) -> None:
+    if not expert.home.flat:
+        raise ValueError(f"expert {expert.name!r} lives in {expert.home}, wanted a flat space: elsewhere noise is not added.")
 
 
 def measure_alone(expert: Expert, first: float, last: float, *, particles: int = 16, like: Tensor | None = None) -> LossTable:
@@ -268,6 +273,9 @@ def measure_alone(expert: Expert, first: float, last: float, *, particles: int =
         particles: Number of particles; twice as many rows are evaluated at each level.
         like: For device and dtype; None for float32 on the CPU.
 
+    Raises:
+        ValueError: for a space that is not flat, and levels or a number of particles out of range.
+
     Example:
         >>> from dataclasses import replace
         >>> from popflow.compose import gaussian_mixture
@@ -277,6 +285,9 @@ def measure_alone(expert: Expert, first: float, last: float, *, particles: int =
         [0.8, 0.5, 0.2]
     """
     space = expert.home
+    _check_flat(expert)
+    if not 0 < last <= first < math.inf or particles < 1:
+        raise ValueError(f"first={first}, last={last}, particles={particles}, wanted 0 < last <= first and at least one particle.")
     rng, dtype = Streams(0, "cpu" if like is None else like.device), torch.float32 if like is None else like.dtype
     empty = torch.empty(particles, *space.event, dtype=dtype, device=rng.device)
     steps = max(1, math.ceil(math.log(first / last, _FACTOR_OF_A_LEVEL))) if first > last else 0
