@@ -129,6 +129,11 @@ def test_the_operation_decides_what_is_cited():
         (PIPE | {"particles": 1, "ess_below": 0.9}, "ess_below=0.9 has no effect with particles=1"),
         (TWO | {"op": "and", "sharpness": 5.0}, "sharpness=5.0 has no effect with op='and': it belongs to 'or'"),
         (TWO | {"op": "average", "bias": [1.0, 0.0]}, "bias=.* has no effect with op='average': it belongs to 'or' and 'and'"),
+        (
+            TWO | {"op": "or", "deterministic": True, "variance": "local"},
+            r"variance='local' has no effect with deterministic=True \(--ode\)",
+        ),
+        (TWO | {"variance": "optimum"}, "unknown variance .optimum.: did you mean .optimal."),
         (TWO | {"ridge": 0.1}, "ridge=0.1 has no effect with op='product': it belongs to 'and'"),
         ({"experts": ["zoo:digits-even"], "op": "and"}, "at least two"),
         (TWO | {"prompts": ["a cat"]}, "prompts=.* has no effect with experts: it belongs to diffusers"),

@@ -30,6 +30,30 @@ def test_a_file_in_backed_mode_and_an_object_give_the_same(h5ad):
     assert np.array_equal(back[a.rows[1]], a.snapshots.x[1].numpy())
 
 
+def test_durations_and_dates_count_in_days(h5ad):
+    pd = pytest.importorskip("pandas")
+    adata = ad.read_h5ad(h5ad)
+    day = adata.obs["day"].astype(float)
+    expected = read(adata, time="day").snapshots
+    span = pd.to_timedelta(day, unit="D")
+    date = pd.Timestamp("2024-05-01", tz="UTC") + span
+    for name, column, first in (
+        ("timedelta", span, 1.0),
+        ("categories of timedelta", span.astype("category"), 1.0),
+        ("text", (24 * day).map("{:g} h".format, na_action="ignore"), 1.0),
+        ("datetime", date, 0.0),
+        ("ISO text", date.dt.strftime("%Y-%m-%d").astype("category"), 0.0),
+    ):
+        adata.obs["when"] = column
+        found = read(adata, time="when").snapshots
+        assert found.times.tolist() == pytest.approx([first, first + 1, first + 9]), name
+        assert all(torch.equal(a, b) for a, b in zip(found.x, expected.x, strict=True)), name
+        assert found.index(first + 9) == 2
+    adata.obs["when"] = ["2024-05-01", "soon"] * 90
+    with pytest.raises(TypeError, match="is not a number"):
+        read(adata, time="when")
+
+
 def test_components_decode_to_genes_or_say_why_not(h5ad):
     adata = ad.read_h5ad(h5ad)
     genes, names = genes_of(h5ad, "X_pca", torch.from_numpy(adata.obsm["X_pca"]))

@@ -45,7 +45,13 @@ def test_the_report_scores_beside_the_trivial_answers_and_shows_the_flow(done):
         "sampling floor",
     }
     assert {row[0] for row in scores["rows"]} == {"2"}
-    assert {"action", "duality gap", "Hamilton-Jacobi residual", "W1, flow"} <= told["results"].keys()
+    told_apart = {row[1]: row[5] for row in scores["rows"]}
+    assert told_apart["previous marginal"] == "above"
+    assert told_apart["sampling floor"] is None
+    assert next(row for row in scores["rows"] if row[1] == "sampling floor")[2]["error"] > 0
+    assert {"action", "action, lower bound", "action, upper bound", "mass born, not moved", "duality gap", "W1, flow"} <= told[
+        "results"
+    ].keys()
     page = (out / "report.html").read_text()
     assert "<script" not in page
     assert not re.search(r"(src|href)=[\"']?https?:", page)
@@ -137,6 +143,7 @@ def test_the_same_command_goes_on_with_the_same_run(done, capsys):
         ({"dims": 0}, "dims=0, wanted an integer >= 1"),
         ({"lam": 0.5}, "lam=0.5 has no effect without lagrangian='unbalanced'"),
         ({"noise": 0.5, "lagrangian": "unbalanced"}, "noise=0.5 has no effect without lagrangian='bridge'"),
+        ({"draws": 4}, "draws=4 has no effect without lagrangian='bridge'"),
         ({"bandwidth": 0.5}, "bandwidth=0.5 has no effect without smooth or velocity"),
         ({"strength": 0.5, "smooth": True}, "strength=0.5 has no effect without velocity"),
         ({"cells": "."}, "cells='.' is a folder, wanted an AnnData file"),
@@ -154,7 +161,7 @@ def test_what_is_wrong_is_named(values, message):
         (["--time", "day", "--rep", "X_pc"], "did you mean 'X_pca'"),
         (["--time", "type", "--dims", "2"], "'upper' is not a number"),
         (["--time", "day", "--dims", "9"], "dims=9, wanted 1 to 4"),
-        (["--time", "day", "--dims", "2", "--hold-out", "10"], "is an end point or does not exist"),
+        (["--time", "day", "--dims", "2", "--hold-out", "10"], "the time '10' (marginal 2) is an end point, wanted one of the times ['2']"),
         (["--time", "day", "--dims", "2", "--hold-out", "3"], "there is no snapshot at time '3'"),
         (["--time", "day", "--dims", "2", "--hold-out", "2", "--smooth"], "there are 2 training snapshots, wanted at least three"),
     ],

@@ -1,5 +1,6 @@
 """The saddle and the flow: bounds hold pointwise, gradients are those of the dual, fits meet closed forms, units and held-out cells do not matter."""
 
+import math
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from popflow.transport.closed_forms import atom_growth, dirac_growth, gaussian_b
 from popflow.transport.conditional_paths import Bend, ConditionalPaths, follow
 from popflow.transport.lagrangian import WFR, Harmonic, Lagrangian, Linear, residual
 from popflow.transport.lagrangian_flow import LagrangianFlow
+from popflow.transport.report import headline
 from popflow.transport.saddle import Potential, dual, path_energy, saddle_loss
 from popflow.transport.snapshots import Snapshots
 
@@ -137,7 +139,9 @@ def test_gaussians_are_carried_at_the_exact_action(kind):
     assert found.action == pytest.approx(exact.action, rel=0.03)
     assert found.dual <= found.path_energy
     assert found.path_energy == pytest.approx(exact.action, rel=0.03)
-    assert found.gap == pytest.approx(found.action - found.dual)
+    assert 0 <= found.gap == pytest.approx(found.path_energy - found.dual)
+    assert found.explained == (pytest.approx(found.dual / found.path_energy) if kind == "transport" else None)
+    assert found.warnings == ()
     assert found.born == 0.0
     middle = flow.push(gaussian_snapshots(4000).x[0], 0.0, 0.5, Streams(0)).x
     torch.testing.assert_close(middle.std(0).double(), exact.covariance(0.5).diagonal().sqrt(), rtol=0.05, atol=0)
@@ -160,7 +164,8 @@ def test_a_bridge_has_the_exact_variance_half_way():
     exact = gaussian_bridge(torch.zeros(1), torch.eye(1), torch.zeros(1), torch.eye(1), 1.0)
     middle = flow.push(normal(8000, 1, 2).float(), 0.0, 0.5, Streams(0), steps=100).x
     assert float(middle.var()) == pytest.approx(float(exact.covariance(0.5)), rel=0.15)
-    assert flow.report().path_energy is None
+    told = flow.report()
+    assert (told.path_energy, told.gap, told.explained) == (None, None, None)
 
 
 def test_growth_meets_masses_and_weights():
@@ -189,7 +194,34 @@ def test_growth_meets_masses_and_weights():
 def test_mass_that_nothing_reaches_is_reported():
     snapshots = Snapshots.of([torch.zeros(2, 1), torch.full((2, 1), 9.0)], times=[0, 1], masses=[1.0, 3.0])
     flow = LagrangianFlow(Lagrangian(WFR(1.0, normalized=False)), width=8, depth=1).fit(snapshots, steps=10, rng=Streams(0), compile=False)
-    assert flow.report(draws=2).born == 1.0
+    found = flow.report(draws=2)
+    assert found.born == 1.0
+    assert found.gap >= 0
+    assert found.warnings[0].startswith("100% of the mass of a snapshot is born there, not moved there")
+    assert headline(found)["mass born, not moved"].value == 1.0
+
+
+def test_an_unscaled_unbalanced_fit_does_not_look_perfect():
+    """Lengths a million times too large: nothing moves, and the action is tiny."""
+    x = [1e6 * (normal(40, 2, k) + 2 * k).float() for k in range(3)]
+    found = LagrangianFlow(Lagrangian(WFR(1.0)), width=8).fit(Snapshots.of(x), steps=20, rng=Streams(0), compile=False).report(draws=4)
+    told = headline(found)
+    assert found.born == 1.0
+    assert any("born there, not moved there" in text for text in found.warnings)
+    assert {"action, lower bound", "action, upper bound", "mass born, not moved"} <= told.keys()
+    assert told["action, lower bound"].value <= told["action, upper bound"].value
+    assert found.gap >= 0
+
+
+def test_the_certificate_tells_what_one_potential_explains_of_crossing_paths():
+    """Random pairs of N(0, 1) and N(m, 1) on straight lines: of m^2 / 2 + 1 the best potential explains m^2 / 2 + 1 - pi / 4."""
+    m = 2.0
+    snapshots = Snapshots.of([normal(256, 1, 0).float(), normal(256, 1, 1).float() + m])
+    flow = LagrangianFlow(Lagrangian(), coupling=path_coupling.random_pairs, path_lr=0.0, **SMALL)  # no bends: the paths go on crossing
+    found = flow.fit(snapshots, steps=200, rng=Streams(0), compile=False).report()
+    assert found.path_energy == pytest.approx(m**2 / 2 + 1, rel=0.03)
+    assert found.explained == pytest.approx((m**2 / 2 + 1 - math.pi / 4) / (m**2 / 2 + 1), rel=0.03)
+    assert found.gap == pytest.approx(math.pi / 4, rel=0.1)
 
 
 def test_units_of_time_do_not_matter():

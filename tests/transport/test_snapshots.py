@@ -1,5 +1,6 @@
 """Snapshots: real times, masses, what is held out is never looked at, and what bad input says."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -86,9 +87,15 @@ def test_bad_input_is_named():
     bad([a, b], r"wanted one finite number above 0 for each of 2 times", masses=[1, -1])
     bad([a, b], "masses='count', wanted numbers, \"counts\" or None", masses="count")
     bad([a, b], "velocity does not have the shapes of x", velocity=[a, a])
-    for end in (0, 3, 4, -1):
-        with pytest.raises(ValueError, match=rf"marginal {end} of 4 is an end point or does not exist, wanted one of \[1, 2\]"):
+    for end, told in (
+        (0, "the time 2 (marginal 0) is an end point"),
+        (3, "the time 7 (marginal 3) is an end point"),
+        (4, "there is no marginal 4"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{told}, wanted one of the times [3, 4] (marginals [1, 2])")):
             chain().hold_out(end)
+    with pytest.raises(ValueError, match="there is no marginal -1"):
+        chain().hold_out(-1)
     with pytest.raises(ValueError, match="there is no snapshot at time 5"):
         chain().index(5)
     with pytest.raises(ValueError, match=r"the coordinates \[1\] are the same in all training cells"):

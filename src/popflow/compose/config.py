@@ -144,6 +144,8 @@ class SampleConfig:
                 raise ValueError(f"{field.name}={value!r} has no effect with correct=False (--naive), which neither weights nor resamples.")
             if self.particles == 1 and field.name == "ess_below":
                 raise ValueError(f"ess_below={value!r} has no effect with particles=1: a single particle has nothing to compete with.")
+        if self.deterministic and self.variance != "optimal":
+            raise ValueError(f"variance={self.variance!r} has no effect with deterministic=True (--ode), whose steps have no width.")
         count = len(self.experts) or max(len(self.diffusers), len(self.prompts))
         for name in ("beta", "bias"):
             given = len(getattr(self, name))

@@ -1,9 +1,10 @@
 """AnnData files in and out: snapshots from ``obs`` and ``obsm``; velocities, growth, fates and settings written back under new keys.
 
-    obs["popflow_growth"]         growth rate of each cell, one over the unit of time
+    obs["popflow_growth"]         growth rate of each cell, one over the unit of time; relative to the mean of its time unless masses are true
     obs["popflow_fate"]           most probable type at the last time, where cell types were given
     obsm["popflow_velocity"]      drift, in units of the representation per unit of time
-    obsm["X_popflow"]             where each cell is one snapshot later (cells of the last snapshot stay), to be drawn as an embedding
+    obsm["X_popflow"]             where each cell is one snapshot later (cells of the last snapshot stay), to be drawn as an embedding;
+                                  under noise the mean over uns["popflow"]["draws"] draws, as for the fates
     obsm["popflow_fate"]          probability of each type of uns["popflow"]["types"]
     uns["popflow"]                settings and figures of the fit
 
@@ -27,8 +28,8 @@ from popflow.core.checkpoint import whole
 from popflow.core.errors import CheckpointError, MissingExtraError, unknown
 from popflow.core.streams import Streams
 from popflow.transport.evaluate import Flow
-from popflow.transport.fate import Fates, fates_at_every_time
-from popflow.transport.predict import Prediction, in_blocks
+from popflow.transport.fate import Fates, fates_at_every_time, growth_rates
+from popflow.transport.predict import Prediction, draws_of, expected, in_blocks
 from popflow.transport.snapshots import Snapshots
 
 KEY = "popflow"
@@ -77,7 +78,7 @@ def read(
 
     Args:
         source: Path of the file, or the object.
-        time: Column of ``obs``: numbers, or text that reads as numbers; cells without a value are left out.
+        time: Column of ``obs``: numbers, text that reads as numbers, or dates or durations (see `in_days`); cells without a value are left out.
         rep: Key of ``obsm``.
         dims: How many of its leading coordinates to use; None: all.
         velocity: Key of ``obsm`` with a measured velocity of each cell in the coordinates of ``rep``.
@@ -97,7 +98,7 @@ def read(
                 raise ValueError(unknown(f"{name}: key of {'obs' if place is adata.obs else 'obsm'}", key, map(str, place.keys())))
         x = coordinates(rep, adata.obsm[rep], dims)
         moving = None if velocity is None else coordinates(velocity, adata.obsm[velocity], dims)
-        column = adata.obs[time]
+        column = in_days(adata.obs[time])
         timed = np.flatnonzero(~column.isna().to_numpy())
         labels = [value.item() if isinstance(value, np.generic) else value for value in column.iloc[timed].tolist()]
         place = torch.as_tensor(timed)
@@ -111,8 +112,39 @@ def read(
         return Cells(snapshots, rows, adata.n_obs, rep, annotation)
 
 
+def in_days(column: Any) -> Any:
+    """A column of durations as numbers of days, of dates as days since the first; any other column as it is.
+
+    Durations and dates are ``timedelta64`` and ``datetime64``, or text such as "36 h", "2 days" and "2024-05-01": h5ad files hold text alone.
+
+    >>> import pandas as pd
+    >>> in_days(pd.Series(["36 h", "2 days", None])).tolist(), in_days(pd.Series(["2024-05-01", "2024-05-03T12:00"])).tolist()
+    ([1.5, 2.0, nan], [0.0, 2.5])
+    """
+    import pandas as pd
+
+    values = column.astype(column.cat.categories.dtype) if isinstance(column.dtype, pd.CategoricalDtype) else column
+    if values.dtype.kind not in "mM":
+        if pd.api.types.is_numeric_dtype(values) or pd.to_numeric(values.dropna(), errors="coerce").notna().any():
+            return column
+        spans = pd.to_timedelta(values, errors="coerce")
+        dates = pd.to_datetime(values, errors="coerce", format="ISO8601") if spans.isna().any() else spans
+        values = next((read for read in (spans, dates) if bool((read.notna() == values.notna()).all())), None)
+        if values is None:
+            return column
+    return ((values - values.min()) if values.dtype.kind == "M" else values) / pd.Timedelta(days=1)
+
+
 def write_flow(
-    source: str | Path, target: str | Path, cells: Cells, flow: Flow, *, fate: Fates | None, about: Mapping[str, Any], rng: Streams
+    source: str | Path,
+    target: str | Path,
+    cells: Cells,
+    flow: Flow,
+    *,
+    fate: Fates | None,
+    about: Mapping[str, Any],
+    rng: Streams,
+    draws: int | None = None,
 ) -> Path:
     """Copy the file of the cells and add what a flow predicts for each: velocity, growth, place one snapshot later, and fate.
 
@@ -124,6 +156,7 @@ def write_flow(
         fate: Fates of the first marginal at the last; None writes none.
         about: Entries of ``uns["popflow"]``: numbers, text, lists, and mappings of them.
         rng: Streams for the noise of the flow.
+        draws: Draws of the noise over which places one snapshot later are averaged, as in `popflow.transport.fate.fates`.
 
     Raises:
         ValueError, CheckpointError: as `write`.
@@ -134,11 +167,12 @@ def write_flow(
     scale = torch.ones(snapshots.dim) if snapshots.scale is None else snapshots.scale.cpu()
     each = list(zip(times, snapshots.x, strict=True))
     velocity = [in_blocks(lambda x, t=t: flow.velocity(t, x), x).cpu() * scale for t, x in each]
-    growth = [in_blocks(lambda x, t=t: flow.growth(t, x), x) for t, x in each]
-    later = [in_blocks(lambda x, k=k: flow.push(x, times[k], times[k + 1], rng).x, x) for k, x in enumerate(snapshots.x[:-1])]
-    obs: dict[str, Any] = {f"{KEY}_growth": cells.spread(growth)}
+    later = [
+        in_blocks(lambda x, k=k: expected(flow, x, times[k], times[k + 1], rng, draws=draws), x) for k, x in enumerate(snapshots.x[:-1])
+    ]
+    obs: dict[str, Any] = {f"{KEY}_growth": cells.spread(growth_rates(flow, snapshots))}
     obsm = {f"{KEY}_velocity": cells.spread(velocity), f"X_{KEY}": cells.spread([snapshots.raw(x) for x in (*later, snapshots.x[-1])])}
-    about = {**about, "times": times}
+    about = {**about, "times": times, "draws": draws_of(flow, draws)}
     if fate is not None and cells.annotation is not None:
         share = cells.spread(fates_at_every_time(flow, snapshots, cells.annotation, fate, rng=rng))
         code = np.where(np.isnan(share[:, 0]), -1, share.argmax(1))

@@ -18,7 +18,8 @@ class FlowConfig:
 
     Attributes:
         cells: AnnData file (``.h5ad``). It is not changed.
-        time: Column of ``obs`` with the time of each cell. Numbers, or text that reads as numbers.
+        time: Column of ``obs`` with the time of each cell. Numbers, or text that reads as numbers; durations and dates count in days, dates from the
+            first.
         populations: Column of ``obs`` with the patient (donor, sample) of each cell, to learn responses to treatments instead of times.
         treatment: Column of ``obs`` with the treatment of each cell (``populations``).
         control: The treatment that stands for none (``populations``).
@@ -33,6 +34,7 @@ class FlowConfig:
         lam: Cost of transport relative to growth, in units of one over length squared (``unbalanced``). Mass is not carried further than
             ``pi / sqrt(lam)``.
         noise: Standard deviation of the noise, in units of length per square root of time (``bridge``).
+        draws: Draws of the noise for each cell, over which its fate and its place one snapshot later are averaged (``bridge``).
         masses: Total mass of the snapshots: the same for all (``equal``), or proportional to the number of cells (``counts``). The latter is
             for ``unbalanced`` only, and for experiments that sequence the same fraction of every population.
         acceleration: Let all cells accelerate like the means of the training snapshots.
@@ -64,6 +66,7 @@ class FlowConfig:
     lagrangian: Literal["transport", "unbalanced", "bridge"] = "transport"
     lam: Annotated[float, Flag(gt=0)] = 1.0
     noise: Annotated[float, Flag(gt=0)] = 0.3
+    draws: Annotated[int, Flag(ge=1)] = 32
     masses: Literal["equal", "counts"] = "equal"
     acceleration: bool = False
     velocity: Annotated[str | None, Flag(metavar="KEY")] = None
@@ -89,6 +92,7 @@ class FlowConfig:
         for name, read, where in (
             ("lam", self.lagrangian == "unbalanced", "lagrangian='unbalanced'"),
             ("noise", self.lagrangian == "bridge", "lagrangian='bridge'"),
+            ("draws", self.lagrangian == "bridge", "lagrangian='bridge'"),
             ("bandwidth", followed, "smooth or velocity"),
             ("strength", self.velocity is not None, "velocity"),
         ):
@@ -110,7 +114,7 @@ class FlowConfig:
                 "treatments and the name of the control."
             )
         of_patients = ("treatment", "control", "cofactor", "neighbours", "members")
-        of_times = ("scale", "acceleration", "velocity", "smooth")
+        of_times = ("scale", "draws", "acceleration", "velocity", "smooth")
         for name in of_times if patients else of_patients:
             if getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect {'with' if patients else 'without'} populations.")

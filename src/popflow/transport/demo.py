@@ -109,7 +109,7 @@ def report(found: Mapping[str, Solved], run: Run) -> Report:
         diagnostics=(
             Table(
                 "Optimality",
-                ("problem", "gap: flow - dual", "Hamilton-Jacobi residual, relative"),
+                ("problem", "gap: path energy - dual", "Hamilton-Jacobi residual, relative"),
                 tuple((name, one.fit.gap, one.fit.residual_relative) for name, one in found.items()),
                 "The residual is the root mean square of its gradient times T^2 over the radius of the cells; 0 at the optimum.",
             ),

@@ -40,6 +40,8 @@ def run(config: FlowConfig, run: Run) -> Report:
     flow = LagrangianFlow(problem, width=config.width, lr=config.lr)
     flow.fit(snapshots, steps=config.steps, rng=rng(), **training(run, "fit", config.steps))
     certificate = flow.report()
+    for warning in certificate.warnings:
+        run.log(f"warning: {warning}")
 
     draws, scored = rng(), snapshots.held_out or tuple(range(1, last + 1))
     scores = evaluate(flow, snapshots, rng=draws, marginals=scored)
@@ -47,10 +49,10 @@ def run(config: FlowConfig, run: Run) -> Report:
         other = match(snapshots, rng=rng(), steps=config.steps, width=config.width, **training(run, "flow matching", config.steps))
         theirs = evaluate(other, snapshots, rng=rng(), marginals=scored)
         scores = {k: {n: row[n] for n in (FLOW, PATH) if n in row} | {BASELINE: theirs[k][FLOW]} | row for k, row in scores.items()}
-    fate = None if cells.annotation is None else fates(flow, snapshots, cells.annotation, 0, last, rng=draws)
+    fate = None if cells.annotation is None else fates(flow, snapshots, cells.annotation, 0, last, rng=draws, draws=config.draws)
 
     about = {"settings": told(config), "fit": told(certificate)}
-    anndata.write_flow(config.cells, run.path / "cells.h5ad", cells, flow, fate=fate, about=about, rng=rng())
+    anndata.write_flow(config.cells, run.path / "cells.h5ad", cells, flow, fate=fate, about=about, rng=rng(), draws=config.draws)
     genes = anndata.write_predictions(config.cells, run.path / "predicted.h5ad", config.rep, predict(flow, snapshots, scored, draws))
     run.log(f"predicted cells {genes}")
     space = f"{snapshots.dim} coordinates of {config.rep} ({config.scale})"

@@ -21,6 +21,9 @@ from popflow.transport.lagrangian import WFR, Lagrangian, residual
 from popflow.transport.saddle import Potential, dual, path_energy, saddle_loss, two_rates
 from popflow.transport.snapshots import Snapshots
 
+REBORN = 0.1
+"""Share of a snapshot born instead of moved from which a certificate warns."""
+
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
@@ -30,7 +33,10 @@ class Certificate:
         action: Action of the learned flow, pushed from the cells of each training snapshot to the next, summed over the intervals.
         dual: ``D(s)``: at most the action of the path through the snapshots, for any ``s``.
         path_energy: ``P``: energy of the conditional paths one by one, at least the action; None with noise, where it is not finite.
-        gap: ``action - dual``: zero at the optimum, when the flow meets the snapshots.
+        gap: ``path_energy - dual``, the mean square of what the potential misses of the velocity and growth of the paths: never negative, zero
+            where one potential explains them all; None with noise.
+        explained: ``dual / path_energy``: share of the energy of the paths that one potential explains. It falls below 1 where paths cross, and
+            where mass is born or dies among mass that travels; None with noise or another potential, and where nothing moves.
         residual: Root mean square of the gradient of the Hamilton-Jacobi residual along the path, an acceleration; 0 at the optimum.
         residual_relative: The residual times ``T^2`` over the radius of all cells.
         born: Largest share of a snapshot that no mass of the previous one reaches; pushed cells cannot reach it either.
@@ -39,10 +45,32 @@ class Certificate:
     action: float
     dual: float
     path_energy: float | None
-    gap: float
+    gap: float | None
+    explained: float | None
     residual: float
     residual_relative: float
     born: float
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the other figures hide: mass that is reborn instead of moved, and an action below its lower bound.
+
+        >>> Certificate(1e-6, 1e-6, 1e-6, 0.0, 1.0, 0.0, 0.0, born=1.0).warnings[0][:60]
+        '100% of the mass of a snapshot is born there, not moved ther'
+        """
+        found = []
+        if self.born > REBORN:
+            found.append(
+                f"{self.born:.0%} of the mass of a snapshot is born there, not moved there: no cell of the snapshot before is within "
+                "pi / sqrt(lam) of it. A small action and gap then say nothing of movement, and pushed cells do not get there. Fix: scale the "
+                "coordinates, or lower lam."
+            )
+        if self.action < self.dual - 0.05 * abs(self.dual):
+            found.append(
+                f"the action of the pushed cells, {self.action:.3g}, is below the lower bound {self.dual:.3g}: they do not meet the snapshots. "
+                "Fix: more steps, or wider networks."
+            )
+        return tuple(found)
 
 
 class LagrangianFlow:
@@ -150,6 +178,16 @@ class LagrangianFlow:
         self._fitted = potential, bend, paths, snapshots, rng.seed
         return self
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise, in units of length per square root of time; where it is above 0, `push` is random."""
+        return self.lagrangian.noise
+
+    @property
+    def relative_growth(self) -> bool:
+        """Whether `growth` counts relative to the mean of the population: masses are normalised."""
+        return self.lagrangian.lam > 0 and self.lagrangian.normalized
+
     def potential(self, t: Tensor | float, x: Tensor) -> Tensor:
         """``s(t, x)`` ``[n]``."""
         return self._rates(t, x)[0]
@@ -242,7 +280,7 @@ class LagrangianFlow:
         return Population.of(point.x).reweight(point.mass.log())
 
     def report(self, *, cells: int = 1024, draws: int = 64) -> Certificate:
-        """Action, its bounds, the duality gap and the Hamilton-Jacobi residual, estimated with fresh random numbers.
+        """Action, its bounds and their gap, the share one potential explains, and the Hamilton-Jacobi residual, estimated with fresh random numbers.
 
         Args:
             cells: Most cells of each snapshot that are pushed.
@@ -268,11 +306,13 @@ class LagrangianFlow:
             _, (slope,) = value_and_grad(lambda x: residual(lagrangian, potential, t, x, probe), point.x)  # noqa: B023
             force += float((point.mass * slope.detach().square().sum(-1)).mean()) / draws
         lower, upper = potential.span * lower, potential.span * upper
+        whole = not lagrangian.noise and lagrangian.potential is None
         return Certificate(
             action=action,
             dual=lower,
             path_energy=None if lagrangian.noise else upper,
-            gap=action - lower,
+            gap=None if lagrangian.noise else upper - lower,
+            explained=lower / upper if whole and upper > 0 else None,
             residual=math.sqrt(force),
             residual_relative=math.sqrt(force) * potential.span**2 / float(radius(paths.x)),
             born=max(plan.born for plan in paths.plans),

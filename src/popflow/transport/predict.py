@@ -9,10 +9,36 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from popflow.core.checks import at_least_one
 from popflow.core.population import Population
 from popflow.core.streams import Streams
 from popflow.transport.evaluate import FLOW, PATH, Flow, Path, neighbours
 from popflow.transport.snapshots import Snapshots
+
+DRAWS = 32
+"""Draws of the noise over which fates and positions of cells are averaged by default: probabilities are then known to 0.09 or better."""
+
+
+def draws_of(flow: Flow, draws: int | None = None) -> int:
+    """Number of draws of the noise of a flow: as asked for, or `DRAWS`; 1 for a flow that has no attribute ``noise`` above 0.
+
+    Raises:
+        ValueError: for fewer than one.
+    """
+    if draws is not None:
+        at_least_one(draws=draws)
+    return (draws or DRAWS) if getattr(flow, "noise", 0.0) else 1
+
+
+def expected(flow: Flow, x: Tensor, t0: float, t1: float, rng: Streams, *, draws: int | None = None) -> Tensor:
+    """Mean place at ``t1`` of each of the cells ``x [n, d]`` of ``t0``: over draws of the noise, each with its weight; one draw without noise."""
+    total, log_w = x.new_zeros(x.shape), []
+    for _ in range(draws_of(flow, draws)):
+        pushed = flow.push(x, t0, t1, rng)
+        log_w.append(pushed.log_w)
+        share = (log_w[-1] - torch.stack(log_w).logsumexp(0)).exp()[:, None]
+        total = (1 - share) * total + share * pushed.x
+    return total
 
 
 @dataclass(frozen=True, eq=False)

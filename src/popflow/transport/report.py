@@ -10,11 +10,11 @@ from torch import Tensor
 
 from popflow.runs import Figure, Measured, Report, Table, Verdict, figures, point_figures
 from popflow.transport.anndata import Cells
-from popflow.transport.evaluate import BASELINE, CELLS, FLOOR, FLOW, PATH, TRANSPORT, Score
-from popflow.transport.fate import NEIGHBOURS, Fates, growth_by_type
+from popflow.transport.evaluate import BASELINE, CELLS, FLOOR, FLOW, PATH, SPLITS, TRANSPORT, Score
+from popflow.transport.fate import NEIGHBOURS, Fates, growth_by_type, growth_rates
 from popflow.transport.lagrangian import WFR
 from popflow.transport.lagrangian_flow import Certificate, LagrangianFlow
-from popflow.transport.predict import Track, in_blocks
+from popflow.transport.predict import Track
 from popflow.transport.snapshots import Snapshots
 
 _PATHS = 80
@@ -59,7 +59,7 @@ def report(found: Outcome) -> Report:
         summary=(
             f"{sum(map(len, snapshots.x))} cells at {len(snapshots)} times ({', '.join(map(str, snapshots.labels))}), {found.space}. The path of "
             f"least action through the snapshots, {seen}, gives each cell a velocity and a growth rate.\n\nDistances and lengths are in the "
-            "scaled coordinates, times in the unit of the file."
+            "scaled coordinates, times in the unit of the file." + "".join(f"\n\nWarning: {text}" for text in found.certificate.warnings)
         ),
         verdict=_verdict(found.scores, bool(snapshots.held_out)),
         figure=_paths(cells.rep, snapshots, found.track),
@@ -70,9 +70,7 @@ def report(found: Outcome) -> Report:
             _certificate(found.certificate),
         ),
         results={
-            "action": Measured(found.certificate.action),
-            "duality gap": Measured(found.certificate.gap),
-            "Hamilton-Jacobi residual": Measured(found.certificate.residual_relative),
+            **headline(found.certificate),
             **{f"W1, {what}": Measured(sum(row) / len(row)) for what, row in means.items() if row},
         },
         files={
@@ -84,11 +82,27 @@ def report(found: Outcome) -> Report:
     )
 
 
+def headline(certificate: Certificate) -> dict[str, Measured]:
+    """The figures by which a fit is judged: the action between its bounds, what one potential explains, and what was not moved at all."""
+    figures = {
+        "action": certificate.action,
+        "action, lower bound": certificate.dual,
+        "action, upper bound": certificate.path_energy,
+        "duality gap": certificate.gap,
+        "energy that one potential explains": certificate.explained,
+        "mass born, not moved": certificate.born,
+        "Hamilton-Jacobi residual": certificate.residual_relative,
+    }
+    return {name: Measured(value) for name, value in figures.items() if value is not None}
+
+
 def _verdict(scores: Mapping[int, Mapping[str, Score]], held_out: bool) -> Verdict:
     beaten = [row[FLOW].w1 < row[TRANSPORT].w1 for row in scores.values() if TRANSPORT in row]
+    alike = sum(not row[FLOW].distinguishable(row[FLOOR]) for row in scores.values())
     return Verdict(
         all(beaten) if held_out else None,
-        f"the flow is nearer to the held-out cells than the exact-OT midpoint at {sum(beaten)} of {len(beaten)} times"
+        f"the flow is nearer to the held-out cells than the exact-OT midpoint at {sum(beaten)} of {len(beaten)} times; it cannot be told from "
+        f"them at {alike}"
         if held_out
         else "nothing was held out: the scores are for snapshots that the fit has seen",
         "W1 of the flow to the held-out cells below that of the exact-OT midpoint at every held-out time",
@@ -96,16 +110,25 @@ def _verdict(scores: Mapping[int, Mapping[str, Score]], held_out: bool) -> Verdi
 
 
 def _scores(scores: Mapping[int, Mapping[str, Score]], snapshots: Snapshots) -> Table:
-    rows = [(str(snapshots.labels[k]), what, s.w1, s.w2, s.mmd) for k, row in scores.items() for what, s in row.items()]
+    rows = [
+        (str(snapshots.labels[k]), what, s.w1 if s.spread is None else Measured(s.w1, s.spread), s.w2, s.mmd, _told(s, row[FLOOR]))
+        for k, row in scores.items()
+        for what, s in row.items()
+    ]
     return Table(
         "Distance from the held-out cells" if snapshots.held_out else "Distance from the cells of each snapshot (seen in training)",
-        ("time", "what", "W1", "W2", "MMD"),
+        ("time", "what", "W1", "W2", "MMD", "W1 and the floor"),
         tuple(rows),
         "Flow: pushed from the cells of the training snapshot before each time, weights included. Path: cells drawn from the learned path at that "
-        f"time, to which the snapshots on both sides contribute. At most {CELLS} cells of each snapshot. Lower is better; below the sampling floor "
-        "(two halves of the true cells) differences mean nothing.",
+        f"time, to which the snapshots on both sides contribute. At most {CELLS} cells of each snapshot. Lower is better. The sampling floor is the "
+        f"distance between two samples of the true cells of these sizes (mean and standard deviation over {SPLITS} random splits): what is less "
+        "than two standard deviations above it cannot be told from the true cells.",
         tuple(i for i, row in enumerate(rows) if row[1] in (FLOW, PATH)),
     )
+
+
+def _told(one: Score, floor: Score) -> str | None:
+    return None if one is floor else "above" if one.distinguishable(floor) else "not distinguishable"
 
 
 def _plane(snapshots: Snapshots, x: Tensor) -> Tensor:
@@ -138,8 +161,8 @@ def _film(rep: str, snapshots: Snapshots, way: Track) -> Figure:
 
 def _growth(cells: Cells, flow: LagrangianFlow) -> list[Figure | Table]:
     training = cells.snapshots.training
-    meaning = "relative to the mean of the population" if flow.lagrangian.normalized else "of the total mass"
-    rates = torch.cat([in_blocks(lambda x, t=t: flow.growth(float(t), x), x) for t, x in zip(training.times, training.x, strict=True)])
+    meaning = "relative to the mean of the cells of its time" if flow.lagrangian.normalized else "of the total mass"
+    rates = torch.cat(growth_rates(flow, training))
     at = _plane(training, torch.cat(training.x))
     image = point_figures.value_map(at, rates, value_label="growth rate, 1 / time", symmetric=True, **_labels(cells.rep))
     histogram = figures.histogram({"cells": rates}, x_label="growth rate, 1 / time")
@@ -167,7 +190,8 @@ def _fates(fate: Fates, snapshots: Snapshots) -> Table:
         ("type at the start", *fate.types),
         rows,
         "Shares of the types among the descendants, weights included. The type of a descendant is that of the "
-        f"{NEIGHBOURS} nearest cells of the last snapshot, one vote each. A dash: no cell of that type at the start.",
+        f"{NEIGHBOURS} nearest cells of the last snapshot, one vote each. A dash: no cell of that type at the start."
+        + (f" Averages over {fate.draws} draws of the noise for each cell." if fate.draws > 1 else ""),
     )
 
 
@@ -176,6 +200,7 @@ def _certificate(certificate: Certificate) -> Table:
         "The fit",
         ("", "value"),
         tuple((name.replace("_", " "), value) for name, value in asdict(certificate).items()),
-        "Action of the pushed flow, bounds on the action of the path, their gap, and how far the Hamilton-Jacobi equation is from holding "
-        "(relative to the radius of all cells).",
+        "Action of the pushed flow; bounds on the action of the path (dual, path energy), their gap, and the share of the path energy that one "
+        "potential explains; how far the Hamilton-Jacobi equation is from holding (relative to the radius of all cells); the largest share of a "
+        "snapshot that is born there, not moved there.",
     )

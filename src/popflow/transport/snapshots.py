@@ -63,9 +63,10 @@ class Snapshots:
         _check_masses("mass", self.mass, count)
         for k in self.held_out:
             if not 0 < k < count - 1:
+                which = f"the time {self.labels[k]!r} (marginal {k}) is an end point" if 0 <= k < count else f"there is no marginal {k}"
                 raise ValueError(
-                    f"held_out={self.held_out}: marginal {k} of {count} is an end point or does not exist, wanted one of "
-                    f"{list(range(1, count - 1))}: what lies outside the training times would be extrapolated."
+                    f"hold out: {which}, wanted one of the times {list(self.labels[1:-1])} (marginals {list(range(1, count - 1))}): what lies "
+                    "outside the training times would be extrapolated."
                 )
         dim = self.x[0].shape[-1] if self.x[0].ndim == 2 else None
         for k, rows in enumerate(self.x):

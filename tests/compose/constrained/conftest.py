@@ -10,13 +10,21 @@ import pytest
 
 from popflow.compose.constrained import DiffOPT
 
-_SMALL = {"steps": 250, "width": 32, "members": 2, "particles": 200, "moves": 2, "reverse_steps": 8, "random_state": 0}
+LEARNED = {"steps": 600, "width": 64, "reverse_steps": 20}
+"""What it takes to learn the ring."""
+_SMALL = {"steps": 150, "width": 32, "members": 2, "particles": 200, "moves": 2, "reverse_steps": 8, "random_state": 0}
 
 
 @pytest.fixture(scope="session")
 def small() -> dict[str, Any]:
     """Return sizes of a fit that takes a second."""
     return dict(_SMALL)
+
+
+@pytest.fixture(scope="session")
+def learned(small: dict[str, Any]) -> dict[str, Any]:
+    """Return sizes of a fit that learns simple shapes."""
+    return small | LEARNED
 
 
 @pytest.fixture(scope="session")
@@ -33,4 +41,4 @@ def fitted(ring: tuple[np.ndarray, np.ndarray]) -> DiffOPT:
     """Fit once, without a warning; tests copy it before they change it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return DiffOPT(beta=4.0, **_SMALL).fit(*ring)
+        return DiffOPT(beta=4.0, **_SMALL | LEARNED).fit(*ring)

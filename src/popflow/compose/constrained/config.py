@@ -37,7 +37,7 @@ class OptimizeConfig:
         steps: Training steps of the prior, and of the surrogate.
         width: Hidden width of the networks.
         members: Networks of the surrogate.
-        on_error: What a row gets whose objective fails: it is ruled out (``skip``), takes the ``worst`` value, or ends the run (``raise``).
+        on_error: What a row gets whose objective fails: it is ruled out (``skip``), takes the ``worst`` value of the table, or ends the run (``raise``).
         workers: Calls of the objective at once.
         timeout: Seconds after which a call of the objective is ended. If None: no limit.
         seed: Random seed.
@@ -84,6 +84,12 @@ class OptimizeConfig:
             raise ValueError(f"objective with route={self.route!r}: a black box has no gradient. Fix: route='exact'.")
         if self.populations != type(self).populations and len(self.target) < 2:
             raise ValueError(f"populations={self.populations} has no effect on a single target.")
+        if self.beta == 0 and self.select == "best":
+            raise ValueError("beta=0 with select='best': all rows are equally good. Fix: --select draw.")
+        if self.on_error == "worst" and not self.target:
+            raise ValueError(
+                "on_error='worst' without a target: no measured value says what the worst is. Fix: --target COLUMN, or --on-error skip."
+            )
         if self.objective is None:
             for name in ("on_error", "workers", "timeout"):
                 if getattr(self, name) != getattr(type(self), name):

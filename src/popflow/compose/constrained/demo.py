@@ -69,5 +69,5 @@ def _report(config: DemoConfig, data: Tensor, drawn: Tensor, free: Tensor, found
             "acceptance": Measured(found.acceptance),
             "ESS": Measured(found.ess),
         },
-        next=("popflow optimize --help", "popflow cite runs/demo-diffopt"),
+        next=("popflow optimize --help", "popflow methods"),
     )

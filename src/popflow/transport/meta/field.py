@@ -105,9 +105,11 @@ class Field:
         """Keep the embeddings of the training populations, and their shares of types."""
         self.groups = tuple(map(str, training.pairs))
         if self.context.population is not None:
-            sources = {pair.source for pair in training.pairs}
-            found = {k: self.embedding(*self._sampled(training, k)) for k in sources}
-            self.embeddings = torch.stack([found[pair.source] for pair in training.pairs])
+            sources = sorted({pair.source for pair in training.pairs})
+            found = self.shift.new_empty(len(sources), self.context.width)  # one block: small results among large scratch would pin memory
+            for i, k in enumerate(sources):
+                found[i] = self.embedding(*self._sampled(training, k))
+            self.embeddings = found[[sources.index(pair.source) for pair in training.pairs]]
         if training.types is not None:
             self.shares = torch.stack([training.proportions(pair.source) for pair in training.pairs])
 

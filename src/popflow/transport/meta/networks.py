@@ -103,7 +103,7 @@ class Context(nn.Module):
         self.example = embed.module(dim, types, cells) if by_example and embed is not None else None
         self.treatments = 0 if by_example or treatments == 1 else treatments
         self.sees_types = types > 0
-        width = 0 if embed is None else embed.out
+        self.width = width = 0 if embed is None else embed.out
         self.size = width + (2 * width if self.example is not None else self.treatments)
 
     def forward(
