@@ -563,6 +563,21 @@ def test_options_are_checked(options: dict, message: str):
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"kernel_steps": 1.5}, "kernel_steps=1.5, wanted a whole number"), ({"zeta": "1"}, "zeta='1', wanted a number")],
+)
+def test_numbers_of_the_wrong_kind_are_named(options: dict, message: str):
+    with pytest.raises(TypeError, match=message):
+        feynman_kac(Q1 * Q2, **options)
+
+
+@pytest.mark.parametrize("times", [lambda q: 2 * q, lambda q: q * 2])
+def test_a_number_times_a_target_is_answered_with_a_power(times: Callable):
+    with pytest.raises(TypeError, match=r"an exponent is a power, target\*\*2"):
+        times(Q1)
+
+
 def test_an_unknown_variance_is_answered_with_the_closest():
     with pytest.raises(ValueError, match="did you mean 'optimal'"):
         feynman_kac(Q1, variance="optimum")  # pyright: ignore[reportArgumentType]

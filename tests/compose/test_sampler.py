@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -99,8 +101,14 @@ def test_a_sum_of_exponents_that_is_not_positive_is_refused(target: Expert, mess
 
 @pytest.mark.parametrize("counts", [{"particles": 0}, {"particles": 8, "runs": 0}])
 def test_no_particles_are_refused(counts: dict[str, int]):
-    with pytest.raises(ValueError, match="wanted at least one of each"):
+    with pytest.raises(ValueError, match="=0, wanted at least 1"):
         sample(feynman_kac(A), GRID, rng=Streams(0), **counts)
+
+
+@pytest.mark.parametrize("count", ["8", 2.5, True])
+def test_particles_are_counted_in_whole_numbers(count: Any):
+    with pytest.raises(TypeError, match=r"particles=.*, wanted a whole number"):
+        inspect.unwrap(sample)(feynman_kac(A), GRID, rng=Streams(0), particles=count)  # without the type checks of the suite
 
 
 def test_a_grid_that_is_not_decreasing_is_refused():

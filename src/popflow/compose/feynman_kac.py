@@ -39,6 +39,7 @@ from popflow.compose.spaces.steps import between, follow, kernel, noise_for, str
 from popflow.compose.target import Expert, Target, scores
 from popflow.compose.weighing import Window, changing, clipped, rewarded, weighted_start, within
 from popflow.core import PopflowWarning, Population, Rates, Step, Streams, chain, resample_if
+from popflow.core.checks import at_least_one, real
 from popflow.core.errors import unknown
 
 _ALWAYS = (0.0, math.inf)
@@ -94,7 +95,7 @@ def feynman_kac(
     """
     target = Target.of(target)
     track = track or (correct and target.varies and not all_known(target.experts))
-    _check(target, zeta, track, correct, kernel_steps, clip, window)
+    _check(target, zeta, track, correct, kernel_steps, clip, ess_below, window)
     if variance not in get_args(Variance):
         raise ValueError(unknown("variance", str(variance), get_args(Variance)))
     if variance == "local" and (track or not target.home.flat):
@@ -307,9 +308,16 @@ def denoise(target: Target) -> Step:
     return step
 
 
-def _check(target: Target, zeta: float, track: bool, correct: bool, kernel_steps: int, clip: float | None, window: Window) -> None:
+def _check(
+    target: Target, zeta: float, track: bool, correct: bool, kernel_steps: int, clip: float | None, ess_below: float, window: Window
+) -> None:
     if not target.factors:
         raise ValueError("target: every exponent is zero, nothing is left to sample from. Give at least one expert a non-zero exponent.")
+    real(zeta=zeta, clip=clip, ess_below=ess_below, kernel_steps=kernel_steps)
+    if kernel_steps < 0:
+        raise ValueError(f"kernel_steps={kernel_steps}, wanted 0 or more.")
+    if kernel_steps:
+        at_least_one(kernel_steps=kernel_steps)
     if not 0 <= zeta < math.inf:
         raise ValueError(f"zeta={zeta}, wanted a noise scale >= 0: 1 is the reverse diffusion.")
     if track and zeta < 1:
@@ -321,8 +329,6 @@ def _check(target: Target, zeta: float, track: bool, correct: bool, kernel_steps
         raise ValueError(f"window={window}, wanted (low, high) noise levels with low < high: between them particles are weighted.")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip={clip}, wanted a positive bound in nats, or None.")
-    if kernel_steps < 0:
-        raise ValueError(f"kernel_steps={kernel_steps}, wanted 0 or more.")
     if correct and zeta == 0 and not kernel_steps:
         warnings.warn(
             "zeta=0 with resampling: copies of a particle never separate. Use zeta=1, or kernel_steps >= 1.", PopflowWarning, stacklevel=3

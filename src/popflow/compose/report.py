@@ -37,7 +37,7 @@ def report(config: SampleConfig, recipe: Recipe, sampler: Sampler, levels: Tenso
         spread = over_steps(torch.tensor(looks, dtype=torch.float64))
         results |= {"discretisation": Measured(spread)}
         shown += f" Discretisation over all steps, as if they were independent: {spread:.2g} nats."
-    if sampler.resamples:
+    if sampler.resamples and particles > 1:
         diagnostics = (*diagnostics, survival(run.metrics.rows("sample")))
     return Report(
         title=f"{config.op} of {', '.join(config.experts)}",

@@ -15,7 +15,7 @@ from popflow.compose.discretisation import looking
 from popflow.compose.schedule import check_levels
 from popflow.compose.target import Expert, scores
 from popflow.core import CheckpointError, PopflowWarning, Population, Recorder, State, Step, Streams, Trace, simulate, systematic
-from popflow.core.checks import put_off
+from popflow.core.checks import at_least_one, put_off
 from popflow.core.metrics import distinct_ancestors
 
 
@@ -170,8 +170,7 @@ def sample(
     check_mass(sampler, levels)
     if around is not None and not space.flat:
         raise ValueError(f"around is given, wanted None: samples of {space} are weighted by the density of their own start.")
-    if particles < 1 or runs < 1:
-        raise ValueError(f"particles={particles}, runs={runs}, wanted at least one of each.")
+    at_least_one(particles=particles, runs=runs)
     if sampler.resamples and particles == 1:
         warnings.warn(
             "particles=1 with resampling: one particle has nothing to compete with, weights have no effect. Use particles >= 4.",

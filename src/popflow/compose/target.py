@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class _Algebra:
     def __mul__(self, other: Expert | Target) -> Target:
         a, b = Target.of(self), Target.of(other)
         return Target(a.factors + b.factors, a.rewards + b.rewards)
+
+    __rmul__ = __mul__
 
     def __pow__(self, beta: Exponent) -> Target:
         a = Target.of(self)
@@ -133,6 +136,10 @@ class Target(_Algebra):
             return item
         if isinstance(item, Expert):
             return Target(((item, 1.0),))
+        if isinstance(item, Real):
+            raise TypeError(
+                f"a target times or over {item}: a number leaves a density as it is. Fix: an exponent is a power, target**{item}."
+            )
         raise TypeError(
             f"wanted an Expert or a Target, got {type(item).__name__}: make one with popflow.compose.from_network or gaussian_mixture."
         )

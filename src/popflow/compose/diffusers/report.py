@@ -42,7 +42,7 @@ def report(config: SampleConfig, pipe: ComposedPipeline, plan: Plan, run: Run, o
         f"One image of each run, drawn by weight. Pipelines: {', '.join(config.diffusers)}.",
         figure=Figure(grid, "One image of each run, and all particles of each.", f"Images: {what}"),
         comparison=(_particles(plan, out, names, steps),),
-        diagnostics=(survival(run.metrics.rows("sample")),),
+        diagnostics=(survival(run.metrics.rows("sample")),) if particles > 1 else (),
         results={
             "effective_particles": Measured(float(out.population.ess().mean())),
             "distinct_ancestors": Measured(float(distinct_ancestors(out.population.aux["ancestor"]).double().mean())),
