@@ -258,8 +258,8 @@ def _tfbind_methods(tokens: Tensor, half: Tensor, y: Tensor, seed: int, quick: b
 
 
 TFBIND = {"steps": 2000, "width": 256, "members": 4, "particles": 2048, "moves": 3, "reverse_steps": 10, "beta": 20.0, "kappa": 1.0}
-"""Chosen inside the lower half: one standard deviation over the members on the optimistic side raised the mean rank in every nested trial. Beta and the number of
-moves were chosen by how many of the surrogate's own best sequences are reached."""
+"""Chosen inside the lower half: one standard deviation over the members on the optimistic side raised the mean rank in 6 of 7 nested trials, all of seed 0. Beta and
+the number of moves were chosen by how many of the surrogate's own best sequences are reached."""
 
 
 def _different(first: Tensor, rest: Tensor, n: int) -> Tensor:

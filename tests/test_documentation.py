@@ -128,10 +128,12 @@ MEASURED = {path.stem: _numbers(json.loads(path.read_text())) for path in (ROOT 
 
 
 def _quoted(text):
-    """Return the decimals in the tables of a page, each with the benchmark named last before it and its unit's factor."""
+    """Return the decimals in the tables of a page, each with the results named last before it in its section and its unit's factor."""
     found, name = [], None
     for line in text.splitlines():
-        name = next((named for named in reversed(re.findall(r"(\w+)\.py", line)) if named in MEASURED), name)
+        if line.startswith("## "):
+            name = None
+        name = next((named for named in reversed(re.findall(r"(\w+)\.(?:py|json)", line)) if named in MEASURED), name)
         if line.startswith("|") and name:
             for cell in line.split("|")[2:]:
                 found += [(name, number, (1, 100) if "%" in cell else (1,)) for number in re.findall(r"(?<![\w.])\d*\.\d+(?!\w)", cell)]

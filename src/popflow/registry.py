@@ -159,7 +159,7 @@ BUILT_IN = (
         name="superdiff",
         summary="Several diffusion models in superposition: samples that any (OR) or all (AND) of them find likely (SuperDiff).",
         cite=(citations.SUPERDIFF,),
-        demo=Task("popflow.compose.config:DemoConfig", "popflow.compose.zoo.demo:superdiff"),
+        demo=Task("popflow.compose.config:SuperDiffDemoConfig", "popflow.compose.zoo.demo:superdiff"),
         task="sample",
     ),
     Method(

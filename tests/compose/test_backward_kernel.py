@@ -9,7 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from popflow.compose import Euclidean, Expert, ProductSpace, Proportional, Rotations, from_scores, gaussian_mixture, igso3_mixture, zoo
+from popflow.compose import (
+    Euclidean,
+    Expert,
+    ProductSpace,
+    Proportional,
+    Rotations,
+    both,
+    feynman_kac,
+    from_scores,
+    gaussian_mixture,
+    igso3_mixture,
+    karras,
+    sample,
+    zoo,
+)
 from popflow.compose.backward_kernel import LossTable, denoising_loss, kernel_variances, measure, measure_alone, prepare, variance
 from popflow.compose.spaces.space import CentredParticles
 from popflow.compose.zoo import digits, networks
@@ -163,6 +177,16 @@ def test_networks_of_the_zoo_carry_their_losses_and_labels_their_own():
     assert LINE.given(torch.tensor(1.0)).loss is None  # under a condition a model is another one
 
 
+@pytest.mark.parametrize("told", [math.nan, -0.1, 2.0, None, "high", torch.ones(2), (0.1, 0.2)], ids=str)
+@pytest.mark.parametrize("sampler", [lambda a: feynman_kac(a * LINE), lambda a: both([a, LINE])], ids=["product", "and"])
+def test_a_loss_that_is_none_is_named_before_anything_moves(told: object, sampler):
+    wrong = replace(LINE, name="wrong", loss=lambda sigma: told)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"expert 'wrong': loss\(20\) is .*, wanted one number.* in \[0, 1\]"):
+        sample(sampler(wrong), karras(4, 0.1, 20.0), particles=8, rng=Streams(0))
+    scalar = replace(LINE, loss=lambda sigma: torch.tensor(0.5))  # pyright: ignore[reportArgumentType]
+    assert denoising_loss(scalar, 1.0) == 0.5
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -174,6 +198,9 @@ def test_networks_of_the_zoo_carry_their_losses_and_labels_their_own():
             lambda: measure(igso3_mixture(torch.eye(3).unsqueeze(0), 0.3), torch.eye(3).unsqueeze(0), [1.0], Streams(0)),
             "wanted a flat space",
         ),
+        (lambda: measure_alone(LINE, 0.1, 10.0), r"first=0.1, last=10.0, particles=16, wanted 0 < last <= first"),
+        (lambda: measure_alone(LINE, 10.0, 0.1, particles=0), "particles=0, wanted .* at least one particle"),
+        (lambda: measure_alone(igso3_mixture(torch.eye(3).unsqueeze(0), 0.3), 2.0, 0.1), "wanted a flat space"),
         (lambda: kernel_variances([replace(LINE, loss=lambda sigma: (0.1, 0.2))], 1.0, 0.9), "wanted one number: its space is no product"),
     ],
 )

@@ -9,8 +9,10 @@ import pytest
 
 from popflow import citations, registry
 from popflow.cli.app import main
-from popflow.compose.config import DemoConfig, SampleConfig, cite
-from popflow.runs import ConfigError, Report, Run, config_of
+from popflow.compose.config import DemoConfig, SampleConfig, SuperDiffDemoConfig, cite
+from popflow.compose.constrained.config import OptimizeConfig
+from popflow.compose.zoo.catalogue import find
+from popflow.runs import ConfigError, Report, Run, config_of, options
 from popflow.runs.config import inputs
 from popflow.runs.run import identity
 
@@ -87,6 +89,16 @@ def test_every_field_is_among_them():
     assert PRODUCT.keys() | OR.keys() | AND.keys() | IMAGES.keys() == {field.name for field in dataclasses.fields(SampleConfig)}
 
 
+def test_help_says_what_stands_for_every_default_of_none():
+    for config in (SampleConfig, OptimizeConfig):
+        assert [one.name for one in options(config) if one.default is None and not (one.required or one.otherwise)] == []
+    said = {one.name: one.otherwise for one in options(SampleConfig)}
+    for name in ("digits-even", "lj13", "dw4"):
+        for size, value in vars(find(name).recipe.sizes).items():
+            words = said[size].replace(",", "").replace(";", "").split()
+            assert (value if isinstance(value, str) else f"{value:g}") in words, (name, size)
+
+
 def test_the_operation_decides_what_is_cited():
     for op in ("product", "or", "and", "average"):
         entry = citations.FEYNMAN_KAC_CORRECTORS if op == "product" else citations.SUPERDIFF
@@ -113,8 +125,15 @@ def test_the_operation_decides_what_is_cited():
         (TWO | {"op": "and", "correct": False}, "correct=False has no effect with op='and'"),
         (TWO | {"correct": False, "clip": 2.0}, r"clip=2.0 has no effect with correct=False \(--naive\)"),
         (TWO | {"correct": False, "ess_below": 0.9}, "ess_below=0.9 has no effect with correct=False"),
+        (TWO | {"particles": 1, "ess_below": 0.9}, "ess_below=0.9 has no effect with particles=1"),
+        (PIPE | {"particles": 1, "ess_below": 0.9}, "ess_below=0.9 has no effect with particles=1"),
         (TWO | {"op": "and", "sharpness": 5.0}, "sharpness=5.0 has no effect with op='and': it belongs to 'or'"),
         (TWO | {"op": "average", "bias": [1.0, 0.0]}, "bias=.* has no effect with op='average': it belongs to 'or' and 'and'"),
+        (
+            TWO | {"op": "or", "deterministic": True, "variance": "local"},
+            r"variance='local' has no effect with deterministic=True \(--ode\)",
+        ),
+        (TWO | {"variance": "optimum"}, "unknown variance .optimum.: did you mean .optimal."),
         (TWO | {"ridge": 0.1}, "ridge=0.1 has no effect with op='product': it belongs to 'and'"),
         ({"experts": ["zoo:digits-even"], "op": "and"}, "at least two"),
         (TWO | {"prompts": ["a cat"]}, "prompts=.* has no effect with experts: it belongs to diffusers"),
@@ -129,6 +148,7 @@ def test_the_operation_decides_what_is_cited():
         (TWO | {"ess_below": 0.0}, "ess_below=0.0, wanted a number > 0, <= 1"),
         (TWO | {"ess_below": 2.0}, "ess_below=2.0, wanted"),
         (TWO | {"particles": 0}, "particles=0, wanted an integer >= 1"),
+        (TWO | {"seed": -1}, "seed=-1, wanted an integer >= 0"),
         (TWO | {"kernel_width": float("inf")}, "kernel_width=inf, wanted a number >= 0"),
     ],
 )
@@ -142,6 +162,8 @@ def test_demo_settings_that_make_no_sense_are_refused():
         DemoConfig(runs=1)
     with pytest.raises(ValueError, match="wanted sigma_min < sigma_max"):
         DemoConfig(sigma_min=20.0)
+    with pytest.raises(ConfigError, match="unknown key of SuperDiffDemoConfig 'kernel_steps'"):  # its samplers take none
+        config_of(SuperDiffDemoConfig, {"kernel_steps": 3})
 
 
 @pytest.fixture

@@ -94,6 +94,8 @@ def test_superpositions_run(tmp_path, op):
         (EVEN | {"beta": [-1.0]}, "the exponents sum to -1"),
         (EVEN | {"beta": [0.0]}, "every exponent is zero"),
         (EVEN | {"sigma_min": 20.0}, "sigma_min < sigma_max"),
+        (EVEN | {"kernel_width": 0.2}, "kernel_width=0.2 has no effect without Langevin steps"),
+        ({"experts": ["zoo:dw4"], "kernel_width": 0.2}, "kernel_width=0.2 has no effect without Langevin steps"),
         ({"experts": ["python:tests.compose.test_job:TURNS"]} | SMALL, "the step of rotations from noise level"),
     ],
 )
@@ -193,7 +195,7 @@ def test_annealed_data_takes_more_noise_and_a_width_sets_the_langevin_step():
     for values in ({}, {"beta": [2.0]}, {"zeta": 0.5}):
         made = sampler(experts=["python:tests.compose.test_job:MINE"], correct=False, **values)
         x = torch.zeros(1, 20000, 2)
-        spreads.append(float(made.step(made.start(x, 15.0), 15.0**2, 14.9**2, Streams(0)).x.var()) / (15.0**2 - 14.9**2))
+        spreads.append(float(made.step(made.start(x, 15.0), 15.0**2, 14.99**2, Streams(0)).x.var()) / (15.0**2 - 14.99**2))
     assert spreads == pytest.approx([1.0, 2.0, 0.25], rel=0.05)
     for width, variance in ((None, 0.2 * 0.09), (1.0, 0.2)):  # 2 eta, at no noise
         made = sampler(experts=["python:tests.compose.test_job:MINE"], kernel_steps=1, zeta=0.0, kernel_width=width)

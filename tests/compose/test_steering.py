@@ -47,6 +47,28 @@ def test_a_reward_of_strength_zero_leaves_the_weights_alone():
     assert torch.equal(plain.log_w, same.log_w)
 
 
+def test_only_the_first_step_after_resuming_reads_its_count(monkeypatch):
+    """Reading a number from an accelerator means waiting for it; two populations that take turns have counts of their own."""
+    steered, seen = steer(feynman_kac(STANDARD), Reward(slope, 1.0), every=3), []
+    pop, levels = steered.start(torch.linspace(-30, 30, 16).reshape(1, 8, 2), float(GRID[0])), GRID.square().tolist()
+    rng, reading = Streams(0), torch.Tensor.__int__
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: seen.append(tensor.shape) or reading(tensor))
+
+    def paid(pop, k):
+        after = steered.step(pop, levels[k], levels[k + 1], rng)
+        return after, not torch.equal(after.aux["potential"], pop.aux["potential"])
+
+    when = []
+    for k in range(7):
+        pop, reward = paid(pop, k)
+        when.append(reward)
+    assert when == [False, False, True, False, False, True, False]
+    assert len(seen) == 1  # of the start
+    other = pop.replace(aux={**pop.aux, "steps": torch.full_like(pop.aux["steps"], 2)})
+    assert paid(other, 7)[1]  # its third step
+    assert not paid(pop, 7)[1]  # its eighth
+
+
 def test_an_interval_below_one_is_refused():
     with pytest.raises(ValueError, match="every=0, wanted at least 1"):
         steer(feynman_kac(STANDARD), Reward(slope, 1.0), every=0)

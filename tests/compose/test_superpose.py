@@ -10,7 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from popflow.compose import Expert, Guidance, Sampler, average, both, either, from_density, gaussian_mixture, karras, sample, scores
+from popflow.compose import (
+    Expert,
+    Guidance,
+    Sampler,
+    average,
+    both,
+    either,
+    from_density,
+    gaussian_mixture,
+    igso3_mixture,
+    karras,
+    sample,
+    scores,
+)
 from popflow.compose.backward_kernel import Variance, kernel_variances
 from popflow.core import Population, State, Streams, Trace
 
@@ -28,6 +41,7 @@ def mixture(seed: int, dim: int = 8, name: str = "q") -> Expert:
 EXPERTS = [mixture(seed) for seed in range(4)]
 BLIND = [replace(e, log_prob=None) for e in EXPERTS]
 NULL = mixture(9)
+TURN = igso3_mixture(torch.eye(3).unsqueeze(0), 0.3)
 
 
 def run(sampler: Sampler, grid: Tensor = GRID, seed: int = 0, **options) -> Population:
@@ -408,6 +422,8 @@ def test_resuming_midway_gives_identical_bytes(make: Callable[..., Sampler]):
         (lambda: either(EXPERTS[:2], bias=[1.0]), r"bias=\[1.0\], wanted one finite number for each of 2 experts"),
         (lambda: either(EXPERTS[:2], bias=[0.0, math.nan]), "wanted one finite number for each of 2 experts"),
         (lambda: both(EXPERTS[:2], ridge=-1.0), "ridge=-1.0, wanted a number >= 0"),
+        (lambda: either(EXPERTS[:2], deterministic=True, variance="local"), "variance='local' has no effect with deterministic=True"),
+        (lambda: both([TURN, TURN], variance="local"), "variance='local' with samples in Rotations.*, which is not flat: wanted 'optimal'"),
         (lambda: both(EXPERTS[:2], feedback=1.5), r"feedback=1.5, wanted a share in \[0, 1\]"),
         (
             lambda: both(EXPERTS[:2], bias=[0.0, 1.0], feedback=0.0),

@@ -193,6 +193,7 @@ def _declared(config: type) -> None:
     assert config.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
     for option in options(config):
         assert option.help.endswith("."), f"{option.name}: {option.help!r} is not a sentence"
+        assert option.name != "seed" or option.range == ">= 0"  # as Python's and torch's generators take them
 
 
 @VERBS

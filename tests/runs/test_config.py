@@ -125,6 +125,25 @@ def test_options_are_read_off_the_declaration():
     assert (found["share"].range, found["beta"].range, found["limit"].range) == ("> 0, <= 1", "> 0", ">= 0")
 
 
+def test_inherited_fields_keep_their_help_and_may_have_another():
+    @dataclass(frozen=True)
+    class More(Declared):
+        """A task.
+
+        Attributes:
+            steps: Number of steps.
+            grid: Spacing of the steps.
+        """
+
+        steps: int = 3
+
+    helps = {option.name: option.help for option in options(More)}
+    assert helps == {option.name: option.help for option in options(Declared)} | {
+        "steps": "Number of steps.",
+        "grid": "Spacing of the steps.",
+    }
+
+
 def test_a_field_without_a_help_text_is_refused():
     @dataclass(frozen=True)
     class Silent:

@@ -39,6 +39,8 @@ Variance = Literal["optimal", "local", "euler", "posterior"]
 product (second order in h on the line); that of Euler-Maruyama (c = 1); the posterior of a point (c = a)."""
 _FACTOR_OF_A_LEVEL = 2.0
 """Ratio of neighbouring levels where a loss is measured."""
+_ROUNDING = 1e-6
+"""How far above 1 a stated loss may lie."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,7 @@ def _one(expert: Expert, sigma: float, sigma_next: float, kind: Variance, like: 
     space = expert.home
     if isinstance(space, ProductSpace):
         flat = [one.flat for one in space.factors]
-        losses = [0.0 if one else 1.0 for one in flat] if kind == "posterior" else [1.0] * len(flat)
-        if kind != "posterior" and expert.loss is not None:
-            losses = expert.loss(sigma)
-            if not isinstance(losses, Sequence) or len(losses) != len(flat):
-                raise ValueError(
-                    f"expert {expert.name!r}: loss({sigma:g}) is {losses!r}, wanted one number for each of {len(flat)} factors."
-                )
+        losses = [0.0 if one else 1.0 for one in flat] if kind == "posterior" else stated_losses(expert, sigma)
         c = [variance(*one) for one in zip(losses, space.levels(sigma), space.levels(sigma_next), strict=True)]
         return 1.0 if like is None or all(one == 1 for one in c) else space.spread(c, like)
     if kind == "posterior":
@@ -155,13 +151,37 @@ def mean_precision(experts: Sequence[Expert], beta: Sequence[float], sigma: floa
     space, total = experts[0].home, 0.0
     if isinstance(space, ProductSpace):
         for expert, b in zip(experts, beta, strict=True):
-            losses = expert.loss(sigma) if expert.loss is not None else [1.0] * len(space.factors)
-            assert isinstance(losses, Sequence)
-            total = total + space.spread([b * (1 - loss) / level**2 for loss, level in zip(losses, space.levels(sigma), strict=True)], like)
+            losses = zip(stated_losses(expert, sigma), space.levels(sigma), strict=True)
+            total = total + space.spread([b * (1 - loss) / level**2 for loss, level in losses], like)
         return total.clamp_min(0.0) if isinstance(total, Tensor) else total
     for expert, b in zip(experts, beta, strict=True):
         total += b * (1 - denoising_loss(expert, sigma, like)) / sigma**2
     return max(total, 0.0)
+
+
+def stated_losses(expert: Expert, sigma: float) -> list[float]:
+    """Return the losses that an expert states at a level, one for each factor of its space; 1, Euler-Maruyama, where it states none.
+
+    Raises:
+        ValueError: for anything but numbers in [0, 1], as many as wanted.
+    """
+    space = expert.home
+    count = len(space.factors) if isinstance(space, ProductSpace) else 0
+    if expert.loss is None:
+        return [1.0] * max(count, 1)
+    told = expert.loss(sigma)
+    try:
+        losses = [float(one) for one in (told if count and isinstance(told, Sequence) else [told])]  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, RuntimeError):
+        losses = []
+    if len(losses) != max(count, 1) or not all(0 <= loss <= 1 + _ROUNDING for loss in losses):
+        wanted = f"one number for each of {count} factors" if count else "one number: its space is no product"
+        without = "takes the steps of Euler-Maruyama" if not space.flat else "has it measured"
+        raise ValueError(
+            f"expert {expert.name!r}: loss({sigma:g}) is {told!r}, wanted {wanted}, of E|eps - eps_theta|^2 / d, in [0, 1]. "
+            f"Fix: a LossTable holds measured ones; loss=None {without}."
+        )
+    return [min(loss, 1.0) for loss in losses]
 
 
 def denoising_loss(expert: Expert, sigma: float, like: Tensor | None = None) -> float:
@@ -169,13 +189,8 @@ def denoising_loss(expert: Expert, sigma: float, like: Tensor | None = None) -> 
 
     On spaces that are not flat an expert without a loss has 1, Euler-Maruyama.
     """
-    if expert.loss is not None:
-        value = expert.loss(sigma)
-        if isinstance(value, Sequence):
-            raise ValueError(f"expert {expert.name!r}: loss({sigma:g}) is {value!r}, wanted one number: its space is no product.")
-        return value
-    if not expert.home.flat:
-        return 1.0
+    if expert.loss is not None or not expert.home.flat:
+        return stated_losses(expert, sigma)[0]
     table = _MEASURED.get(expert)
     if table is None:
         prepare([expert], [max(sigma, 20.0), min(sigma, 0.05)], 0, like)
@@ -230,14 +245,18 @@ def measure(expert: Expert, data: Tensor, levels: Sequence[float] | Tensor, rng:
     space = expert.home
     if tuple(data.shape[1:]) != space.event or not len(data):
         raise ValueError(f"data has shape {tuple(data.shape)}, wanted [N, {', '.join(map(str, space.event))}]: samples of {expert.name!r}.")
-    if not space.flat:
-        raise ValueError(f"expert {expert.name!r} lives in {space}, wanted a flat space: elsewhere noise is not added.")
+    _check_flat(expert)
     noise = space.project(rng.normal("loss", data))
     losses = {}
     for sigma in sorted(float(level) for level in levels):
         wrong = noise + sigma * scores([expert], space.move(data, sigma * noise), sigma)[0]
         losses[sigma] = float(wrong.double().square().sum()) / (len(data) * space.dim)
     return LossTable(tuple(losses), tuple(losses.values()))
+
+
+def _check_flat(expert: Expert) -> None:
+    if not expert.home.flat:
+        raise ValueError(f"expert {expert.name!r} lives in {expert.home}, wanted a flat space: elsewhere noise is not added.")
 
 
 def measure_alone(expert: Expert, first: float, last: float, *, particles: int = 16, like: Tensor | None = None) -> LossTable:
@@ -254,6 +273,9 @@ def measure_alone(expert: Expert, first: float, last: float, *, particles: int =
         particles: Number of particles; twice as many rows are evaluated at each level.
         like: For device and dtype; None for float32 on the CPU.
 
+    Raises:
+        ValueError: for a space that is not flat, and levels or a number of particles out of range.
+
     Example:
         >>> from dataclasses import replace
         >>> from popflow.compose import gaussian_mixture
@@ -263,6 +285,9 @@ def measure_alone(expert: Expert, first: float, last: float, *, particles: int =
         [0.8, 0.5, 0.2]
     """
     space = expert.home
+    _check_flat(expert)
+    if not 0 < last <= first < math.inf or particles < 1:
+        raise ValueError(f"first={first}, last={last}, particles={particles}, wanted 0 < last <= first and at least one particle.")
     rng, dtype = Streams(0, "cpu" if like is None else like.device), torch.float32 if like is None else like.dtype
     empty = torch.empty(particles, *space.event, dtype=dtype, device=rng.device)
     steps = max(1, math.ceil(math.log(first / last, _FACTOR_OF_A_LEVEL))) if first > last else 0

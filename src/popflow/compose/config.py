@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from popflow import citations
 from popflow.compose.expert_spec import ExpertSpec
@@ -42,18 +42,20 @@ class SampleConfig:
         diffusers: Folder (or hub name) of a diffusers pipeline to compose, together with --prompt.
         prompts: Text to compose, or class number for a class-conditional network.
         op: How to compose the models: a product (Feynman-Kac correctors), or a superposition by OR, AND or average (SuperDiff).
-        beta: Exponent in the product; give one per model, or one for all. All are 1 when none is given.
-        temperature: Temperature of the product; below 1 sharpens, above 1 flattens. For zoo:lj13 and zoo:dw4 the physical temperature: the exponent is
-            the training temperature over this one.
-        unconditional: Unconditional model to guide away from.
-        negative_prompt: Prompt to guide away from; empty by default.
+        beta: Exponent in the product; give one per model, or one for all. If None: 1 for each.
+        temperature: Temperature of the product; below 1 sharpens, above 1 flattens. If None: 1, or the training temperature (2) for particle systems. For
+            zoo:lj13 and zoo:dw4 it is the physical temperature: the exponent is the training temperature over this one.
+        unconditional: Unconditional model to guide away from. If None: no guidance.
+        negative_prompt: Prompt to guide away from. If None: the empty prompt.
         guidance: Guidance weight; 1 means no guidance. If None: 1, or a pipeline's own default.
-        steps: Number of steps from the first noise level to the last.
-        sigma_min: Last noise level, in units of the data.
-        sigma_max: First noise level, in units of the data.
-        grid: Spacing of the noise levels; auto places them where the steps of these models are least accurate.
-        particles: Particles per run, which are weighted and resampled together.
-        runs: Number of independent runs; each yields one sample. All particles are kept with their weights.
+        steps: Number of steps from the first noise level to the last. If None: 300; 500 for particle systems, 50 for pipelines.
+        sigma_min: Last noise level, in units of the data. If None: 0.02; 0.005 for zoo:lj13, 0.01 for zoo:dw4.
+        sigma_max: First noise level, in units of the data. If None: 15; 8 for zoo:lj13, 16 for zoo:dw4.
+        grid: Spacing of the noise levels; auto places them where the steps of these models are least accurate. If None: karras; geometric for particle
+            systems.
+        particles: Particles per run, which are weighted and resampled together. If None: 64; 1000 for particle systems, 4 for pipelines.
+        runs: Number of independent runs; each yields one sample. All particles are kept with their weights. If None: 8; 1 for particle systems, 2 for
+            pipelines.
         zeta: Noise scale; 1 is the reverse diffusion. If None: 1, or 1.4 for annealing (exponents that sum to more than the number of experts), or
             ``B^{-1/2}`` for particle systems, with B the sum of exponents.
         variance: Width of the steps: optimal, from each model's denoising loss; local, from its curvature at each particle, for one more derivative; euler, as
@@ -62,22 +64,22 @@ class SampleConfig:
         kernel_steps: Langevin steps at each noise level. If None: 0, or 1 for particle systems below their training temperature, whose particles would
             otherwise descend from a few ancestors.
         kernel_width: Smallest standard deviation of the data density, which sets the Langevin step size. The step is
-            ``min(sigma^2 + width^2, 1) / 10``; if None, a width of 0.3, or for particle systems the step of their model.
+            ``min(sigma^2 + width^2, 1) / 10``. If None: 0.3, or the step of the model for particle systems.
         ess_below: Resample when the effective sample size falls below this fraction.
-        clip: Bound on each weight increment, in nats. Biased; the report counts how often it acted.
+        clip: Bound on each weight increment, in nats. If None: no bound. A bound is biased; the report counts how often it acted.
         sharpness: For OR, the exponent of the mixture weights; 1 is exact, 1e6 follows the likeliest model alone.
-        bias: For OR a model's log weight, for AND its log-density offset; give one per model.
+        bias: For OR a model's log weight, for AND its log-density offset; give one per model. If None: 0 for each.
         ridge: Relative ridge of the AND system; 0 is exact.
         feedback: For AND, the fraction of the gap between log-densities that each step closes.
         deterministic: For OR, AND and average: integrate the probability-flow ODE, or the SDE.
-        height: Image height in pixels.
-        width: Image width in pixels.
-        image: Image to edit.
+        height: Image height in pixels. If None: that of the image, or the pipeline's own.
+        width: Image width in pixels. If None: that of the image, or the pipeline's own.
+        image: Image to edit. If None: start from pure noise.
         strength: Fraction of the steps applied to the image; 1 starts from pure noise.
-        mask_image: Mask for the image; white is repainted, black is kept.
+        mask_image: Mask for the image; white is repainted, black is kept. If None: the whole image is repainted.
         noise_above: Add noise only above this sigma; below it sampling is deterministic.
         precision: Floating-point precision of the pipeline's networks.
-        chunk: Maximum rows in one network call.
+        chunk: Maximum rows in one network call. If None: all at once.
         checkpoint_every: Steps between checkpoints.
         seed: Random seed.
 
@@ -121,7 +123,7 @@ class SampleConfig:
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     chunk: Annotated[int | None, Flag(ge=1)] = None
     checkpoint_every: Annotated[int, Flag(ge=1)] = 25
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -140,6 +142,10 @@ class SampleConfig:
                 raise ValueError(f"{field.name}={value!r} has no effect with op={self.op!r}: it belongs to {' and '.join(map(repr, ops))}.")
             if not self.correct and field.name in ("clip", "ess_below"):
                 raise ValueError(f"{field.name}={value!r} has no effect with correct=False (--naive), which neither weights nor resamples.")
+            if self.particles == 1 and field.name == "ess_below":
+                raise ValueError(f"ess_below={value!r} has no effect with particles=1: a single particle has nothing to compete with.")
+        if self.deterministic and self.variance != "optimal":
+            raise ValueError(f"variance={self.variance!r} has no effect with deterministic=True (--ode), whose steps have no width.")
         count = len(self.experts) or max(len(self.diffusers), len(self.prompts))
         for name in ("beta", "bias"):
             given = len(getattr(self, name))
@@ -187,9 +193,12 @@ def cite(config: SampleConfig) -> tuple[str, ...]:
     return (citations.FEYNMAN_KAC_CORRECTORS if config.op == "product" else citations.SUPERDIFF,)
 
 
+D = TypeVar("D", bound="SuperDiffDemoConfig")
+
+
 @dataclass(frozen=True)
-class DemoConfig:
-    """Settings of ``popflow demo fkc`` and ``popflow demo superdiff``.
+class SuperDiffDemoConfig:
+    """Settings of ``popflow demo superdiff``.
 
     Attributes:
         seed: Random seed.
@@ -199,17 +208,15 @@ class DemoConfig:
         steps: Number of steps from the first noise level to the last.
         sigma_max: First noise level.
         sigma_min: Last noise level.
-        kernel_steps: Langevin steps at each noise level, for samplers that use them.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
     quick: bool = False
     runs: Annotated[int, Flag(ge=2)] = 5
     particles: Annotated[int, Flag(ge=16)] = 512
     steps: Annotated[int, Flag(ge=1)] = 150
     sigma_max: Annotated[float, Flag(gt=0)] = 10.0
     sigma_min: Annotated[float, Flag(gt=0)] = 0.1
-    kernel_steps: Annotated[int, Flag(ge=0)] = 5
 
     def __post_init__(self) -> None:
         check(self)
@@ -217,6 +224,17 @@ class DemoConfig:
             raise ValueError(f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, wanted sigma_min < sigma_max.")
 
     @property
-    def sizes(self) -> DemoConfig:
+    def sizes(self: D) -> D:
         """The same settings, reduced when quick."""
         return replace(self, runs=2, particles=min(256, self.particles), steps=min(60, self.steps)) if self.quick else self
+
+
+@dataclass(frozen=True)
+class DemoConfig(SuperDiffDemoConfig):
+    """Settings of ``popflow demo fkc``: those of ``popflow demo superdiff``, and the Langevin steps of correctors.
+
+    Attributes:
+        kernel_steps: Langevin steps at each noise level, for samplers that use them.
+    """
+
+    kernel_steps: Annotated[int, Flag(ge=0)] = 5

@@ -66,7 +66,8 @@ def feynman_kac(
 
     Args:
         target: An expert, or a product of powers of experts, tilted or not.
-        zeta: Noise scale. 1 for sums of exponents up to one; 1.4 for annealing (exponents above one); at least 1 when densities are tracked.
+        zeta: Noise scale. 1 for sums of exponents up to one; 1.4 for annealing (exponents above one); at least 1 when densities are tracked. Below 1 weights
+            have little hold where exponents sum to more than one: log Z of a product of two can then be off by nats.
         correct: False switches weights and resampling off and leaves the noise as it was: the naive sampler.
         ess_below: Resample a run when its effective sample size falls below this share; 1 resamples at every level.
         window: ``(low, high)`` noise levels within which particles are weighted and resampled.

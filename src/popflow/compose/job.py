@@ -77,6 +77,8 @@ def of_experts(config: SampleConfig, device: torch.device | str = "cpu") -> Setu
         zeta = recipe.zeta(total, count) if config.zeta is None else config.zeta
         kernel_steps = recipe.langevin_steps(total) * config.correct if config.kernel_steps is None else config.kernel_steps
         width = config.kernel_width
+        if width is not None and not kernel_steps:
+            raise ValueError(f"kernel_width={width} has no effect without Langevin steps: give kernel_steps as well, 5 is usual.")
 
         def step_size(sigma: float) -> float:
             return recipe.langevin_step(sigma, total) if width is None else data_step(sigma, width)

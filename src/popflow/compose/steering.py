@@ -45,13 +45,18 @@ def steer(sampler: Sampler, reward: Reward, *, every: int = 1, ess_below: float 
     if every < 1:
         raise ValueError(f"every={every}, wanted at least 1.")
     resample = resample_if(ess_below)
+    latest: list[tuple[Tensor, int]] = []
+
+    def counted(steps: Tensor) -> int:
+        """The count of a population; read from the device only where it did not come from the step before, as after resuming."""
+        return latest[0][1] if latest and latest[0][0] is steps else int(steps.flatten()[0])
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         before = resample(pop, t0, t1, rng) if sampler.separates(math.sqrt(t0)) else pop  # without noise copies never part
         moved = sampler.step(before, t0, t1, rng)
-        count = moved.aux["steps"] + 1
-        moved = moved.replace(aux={**moved.aux, "steps": count})
-        if t1 > 0 and int(count.flatten()[0]) % every:
+        count, steps = counted(pop.aux["steps"]) + 1, moved.aux["steps"] + 1
+        moved, latest[:] = moved.replace(aux={**moved.aux, "steps": steps}), [(steps, count)]
+        if t1 > 0 and count % every:
             return moved
         clean = sampler.step(moved, t1, 0.0, rng) if t1 > 0 else moved
         now = sum_of_rewards([reward], clean, math.sqrt(t1))

@@ -152,7 +152,11 @@ class Superposition:
             raise ValueError(f"probes={self.probes}, wanted at least 1, or None for all directions.")
         if self.variance not in get_args(Variance):
             raise ValueError(unknown("variance", str(self.variance), get_args(Variance)))
+        if self.deterministic and self.variance != "optimal":
+            raise ValueError(f"variance={self.variance!r} has no effect with deterministic=True, whose steps have no width: leave it out.")
         check_same_space(self.every)
+        if self.variance == "local" and not all(one.flat for one in self._factors):
+            raise ValueError(f"variance='local' with samples in {self.space}, which is not flat: wanted 'optimal'.")
 
     @property
     def every(self) -> tuple[Expert, ...]:
@@ -163,6 +167,10 @@ class Superposition:
     def space(self) -> Space:
         """The space of all experts."""
         return self.experts[0].home
+
+    @property
+    def _factors(self) -> Sequence[Space]:
+        return self.space.factors if isinstance(self.space, ProductSpace) else (self.space,)
 
     def evaluate(self, pop: Population, v: float, v1: float, rng: Streams) -> Field:
         """Scores at ``v`` for the step to ``v1``; a step to 0 only moves."""
@@ -191,11 +199,10 @@ class Superposition:
         )
 
     def _curvature(self, pop: Population, sigma: float, lower: float, stretch: Tensor | None, rng: Streams) -> Curvature | None:
-        """Variances from the curvature of each expert, in spaces whose factors are flat; None where they are not asked for."""
-        space = self.space
-        factors, levels = (space.factors, space.levels) if isinstance(space, ProductSpace) else ((space,), lambda sigma: [sigma])
-        if self.variance != "local" or not all(one.flat for one in factors):
+        """Variances from the curvature of each expert; None where they are not asked for."""
+        if self.variance != "local":
             return None
+        levels = self.space.levels if isinstance(self.space, ProductSpace) else lambda sigma: [sigma]
         point, fields = self._local(pop, sigma, stretch, self.experts)
         floor, h = min((b / a) ** 2 for a, b in zip(levels(sigma), levels(lower), strict=True)), sigma**2 - lower**2
 

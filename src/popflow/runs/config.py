@@ -285,16 +285,17 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _texts(cls: type) -> dict[str, str]:
-    """Entries of ``Attributes:`` in the docstring of a class."""
+    """Entries of ``Attributes:`` in the docstrings of a class and of those that it inherits fields from."""
     found: dict[str, str] = {}
-    name = ""
-    for line in inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2].splitlines():
-        if line and not line.startswith(" "):
-            break
-        if entry := re.match(r"    (\w+): (.*)", line):
-            name, found[entry[1]] = entry[1], entry[2]
-        elif name and line.strip():
-            found[name] += " " + line.strip()
+    for one in reversed(cls.__mro__):
+        name = ""
+        for line in inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2].splitlines():
+            if line and not line.startswith(" "):
+                break
+            if entry := re.match(r"    (\w+): (.*)", line):
+                name, found[entry[1]] = entry[1], entry[2]
+            elif name and line.strip():
+                found[name] += " " + line.strip()
     return found
 
 

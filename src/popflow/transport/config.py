@@ -133,7 +133,7 @@ class PatientsConfig:
         width: Hidden width of the velocity.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
     quick: bool = False
     populations: Annotated[int, Flag(ge=8)] = 60
     cells: Annotated[int, Flag(ge=32)] = 300

@@ -52,6 +52,8 @@ def test_beta_zero_is_the_data_and_beta_sharpens(fitted: DiffOPT, ring) -> None:
         medians.append(float(np.median(-((model.sample(200) - [1, 0]) ** 2).sum(1))))
     assert medians == sorted(medians)
     assert abs(medians[0] - np.median(ring[1])) < 0.5
+    with pytest.raises(ValueError, match="beta=0: all rows are equally good"):
+        copy.copy(fitted).set_params(beta=0.0).best(4)
 
 
 def test_the_surrogate_predicts_and_knows_its_error(fitted: DiffOPT, ring) -> None:
@@ -181,6 +183,16 @@ def test_an_objective_that_fails_follows_the_policy(small, ring, policy: str) ->
     if policy == "skip":
         assert rows[:, 0].max() <= 0.8
         assert rows[:, 0].min() >= -0.9
+
+
+def test_the_worst_is_that_of_the_table(small, ring) -> None:
+    def value(row: np.ndarray) -> float:
+        raise RuntimeError("burnt")
+
+    model = DiffOPT(objective=value, on_error="worst", **small | {"steps": 5}).fit(*ring)
+    assert model.predict(ring[0][:3]).tolist() == pytest.approx(
+        [ring[1].min()] * 3
+    )  # also before any call gave a value, as after an interruption
 
 
 def test_an_objective_of_the_wrong_shape_is_an_error_not_a_zero(small, ring) -> None:

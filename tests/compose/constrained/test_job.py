@@ -70,6 +70,8 @@ def test_several_targets_give_a_front(folder) -> None:
         ({"target": ("y",), "workers": 2}, "workers=2 has no effect without an objective"),
         ({"target": ("y",), "populations": 3}, "populations=3 has no effect on a single target"),
         ({"objective": "m:f", "kappa": 1.0}, "kappa=1.0 has no effect with an objective"),
+        ({"target": ("y",), "beta": 0.0}, "all rows are equally good. Fix: --select draw"),
+        ({"objective": "m:f", "on_error": "worst"}, "on_error='worst' without a target"),
         ({"target": ("y",), "beta": -1.0}, "beta=-1.0, wanted a number >= 0"),
     ],
 )

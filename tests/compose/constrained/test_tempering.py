@@ -7,8 +7,9 @@ import torch
 
 from popflow.compose import gaussian_mixture
 from popflow.compose.constrained import Prior, next_fraction, tempered
+from popflow.compose.constrained.candidates import Found
 from popflow.compose.constrained.closed_forms import three_modes
-from popflow.core import PopflowWarning, State, Streams, ZeroWeightsError
+from popflow.core import PopflowWarning, Population, State, Streams, ZeroWeightsError
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,24 @@ def test_a_beta_that_freezes_the_particles_is_told_with_its_acceptance() -> None
     prior = Prior.of(gaussian_mixture(torch.zeros(1, 6), 1.0), x, rng=Streams(0))
     with pytest.warns(PopflowWarning, match=r"acceptance of moves fell to 0.* beta is so large"):
         tempered(prior, lambda x: 1e7 * (x - 1).square().sum(1), prior.draw(50, Streams(0)), rng=Streams(0), moves=1, last_moves=1, steps=4)
+
+
+@pytest.mark.parametrize("moves", [1, 2])
+def test_few_moves_do_not_shrink_their_noise(moves: int) -> None:
+    x = Streams(0).normal("x", torch.empty(600, 2))
+    prior = Prior.of(gaussian_mixture(torch.zeros(1, 2), 1.0), x, rng=Streams(0))
+    found = tempered(
+        prior, lambda x: 10 * (x - 1.5).square().sum(1), prior.draw(300, Streams(0)), rng=Streams(0), moves=moves, last_moves=moves, steps=6
+    )
+    assert len(found.levels) > 3
+    assert found.levels[-1].sigma > 0.5
+
+
+def test_draws_follow_the_weights() -> None:
+    x, log_w = torch.tensor([[0.0], [1.0]]).repeat_interleave(200, 0), torch.tensor([0.0, math.log(3)]).repeat_interleave(200)
+    found = Found(Population.of(x).reweight(log_w), 1.0, 1.0)
+    for n in (300, 400, 800):  # 3 of 4 have the value 1
+        assert abs(float(found.draw(n, Streams(0)).mean()) - 0.75) < 0.06
 
 
 def test_a_resumed_run_ends_with_the_same_bits(mixture: Prior) -> None:

@@ -5,7 +5,7 @@ import math
 import torch
 
 from popflow.compose import kernel_mixture
-from popflow.compose.config import DemoConfig
+from popflow.compose.config import DemoConfig, SuperDiffDemoConfig
 from popflow.compose.zoo import digits
 from popflow.compose.zoo.demo import demo, superdiff
 from popflow.compose.zoo.even_prime import BEST, EXACT, NAIVE, TRAINED, exact_experts, gap, judge, log_normalizer, truth
@@ -40,7 +40,7 @@ def test_the_product_is_met_and_shown(tmp_path):
 
 
 def test_superposition_keeps_densities_equal_and_mixes_classes(tmp_path):
-    config = DemoConfig(quick=True)
+    config = SuperDiffDemoConfig(quick=True)
     with Run.open(tmp_path / "run", config, job="demo superdiff") as run:
         report = superdiff(config, run)
         run.finish(report)

@@ -62,9 +62,12 @@ class Found:
         pop = self.population
         x, weights = pop.x.reshape(-1, pop.x.shape[-1]), pop.weights().reshape(-1)
         weights = weights / weights.sum()
-        if n == len(weights):
-            return x[systematic(weights, rng("draw"))]
-        return x[torch.multinomial(weights, n, replacement=n > int((weights > 0).sum()), generator=rng("draw"))]
+        if n > len(weights):
+            return x[torch.multinomial(weights, n, replacement=True, generator=rng("draw"))]
+        order = torch.randperm(len(weights), generator=rng("draw"), device=weights.device)[:n]
+        return x[
+            systematic(weights, rng("draw"))[order]
+        ]  # without replacement among the particles themselves, light ones would come too often
 
     def best(self, n: int) -> Tensor:
         """Return the different rows of least ``U`` among all that were proposed, at most ``n``, the best first; those of each population by turns."""

@@ -21,7 +21,8 @@ class OptimizeConfig:
         data: Table of measured rows: ``.csv``, ``.tsv``, or ``.npz`` with an array ``x`` and one for each target. It is not changed.
         target: Column to optimise. Repeat it for several; the candidates then form a front.
         n: Number of candidates.
-        objective: Function of one row (a mapping of column names to values) as ``MODULE:FUNCTION``. Without it a surrogate of the target is learned.
+        objective: Function of one row (a mapping of column names to values) as ``MODULE:FUNCTION``. If None: a surrogate
+            of the target is learned.
         minimize: Look for low values rather than high ones.
         beta: Inverse temperature, in units of one over the standard deviation of the target. 0 samples the data's distribution.
         route: Sequential Monte Carlo (``exact``), guided diffusion (``guided``), or guided diffusion and Langevin steps (``langevin``).
@@ -36,9 +37,9 @@ class OptimizeConfig:
         steps: Training steps of the prior, and of the surrogate.
         width: Hidden width of the networks.
         members: Networks of the surrogate.
-        on_error: What a row gets whose objective fails: it is ruled out (``skip``), takes the ``worst`` value, or ends the run (``raise``).
+        on_error: What a row gets whose objective fails: it is ruled out (``skip``), takes the ``worst`` value of the table, or ends the run (``raise``).
         workers: Calls of the objective at once.
-        timeout: Seconds after which a call of the objective is ended.
+        timeout: Seconds after which a call of the objective is ended. If None: no limit.
         seed: Random seed.
     """
 
@@ -63,7 +64,7 @@ class OptimizeConfig:
     on_error: Literal["skip", "worst", "raise"] = "skip"
     workers: Annotated[int, Flag(ge=1)] = 1
     timeout: Annotated[float | None, Flag(gt=0, metavar="SECONDS")] = None
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -83,6 +84,12 @@ class OptimizeConfig:
             raise ValueError(f"objective with route={self.route!r}: a black box has no gradient. Fix: route='exact'.")
         if self.populations != type(self).populations and len(self.target) < 2:
             raise ValueError(f"populations={self.populations} has no effect on a single target.")
+        if self.beta == 0 and self.select == "best":
+            raise ValueError("beta=0 with select='best': all rows are equally good. Fix: --select draw.")
+        if self.on_error == "worst" and not self.target:
+            raise ValueError(
+                "on_error='worst' without a target: no measured value says what the worst is. Fix: --target COLUMN, or --on-error skip."
+            )
         if self.objective is None:
             for name in ("on_error", "workers", "timeout"):
                 if getattr(self, name) != getattr(type(self), name):
@@ -118,7 +125,7 @@ class DemoConfig:
         beta: Inverse temperature, in units of one over the standard deviation of the function on the data.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Flag(ge=0)] = 0
     quick: bool = False
     steps: Annotated[int, Flag(ge=10)] = 2000
     particles: Annotated[int, Flag(ge=16)] = 1000

@@ -47,7 +47,8 @@ class DiffOPT(BaseEstimator):
         particles: Rows that are moved together.
         moves: Noise-denoise moves at each temperature.
         reverse_steps: Steps of the reverse diffusion of a move.
-        on_error: What a row gets whose objective raises, hangs, or is not finite: ``"skip"`` rules it out, ``"worst"``, or ``"raise"``.
+        on_error: What a row gets whose objective raises, hangs, or is not finite: ``"skip"`` rules it out, ``"worst"`` gives it the worst of ``y`` (without
+            ``y``, of the values so far), ``"raise"`` ends the run.
         ledger: File that every call of the objective is written to before its value is used; None keeps them in memory.
         workers: Calls of the objective at once.
         timeout: Seconds after which a call is ended.
@@ -135,6 +136,7 @@ class DiffOPT(BaseEstimator):
         values = self._values(y, rows, len(z))
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.n_objectives_ = 1 if values is None else values.shape[1]
+        self.worst_ = None if values is None else (values.amin(0) if self.maximize else values.amax(0)).tolist()
         own = self.objective is None
         self.model_: Model = learn_model(
             self.schema_,
@@ -178,7 +180,13 @@ class DiffOPT(BaseEstimator):
         return describe(self.model_, self._objective(), found.draw(n, Streams(self.seed_, self.model_.rows.device)))
 
     def best(self, n: int = 256) -> Candidates:
-        """Return the ``n`` best different rows among the particles, the best first, with values, uncertainties and feasibility."""
+        """Return the ``n`` best different rows of all that were proposed, the best first, with values, uncertainties and feasibility.
+
+        Raises:
+            ValueError: with ``beta=0``, which prefers no row.
+        """
+        if not self.beta:
+            raise ValueError("beta=0: all rows are equally good, wanted a beta above 0. Fix: draw them with sample or draw.")
         return describe(self.model_, self._objective(), self.explore().best(n))
 
     def predict(self, X: Any) -> np.ndarray:
@@ -286,6 +294,7 @@ class DiffOPT(BaseEstimator):
             workers=self.workers,
             timeout=self.timeout,
             on_error=cast(Any, self.on_error),
+            worst=self.worst_,
             maximize=self.maximize,
         )
 

@@ -261,11 +261,18 @@ def _moves(
 
 
 def _tuned(sigma: float, tried: list[tuple[float, float]]) -> float:
-    """The mean of the noise levels tried, in their logarithm, weighted by the mean squared jump of each (Pasarica and Gelman, 2010)."""
+    """The mean of the noise levels tried, in their logarithm, weighted by the mean squared jump of each (Pasarica and Gelman, 2010).
+
+    Fewer than three levels do not lie about ``sigma``: it moves by what their weights say, and stays where they say nothing.
+
+    >>> _tuned(1.0, [(math.log(0.5), 0.1)])
+    1.0
+    """
     total = sum(jump for _, jump in tried)
     if not total > 0:
         return max(sigma / 2, _LEAST)
-    return min(max(math.exp(sum(log * jump for log, jump in tried) / total), _LEAST), _MOST)
+    offset = 0.0 if len(tried) == 3 else math.log(sigma) - sum(log for log, _ in tried) / len(tried)
+    return min(max(math.exp(sum(log * jump for log, jump in tried) / total + offset), _LEAST), _MOST)
 
 
 def _tell(levels: list[Level]) -> None:

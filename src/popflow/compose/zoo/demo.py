@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from popflow.compose.config import DemoConfig
+from popflow.compose.config import DemoConfig, SuperDiffDemoConfig
 from popflow.compose.sampler import Sampler, diagnostics, sample
 from popflow.compose.schedule import karras
 from popflow.compose.superpose import average, both, either
@@ -33,7 +33,7 @@ def demo(config: DemoConfig, run: Run) -> Report:
     return product_report(sizes, known, pairs, made, judged, judge(known.product, known))
 
 
-def superdiff(config: DemoConfig, run: Run) -> Report:
+def superdiff(config: SuperDiffDemoConfig, run: Run) -> Report:
     """AND and OR by SuperDiff against equal shares: how equal the two densities come out, and the classes of the mixture."""
     sizes = config.sizes
     known = truth(sizes.runs, sizes.particles, sizes.sigma_min, Streams(sizes.seed))
@@ -49,11 +49,11 @@ def _experts(run: Run) -> dict[str, list[Expert]]:
     return {EXACT: exact_experts(), TRAINED: [load(name, device=run.device) for name in ("digits-even", "digits-prime")]}
 
 
-def _followed(run: Run, kind: str, samplers: dict[str, Sampler], sizes: DemoConfig) -> dict[str, Outcome]:
+def _followed(run: Run, kind: str, samplers: dict[str, Sampler], sizes: SuperDiffDemoConfig) -> dict[str, Outcome]:
     return {name: _follow(run, f"{kind} {name}", sampler, sizes) for name, sampler in samplers.items()}
 
 
-def _follow(run: Run, stage: str, sampler: Sampler, sizes: DemoConfig) -> Outcome:
+def _follow(run: Run, stage: str, sampler: Sampler, sizes: SuperDiffDemoConfig) -> Outcome:
     """Sample as a stage of the run."""
     rng, trace, levels = Streams(sizes.seed, run.device), diagnostics(), karras(sizes.steps, sizes.sigma_min, sizes.sigma_max)
     resumed = simulation(run, stage, rng, last=sizes.steps, every=50, trace=trace)

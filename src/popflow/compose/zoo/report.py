@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from popflow.compose.config import DemoConfig
+from popflow.compose.config import DemoConfig, SuperDiffDemoConfig
 from popflow.compose.target import Expert
 from popflow.compose.zoo import digits
 from popflow.compose.zoo.even_prime import (
@@ -93,7 +93,7 @@ def product_report(
     )
 
 
-def superposition_report(sizes: DemoConfig, known: Truth, pairs: Mapping[str, Sequence[Expert]], made: Made) -> Report:
+def superposition_report(sizes: SuperDiffDemoConfig, known: Truth, pairs: Mapping[str, Sequence[Expert]], made: Made) -> Report:
     """Report AND and OR by SuperDiff."""
     gaps = {kind: {name: _over_runs(gap(o.x, sizes.sigma_min)) for name, o in row.items()} for kind, row in made.items()}
     far = {kind: total_variation(class_shares(row[OR].x).mean(0), class_shares(known.mixture).mean(0)) for kind, row in made.items()}
@@ -176,7 +176,7 @@ def _product_table(
     )
 
 
-def _mixture_table(exact: Outcome, trained: Outcome, known: Truth, sizes: DemoConfig) -> Table:
+def _mixture_table(exact: Outcome, trained: Outcome, known: Truth, sizes: SuperDiffDemoConfig) -> Table:
     """Classes of OR compared with those of the mixture."""
     shares = [class_shares(x) for x in (known.mixture, exact.x, trained.x)]
     rows = [(str(digit), *(_over_runs(one[:, digit]) for one in shares)) for digit in digits.ALL]
@@ -217,7 +217,7 @@ def _over_runs(values: Tensor) -> Measured:
     return Measured(float(values.mean()), float(values.std() / math.sqrt(len(values))))
 
 
-def _errors(sizes: DemoConfig) -> str:
+def _errors(sizes: SuperDiffDemoConfig) -> str:
     return f"{sizes.runs} independent runs of {sizes.particles} particles, {sizes.steps} steps; errors are standard errors over runs."
 
 

@@ -30,7 +30,7 @@ class Effect:
         effect: ``treated - control``, within patients.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        own: What the patient differs by from the training patients before treatment; 0 for a mean over patients.
+        own: What the patient differs by from the mean of the training patients before treatment; 0 for a mean over patients.
         usual: Mean effect in the training patients; NaN for a mean over patients.
     """
 
@@ -102,12 +102,13 @@ def predicted_effects(
     of_members = means.std(0) / math.sqrt(members) if members > 1 else torch.zeros_like(control)
     half = student(members - 1) * of_members if members > 1 else of_members
     half = (half.square() + (1.96 * of_cells).square()).sqrt()
-    pairs = [pair for pair in training.complete().pairs if pair.treatment == treatment and pair.target is not None]
-    before = torch.stack([rows(training.clouds[pair.source]).double().mean(0) for pair in training.complete().pairs]).mean(0).to(control)
+    pairs = [(pair.source, pair.target) for pair in training.pairs if pair.treatment == treatment and pair.target is not None]
+    sources = {pair.source for pair in training.pairs if pair.target is not None}  # a patient counts once, whatever was tried on him
+    before = torch.stack([rows(training.clouds[k]).double().mean(0) for k in sorted(sources)]).mean(0).to(control)
     usual = torch.full_like(control, math.nan)
     if pairs:
         usual = torch.stack(
-            [training.sample(pair.target).mean(0) - training.sample(pair.source).mean(0) for pair in pairs if pair.target]
+            [rows(training.clouds[k]).double().mean(0) - rows(training.clouds[j]).double().mean(0) for j, k in pairs]
         ).mean(0)
     return _table(field.features, field.unit, control, means.mean(0), means.mean(0) - control, half, control - before, usual)
 
