@@ -121,8 +121,9 @@ def in_days(column: Any) -> Any:
     >>> in_days(pd.Series(["36 h", "2 days", None])).tolist(), in_days(pd.Series(["2024-05-01", "2024-05-03T12:00"])).tolist()
     ([1.5, 2.0, nan], [0.0, 2.5])
     """
-    import pandas as pd
+    import pandas
 
+    pd: Any = pandas  # its stubs know less of columns than it does
     values = column.astype(column.cat.categories.dtype) if isinstance(column.dtype, pd.CategoricalDtype) else column
     if values.dtype.kind not in "mM":
         if pd.api.types.is_numeric_dtype(values) or pd.to_numeric(values.dropna(), errors="coerce").notna().any():
