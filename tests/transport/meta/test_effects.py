@@ -14,7 +14,9 @@ def trial():
     x = x - x.mean(0)
     clouds = {("p0", "none"): x, ("p0", "A"): x + 1, ("p0", "B"): x - 5, ("p1", "none"): x + 3, ("p1", "A"): x + 6}
     group, condition = zip(*[key for key in clouds for _ in range(50)], strict=True)
-    populations = Populations.from_cells(torch.cat(list(clouds.values())), group, condition, control="none", features=["m", "n"], unit="counts")
+    populations = Populations.from_cells(
+        torch.cat(list(clouds.values())), group, condition, control="none", features=["m", "n"], unit="counts"
+    )
     assert populations.pairs[0].target == 0
     return x, populations, MetaFlow(None, width=4, cells=50, pairs=50).fit(populations, steps=1, rng=Streams(0)).ready()
 
@@ -38,7 +40,9 @@ def test_weights_move_means_and_intervals_join_members_and_cells(trial):
     one = predicted_effects(x, [heavy], field, populations, "A", rng=Streams(0))[0]
     assert one.treated == pytest.approx(float(x[x[:, 0] > 0, 0].mean()), abs=1e-5)
     two = predicted_effects(x, [Population.of(x + 1), Population.of(x + 2)], field, populations, "A", rng=Streams(0))[0]
-    assert (two.low, two.high) == pytest.approx((1.5 - 12.706 * 0.5, 1.5 + 12.706 * 0.5), abs=1e-3)  # t with one degree of freedom, sd / sqrt(2) = 1/2
+    assert (two.low, two.high) == pytest.approx(
+        (1.5 - 12.706 * 0.5, 1.5 + 12.706 * 0.5), abs=1e-3
+    )  # t with one degree of freedom, sd / sqrt(2) = 1/2
     spread = x + torch.linspace(-2, 2, 50)[:, None]
     mean = predicted_effects(x, [Population.of(spread)], field, populations, "A", rng=Streams(0), draws=400)[0]
     assert mean.high - mean.low == pytest.approx(2 * 1.96 * float(torch.linspace(-2, 2, 50).std()) / 50**0.5, rel=0.15)

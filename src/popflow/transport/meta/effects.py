@@ -107,9 +107,9 @@ def predicted_effects(
     before = torch.stack([rows(training.clouds[k]).double().mean(0) for k in sorted(sources)]).mean(0).to(control)
     usual = torch.full_like(control, math.nan)
     if pairs:
-        usual = torch.stack(
-            [rows(training.clouds[k]).double().mean(0) - rows(training.clouds[j]).double().mean(0) for j, k in pairs]
-        ).mean(0)
+        usual = torch.stack([rows(training.clouds[k]).double().mean(0) - rows(training.clouds[j]).double().mean(0) for j, k in pairs]).mean(
+            0
+        )
     return _table(field.features, field.unit, control, means.mean(0), means.mean(0) - control, half, control - before, usual)
 
 
