@@ -80,7 +80,8 @@ def test_a_new_label_leaves_the_old_ones_where_they_were():
     x = normal(30)
     flow = MetaFlow(DeepSet(), **SIZES).fit(Populations.of([x, x], [x + 1, x - 1], treatments=["a", "b"]), steps=1, rng=Streams(0))
     field = flow.ready()
-    wider = field.extended(Populations.of([x], [x + 2], treatments="c"))
+    with Streams(1).layers():
+        wider = field.extended(Populations.of([x], [x + 2], treatments="c"))
     assert wider.treatments == ("a", "b", "c")
     wider.context.requires_grad_(False)
     wider.network.requires_grad_(False)
