@@ -109,10 +109,10 @@ class Snapshots:
             TypeError: for sparse matrices, and times that are not numbers.
         """
         if isinstance(x, Tensor | np.ndarray) or _sparse(x):
-            x, times, velocity = _grouped(_array("x", x), times, None if velocity is None else _array("velocity", velocity))
+            x, times, velocity = _grouped(dense("x", x), times, None if velocity is None else dense("velocity", velocity))
         else:
-            x = [_array(f"x[{k}]", rows) for k, rows in enumerate(x)]
-            velocity = None if velocity is None else [_array(f"velocity[{k}]", rows) for k, rows in enumerate(velocity)]
+            x = [dense(f"x[{k}]", rows) for k, rows in enumerate(x)]
+            velocity = None if velocity is None else [dense(f"velocity[{k}]", rows) for k, rows in enumerate(velocity)]
             times = list(range(len(x))) if times is None else _plain(times)
         labels = tuple(times)
         values = [_number(label) for label in labels]
@@ -282,9 +282,17 @@ def _sparse(x: Any) -> bool:
     return hasattr(x, "tocsr") or (isinstance(x, Tensor) and x.layout != torch.strided)
 
 
-def _array(name: str, x: Any) -> Tensor:
-    """An array as a floating-point tensor."""
+def dense(name: str, x: Any) -> Tensor:
+    """Return an array as a floating-point tensor.
+
+    Raises:
+        TypeError: for sparse arrays, and tables with names, whose columns would be taken in whatever order they stand.
+    """
     if _sparse(x):
         raise TypeError(f"{name} is a sparse {type(x).__name__}, wanted dense coordinates: take principal components of it.")
+    if hasattr(x, "columns") and hasattr(x, "to_numpy"):
+        raise TypeError(
+            f"{name} is a {type(x).__name__}, wanted an array. Fix: give its to_numpy(), and the names of its columns as features if asked for."
+        )
     rows = torch.as_tensor(x)
     return rows if rows.is_floating_point() else rows.to(torch.get_default_dtype())

@@ -48,3 +48,9 @@ def test_all_of_a_mean_field_is_at_one_time():
     assert "cells" not in batch
     assert (batch["t"] == batch["t"][:, :1]).all()
     assert batch["t"][:, 0].unique().numel() == 3
+
+
+def test_cells_measured_twice_are_as_many_before_and_after():
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="there are 20 cells before and 19 after"):
+        Draws(Populations.of([x], [x[1:] + 1]), paired, Settings(cells=10, pairs=4)).matching(Streams(0))

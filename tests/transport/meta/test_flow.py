@@ -206,6 +206,22 @@ def test_what_a_prediction_lacks_is_named(learned, screen, treatment, types, mes
         learned.predict(x, treatment, types=code if types else None)
 
 
+def test_types_go_by_name_or_number(learned, screen):
+    x, code = rows(screen.populations.clouds[0]), rows(screen.populations.types[0])
+    names = [screen.populations.type_names[k] for k in code.tolist()]
+    assert torch.equal(learned.predict(x, "drug 0", types=names).x, learned.predict(x, "drug 0", types=code).x)
+    with pytest.raises(ValueError, match=r"types holds \['T cell'\], which training has not seen"):
+        learned.predict(x, "drug 0", types=["T cell", *names[1:]])
+    with pytest.raises(ValueError, match="steps=0, wanted at least 1"):
+        learned.predict(x, "drug 0", types=code, steps=0)
+
+
+def test_an_example_that_is_the_answer_is_warned_of(planes):
+    alone = planes[0].of_pairs(planes[0].pairs[:1])
+    with pytest.warns(PopflowWarning, match=r"\['treated'\] were given to one patient only"):
+        MetaFlow(DeepSet(), by_example=True, **SMALL).fit(alone, steps=1, rng=Streams(0))
+
+
 def test_tiny_duplicated_and_constant_populations_are_predicted_or_named(planes):
     flow = MetaFlow(Knn(5), **SMALL).fit(planes[0], steps=5, rng=Streams(0))
     x = rows(planes[1].clouds[0])

@@ -60,6 +60,12 @@ def test_the_disk_gives_back_what_was_stored(tmp_path):
         assert torch.equal(again.proportions(k), found.proportions(k))
     with pytest.raises(CheckpointError, match=r"populations\.json"):
         Populations.open(tmp_path / "nowhere")
+    (tmp_path / "cloud-1.npy").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks \['cloud-1\.npy'\]"):
+        Populations.open(tmp_path)
+    (tmp_path / "populations.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        Populations.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,8 @@ def test_the_disk_gives_back_what_was_stored(tmp_path):
         ({"condition": ["x"] * 30 + ["Ref"] * 30}, "['a'] have treated cells and none under control='Ref'"),
         ({"group": ["a"] * 59}, "group holds 59 values for 60 cells"),
         ({"features": ["m1"]}, "has shape (10, 2), wanted [cells, 1]"),
+        ({"features": ["m1", "m1"]}, "features has ['m1'] more than once"),
+        ({"group": [None] * 30 + ["b"] * 20 + [float("nan")] * 10}, "group holds 40 missing values"),
     ],
 )
 def test_what_does_not_fit_a_table_is_named(change, message):
@@ -91,7 +99,19 @@ def test_what_does_not_fit_lists_is_named():
         Populations.of([x], [torch.where(torch.arange(5)[:, None] == 2, torch.nan, x)])
     with pytest.raises(ValueError, match="pairs is empty"):
         Populations.of([], [])
+    with pytest.raises(ValueError, match="1 groups, 1 treatments and 2 masses"):
+        Populations.of([x], [x + 1], groups=["a"], masses=[1.0, 2.0])
+    with pytest.raises(ValueError, match=r"the mass of \(0, treated\) is nan"):
+        Populations.of([x], [x + 1], masses=[float("nan")])
+    with pytest.raises(ValueError, match=r"dtypes \['torch\.float32', 'torch\.float64'\]"):
+        Populations.of([x], [x.double() + 1])
+    with pytest.raises(ValueError, match=r"types\[0\] holds 2 to 2, wanted places in type_names=\('s', 't'\), from 0 to 1"):
+        Populations.of([x], [x + 1], types=([[2] * 5], [[0] * 5]), type_names=["s", "t"])
+    from pandas import DataFrame
     from scipy.sparse import csr_matrix
+
+    with pytest.raises(TypeError, match="cells is a DataFrame, wanted an array"):
+        Populations.of([DataFrame(x.numpy())], [x + 1])
 
     with pytest.raises(TypeError, match="sparse"):
         Populations.of([csr_matrix(np.eye(3))], [x])

@@ -29,9 +29,16 @@ def paired(x: Tensor, y: Tensor) -> Tensor:
     >>> paired(torch.zeros(2, 1), torch.ones(2, 1)).tolist()
     [[0.5, 0.0], [0.0, 0.5]]
     """
-    if len(x) != len(y):
-        raise ValueError(f"x holds {len(x)} cells and y {len(y)}, wanted the same cells twice, in the same order.")
+    same_cells(len(x), len(y))
     return torch.eye(len(x), dtype=torch.float64, device=x.device) / len(x)
+
+
+def same_cells(before: int, after: int) -> None:
+    """Check that two clouds can hold the same cells."""
+    if before != after:
+        raise ValueError(
+            f"there are {before} cells before and {after} after, wanted the same cells twice, in the same order, to pair them."
+        )
 
 
 def within_types(coupling: Coupling, x: Tensor, y: Tensor, x_types: Tensor, y_types: Tensor) -> Tensor:
@@ -94,7 +101,8 @@ class Draws:
         source, target = pair.source, pair.target
         assert target is not None
         if self.coupling is paired:
-            index = (rng.uniform("pairs", (count,)).cpu() * min(len(populations.clouds[k]) for k in (source, target))).long()
+            same_cells(*(len(populations.clouds[k]) for k in (source, target)))
+            index = (rng.uniform("pairs", (count,)).cpu() * len(populations.clouds[source])).long()
             return rows(populations.clouds[source], index), rows(populations.clouds[target], index)
         if self.coupling is independent and not self.settings.within_types:
             return self.cloud(source, count, rng)[0], self.cloud(target, count, rng)[0]

@@ -19,6 +19,7 @@ from popflow.transport.lagrangian import Lagrangian
 from popflow.transport.meta.networks import Context, ContextMLP
 from popflow.transport.meta.populations import Populations, rows
 from popflow.transport.meta.settings import Settings
+from popflow.transport.snapshots import dense
 
 EMBEDDED = 1024
 """Most cells of a population that are embedded to predict; of larger ones, evenly spaced cells in the order of their distance from the mean."""
@@ -131,12 +132,16 @@ class Field:
 
     def cells(self, cells: Any, features: Sequence[str] | None = None) -> Tensor:
         """Check cells ``[n, d]`` and bring their columns into the order of training; see `popflow.transport.meta.MetaFlow.given`."""
-        x = torch.as_tensor(cells).to(self.shift)
+        x = dense("cells", cells).to(self.shift)
         given = self.features if features is None else tuple(map(str, features))
         if x.ndim != 2 or x.shape[1] != len(given):
             raise ValueError(
                 f"cells have shape {tuple(x.shape)}, wanted [cells, {len(given)}], one column for each of {', '.join(given[:6])}"
                 f"{', ...' if len(given) > 6 else ''}."
+            )
+        if len(set(given)) < len(given):
+            raise ValueError(
+                f"features has {sorted({name for name in given if given.count(name) > 1})} more than once, wanted names that tell columns apart."
             )
         missing, extra = [name for name in self.features if name not in given], [name for name in given if name not in self.features]
         if missing:
@@ -207,7 +212,7 @@ class Given:
     @staticmethod
     def of(field: Field, cells: Tensor, types: Any, treatment: int, example: tuple[Tensor, ...] | None) -> Given:
         """Embed a population."""
-        codes = None if types is None or not field.context.sees_types else torch.as_tensor(types).long().to(cells.device)
+        codes = None if types is None or not field.context.sees_types else types.to(cells.device)
         if field.context.sees_types and (codes is None or len(codes) != len(cells)):
             raise ValueError(f"types holds {'nothing' if codes is None else len(codes)} for {len(cells)} cells, wanted a type for each.")
         shown = None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from popflow.core import Population, Streams
+from popflow.core.checks import at_least_one
 from popflow.core.errors import unknown
 from popflow.learn import Fit, cosine, fit
 from popflow.transport.conditional_paths import Bend
@@ -174,7 +175,7 @@ class MetaFlow:
         Args:
             cells: Control cells of the population ``[n, d]``, in the units of the features.
             treatment: Name of a treatment seen in training; None where there is only one, or it is given by example.
-            types: Integer type of each cell, where training had types: proportions unseen there are warned of (`mixture`).
+            types: Type of each cell, by name or by number, where training had types: proportions unseen there are warned of (`mixture`).
             example: Control cells and treated cells of a patient who got the treatment; with their types where the flow sees types.
             features: Names of the columns of all these cells, in any order; None: those of training, in their order. Others are dropped with a warning.
 
@@ -200,9 +201,10 @@ class MetaFlow:
                     + " A flow by example (by_example=True) takes treatments it has not seen."
                 )
             number = 0 if treatment is None else field.treatments.index(treatment)
+        types = None if types is None else _codes(types, field.type_names)
         given = Given.of(field, x, types, number, None if example is None else tuple(_moved(field, one, features) for one in example))
         if types is not None and field.shares is not None:
-            warn_of_mixture(given, torch.as_tensor(types))
+            warn_of_mixture(given, types)
         return given
 
     def predict(self, cells: Any, treatment: str | None = None, *, steps: int = 20, rng: Streams | None = None, **how: Any) -> Population:
@@ -215,6 +217,7 @@ class MetaFlow:
             rng: Streams for the noise of a flow that has some.
             **how: As for `given`.
         """
+        at_least_one(steps=steps)
         given = self.given(cells, treatment, **how)
         return given.push(given.cells, 0.0, 1.0, rng or Streams(0), steps=steps)
 
@@ -223,6 +226,17 @@ def _with_turn(batches: Callable[[Streams], Batch], rng: Streams) -> Batch:
     """Whose turn it is, drawn at random so that it is part of the streams and of their state: 1 the velocity's, 0 the embedding's."""
     batch = batches(rng)
     return batch | {"turn": torch.full((len(batch["treatment"]),), float(rng.uniform("turn", ()) < 0.5))}
+
+
+def _codes(types: Any, names: Sequence[str]) -> Tensor:
+    """Numbers of cell types that may be given by name."""
+    values = types.tolist() if hasattr(types, "tolist") else list(types)
+    if not any(isinstance(one, str) for one in values):
+        return torch.as_tensor(values).long()
+    strange = sorted({str(one) for one in values} - set(names))
+    if strange:
+        raise ValueError(f"types holds {strange}, which training has not seen, wanted some of {list(names)}.")
+    return torch.tensor([names.index(one) for one in values])
 
 
 def _ends(populations: Populations) -> list[tuple[int, int]]:

@@ -85,10 +85,7 @@ def fit(config: FlowConfig, training: Populations, embed: Knn | None, seed: int,
         masses = config.masses == "counts"
         kinetic = WFR(config.lam, normalized=not masses) if config.lagrangian == "unbalanced" else W2()
         lagrangian = Lagrangian(kinetic, noise=config.noise if config.lagrangian == "bridge" else 0.0)
-        if masses:
-            count = {k: len(cloud) for k, cloud in enumerate(training.clouds)}
-            pairs = [replace(p, mass=count[p.target] / count[p.source]) for p in training.pairs if p.target is not None]
-            training = training.of_pairs(pairs)
+        training = by_counts(training) if masses else training
     smallest = min(len(training.clouds[k]) for pair in training.pairs for k in (pair.source, pair.target) if k is not None)
     flow = MetaFlow(
         embed,
@@ -101,6 +98,12 @@ def fit(config: FlowConfig, training: Populations, embed: Knn | None, seed: int,
         pairs=min(64, smallest),
     )
     return flow.fit(training, steps=config.steps, rng=Streams(seed, run.device), **stage(run, name, config.steps))
+
+
+def by_counts(training: Populations) -> Populations:
+    """The complete pairs, with masses that are numbers of cells after over before."""
+    count = [len(cloud) for cloud in training.clouds]
+    return training.of_pairs([replace(p, mass=count[p.target] / count[p.source]) for p in training.pairs if p.target is not None])
 
 
 def predicted(config: FlowConfig, members: list[MetaFlow], populations: Populations, training: Populations, pair: Pair, run: Run) -> Found:

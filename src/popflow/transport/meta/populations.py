@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace as _replace
 from functools import cached_property
@@ -15,40 +16,11 @@ from torch import Tensor
 
 from popflow.core.checkpoint import write_atomic
 from popflow.core.errors import CheckpointError, unknown
+from popflow.transport.meta.clouds import Cloud, Stored, rows
+from popflow.transport.snapshots import dense
 
 SAMPLED = 1000
 """Cells of a cloud that statistics of all clouds look at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Cells in a ``.npy`` file. Rows are read when they are drawn and nothing stays in memory.
-
-    Attributes:
-        path: The file, ``[n, d]`` or ``[n]``.
-        shape: Its shape.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-
-Cloud = Tensor | Stored
-
-
-def rows(cloud: Cloud, index: Tensor | None = None) -> Tensor:
-    """Rows of a cloud by index ``[k]``; None: all of them.
-
-    >>> rows(torch.arange(4), torch.tensor([2, 0])).tolist()
-    [2, 0]
-    """
-    if isinstance(cloud, Tensor):
-        return cloud if index is None else cloud[index]
-    opened = np.load(cloud.path, mmap_mode="r")  # opened and closed each time, so that no page stays mapped
-    return torch.from_numpy(np.array(opened if index is None else opened[index.cpu().numpy()]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +60,8 @@ class Populations:
         type_names: Names of the types.
 
     Raises:
-        ValueError: for shapes that do not fit, clouds of fewer than two cells, values that are not finite, or two pairs of the same name.
+        ValueError: for shapes, dtypes, types and masses that do not fit, clouds of fewer than two cells, values that are not finite, or two pairs or
+            two features of the same name.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -110,6 +83,14 @@ class Populations:
         dim = len(self.features)
         if not self.pairs:
             raise ValueError("pairs is empty, wanted at least one population.")
+        twice = sorted({name for name in self.features if self.features.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"features has {twice} more than once, wanted names that tell columns apart: rename them (AnnData.var_names_make_unique)."
+            )
+        dtypes = {cloud.dtype for cloud in self.clouds if isinstance(cloud, Tensor)}
+        if len(dtypes) > 1:
+            raise ValueError(f"clouds have the dtypes {sorted(map(str, dtypes))}, wanted one: convert them.")
         for k, cloud in enumerate(self.clouds):
             if len(cloud.shape) != 2 or cloud.shape[1] != dim:
                 raise ValueError(
@@ -122,13 +103,28 @@ class Populations:
                 raise ValueError(
                     f"clouds[{k}] ({self.label(k)}) holds NaN or infinite values in {bad} cells, wanted finite ones: drop them."
                 )
-            if self.types is not None and len(self.types[k]) != len(cloud):
-                raise ValueError(f"types[{k}] holds {len(self.types[k])} types for {len(cloud)} cells, wanted one each.")
+            self._check_types(k)
         seen: set[tuple[str, str]] = set()
         for pair in self.pairs:
+            if not (math.isfinite(pair.mass) and pair.mass > 0):
+                raise ValueError(
+                    f"the mass of ({pair}) is {pair.mass}, wanted a number above 0: that after the treatment over that before."
+                )
             if (pair.group, pair.treatment) in seen:
                 raise ValueError(f"the pair ({pair}) is there twice, wanted one: name replicates as groups of their own.")
             seen.add((pair.group, pair.treatment))
+
+    def _check_types(self, k: int) -> None:
+        """One type for each cell of a cloud, by its number."""
+        if self.types is None:
+            return
+        code, count = self.types[k], len(self.type_names)
+        if len(code) != len(self.clouds[k]):
+            raise ValueError(f"types[{k}] holds {len(code)} types for {len(self.clouds[k])} cells, wanted one each.")
+        if isinstance(code, Tensor) and not bool(((code >= 0) & (code < count)).all()):
+            raise ValueError(
+                f"types[{k}] holds {int(code.min())} to {int(code.max())}, wanted places in type_names={self.type_names}, from 0 to {count - 1}."
+            )
 
     @staticmethod
     def of(
@@ -159,9 +155,11 @@ class Populations:
         count = len(sources)
         names = list(map(str, range(count) if groups is None else groups))
         treatments = [treatments] * count if isinstance(treatments, str) else list(map(str, treatments))
-        if not len(targets) == len(names) == len(treatments) == count:
+        weights = [1.0] * count if masses is None else list(map(float, masses))
+        if not len(targets) == len(names) == len(treatments) == len(weights) == count:
             raise ValueError(
-                f"there are {count} sources, {len(targets)} targets, {len(names)} groups and {len(treatments)} treatments, wanted one each."
+                f"there are {count} sources, {len(targets)} targets, {len(names)} groups, {len(treatments)} treatments and {len(weights)} masses, "
+                "wanted one each."
             )
         clouds: list[Cloud] = []
         codes: list[Cloud] = []
@@ -170,7 +168,7 @@ class Populations:
         def add(value: Any, code: Any) -> int:
             if id(value) not in known:
                 known[id(value)] = len(clouds)
-                clouds.append(_cloud(value))
+                clouds.append(value if isinstance(value, Stored) else dense("cells", value))
                 if types is not None:
                     codes.append(code if isinstance(code, Stored) else torch.as_tensor(code).long())
             return known[id(value)]
@@ -179,7 +177,7 @@ class Populations:
         for k in range(count):
             source = add(sources[k], None if types is None else types[0][k])
             target = None if targets[k] is None else add(targets[k], None if types is None else types[1][k])
-            pairs.append(Pair(names[k], treatments[k], source, target, 1.0 if masses is None else float(masses[k])))
+            pairs.append(Pair(names[k], treatments[k], source, target, weights[k]))
         dim = clouds[0].shape[-1] if clouds and len(clouds[0].shape) else 0
         features = tuple(f"feature {k + 1}" for k in range(dim)) if features is None else tuple(map(str, features))
         return Populations(tuple(clouds), tuple(pairs), features, unit, None if types is None else tuple(codes), tuple(type_names))
@@ -213,7 +211,7 @@ class Populations:
             ValueError: for a control that no cell has (naming the closest condition), treated patients without control cells, or when no
                 patient has both.
         """
-        cells, names, conditions = _cloud(x), _texts("group", group, len(x)), _texts("condition", condition, len(x))
+        cells, names, conditions = dense("x", x), _texts("group", group, len(x)), _texts("condition", condition, len(x))
         known = sorted(set(conditions))
         if control not in known:
             raise ValueError(unknown("control: condition", control, known))
@@ -355,21 +353,24 @@ class Populations:
         """Return the populations that `store` wrote; their cells stay on disk.
 
         Raises:
-            CheckpointError: when the folder holds none.
+            CheckpointError: when the folder holds none, or not all of them.
         """
         folder = Path(folder)
         try:
             about: Mapping[str, Any] = json.loads((folder / "populations.json").read_text())
-        except (OSError, ValueError) as error:
+            clouds = tuple(Stored(folder / f"cloud-{k}.npy", tuple(shape)) for k, shape in enumerate(about["clouds"]))
+            names = about["type_names"]
+            types = None if names is None else tuple(Stored(folder / f"types-{k}.npy", (len(cloud),)) for k, cloud in enumerate(clouds))
+            pairs = tuple(Pair(*one) for one in about["pairs"])
+            found = Populations(clouds, pairs, tuple(about["features"]), about["unit"], types, tuple(names or ()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"cannot read {folder / 'populations.json'}: {error}. Fix: give a folder that store(folder) wrote."
+                f"cannot read {folder / 'populations.json'}: {error!r}. Fix: give a folder that store(folder) wrote."
             ) from error
-        clouds = tuple(Stored(folder / f"cloud-{k}.npy", tuple(shape)) for k, shape in enumerate(about["clouds"]))
-        names = about["type_names"]
-        types = None if names is None else tuple(Stored(folder / f"types-{k}.npy", (len(cloud),)) for k, cloud in enumerate(clouds))
-        return Populations(
-            clouds, tuple(Pair(*one) for one in about["pairs"]), tuple(about["features"]), about["unit"], types, tuple(names or ())
-        )
+        absent = [one.path.name for one in (*clouds, *(types or ())) if not one.path.is_file()]
+        if absent:
+            raise CheckpointError(f"{folder} lacks {absent[:3]}, {len(absent)} file(s) in all. Fix: store the populations again.")
+        return found
 
     def sample(self, cloud: int, most: int = SAMPLED) -> Tensor:
         """At most ``most`` evenly spaced cells of a cloud."""
@@ -383,16 +384,10 @@ class Populations:
         return torch.bincount(rows(self.types[cloud]), minlength=len(self.type_names)).double() / len(self.types[cloud])
 
 
-def _cloud(value: Any) -> Cloud:
-    if isinstance(value, Stored):
-        return value
-    if hasattr(value, "tocsr"):
-        raise TypeError(f"x is a sparse {type(value).__name__}, wanted dense coordinates: take principal components of it.")
-    x = torch.as_tensor(value)
-    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
-
-
 def _texts(name: str, values: Sequence[Any], count: int) -> list[str]:
+    absent = sum(one is None or (isinstance(one, float) and math.isnan(one)) for one in values)
+    if absent:
+        raise ValueError(f"{name} holds {absent} missing values (None or NaN), wanted a name for each cell: leave these cells out.")
     found = [str(one) for one in values]
     if len(found) != count:
         raise ValueError(f"{name} holds {len(found)} values for {count} cells, wanted one each.")

@@ -42,6 +42,17 @@ def check_training(populations: Populations, settings: Settings) -> Populations:
             raise ValueError(
                 f"({pair}): the treated cells are the control cells, wanted different samples: a control was treated, or copied."
             )
+    alone = (
+        []
+        if not settings.by_example
+        else sorted(name for name in training.treatments if len({pair.group for pair in complete if pair.treatment == name}) == 1)
+    )
+    if alone:
+        warnings.warn(
+            f"{alone} were given to one patient only, whose own treated cells are the example: the flow is shown its answer. Fix: leave these pairs out.",
+            PopflowWarning,
+            stacklevel=3,
+        )
     if small:
         told = ", ".join(small[:3]) + (f" and {len(small) - 3} more" if len(small) > 3 else "")
         warnings.warn(
@@ -66,7 +77,7 @@ def _same(populations: Populations, source: int, target: int) -> bool:
 
 
 def moments(populations: Populations) -> tuple[Tensor, Tensor]:
-    """Mean ``[d]`` of each feature over all training cells, and one scale ``[1]``, the root mean variance: distances keep their proportions."""
+    """Mean ``[d]`` of each feature over at most 200 cells of each cloud, and one scale ``[1]``, the root mean variance: distances keep their proportions."""
     clouds = sorted({k for pair in populations.pairs for k in (pair.source, pair.target) if k is not None})
     cells = torch.cat([populations.sample(k, 200) for k in clouds])
     return cells.mean(0), cells.var(0, correction=0).mean().sqrt()[None]
