@@ -145,6 +145,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
     subprocess.run([*command, "--out", "run"], cwd=broken.parent, env=environment, check=True, capture_output=True, timeout=900)
     for name in ("sample.safetensors", "picked.safetensors", "metrics.jsonl", "config.json", "report.json", "report.html"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+    assert "log Z in 64 dimensions: its error may be larger than its spread" in (whole / "report.html").read_text()
 
 
 def test_exponents_are_temperatures_and_reports_know_it(tmp_path):
@@ -157,6 +158,8 @@ def test_exponents_are_temperatures_and_reports_know_it(tmp_path):
         assert "Against ground truth at T = 1" in page
         assert "walkers of a short Monte Carlo run at the same temperature" in page
         assert "Langevin steps per level: 1." in page
+        assert "1 independent run of 16 particles, 6 steps" in page
+        assert "log Z in 8 dimensions" not in page
         assert ("of its initial particles; its effective sample size is overstated" in page) == (len(out["aux.ancestor"].unique()) < 10)
         results = json.loads((tmp_path / name / "report.json").read_text())["report"]["results"]
         assert {"distance_w2", "energy_w1", "mean_energy", "distinct_ancestors"} <= results.keys()

@@ -18,6 +18,8 @@ from popflow.runs import Figure, Measured, Report, Run, Table, figures
 
 FEW = 10
 """Surviving ancestors of a run below which a report warns."""
+MANY = 16
+"""Dimensions above which log Z is printed with a warning."""
 _SHOWN = 16
 
 
@@ -41,7 +43,7 @@ def report(config: SampleConfig, recipe: Recipe, sampler: Sampler, levels: Tenso
         diagnostics = (*diagnostics, survival(run.metrics.rows("sample")))
     return Report(
         title=f"{config.op} of {', '.join(config.experts)}",
-        summary=f"{runs} independent runs of {particles} particles, {steps} steps from noise level {float(levels[0]):g} to {float(levels[-1]):g}. "
+        summary=f"{number(runs, 'independent run')} of {number(particles, 'particle')}, {number(steps, 'step')} from noise level {float(levels[0]):g} to {float(levels[-1]):g}. "
         f"{shown}",
         figure=picture,
         diagnostics=(*diagnostics, _table_of_runs(sampler, out, steps)),
@@ -52,6 +54,15 @@ def report(config: SampleConfig, recipe: Recipe, sampler: Sampler, levels: Tenso
         },
         files={"sample.safetensors": "all particles x, log weights log_w, companions", "picked.safetensors": "one sample of each run"},
     )
+
+
+def number(count: int, what: str) -> str:
+    """Return a count of things in words.
+
+    >>> number(1, "particle"), number(2, "particle")
+    ('1 particle', '2 particles')
+    """
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def survival(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -77,7 +88,9 @@ def _table_of_runs(sampler: Sampler, out: Sample, steps: int) -> Table:
     cells = [(f"{r}", float(ess[r]), int(alive[r])) for r in range(runs)]
     if sampler.resamples:
         columns, cells = (*columns, "log Z"), [(*row, float(z)) for row, z in zip(cells, pop.log_normalizer(), strict=True)]
-    note = f"{particles} particles per run, {sampler.evaluations * steps} expert evaluations per particle."
+    note = f"{number(particles, 'particle')} per run, {sampler.evaluations * steps} expert evaluations per particle."
+    if sampler.resamples and sampler.experts[0].home.dim > MANY:
+        note += f" log Z in {sampler.experts[0].home.dim} dimensions: its error may be larger than its spread over runs, and grows with long steps."
     if "clipped" in pop.aux:
         note += f" Weight increments clipped: {int(pop.aux['clipped'].sum())}; clipped weights are biased."
     if sampler.resamples and int(alive.min()) < FEW <= particles:

@@ -12,7 +12,7 @@ from torch import Tensor
 from popflow.compose.config import SampleConfig
 from popflow.compose.diffusers.pipeline import ComposedPipeline
 from popflow.compose.diffusers.plan import Plan
-from popflow.compose.report import survival
+from popflow.compose.report import number, survival
 from popflow.compose.sampler import Sample
 from popflow.core.checkpoint import write_atomic
 from popflow.core.metrics import distinct_ancestors
@@ -38,7 +38,7 @@ def report(config: SampleConfig, pipe: ComposedPipeline, plan: Plan, run: Run, o
     what = f"{config.op} of {', '.join(names)}" if len(names) > 1 else names[0]
     return Report(
         title=what,
-        summary=f"{runs} independent runs of {particles} particles, {steps} steps from sigma {float(plan.levels[0]):g} to 0. "
+        summary=f"{number(runs, 'independent run')} of {number(particles, 'particle')}, {number(steps, 'step')} from sigma {float(plan.levels[0]):g} to 0. "
         f"One image of each run, drawn by weight. Pipelines: {', '.join(config.diffusers)}.",
         figure=Figure(grid, "One image of each run, and all particles of each.", f"Images: {what}"),
         comparison=(_particles(plan, out, names, steps),),

@@ -24,7 +24,7 @@ from popflow.core import Streams
 from popflow.core.metrics import mmd2
 
 EXACT, TRAINED = "exact experts", "trained networks"
-NAIVE, BEST, AND, OR = "sum of scores", "FKC + Langevin", "SuperDiff AND", "SuperDiff OR"
+NAIVE, LANGEVIN, BEST, AND, OR = "sum of scores", "Langevin alone", "FKC + Langevin", "SuperDiff AND", "SuperDiff OR"
 DRAWS = 512
 """Number of exact draws that distances are measured from."""
 SHOWN = 16
@@ -92,7 +92,7 @@ def product_samplers(pair: Sequence[Expert], kernel_steps: int = 5) -> dict[str,
     kernel = partial(make, kernel_steps=kernel_steps, step_size=step_size)
     return {
         NAIVE: make(correct=False),
-        "Langevin alone": kernel(correct=False),
+        LANGEVIN: kernel(correct=False),
         "FKC alone": make(),
         BEST: kernel(),
     }
