@@ -54,6 +54,8 @@ def test_beta_zero_is_the_data_and_beta_sharpens(fitted: DiffOPT, ring) -> None:
     assert abs(medians[0] - np.median(ring[1])) < 0.5
     with pytest.raises(ValueError, match="beta=0: all rows are equally good"):
         copy.copy(fitted).set_params(beta=0.0).best(4)
+    with pytest.raises(ValueError, match="n=-1, wanted at least 1"):
+        fitted.best(-1)
 
 
 def test_the_surrogate_predicts_and_knows_its_error(fitted: DiffOPT, ring) -> None:
@@ -107,10 +109,11 @@ def test_it_clones_and_ends_a_pipeline(small, ring) -> None:
 
 def test_the_same_seed_gives_the_same_rows_and_takes_no_global_number(small, ring) -> None:
     before = torch.random.get_rng_state()
-    first, again = (DiffOPT(**small | {"steps": 50}).fit(*ring).sample(16) for _ in range(2))
+    sizes = small | {"steps": 30, "particles": 32, "reverse_steps": 3}
+    first, again = (DiffOPT(**sizes).fit(*ring).sample(16) for _ in range(2))
     assert np.array_equal(first, again)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert not np.array_equal(first, DiffOPT(**small | {"steps": 50, "random_state": 1}).fit(*ring).sample(16))
+    assert not np.array_equal(first, DiffOPT(**sizes | {"random_state": 1}).fit(*ring).sample(16))
 
 
 @pytest.mark.parametrize("route", ["guided", "langevin"])
@@ -223,6 +226,7 @@ def test_several_objectives_by_weights_and_as_a_front(small, learned) -> None:
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, size=(500, 2))
     y = np.stack([-((x[:, 0] - 0.5) ** 2), -((x[:, 0] + 0.5) ** 2)], 1) - 0.1 * x[:, 1:] ** 2
+    learned = learned | {"steps": 300, "reverse_steps": 10}
     model = DiffOPT(beta=6.0, weights=[1.0, 0.0], **learned).fit(x, y)
     assert abs(np.median(model.sample(100)[:, 0]) - 0.5) < 0.2
     assert model.predict(x[:3]).shape == (3, 2)
@@ -261,6 +265,8 @@ def test_few_rows_and_duplicates_are_noticed(small, ring) -> None:
         ({"route": "exct"}, lambda x, y: (x, y), "did you mean 'exact'"),
         ({"beta": -1.0}, lambda x, y: (x, y), "beta=-1.0, wanted a finite number"),
         ({"differentiable": True}, lambda x, y: (x, y), "differentiable=True without an objective"),
+        ({"kappa": float("nan")}, lambda x, y: (x, y), "kappa=nan, wanted a finite number"),
+        ({"particles": 0}, lambda x, y: (x, y), "particles=0, wanted at least 1"),
     ],
 )
 def test_bad_input_is_named(ring, settings, change, message: str) -> None:

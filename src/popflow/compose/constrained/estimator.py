@@ -17,6 +17,7 @@ from popflow.compose.constrained.objective import Objective, of_calls, of_functi
 from popflow.compose.constrained.pareto import simplex_weights
 from popflow.compose.constrained.schema import Schema, columns_of
 from popflow.core import Streams
+from popflow.core.checks import at_least_one
 from popflow.core.errors import unknown
 from popflow.runs import CostlyFunction
 
@@ -176,6 +177,7 @@ class DiffOPT(BaseEstimator):
 
     def draw(self, n: int = 256) -> Candidates:
         """Draw ``n`` rows, with their values, uncertainties and feasibility."""
+        at_least_one(n=n)
         found = self.explore()
         return describe(self.model_, self._objective(), found.draw(n, Streams(self.seed_, self.model_.rows.device)))
 
@@ -185,6 +187,7 @@ class DiffOPT(BaseEstimator):
         Raises:
             ValueError: with ``beta=0``, which prefers no row.
         """
+        at_least_one(n=n)
         if not self.beta:
             raise ValueError("beta=0: all rows are equally good, wanted a beta above 0. Fix: draw them with sample or draw.")
         return describe(self.model_, self._objective(), self.explore().best(n))
@@ -214,6 +217,9 @@ class DiffOPT(BaseEstimator):
             raise ValueError(unknown("route", str(self.route), ROUTES))
         if not 0 <= float(self.beta) < math.inf:
             raise ValueError(f"beta={self.beta!r}, wanted a finite number of at least 0, in units of one over the standard deviation of y.")
+        if not math.isfinite(float(self.kappa)):
+            raise ValueError(f"kappa={self.kappa!r}, wanted a finite number of uncertainties.")
+        at_least_one(**{name: getattr(self, name) for name in ("steps", "width", "members", "particles", "moves", "reverse_steps")})
         if self.differentiable and self.objective is None:
             raise ValueError("differentiable=True without an objective, wanted a torch function: give objective=..., or drop it.")
         if isinstance(self.weights, int) and self.route != "exact":

@@ -61,14 +61,17 @@ class Feasibility:
     def score(self, x: Tensor) -> Tensor:
         """Return minus the integral for rows ``[n, dim]``, in float64: high is typical."""
         low, high = math.log(self.prior.sigma_min), math.log(_HIGHEST)
-        total, width = torch.zeros(len(x), dtype=torch.float64, device=x.device), (high - low) / LEVELS
-        for k, noise in enumerate(self.noises):
-            sigma = math.exp(low + (k + 0.5) * width)
-            for eps in noise:
-                y = x + sigma * eps.to(x)
+        width, total = (high - low) / LEVELS, []
+        for part in x.split(4096):
+            sums = torch.zeros(len(part), dtype=torch.float64, device=x.device)
+            for k, noise in enumerate(self.noises):
+                sigma = math.exp(low + (k + 0.5) * width)
+                y = (part + sigma * noise[:, None].to(x)).flatten(0, 1)  # all noises of a level at once
                 clean = y + sigma**2 * scores([self.prior.expert], y, sigma)[0]
-                total -= ((x - clean).square().sum(1) / sigma**2).double() * width / len(noise)
-        return total
+                away = part - clean.unflatten(0, (len(noise), len(part)))
+                sums -= (away.square().sum(-1) / sigma**2).double().mean(0) * width
+            total.append(sums)
+        return torch.cat(total)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the feasibility of rows, in (0, 1]."""
