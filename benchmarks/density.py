@@ -49,7 +49,9 @@ def exact(pop: Population, sigma: float) -> Tensor:
 
 def in_sigma(levels: Tensor, particles: int, seed: int, deterministic: bool = False, variance: Variance = "euler") -> Tensor:
     """Error of the library's estimator, ``[particles, M]``; guidance of weight 0 lets the driver alone move the particles."""
-    sampler = average(MODELS, guidance=Guidance(DRIVER, 0.0), deterministic=deterministic, probes=None, variance=variance)
+    sampler = average(
+        MODELS, guidance=Guidance(DRIVER, 0.0), deterministic=deterministic, probes=None, variance="optimal" if deterministic else variance
+    )
     out = sample(sampler, levels, particles=particles, rng=Streams(seed), dtype=F64).population
     return (out.aux["log_q"] - exact(out, float(levels[-1])))[0]
 

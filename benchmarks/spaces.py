@@ -19,6 +19,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -40,7 +41,7 @@ from popflow.compose import (
     linear,
     sample,
 )
-from popflow.compose.feynman_kac import weighted_rates
+from popflow.compose.feynman_kac import weighing
 from popflow.compose.proteins import (
     atoms,
     backbones,
@@ -90,9 +91,8 @@ def identity(options: argparse.Namespace) -> list[Row]:
     r, v, begin = uniform(n, 1), sigma**2, time.perf_counter()
     for beta in ((1.0, 1.0), (2.0, 0.0), (-1.0, 2.0), (0.7, 0.6)):
         target = Q1 ** beta[0] * Q2 ** beta[1]
-        rates = weighted_rates(target, Population.of(r), sigma, 1.0, (0.0, math.inf))
-        assert rates.growth is not None
-        ours = -torch.as_tensor(rates.growth.dt)  # per unit of tau
+        weighed = weighing(target, 1.0, "euler", (0.0, math.inf))(Population.of(r), v, v - step, Streams(0))
+        ours = weighed.log_w / step  # per unit of tau
 
         def combined(x: Tensor, target: Target = target) -> Tensor:
             return sum(b * e.score(x, sigma) for b, e in zip(target.exponents(sigma), target.experts, strict=True))  # pyright: ignore[reportReturnType]
@@ -440,7 +440,8 @@ def cost(options: argparse.Namespace) -> list[Row]:
     particles, repeats = (8, 2) if options.quick else (512, 61)
     rng = torch.Generator().manual_seed(0)
     space = CentredParticles(13)
-    pairs = [pair_network(space, 16 if options.quick else 64) for _ in range(2)]
+    # networks that were never trained: their loss is stated, for they cannot go down the levels on which it would be measured
+    pairs = [replace(pair_network(space, 16 if options.quick else 64), loss=lambda sigma: 0.5) for _ in range(2)]
     windows = torch.stack([ideal_backbone(*(torch.randn(2, 8, generator=rng))) for _ in range(20 if options.quick else 1000)])
     half, few = len(windows) // 2, len(windows) // 10
     frames, small = ([fragment_mixture(windows[k : k + count], name=f"{k}") for k in (0, half)] for count in (half, few))

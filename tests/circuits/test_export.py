@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from popflow.circuits import Ansatz, all_to_all, born, brick, cx, cz, draw, qasm3, ring
-from popflow.core import Streams
+from popflow.core import NonFiniteError, Streams
 
 
 @pytest.fixture
@@ -83,5 +83,5 @@ def test_drawing_shows_every_pair():
 def test_bad_input():
     with pytest.raises(ValueError, match="Fix: pick a restart"):
         qasm3(Ansatz(2, 1), torch.zeros(3, 1, 2, 2))
-    with pytest.raises(ValueError, match="angles hold 4 values that are NaN"):
+    with pytest.raises(NonFiniteError, match="4 of 4 angles are NaN"):
         qasm3(Ansatz(2, 1), torch.full((1, 2, 2), torch.nan))

@@ -372,7 +372,9 @@ def test_the_guided_kernel_is_the_product_of_gaussians():
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_guidance_moves_by_the_guided_mixture_and_tracks_the_conditional_densities(deterministic: bool):
     w = 2.5
-    guided = average(EXPERTS[:2], guidance=Guidance(NULL, w), deterministic=deterministic, probes=None, variance="euler")
+    guided = average(
+        EXPERTS[:2], guidance=Guidance(NULL, w), deterministic=deterministic, probes=None, variance="optimal" if deterministic else "euler"
+    )
     before, after = increments(guided, 2)
     S2, (a, b, u) = 1.5**2 - 1.4**2, scores([*EXPERTS[:2], NULL], before.x, 1.5)
     guided = u + w * ((a + b) / 2 - u)

@@ -65,7 +65,7 @@ def test_rewards_travel_with_products_and_powers():
 
 
 def test_a_number_is_no_target():
-    with pytest.raises(TypeError, match="wanted an Expert or a Target, got float"):
+    with pytest.raises(TypeError, match=r"a number leaves a density as it is\. Fix: an exponent is a power, target\*\*2\.0"):
         A * 2.0  # pyright: ignore[reportOperatorIssue]
 
 

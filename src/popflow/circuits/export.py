@@ -35,8 +35,6 @@ def qasm3(ansatz: Ansatz, angles: Tensor, *, measure: bool = True) -> str:
         c = measure q;
     """
     ansatz.check(angles, one=True)
-    if not bool(angles.isfinite().all()):
-        raise ValueError(f"angles hold {int((~angles.isfinite()).sum())} values that are NaN or infinite, wanted finite ones.")
     lines = ["OPENQASM 3.0;", 'include "stdgates.inc";', f"qubit[{ansatz.n}] q;"]
     lines += [f"bit[{ansatz.n}] c;"] if measure else []
     for layer, rows in enumerate(angles.double().tolist(), 1):

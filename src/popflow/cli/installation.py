@@ -14,7 +14,21 @@ import typer
 from popflow.cli.output import aligned, print_json
 from popflow.cli.verbs import AsJson
 
-REQUIRED = ("torch", "numpy", "scikit-learn", "POT", "typer", "rich", "safetensors", "jinja2", "matplotlib", "jaxtyping", "lazy-loader")
+REQUIRED = (
+    "torch",
+    "numpy",
+    "scikit-learn",
+    "POT",
+    "joblib",
+    "cloudpickle",
+    "typer",
+    "rich",
+    "safetensors",
+    "jinja2",
+    "matplotlib",
+    "jaxtyping",
+    "lazy-loader",
+)
 EXTRAS = {
     "diffusers": ("diffusers", "transformers", "peft"),
     "cells": ("anndata",),

@@ -192,7 +192,7 @@ def sample(
         pop, start = sampler.start(y if around is None else y + space.check(around.to(y)), first), 0
         ancestor = torch.arange(particles, device=rng.device).expand(runs, particles)
         pop = pop.replace(aux={**pop.aux, "ancestor": ancestor})
-        if around is None and space.flat:
+        if around is None and space.flat and sampler.variance is not None:
             _warn_of_low_start(sampler.experts, pop.x[0, :_LOOKED_AT], first)
     else:
         pop, start = _fitting(resume, levels, (runs, particles, *sampler.experts[0].event)), resume.k

@@ -75,7 +75,9 @@ def test_a_beta_that_freezes_the_particles_is_told_with_its_acceptance() -> None
     x = Streams(0).normal("x", torch.empty(600, 6))
     prior = Prior.of(gaussian_mixture(torch.zeros(1, 6), 1.0), x, rng=Streams(0))
     with pytest.warns(PopflowWarning, match=r"acceptance of moves fell to 0.* beta is so large"):
-        tempered(prior, lambda x: 1e7 * (x - 1).square().sum(1), prior.draw(50, Streams(0)), rng=Streams(0), moves=1, last_moves=1, steps=4)
+        tempered(
+            prior, lambda x: 1e7 * (x - 1).square().sum(1), prior.draw(400, Streams(0)), rng=Streams(0), moves=1, last_moves=1, steps=4
+        )
 
 
 @pytest.mark.parametrize("moves", [1, 2])
