@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -374,6 +375,47 @@ def test_a_call_that_hangs_and_one_that_kills_its_process_end_alone(backend):
     assert values[[0, 1, 2, 4, 6, 7]].tolist() == [0.0, 1.0, 2.0, 4.0, 6.0, 7.0]
     assert (costly.ledger["json:3"].kind, costly.ledger["json:3"].message) == ("timeout", "ended after 0.5 s")
     assert costly.ledger["json:5"].message == "the process of the objective died (exit code 7)"
+
+
+class Order:
+    """What executes a command where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_what_an_objective_writes_is_never_unpickled(tmp_path):
+    def forger(x):
+        print("printed")
+        os.write(1, b"written")
+        if x == 2:
+            for fd in range(3, 64):
+                with suppress(OSError):
+                    os.write(fd, pickle.dumps(Order(tmp_path / "executed")) + b"\n")
+        return float(x)
+
+    costly = CostlyFunction(forger, timeout=60.0, on_error="skip")
+    assert costly([1, 2, 3])[[0, 2]].tolist() == [1.0, 3.0]
+    assert costly.ledger["json:2"].kind == "error"
+    assert "which is no outcome of this call. Fix: write to no file descriptor" in costly.ledger["json:2"].message
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("end", [lambda: sys.exit(0), lambda: 1 / 0, lambda: None])
+def test_a_process_that_the_objective_forks_does_not_answer_for_it(end):
+    def forks(x):
+        if x < 3:
+            child = os.fork()
+            if child == 0:
+                end()
+                return -1.0
+            os.waitpid(child, 0)
+        return float(x)
+
+    assert CostlyFunction(forks, timeout=20.0)(list(range(6))).tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_a_worker_that_dies_does_not_end_the_run(path):

@@ -4,6 +4,10 @@ joblib ends all calls in flight when one of them takes too long or brings its wo
 the interpreter back, or that kills its process, ends alone, under every backend (threads and the calling process included). The process stays for the
 next calls of the same function, so it is started once for each worker.
 
+What a worker says to such a process is pickled: a function can be sent in no other way, and the process that hears it is the worker's own child. What the process
+answers is one line of JSON, the number of the turn and an `Outcome`, and is never unpickled: an objective that writes where it should not, itself or by
+compiled code, is an error of its call, and does nothing to the run.
+
 This module runs in the workers, and imports no torch.
 """
 
@@ -13,6 +17,7 @@ import atexit
 import contextlib
 import faulthandler
 import itertools
+import json
 import os
 import pickle
 import signal
@@ -24,7 +29,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from popflow.runs.outcomes import Outcome, ask
+from popflow.runs.outcomes import KINDS, Outcome, ask
 
 BACKSTOP = 2.0
 """Seconds after its limit at which a process ends by itself, because the one that should have ended it is gone."""
@@ -150,11 +155,12 @@ class _Process:
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
+        self._turn = 0
         self._say(content)
-        problem = self._hear()
-        if problem:
+        loaded = self._hear()
+        if loaded.kind == "error":
             self.kill()
-            raise _Ended(Outcome("error", message=f"the objective cannot be loaded: {problem}"))
+            raise _Ended(Outcome("error", message=f"the objective cannot be loaded: {loaded.message}"))
 
     def alive(self) -> bool:
         """Say whether it can take another call."""
@@ -201,15 +207,23 @@ class _Process:
             self._process.stdin.write(content)
             self._process.stdin.flush()
 
-    def _hear(self) -> Any:
+    def _hear(self) -> Outcome:
+        """Read the answer of this turn; the process is killed when it gives none, or anything else."""
         assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         try:
-            return pickle.load(self._process.stdout)
-        except (EOFError, pickle.UnpicklingError, OSError):
+            turn, kind, value, message, seconds = json.loads(line)
+            if turn != self._turn or kind not in KINDS:
+                raise ValueError
+            self._turn += 1
+            return Outcome(kind, tuple(map(float, value)) if isinstance(value, list) else value, str(message), float(seconds))
+        except (ValueError, TypeError):
             self.kill()
-            code = self._process.returncode
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            raise _Ended(Outcome("error", message=f"the process of the objective died ({how})")) from None
+        code = self._process.returncode
+        how = f"died (signal {signal.Signals(-code).name})" if code < 0 else f"died (exit code {code})"
+        if line.endswith(b"\n"):
+            how = f"answered {line[:40]!r}, which is no outcome of this call. Fix: write to no file descriptor that was not opened"
+        raise _Ended(Outcome("error", message=f"the process of the objective {how}"))
 
 
 def serve() -> None:
@@ -227,9 +241,9 @@ def serve() -> None:
             return
         if turn == 0:
             try:
-                function, answer = pickle.loads(message), ""
+                function, answer = pickle.loads(message), Outcome("value")
             except Exception as error:
-                answer = f"{type(error).__name__}: {error}"
+                answer = Outcome("error", message=f"{type(error).__name__}: {error}")
         else:
             assert function is not None
             item, values, timeout = message
@@ -237,5 +251,5 @@ def serve() -> None:
                 faulthandler.dump_traceback_later(timeout + BACKSTOP, exit=True, file=silent)
             answer = ask(function, item, values)
             faulthandler.cancel_dump_traceback_later()
-        pickle.dump(answer, say)
+        say.write(json.dumps([turn, answer.kind, answer.value, answer.message, answer.seconds]).encode() + b"\n")
         say.flush()

@@ -12,6 +12,7 @@ This module runs in the processes that make the calls, and imports no torch.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def ask(function: Callable[[Any], Any], item: Any, values: int | None = None) ->
         item: Its input.
         values: Length of the vector that it returns; None for one number.
     """
-    start = time.perf_counter()
+    start, process = time.perf_counter(), os.getpid()
     try:
         value = numbers(function(item), values)
         bad = not all(map(math.isfinite, value if isinstance(value, tuple) else (value,)))
@@ -64,6 +65,8 @@ def ask(function: Callable[[Any], Any], item: Any, values: int | None = None) ->
         value, kind, message = None, "infeasible", _text(error)
     except (Exception, SystemExit) as error:
         value, kind, message = None, "error", f"{type(error).__name__}: {_text(error)}{_where(error)}"
+    if os.getpid() != process:  # forked by the objective, and not ended there: it must not go on in the place of this process
+        os._exit(int(kind != "value"))
     return Outcome(kind, value if kind == "value" else None, message[:LONGEST_MESSAGE], time.perf_counter() - start)
 
 
