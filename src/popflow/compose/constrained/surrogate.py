@@ -1,7 +1,8 @@
 r"""A surrogate of measured values: an ensemble of perceptrons, its mean as prediction and its spread, calibrated, as uncertainty.
 
 Every member starts from its own parameters and sees its own batches; all members are one batched matrix product. The standard deviation over members is
-too small as an error, by a factor that held-out rows show: ``c^2 = mean((y - m)^2 / s^2)``. Uncertainties are ``c s``.
+too small as an error, by a factor that held-out rows show: ``c^2 = mean((y - m)^2) / mean(s^2)``, so that uncertainties ``c s`` and errors have the same mean
+square. (The mean of the ratios would be a bad choice: for ``M`` Gaussian members ``E[1 / s^2]`` is ``(M - 1) / (M - 3)`` times too large, and infinite for three.)
 
 For guidance at large noise a clean surrogate says little: `Guide` learns ``E[y | x + sigma eps]``, one network for all noise levels.
 """
@@ -174,7 +175,7 @@ def learn_surrogate(
         return made
     predicted, spread = made.predict(held[0])
     error = held[1].double() - predicted
-    factor = (error.square() / spread.square().clamp_min(1e-12)).mean(0).sqrt() if members > 1 else one
+    factor = (error.square().mean(0) / spread.square().mean(0).clamp_min(1e-300)).sqrt() if members > 1 else one
     score = 1 - error.square().mean(0) / (held[1].double() - mean).square().mean(0).clamp_min(1e-300)
     return Surrogate(net, mean, std, factor, score)
 
