@@ -3,7 +3,7 @@ r"""The columns of a table, and the coordinates that the diffusion model sees.
 A numeric column becomes one standardised coordinate ``(x - mean) / std``; a constant one none, and is put back on the way out. A column of ``K``
 categories becomes a code of ``K`` coordinates, ``(1[x = k] - 1/K) K / sqrt(K - 1)``, which has unit variance where all categories are equally
 frequent. Coordinates that do not stand for a row, such as samples of a diffusion model, are decoded to the nearest one: the category of the largest
-coordinate, and the nearest integer in columns of integers.
+coordinate, and in columns of whole numbers the nearest one between the least and the greatest of the table.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Column:
         mean: Mean of a numeric column; the value of a constant one.
         std: Standard deviation of a numeric column, 0 for a constant one.
         integer: Whether values are whole numbers.
+        low: The least of them.
+        high: The greatest of them.
         categories: The values of a column of categories, sorted as text; None for a numeric column.
     """
 
@@ -36,6 +38,8 @@ class Column:
     mean: float = 0.0
     std: float = 0.0
     integer: bool = False
+    low: float = -math.inf
+    high: float = math.inf
     categories: tuple[Any, ...] | None = None
 
     @property
@@ -150,14 +154,15 @@ class Schema:
         return torch.from_numpy(np.concatenate(parts, 1)).float()
 
     def snap(self, z: Tensor) -> Tensor:
-        """Return the coordinates of the row nearest to each ``z [..., dim]``: whole codes, whole numbers."""
+        """Return the coordinates of the row nearest to each ``z [..., dim]``: whole codes, whole numbers in the range of the table."""
         if not self.groups and not any(self.columns[i].integer for i in self.numeric):
             return z
         z = z.clone()
         for k, i in enumerate(self.numeric):
             column = self.columns[i]
             if column.integer:
-                z[..., k] = ((z[..., k].double() * column.std + column.mean).round() - column.mean).div(column.std).to(z.dtype)
+                whole = (z[..., k].double() * column.std + column.mean).round().clamp(column.low, column.high)
+                z[..., k] = (whole - column.mean).div(column.std).to(z.dtype)
         for start, count, size in self.groups:
             part = z[..., start : start + count * size].unflatten(-1, (count, size))
             code = torch.nn.functional.one_hot(part.argmax(-1), size).to(z.dtype)
@@ -271,8 +276,10 @@ def _column(name: str, values: np.ndarray, categorical: bool) -> Column:
     numbers = _numbers(name, values)
     std, mean = float(numbers.std()), float(numbers.mean())
     constant = std <= 1e-12 * max(1.0, abs(mean))
-    integer = values.dtype.kind in "iu"
-    return Column(name, float(numbers[0]) if constant else mean, 0.0 if constant else std, integer)
+    mean, std = (float(numbers[0]), 0.0) if constant else (mean, std)
+    if values.dtype.kind in "iu":
+        return Column(name, mean, std, True, float(numbers.min()), float(numbers.max()))
+    return Column(name, mean, std)
 
 
 def _numbers(name: str, values: np.ndarray) -> np.ndarray:
