@@ -98,6 +98,18 @@ def test_draws_follow_the_weights() -> None:
         assert abs(float(found.draw(n, Streams(0)).mean()) - 0.75) < 0.06
 
 
+def test_the_best_are_different_rows_and_as_many_as_there_are() -> None:
+    x = torch.tensor([[[1.0], [2.0], [3.0]], [[2.0], [4.0], [5.0]]])  # the row 2 is second in one population, and first in the other
+    value = torch.tensor([[0.1, 0.2, math.inf], [7.0, 8.0, 9.0]])
+    found = Found(Population.of(x, 1), 1.0, 1.0, (), (x, value))
+    assert found.best(2).flatten().tolist() == [1, 2]
+    assert found.best(4).flatten().tolist() == [1, 2, 4, 5]
+    assert found.best(9).flatten().tolist() == [1, 2, 4, 5]  # 3 has no value
+    particles = torch.tensor([[3.0], [1.0], [2.0], [1.0]])
+    one = Found(Population.of(particles, potential=torch.tensor([0.3, 0.1, 0.2, 0.1])), 1.0, 1.0)
+    assert one.best(3).flatten().tolist() == [1, 2, 3]
+
+
 def test_a_resumed_run_ends_with_the_same_bits(mixture: Prior) -> None:
     known, states = three_modes(), []
     start = mixture.draw(100, Streams(0), 10)

@@ -70,16 +70,20 @@ class Found:
         ]  # without replacement among the particles themselves, light ones would come too often
 
     def best(self, n: int) -> Tensor:
-        """Return the different rows of least ``U`` among all that were proposed, at most ``n``, the best first; those of each population by turns."""
+        """Return ``n`` different rows of least ``U`` among all that were proposed, the best first; fewer when fewer have a value.
+
+        Several populations take turns: the best row of each, then the second of each.
+        """
         pop = self.population
         x, value = (pop.x, pop.aux["potential"]) if self.visited is None else self.visited
+        order = value.argsort(dim=-1, stable=True)
+        x, value = x.gather(-2, order[..., None].expand_as(x)), value.gather(-1, order)
         if x.ndim == 3:
-            x, value = x[:, : -(-n // len(x))], value[:, : -(-n // len(x))]
-        x, value = x.reshape(-1, x.shape[-1]), value.reshape(-1)
+            x, value = x.transpose(0, 1).flatten(0, 1), value.T.flatten()
+        x = x[value.isfinite()]
         rows, where = torch.unique(x, dim=0, return_inverse=True)
-        least = torch.full((len(rows),), torch.inf, dtype=value.dtype, device=value.device).scatter_reduce(0, where, value, "amin")
-        order = least.argsort(stable=True)
-        return rows[order[: min(n, int(least.isfinite().sum()))]]
+        first = torch.full((len(rows),), len(x), device=x.device).scatter_reduce(0, where, torch.arange(len(x), device=x.device), "amin")
+        return x[first.sort().values[:n]]
 
 
 @dataclass(frozen=True, slots=True)

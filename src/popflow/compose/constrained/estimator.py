@@ -184,6 +184,8 @@ class DiffOPT(BaseEstimator):
     def best(self, n: int = 256) -> Candidates:
         """Return the ``n`` best different rows of all that were proposed, the best first, with values, uncertainties and feasibility.
 
+        They are fewer when fewer different rows were proposed. Of a front, each of the weights gives a row by turns.
+
         Raises:
             ValueError: with ``beta=0``, which prefers no row.
         """
