@@ -36,6 +36,9 @@ def test_a_black_box_is_asked_through_the_ledger_and_never_twice(folder, monkeyp
     job = ["optimize", "rows.csv", "--objective", "my_objective:value", "--out", "R", *SMALL]
     assert main(job) == 0
     found = rows(folder)
+    assert (
+        "all 5 columns are chosen (a, b, kind, y, z); --target COLUMN leaves a measured one out" in (folder / "R" / "log.txt").read_text()
+    )
     assert found[0].keys() == {"a", "b", "kind", "y", "z", "objective", "objective uncertainty", "feasibility", "acceptance", "ess"}
     assert all(row["kind"] == "p" and row["objective uncertainty"] == "" for row in found)
     for row in found:

@@ -33,6 +33,10 @@ def run(config: OptimizeConfig, run: Run) -> Report:
     run.log(
         f"{len(fitted.model_.rows)} rows, {fitted.schema_.dim} coordinates, {fitted.model_.duplicates} repeated rows, {table.dropped} left out"
     )
+    if not config.target:
+        run.log(
+            f"no target: all {len(table.rows)} columns are chosen ({', '.join(list(table.rows)[:10])}); --target COLUMN leaves a measured one out"
+        )
     found = fitted.explore(stages(run))
     chosen = fitted.best(config.n) if config.select == "best" else fitted.draw(config.n)
     write_rows(run.path / "candidates.csv", _columns(config, chosen, found.acceptance, found.ess))
