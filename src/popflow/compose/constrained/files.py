@@ -25,13 +25,11 @@ class Offline:
         rows: Columns by name, without the targets.
         values: Values ``[n, targets]``; None without targets.
         dropped: Rows left out because a value was missing.
-        tokens: Whether all columns are whole numbers, as tokens of a sequence are.
     """
 
     rows: dict[str, np.ndarray]
     values: np.ndarray | None
     dropped: int = 0
-    tokens: bool = False
 
 
 def from_arrays(x: Any, y: Any = None) -> Offline:
@@ -46,8 +44,8 @@ def from_arrays(x: Any, y: Any = None) -> Offline:
 
     Example:
         >>> table = from_arrays(np.eye(3, dtype=int)[np.array([[0, 2], [1, 1]])], np.array([[0.5], [0.7]]))
-        >>> {name: column.tolist() for name, column in table.rows.items()}, table.tokens, table.values.shape
-        ({'0': [0, 1], '1': [2, 1]}, True, (2, 1))
+        >>> {name: column.tolist() for name, column in table.rows.items()}, table.values.shape
+        ({'0': [0, 1], '1': [2, 1]}, (2, 1))
     """
     rows, values = _array("x", x), None if y is None else _array("y", y)
     if rows.ndim == 3:
@@ -62,7 +60,7 @@ def from_arrays(x: Any, y: Any = None) -> Offline:
         if len(values) != len(rows) or values.ndim not in (1, 2):
             raise ValueError(f"y has shape {values.shape} for {len(rows)} rows of x, wanted [{len(rows)}] or [{len(rows)}, objectives].")
         values = values.reshape(len(rows), -1).astype(np.float64)
-    return Offline({str(k): rows[:, k] for k in range(rows.shape[1])}, values, 0, rows.dtype.kind in "iu")
+    return Offline({str(k): rows[:, k] for k in range(rows.shape[1])}, values)
 
 
 def read_table(path: str | Path, targets: Sequence[str] = (), missing: str = "raise") -> Offline:
