@@ -153,22 +153,7 @@ def learn_surrogate(
         found = functional_call(net, params, (batch[0],))
         return (found - batch[1]).square().mean((1, 2)).sum(), {}
 
-    fitted = fit(
-        loss,
-        dict(net.named_parameters()),
-        batches,
-        steps=steps,
-        rng=rng,
-        optimizer=partial(torch.optim.AdamW, lr=lr, weight_decay=0.0),
-        schedule=cosine(steps),
-        record=record,
-        checkpoint=checkpoint,
-        checkpoint_every=500,
-        compile=False,
-        bar=bar,
-    )
-    net.load_state_dict(fitted.params, strict=False)
-    net.requires_grad_(False).eval()
+    _train(net, loss, batches, steps, lr, rng=rng, record=record, checkpoint=checkpoint, bar=bar)
     one = torch.ones_like(std)
     made = Surrogate(net, mean, std, one, one * math.nan)
     if not len(held[0]):
@@ -222,19 +207,15 @@ def learn_guide(
     def loss(params: dict[str, Tensor], batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         return (functional_call(net, params, batch[:2]) - batch[2]).square().mean(), {}
 
-    fitted = fit(
-        loss,
-        dict(net.named_parameters()),
-        batches,
-        steps=steps,
-        rng=rng,
-        optimizer=partial(torch.optim.AdamW, lr=lr, weight_decay=0.0),
-        schedule=cosine(steps),
-        record=record,
-        checkpoint=checkpoint,
-        checkpoint_every=500,
-        compile=False,
-        bar=bar,
+    _train(net, loss, batches, steps, lr, rng=rng, record=record, checkpoint=checkpoint, bar=bar)
+    return Guide(net)
+
+
+def _train(net: nn.Module, loss: Callable[..., Any], batches: Callable[[Streams], Any], steps: int, lr: float, **given: Any) -> None:
+    """Fit a network's parameters, which it then holds, frozen; further arguments are those of `popflow.learn.fit`."""
+    optimizer, parameters = partial(torch.optim.AdamW, lr=lr, weight_decay=0.0), dict(net.named_parameters())
+    found = fit(
+        loss, parameters, batches, steps=steps, optimizer=optimizer, schedule=cosine(steps), checkpoint_every=500, compile=False, **given
     )
-    net.load_state_dict(fitted.params, strict=False)
-    return Guide(net.requires_grad_(False).eval())
+    net.load_state_dict(found.params, strict=False)
+    net.requires_grad_(False).eval()
