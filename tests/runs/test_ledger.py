@@ -56,6 +56,7 @@ class Counted:
 def test_values_of_all_kinds_come_back_exactly(path):
     outcomes = {
         "CCO": Outcome("value", 1 / 3, seconds=0.25),
+        "": Outcome("value", 0.0),
         "é\n\u2028": Outcome("value", (1e-300, -0.0, 3.0)),
         "e": Outcome("error", message="ValueError: \ud800 no"),
         "t": Outcome("timeout", message="ended after 1 s", seconds=1.0),
@@ -67,7 +68,7 @@ def test_values_of_all_kinds_come_back_exactly(path):
             ledger.record(key, outcome, note={"parents": ["a", "b"]})
     again = Ledger.read(path)
     assert dict(again) == outcomes
-    assert again.counts() == {"value": 2, "error": 1, "timeout": 1, "not finite": 1, "infeasible": 1}
+    assert again.counts() == {"value": 3, "error": 1, "timeout": 1, "not finite": 1, "infeasible": 1}
     assert again.note("CCO") == {"parents": ["a", "b"]}
 
 

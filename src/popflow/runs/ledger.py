@@ -173,10 +173,14 @@ class Ledger(Mapping[str, Outcome]):
             CheckpointError: when it cannot be written (the file then ends before it), or the ledger is closed or was opened by `read`.
         """
         index = self.free([key])[0] if index is None else index
-        row: dict[str, Any] = {"index": index, "key": key, "kind": outcome.kind, "value": outcome.value, "message": outcome.message}
-        row = {name: one for name, one in row.items() if one not in (None, "")} | {"seconds": round(outcome.seconds, 6)}
-        if note:
-            row["note"] = dict(note)
+        row: dict[str, Any] = {"index": index, "key": key, "kind": outcome.kind}
+        rest = {
+            "value": outcome.value,
+            "message": outcome.message or None,
+            "seconds": round(outcome.seconds, 6),
+            "note": dict(note or {}) or None,
+        }
+        row |= {name: one for name, one in rest.items() if one is not None}
         line = _line(row)
         if self.path is not None:
             self._write(line)
