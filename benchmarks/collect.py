@@ -29,7 +29,7 @@ def seeds_of(document: dict) -> str:
 
 def section(name: str, document: dict) -> str:
     """Return one file of results as a heading, a table and a description of the machine."""
-    lines = [f"\n## {name}\n", "| claim | value | wanted | held | beside it |", "|---|---|---|---|---|"]
+    lines = [f"\n## {name}\n", *_of_parts(name, document), "| claim | value | wanted | held | beside it |", "|---|---|---|---|---|"]
     for row in document["rows"]:
         error = "" if row["error"] is None else f" ± {row['error']:.2g}"
         wanted = "" if row["target"] is None else f"{cell(row['direction'])} {row['target']:g}"
@@ -43,6 +43,13 @@ def section(name: str, document: dict) -> str:
         f"torch {machine['torch']}; {seeds_of(document)}{', quick' if options['quick'] else ''}."
     )
     return "\n".join(lines) + "\n"
+
+
+def _of_parts(name: str, document: dict) -> list[str]:
+    """Say of a further run of a benchmark, kept under another name, which parts were run."""
+    if name == document["benchmark"]:
+        return []
+    return [f"A further run of `{document['benchmark']}.py`; parts: {', '.join(document['options']['only'])}.\n"]
 
 
 def main(files: list[str]) -> None:

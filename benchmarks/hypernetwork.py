@@ -121,7 +121,7 @@ def trained(name: str, depth: int, restarts: int, objective: Objective, steps: i
             names = ("angles", "energy", "code", "cost", "optimum_mass", "evaluations")
             return {key: getattr(found, key).tolist() for key in names}
 
-        label = getattr(objective, "label", None) or getattr(objective, "func", objective).__name__
+        label = getattr(objective, "label", None) or objective.__name__
         parts.append(
             cell(
                 make,

@@ -123,11 +123,12 @@ def rates() -> str:
 
 
 def precision() -> str:
-    """Losses in float32 and bfloat16."""
+    """Losses in float32 and bfloat16, and the steps."""
     cells: dict[str, dict[str, str]] = {}
     for claim, row in rows("optimizers_precision").items():
         task, name = claim.removesuffix(": last loss in bfloat16 over float32").split(", ", 1)
-        cells.setdefault(task, {})[name] = " / ".join(short(row["peers"][kind]) for kind in ("float32", "bfloat16"))
+        losses = " / ".join(short(row["peers"][kind]) for kind in ("float32", "bfloat16"))
+        cells.setdefault(task, {})[name] = f"{losses} ({row['notes']['steps']})"
     names = list(next(iter(cells.values())))
     return table(["", *names], [[task, *(own[name] for name in names)] for task, own in cells.items()])
 

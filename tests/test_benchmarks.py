@@ -112,6 +112,14 @@ def test_the_page_of_results_tells_where_seeds_were_fewer() -> None:
     assert _module("collect").seeds_of({"options": {"seeds": 3}, "rows": rows}) == "3 seeds; b, w = 1: 1"
 
 
+def test_the_page_of_results_tells_of_a_further_run_in_part() -> None:
+    machine = {"processor": "a", "cores": 1, "torch_threads": 1, "gpu": None, "python": "3", "torch": "2"}
+    document = {"benchmark": "race", "machine": machine, "options": {"quick": False, "seeds": 1, "only": ["a", "b"]}, "rows": []}
+    page = _module("collect")
+    assert "A further run of `race.py`; parts: a, b." in page.section("race_newer", document)
+    assert "further run" not in page.section("race", document)
+
+
 def _imported(path: Path) -> set[str]:
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}

@@ -330,6 +330,16 @@ def test_state_is_that_of_every_parameter_and_hooks_fire():
     assert told == ["step", "step", "before saving", 1, "loaded"]
 
 
+def test_a_state_that_is_assigned_is_refused():
+    net = mlp()
+    optimizer = SINGD(net)
+    with pytest.raises(AttributeError, match=r"cannot be assigned\. Fix: load_state_dict"):
+        optimizer.state = {net[0].weight: {"momentum": torch.zeros(6, 4)}}
+    train(net, optimizer, 1)
+    with pytest.raises(AttributeError, match="a new SINGD to begin anew"):
+        optimizer.state = {}
+
+
 def test_models_and_optimisers_go_through_pickle_while_they_listen():
     net = made(lambda: nn.Linear(4, 6), lambda: nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0), lambda: nn.Linear(6, 2))
     optimizer = SINGD(net, interval=2)

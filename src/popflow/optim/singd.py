@@ -300,12 +300,19 @@ class SINGD(torch.optim.Optimizer):
         """The state of each parameter, as for any optimiser, empty before the first step.
 
         The tensors are those in use; entries put in or taken out change nothing (`load_state_dict` does).
+
+        Raises:
+            AttributeError: when it is assigned.
         """
         found = entries(self.preconditioner, self.adamw, self.param_groups) if self.preconditioner.steps else {}
         return defaultdict(dict, found)
 
     @state.setter
-    def state(self, value: Any) -> None: ...  # pyright: ignore[reportIncompatibleVariableOverride]
+    def state(self, value: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if value or self.preconditioner.steps:  # torch's own constructor assigns an empty one
+            raise AttributeError(
+                "state is put together from the factors when it is read, and cannot be assigned. Fix: load_state_dict(...), or a new SINGD to begin anew."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors, plain numbers and text alone, in torch's form; `torch.load(weights_only=True)` reads it.
