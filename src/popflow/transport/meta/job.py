@@ -75,7 +75,7 @@ def split(config: FlowConfig, run: Run) -> tuple[Populations, Populations, list[
         cofactor=config.cofactor,
     )
     populations = replace(populations, clouds=tuple(rows(cloud).to(run.device) for cloud in populations.clouds))
-    out = [str(name) for name in config.hold_out]
+    out = [str(int(name) if isinstance(name, float) and name.is_integer() else name) for name in config.hold_out]  # 4 in JSON is 4.0 here
     training, test = populations.hold_out(*out) if out else (populations, None)
     unseen = [pair for pair in populations.pairs if pair.target is None or (test is not None and pair in test.pairs)]
     return populations, training.complete(), unseen
