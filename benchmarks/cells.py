@@ -26,7 +26,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -359,8 +358,10 @@ def cost(seeds: int, steps: int, most: int | None) -> list[Row]:
     return rows
 
 
-SCALE = """
-import resource, sys, time, torch
+SCALE = f"""
+import sys, time, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from memory import read
 from popflow.core import Streams
 from popflow.transport import Snapshots
 from popflow.transport.lagrangian import Lagrangian
@@ -372,7 +373,7 @@ for n in map(int, sys.argv[1:]):
     flow = LagrangianFlow(Lagrangian()).fit(s, steps=20, rng=Streams(0), compile=False)
     for x in s.x[0].split(8192):
         flow.push(x, 0.0, 1.0, Streams(0), steps=5)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter() - begin)
+    print(read("VmHWM"), time.perf_counter() - begin)  # ru_maxrss would count the process that started this one
 """
 
 
@@ -381,7 +382,7 @@ def scale(quick: bool) -> list[Row]:
     sizes = (100, 200) if quick else (2000, 50_000)
     done = subprocess.run([sys.executable, "-c", SCALE, *map(str, sizes)], capture_output=True, text=True, check=True)
     (few, _), (many, seconds) = (map(float, line.split()) for line in done.stdout.splitlines())
-    notes = {"cells": sizes, "peak with the few, MiB": few, "platform unit": f"ru_maxrss, page {resource.getpagesize()}"}
+    notes = {"cells": sizes, "peak with the few, MiB": few}
     return [Row(f"scale: memory that {max(sizes)} cells in 50 coordinates add", many - few, None, "MiB", seconds=seconds, notes=notes)]
 
 

@@ -106,7 +106,7 @@ def read(
         rows = tuple(timed[[k for k, label in enumerate(labels) if label == wanted]] for wanted in snapshots.labels)
         annotation = None
         if types is not None:
-            _check_names(types, adata.obs[types])
+            check_names(types, adata.obs[types])
             names = adata.obs[types].astype(object).where(~adata.obs[types].isna(), "unknown").astype(str).to_numpy()
             annotation = tuple(tuple(names[r].tolist()) for r in rows)
         return Cells(snapshots, rows, adata.n_obs, rep, annotation)
@@ -330,7 +330,7 @@ def opened(source: Any) -> Iterator[Any]:
         adata.file.close()
 
 
-def _check_names(key: str, column: Any) -> None:
+def check_names(key: str, column: Any) -> None:
     """Refuse a column of measurements, or of one name for each cell, as cell types."""
     kinds = column.nunique()
     if column.dtype.kind == "f" and bool((column.dropna() % 1 != 0).any()):

@@ -118,6 +118,8 @@ class FlowConfig:
         for name in of_times if patients else of_patients:
             if getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect {'with' if patients else 'without'} populations.")
+        if patients and self.rep == "X" and self.dims != type(self).dims:
+            raise ValueError(f"dims={self.dims!r} has no effect with rep='X', which takes all columns of the matrix.")
 
 
 @dataclass(frozen=True)

@@ -46,3 +46,18 @@ def test_weights_move_means_and_intervals_join_members_and_cells(trial):
     spread = x + torch.linspace(-2, 2, 50)[:, None]
     mean = predicted_effects(x, [Population.of(spread)], field, populations, "A", rng=Streams(0), draws=400)[0]
     assert mean.high - mean.low == pytest.approx(2 * 1.96 * float(torch.linspace(-2, 2, 50).std()) / 50**0.5, rel=0.15)
+
+
+def test_the_zero_of_a_feature_does_not_matter_where_cells_have_weights(trial):
+    """An interval of a weighted mean is that of a ratio: the number of cells drawn that weigh much moves both of its sides."""
+    x, populations, field = trial
+    weight = torch.where(x[:, 0] > 0, 0.0, -2.0)
+    one, two = (
+        predicted_effects(x + far, [Population.of(x + 1 + far).replace(log_w=weight)], field, populations, "A", rng=Streams(0))[1]
+        for far in (0.0, 100.0)
+    )
+    assert two.high - two.low == pytest.approx(one.high - one.low, rel=1e-3)
+    share = weight.softmax(0) * len(x)
+    y = x[:, 1]
+    gain = share * (y - (share * y).mean()) - y
+    assert one.high - one.low == pytest.approx(2 * 1.96 * float(gain.std()) / len(x) ** 0.5, rel=0.15)

@@ -7,6 +7,7 @@ import torch
 
 from popflow.core import Streams
 from popflow.transport.coupling import exact
+from popflow.transport.evaluate import sampling_floor
 from popflow.transport.meta import compare, drug_screen, gaussians, letters, within_types
 from popflow.transport.meta.baselines import FLOOR, IDEAL, IDENTITY, POOLED, SHIFT, SHIFT_BY_TYPE
 from popflow.transport.meta.populations import rows
@@ -66,6 +67,7 @@ def test_trivial_answers_are_what_they_say_and_scores_meet_the_floor():
     found = compare({"perfect": perfect}, training, test, rng=Streams(0), cells=150, draws=2)[pair]
     assert set(found) == {"perfect", IDENTITY, SHIFT, SHIFT_BY_TYPE, IDEAL, POOLED, FLOOR}
     assert found["perfect"].w1 < 1.2 * found[FLOOR].w1
+    assert found[FLOOR].w1 == sampling_floor(rows(test.clouds[pair.target]), 150, 150, rng=Streams(0)).w1
     assert found[FLOOR].w1 < min(found[name].w1 for name in (IDENTITY, SHIFT, IDEAL, POOLED))
     assert found[SHIFT_BY_TYPE].w1 < found[SHIFT].w1  # types move apart
 

@@ -14,8 +14,9 @@ from popflow import citations
 from popflow.cli.app import main
 from popflow.runs import ConfigError, config_of
 from popflow.transport.config import FlowConfig, cite
-from popflow.transport.meta import load, observed_effects
+from popflow.transport.meta import Pair, Scores, load, observed_effects
 from popflow.transport.meta.anndata import read
+from popflow.transport.meta.report import _verdict
 
 COLUMNS = ["--populations", "patient", "--treatment", "condition", "--control", "Ref"]
 OPTIONS = [*COLUMNS, "--rep", "X", "--cofactor", "5", "--types", "type", "--steps", "30", "--width", "8", "--members", "2"]
@@ -31,7 +32,7 @@ def screen_file(tmp_path_factory) -> Path:
     kind = rng.integers(0, 2, 360)
     x = rng.normal(size=(360, 3)) * 0.3 + kind[:, None] + 0.5 * np.array([int(name[1]) for name in patient])[:, None]
     x[:, 0] += 2.0 * (np.array(condition) == "Stim")
-    obs = {"patient": patient, "condition": condition, "type": np.where(kind, "T", "B")}
+    obs = {"patient": patient, "condition": condition, "type": np.where(kind, "T", "B"), "depth": np.linspace(0, 1, 360)}
     adata = ad.AnnData(
         X=(5 * np.sinh(x)).astype(np.float32),
         obs=pd.DataFrame(obs, index=[f"c{k}" for k in range(360)]),
@@ -83,7 +84,7 @@ def test_predicted_cells_come_back_in_the_unit_of_the_file(done, screen_file):
     pair = next(p for p in populations.pairs if p.group == "P5")
     mean = torch.stack([flow.predict(populations.clouds[pair.source], "Stim").x for flow in flows]).mean(0)
     np.testing.assert_allclose(predicted.X[40:], 5 * mean.sinh().numpy(), rtol=1e-4, atol=1e-3)
-    assert predicted.uns["popflow"]["unit"] == "arcsinh(X / 5)"
+    assert predicted.uns["popflow"]["unit"] == "units of X"
 
 
 def test_the_file_is_read_by_its_names(screen_file):
@@ -117,6 +118,7 @@ def test_growth_and_noise_work_too(screen_file, tmp_path, options):
         ({"populations": "p", "treatment": "t"}, "wanted the column with the treatments and the name of the control"),
         ({"time": "day", "control": "Ref"}, "control='Ref' has no effect without populations"),
         ({"populations": "p", "treatment": "t", "control": "c", "smooth": True}, "smooth=True has no effect with populations"),
+        ({"populations": "p", "treatment": "t", "control": "c", "rep": "X", "dims": 3}, "dims=3 has no effect with rep='X'"),
     ],
 )
 def test_what_is_wrong_is_named(values, message):
@@ -132,12 +134,25 @@ def test_what_is_wrong_is_named(values, message):
         (["--rep", "X_pca"], "unknown rep: key of obsm 'X_pca'"),
         (["--hold-out", "P6"], "unknown group 'P6'"),
         (["--types", "typ"], "did you mean 'type'"),
+        (["--types", "depth"], "types='depth' holds numbers such as 0.0"),
     ],
 )
 def test_what_does_not_fit_the_file_is_named(screen_file, tmp_path, capsys, change, message):
     assert main(["flow", str(screen_file), *OPTIONS, *change, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_flow_has_to_beat_the_mean_shift_within_types_too():
+    pair = Pair("a", "Stim", 0, 1)
+    near = {name: Scores(1.0, 1.0, 1.0) for name in ("identity", "mean shift", "treated cells of the others")}
+    for by_type, passed in ((0.8, True), (0.6, False)):
+        scores = {
+            "flow": Scores(0.7, 1.0, 1.0),
+            "ideal shift": Scores(0.5, 1.0, 1.0),
+            "mean shift within cell types": Scores(by_type, 1.0, 1.0),
+        }
+        assert _verdict({pair: near | scores}).passed is passed
 
 
 def test_what_is_cited_follows_the_configuration():

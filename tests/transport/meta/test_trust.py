@@ -23,6 +23,7 @@ def test_novelty_is_the_distance_from_training_over_the_usual_one():
     given = SimpleNamespace(field=field, context=torch.tensor([[7.0, 99.0]]), cells=torch.zeros(2, 1))
     found = confidence([given], [Population.of(torch.ones(2, 1))])
     assert found.novelty == pytest.approx(4.0)  # nearest at 4; within training 1, 1 and 2
+    assert (found.spread, found.disagreement) == (None, None)  # one member agrees with nobody
     two = confidence([given, given], [Population.of(torch.full((2, 1), move)) for move in (1.0, 3.0)])
     assert (float(two.mean), float(two.spread)) == pytest.approx((2.0, 2**0.5))
     assert two.disagreement == pytest.approx((1 / 5) ** 0.5)  # 1 about the mean, of a root mean square of sqrt(5)

@@ -13,7 +13,7 @@ from torch import Tensor
 from popflow.core import Population
 from popflow.core.checkpoint import whole
 from popflow.core.errors import unknown
-from popflow.transport.anndata import KEY, coordinates, opened
+from popflow.transport.anndata import KEY, check_names, coordinates, opened
 from popflow.transport.meta.populations import Pair, Populations
 
 
@@ -67,6 +67,7 @@ def read(
         obs = adata.obs[known]
         kinds = None
         if types is not None:
+            check_names(types, obs[types])
             kinds = obs[types].astype(object).where(~obs[types].isna(), "unknown").astype(str).tolist()
         x = x[place] if cofactor is None else (x[place] / cofactor).arcsinh()
         return Populations.from_cells(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from popflow.core import Population, Streams
-from popflow.transport.evaluate import FLOOR, Score, score
+from popflow.transport.evaluate import FLOOR, SPLITS, Score, sampling_floor, score
 from popflow.transport.meta.populations import Pair, Populations, rows
 
 IDENTITY, SHIFT, SHIFT_BY_TYPE, IDEAL, POOLED = (
@@ -29,14 +29,17 @@ Predictor = Callable[[Pair, Populations], Population]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Distances over subsamples: mean and standard error of W1, W2 and MMD (the root of `popflow.core.metrics.mmd2`), in the units of the features."""
+    """Distances over subsamples: mean and standard error of W1, W2 and MMD (the root of `popflow.core.metrics.mmd2`), in the units of the features.
+
+    A sampling floor has no errors: its splits share the cells.
+    """
 
     w1: float
     w2: float
     mmd: float
-    w1_error: float
-    w2_error: float
-    mmd_error: float
+    w1_error: float | None = None
+    w2_error: float | None = None
+    mmd_error: float | None = None
 
 
 def trivial(training: Populations, test: Populations, pair: Pair, rng: Streams) -> dict[str, Tensor]:
@@ -85,6 +88,7 @@ def compare(
     cells: int = CELLS,
     draws: int = 3,
     beside: bool = True,
+    splits: int = SPLITS,
 ) -> dict[Pair, dict[str, Scores]]:
     """Score predictions on held-out pairs, all rows on the same subsamples of ``cells`` cells, beside the trivial ones and the sampling floor.
 
@@ -96,9 +100,11 @@ def compare(
         cells: Cells of each cloud in a score.
         draws: Subsamples.
         beside: Whether to score the trivial answers and the floor too.
+        splits: Random splits behind the floor.
 
     Returns:
-        Pair -> name -> `Scores`. The floor compares two halves of the true cells, of at most ``cells`` each.
+        Pair -> name -> `Scores`. The floor is `popflow.transport.evaluate.sampling_floor` for as many cells as the control cells and the true cells
+        in a score.
     """
     found = {}
     for pair in test.complete().pairs:
@@ -107,17 +113,18 @@ def compare(
         clouds = {name: predict(pair, test) for name, predict in predictors.items()}
         if beside:
             clouds |= {name: Population.of(x) for name, x in trivial(training, test, pair, rng).items()}
-        seen: dict[str, list[Score]] = {name: [] for name in (*clouds, *((FLOOR,) if beside else ()))}
+        seen: dict[str, list[Score]] = {name: [] for name in clouds}
         for _ in range(draws):
             order = rng.uniform("subsample", (len(truth),)).argsort().to(truth.device)
             goal = truth[order[:cells]]
             for name, pop in clouds.items():
                 some = rng.uniform("subsample", (len(pop),)).argsort()[:cells].to(pop.x.device)
                 seen[name].append(score(pop.x[some], goal, pop.weights()[some]))
-            half = min(cells, len(truth) // 2)
-            if beside:
-                seen[FLOOR].append(score(truth[order[:half]], truth[order[half : 2 * half]]))
         found[pair] = {name: _mean(values) for name, values in seen.items()}
+        if beside:
+            before, after = (min(cells, len(cloud)) for cloud in (test.clouds[pair.source], truth))
+            floor = sampling_floor(truth, before, after, rng=rng, splits=splits)
+            found[pair][FLOOR] = Scores(floor.w1, floor.w2, floor.mmd)
     return found
 
 

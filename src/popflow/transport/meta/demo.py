@@ -37,7 +37,7 @@ def demo(config: PatientsConfig, run: Run) -> Report:
             flows[name] = flow.fit(training, steps=steps, rng=Streams(config.seed), compile=False, **options)
 
         predictors = {name: partial(_predict, flow) for name, flow in flows.items()}
-        scores = compare(predictors, training, test, rng=Streams(config.seed), cells=min(200, cells), draws=1)
+        scores = compare(predictors, training, test, rng=Streams(config.seed), cells=min(200, cells), draws=1, splits=4)
         mean = {what: sum(one[what].w2 for one in scores.values()) / len(scores) for what in (META, PLAIN, SHIFT, IDENTITY, FLOOR)}
         table += [(world, what, value) for what, value in mean.items()]
         ratio[world] = mean[META] / mean[PLAIN]

@@ -92,10 +92,12 @@ def predicted_effects(
         rng: Streams for the bootstrap.
         draws: Bootstrap samples.
     """
-    means = torch.stack([(pop.weights()[:, None] * pop.x).sum(0).double() for pop in predictions])
-    control = cells.double().mean(0)
-    shares = torch.stack([pop.weights() for pop in predictions]).mean(0).double() * len(cells)
-    gain = shares[:, None] * torch.stack([pop.x for pop in predictions]).mean(0).double() - cells.double()
+    share = torch.stack([pop.weights() for pop in predictions]).double()[..., None]
+    places = torch.stack([pop.x for pop in predictions]).double()
+    means, control = (share * places).sum(1), cells.double().mean(0)
+    gain = (len(cells) * share * (places - means[:, None])).mean(0) - (
+        cells.double() - control
+    )  # what each cell adds to the error of a ratio
     index = (rng.uniform("bootstrap", (draws, len(cells))) * len(cells)).long().to(cells.device)
     of_cells = torch.stack([gain[one].mean(0) for one in index]).std(0)
     members = len(predictions)

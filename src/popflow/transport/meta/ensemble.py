@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +22,16 @@ class Confidence:
 
     Attributes:
         mean: Mean over members of the mean displacement of each feature ``[d]``, in its unit.
-        spread: Standard deviation over members ``[d]``.
+        spread: Standard deviation over members ``[d]``; None for a single one.
         disagreement: Root mean square over members, cells and features of the displacement less its mean over members, relative to that of the
-            displacement itself.
+            displacement itself; None for a single one.
         novelty: Distance of the population's embedding from the nearest one of training, over the median of these distances within training; the mean
             over members. Above about 2 the population is unlike those of training. None for flows that do not embed populations.
     """
 
     mean: Tensor
-    spread: Tensor
-    disagreement: float
+    spread: Tensor | None
+    disagreement: float | None
     novelty: float | None
 
 
@@ -72,16 +73,31 @@ class Ensemble:
         return confidence(given, self.predict(cells, treatment, **how))
 
 
+def together(predicted: Sequence[Population]) -> Population:
+    """One population for what all members predict: of each cell the expected weight ``w = mean_m w_m``, at the mean place ``sum_m w_m x_m / sum_m w_m``.
+
+    >>> one, two = Population.of(torch.zeros(1, 1)), Population.of(torch.ones(1, 1)).replace(log_w=torch.tensor([3.0]).log())
+    >>> both = together([one, two])
+    >>> round(float(both.x), 3), float(both.log_w.exp())
+    (0.75, 2.0)
+    """
+    log_w = torch.stack([pop.log_w for pop in predicted])
+    place = (log_w.softmax(0)[..., None] * torch.stack([pop.x for pop in predicted])).sum(0)
+    return predicted[0].replace(x=place, log_w=log_w.logsumexp(0) - math.log(len(predicted)))
+
+
 def confidence(given: Sequence[Any], predicted: Sequence[Population]) -> Confidence:
     """Agreement of members, given their flows of one population and what they predict."""
     moved = torch.stack([pop.x - one.cells for one, pop in zip(given, predicted, strict=True)])
     means = torch.stack([(pop.weights()[:, None] * pop.x).sum(0) - one.cells.mean(0) for one, pop in zip(given, predicted, strict=True)])
+    apart = (moved - moved.mean(0)).square().mean().sqrt() / moved.square().mean().sqrt().clamp_min(1e-12)
     far = [_novelty(one) for one in given]
     found = [one for one in far if one is not None]
+    several = len(given) > 1
     return Confidence(
         means.mean(0),
-        means.std(0, correction=min(1, len(given) - 1)),
-        float((moved - moved.mean(0)).square().mean().sqrt() / moved.square().mean().sqrt().clamp_min(1e-12)),
+        means.std(0) if several else None,
+        float(apart) if several else None,
         sum(found) / len(found) if found else None,
     )
 

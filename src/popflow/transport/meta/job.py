@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from popflow.core import CheckpointError, PopflowWarning, Population, Streams
 from popflow.runs import ConfigError, Report, Run, training as stage
 from popflow.transport.config import FlowConfig
@@ -19,7 +17,7 @@ from popflow.transport.meta.anndata import read, write_predictions
 from popflow.transport.meta.baselines import compare
 from popflow.transport.meta.effects import predicted_effects
 from popflow.transport.meta.embedding import Knn
-from popflow.transport.meta.ensemble import confidence
+from popflow.transport.meta.ensemble import confidence, together
 from popflow.transport.meta.field import Given
 from popflow.transport.meta.flow import MetaFlow
 from popflow.transport.meta.mixture import mixture
@@ -54,7 +52,12 @@ def run(config: FlowConfig, run: Run) -> Report:
         scores = compare(predictors, training, populations.of_pairs(known), rng=Streams(config.seed))
     if found:
         cells = {pair: one.cells for pair, one in found.items()}
-        about = {"unit": populations.unit, "control": str(config.control), "members": config.members}
+        about = {
+            "unit": f"units of {config.rep}",
+            "learned in": populations.unit,
+            "control": str(config.control),
+            "members": config.members,
+        }
         write_predictions(run.path / "predicted.h5ad", populations, cells, config.cofactor, about)
     return report(Outcome(config.cells.name, populations, training, members[0].ready(), found, scores))
 
@@ -72,7 +75,7 @@ def split(config: FlowConfig, run: Run) -> tuple[Populations, Populations, list[
         cofactor=config.cofactor,
     )
     populations = replace(populations, clouds=tuple(rows(cloud).to(run.device) for cloud in populations.clouds))
-    out = [str(name) for name in config.hold_out]
+    out = [str(int(name) if isinstance(name, float) and name.is_integer() else name) for name in config.hold_out]  # 4 in JSON is 4.0 here
     training, test = populations.hold_out(*out) if out else (populations, None)
     unseen = [pair for pair in populations.pairs if pair.target is None or (test is not None and pair in test.pairs)]
     return populations, training.complete(), unseen
@@ -114,10 +117,9 @@ def predicted(config: FlowConfig, members: list[MetaFlow], populations: Populati
         warnings.simplefilter("ignore", PopflowWarning)
         given: list[Given] = [flow.given(x, pair.treatment) for flow in members]
         moved = [one.push(x, 0.0, 1.0, Streams(config.seed, run.device)) for one in given]
-    mean = moved[0].replace(x=torch.stack([pop.x for pop in moved]).mean(0), log_w=torch.stack([pop.log_w for pop in moved]).mean(0))
     effects = partial(predicted_effects, x, field=members[0].ready(), training=training, treatment=pair.treatment)
     return Found(
-        mean,
+        together(moved),
         tuple(effects(moved, rng=Streams(config.seed, run.device))),
         confidence(given, moved),
         None if types is None else mixture(given[0], types),

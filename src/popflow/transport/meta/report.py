@@ -10,8 +10,8 @@ from torch import Tensor
 
 from popflow.core import Population
 from popflow.runs import Figure, Measured, Report, Table, Verdict, figures
-from popflow.transport.evaluate import FLOOR, FLOW
-from popflow.transport.meta.baselines import CELLS, IDENTITY, POOLED, SHIFT, Scores
+from popflow.transport.evaluate import FLOOR, FLOW, SPLITS
+from popflow.transport.meta.baselines import CELLS, IDENTITY, POOLED, SHIFT, SHIFT_BY_TYPE, Scores
 from popflow.transport.meta.effects import Effect, observed_effects
 from popflow.transport.meta.ensemble import Confidence
 from popflow.transport.meta.field import Field
@@ -19,6 +19,8 @@ from popflow.transport.meta.mixture import Mixture
 from popflow.transport.meta.populations import Pair, Populations, rows
 
 PLAIN = "plain flow matching"
+TRIVIAL = (IDENTITY, SHIFT, SHIFT_BY_TYPE, POOLED)
+"""Answers that a flow has to beat: they need no flow, and do not look at the truth."""
 _SHOWN = 4
 
 
@@ -67,23 +69,26 @@ def report(outcome: Outcome) -> Report:
     training, unit = outcome.training, outcome.populations.unit
     means = {
         what: sum(row[what].w1 for row in outcome.scores.values() if what in row) / len(outcome.scores)
-        for what in (FLOW, PLAIN, IDENTITY, SHIFT, POOLED, FLOOR)
+        for what in (FLOW, PLAIN, *TRIVIAL, FLOOR)
         if outcome.scores and all(what in row for row in outcome.scores.values())
     }
-    figures_ = tuple(_response(outcome, pair) for pair in list(outcome.found)[:_SHOWN])
+    shown = sorted(outcome.found, key=lambda pair: pair.target is None)[:_SHOWN]
+    figures_ = tuple(_response(outcome, pair) for pair in shown)
+    rest = len(outcome.found) - len(shown)
     return Report(
         title=f"Responses of patients in {outcome.name}",
         summary=(
             f"Learned from {len(training.pairs)} populations before and after treatment ({', '.join(training.groups)}; "
             f"{', '.join(training.treatments)}), {training.dim} features. A flow reads a patient's untreated cells and predicts their response.\n\n"
             f"Features, distances and effects are in {unit}. Weights are relative to the control cells."
+            + (f" Effects are shown for {len(shown)} populations; cells of {rest} more are in predicted.h5ad." if rest else "")
         ),
         verdict=_verdict(outcome.scores),
         figure=figures_[0] if figures_ else _map(outcome),
         comparison=(
             *((_scores(outcome.scores, unit),) if outcome.scores else ()),
             *figures_[1:],
-            *(_effects(outcome, pair) for pair in list(outcome.found)[:_SHOWN]),
+            *(_effects(outcome, pair) for pair in shown),
             *_observed(training),
         ),
         diagnostics=(
@@ -100,14 +105,14 @@ def report(outcome: Outcome) -> Report:
 
 
 def _verdict(scores: Mapping[Pair, Mapping[str, Scores]]) -> Verdict:
-    trivial = (IDENTITY, SHIFT, POOLED)
-    beaten = [all(row[FLOW].w1 < row[one].w1 for one in trivial if one in row) for row in scores.values()]
+    beaten = [all(row[FLOW].w1 < row[one].w1 for one in TRIVIAL if one in row) for row in scores.values()]
     return Verdict(
         all(beaten) if beaten else None,
         f"the flow is nearer to the treated cells than every trivial answer for {sum(beaten)} of {len(beaten)} held-out populations"
         if beaten
         else "nothing with treated cells was held out: predictions are not scored",
-        "W1 below that of the control cells, their shift by the mean response, and the treated cells of the others, for every held-out population",
+        "W1 below that of the control cells, their shift by the mean response (within cell types too, where they are known), and the treated cells of "
+        "the others, for every held-out population",
     )
 
 
@@ -121,8 +126,8 @@ def _scores(scores: Mapping[Pair, Mapping[str, Scores]], unit: str) -> Table:
         "Distance from the treated cells of held-out populations",
         ("population", "what", f"W1, {unit}", f"W2, {unit}", "MMD"),
         tuple(rows_),
-        f"At most {CELLS} cells of each cloud; errors over subsamples. The ideal shift looks at the answer. Lower is better; below the sampling floor (two "
-        "halves of the treated cells) differences mean nothing.",
+        f"At most {CELLS} cells of each cloud; errors over subsamples. The ideal shift looks at the answer. Lower is better; at the sampling floor (two "
+        f"samples of the treated cells of these sizes, a mean over {SPLITS} random splits) a prediction cannot be told from the truth.",
         tuple(i for i, row in enumerate(rows_) if row[1] == FLOW),
     )
 
@@ -155,7 +160,8 @@ def _effects(outcome: Outcome, pair: Pair) -> Table:
             (one.feature, one.control, one.treated, one.effect, f"{one.low:.3g} to {one.high:.3g}", one.own, one.usual) for one in effects
         ),
         f"In {outcome.populations.unit}. The effect is treated less control within the patient; what the patient differs by from the training patients "
-        "before treatment is not part of it. The interval joins members and a bootstrap of cells: it does not say how patients differ.",
+        "before treatment is not part of it. The interval joins the spread of the members, where there are several, and a bootstrap of cells: it does "
+        "not say how patients differ.",
     )
 
 
@@ -194,7 +200,8 @@ def _trust(found: Mapping[Pair, Found], unit: str) -> Table:
     rows_ = []
     for pair, one in found.items():
         trust = one.confidence
-        rows_.append((str(pair), float(trust.mean.norm()), float(trust.spread.norm()), trust.disagreement, trust.novelty))
+        spread = None if trust.spread is None else float(trust.spread.norm())
+        rows_.append((str(pair), float(trust.mean.norm()), spread, trust.disagreement, trust.novelty))
     return Table(
         "How far to trust the predictions",
         ("population", f"mean displacement, {unit}", f"its spread over members, {unit}", "disagreement of cells, relative", "novelty"),
