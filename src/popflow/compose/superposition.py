@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from popflow.compose.backward_kernel import Variance, kernel_variances
+from popflow.compose.backward_kernel import Variance, check_variance, kernel_variances
 from popflow.compose.curvature import Curved, Fields, curved, linear_and_bend
 from popflow.compose.densities import increments, initial_densities
 from popflow.compose.sampler import Sampler, ending
@@ -20,7 +19,6 @@ from popflow.compose.spaces.steps import between, noise_for, step_length, stretc
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Population, Streams
 from popflow.core.calculus import values_and_divergences
-from popflow.core.errors import unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +148,7 @@ class Superposition:
                 )
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"probes={self.probes}, wanted at least 1, or None for all directions.")
-        if self.variance not in get_args(Variance):
-            raise ValueError(unknown("variance", str(self.variance), get_args(Variance)))
+        check_variance(self.variance)
         if self.deterministic and self.variance != "optimal":
             raise ValueError(f"variance={self.variance!r} has no effect with deterministic=True, whose steps have no width: leave it out.")
         check_same_space(self.every)
