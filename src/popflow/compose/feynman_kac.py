@@ -124,8 +124,18 @@ def feynman_kac(
         return pop.replace(aux=aux)
 
     evaluations = len(target.experts) * (1 + kernel_steps + (variance == "local"))
-    total, measures = (lambda sigma: sum(target.exponents(sigma))), variance in ("optimal", "local")
-    return Sampler(target.experts, ending(step, last), start, total, correct, evaluations, measures, target.exponents, variance)
+    return Sampler(
+        target.experts,
+        ending(step, last),
+        start,
+        precision=lambda sigma: sum(target.exponents(sigma)),
+        resamples=correct,
+        evaluations=evaluations,
+        measures=variance in ("optimal", "local"),
+        exponents=target.exponents,
+        variance=variance,
+        separates=lambda sigma: zeta > 0 or kernel_steps > 0,
+    )
 
 
 def weighing(target: Target, zeta: float, variance: Variance, window: Window | None) -> Step:

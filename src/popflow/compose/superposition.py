@@ -236,7 +236,14 @@ class Superposition:
             return pop.replace(aux={"log_q": log_q, "kappa": torch.full_like(log_q, 1 / m)})
 
         measures = self.variance in ("optimal", "local") and not self.deterministic
-        return Sampler(self.every, ending(step, self._denoise), start, evaluations=len(self.every), measures=measures)
+        return Sampler(
+            self.every,
+            ending(step, self._denoise),
+            start,
+            evaluations=len(self.every),
+            measures=measures,
+            separates=lambda sigma: not self.deterministic,
+        )
 
     def _denoise(self, pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         """Last step to sigma = 0 with the last shares: no noise, densities left as they are."""
