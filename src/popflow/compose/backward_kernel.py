@@ -147,7 +147,7 @@ def scores_and_curvatures(experts: Sequence[Expert], y: Tensor, sigma: float, rn
     """
     space = experts[0].home
     rows = y.reshape(-1, *space.event).contiguous()
-    sign = space.project((2.0 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype))
+    sign = space.project((2.0 * (rng.normal("probe", y) > 0) - 1).to(y.dtype)).reshape(rows.shape)
     s, divergence = values_and_divergences(lambda point: scores(experts, point, sigma), rows, [sign])
     batch = y.shape[: y.ndim - len(space.event)]
     return s.reshape(len(experts), *y.shape), divergence.reshape(len(experts), *batch) / space.dim

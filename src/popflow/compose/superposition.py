@@ -206,17 +206,21 @@ class Superposition:
         def found(frame: Tensor, towards: Tensor) -> Curved:
             free = max(self.space.dim - frame.shape[-2] - 1, 0)
             count = free if self.probes is None else min(self.probes, free)
-            others = [self.space.project(rng.normal("probe", point)).reshape(towards.shape).double() for _ in range(count)]
+            others = [self.space.project(self._probe(pop, point, rng)).reshape(towards.shape).double() for _ in range(count)]
             return curved(fields, point, frame, towards, others, h, floor, self.space.dim)
 
         return found
+
+    def _probe(self, pop: Population, point: Tensor, rng: Streams) -> Tensor:
+        """A random direction at each particle, in rows like ``point``; every run draws its own."""
+        return rng.normal("probe", point.reshape(*pop.log_w.shape, *self.space.tangent)).reshape(point.shape)
 
     def _with_divergence(self, pop: Population, sigma: float, stretch: Tensor | None, rng: Streams) -> tuple[Tensor, Tensor]:
         """Scores of all models and their divergences ``[*batch, n, every]``: Rademacher probes, or exact."""
         point, fields = self._local(pop, sigma, stretch, self.every)
         probes = None
         if self.probes is not None:
-            probes = [(2 * (rng.normal("probe", point) > 0) - 1).to(point.dtype) for _ in range(self.probes)]
+            probes = [(2 * (self._probe(pop, point, rng) > 0) - 1).to(point.dtype) for _ in range(self.probes)]
         s, divergence = values_and_divergences(fields, point, probes)
         return s.reshape(len(s), *pop.log_w.shape, *self.space.tangent), divergence.movedim(0, -1).reshape(*pop.log_w.shape, len(s))
 
