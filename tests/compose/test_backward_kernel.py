@@ -207,3 +207,9 @@ def test_a_loss_that_is_none_is_named_before_anything_moves(told: object, sample
 def test_bad_input_is_named(make, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_width_is_answered_with_the_closest():
+    with pytest.raises(ValueError, match="unknown variance 'optimum': did you mean 'optimal'"):
+        kernel_variances([LINE], 2.0, 1.0, "optimum")  # pyright: ignore[reportArgumentType]

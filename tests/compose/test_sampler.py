@@ -14,6 +14,7 @@ from popflow.compose import (
     VP,
     Expert,
     average,
+    both,
     diagnostics,
     either,
     feynman_kac,
@@ -24,7 +25,7 @@ from popflow.compose import (
     tilt,
     v_output,
 )
-from popflow.core import CheckpointError, NonFiniteError, PopflowWarning, Population, State, Streams, ZeroWeightsError
+from popflow.core import CheckpointError, NonFiniteError, PopflowWarning, Population, State, Streams, StreamsOfRuns, ZeroWeightsError
 
 A = gaussian_mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.5, name="a")
 B = gaussian_mixture(torch.tensor([[0.5, 1.0]]), 1.0, name="b")
@@ -223,3 +224,14 @@ def test_a_first_level_too_low_for_the_data_is_told():
         warnings.simplefilter("error", PopflowWarning)
         sample(feynman_kac(far, correct=False), karras(20, 0.01, 20.0), particles=64, rng=Streams(0))
         sample(feynman_kac(far, correct=False), karras(20, 0.01, 0.5), particles=64, rng=Streams(0), around=torch.tensor([2.0]))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [feynman_kac(A * B, variance="local"), both([A, B], variance="local", probes=None), either([A, B], deterministic=True)],
+    ids=["product", "and", "flow"],
+)
+def test_a_run_does_not_depend_on_others_where_scores_are_differentiated(sampler):
+    """The random directions of each run are its own, too."""
+    one, two = (sample(sampler, GRID, particles=4, runs=n, rng=StreamsOfRuns([5, 6][:n]), dtype=torch.float64) for n in (1, 2))
+    assert torch.allclose(one.x[0], two.x[0], atol=1e-9)

@@ -69,6 +69,24 @@ def test_only_the_first_step_after_resuming_reads_its_count(monkeypatch):
     assert not paid(pop, 7)[1]  # its eighth
 
 
+@pytest.mark.parametrize(
+    ("sampler", "parts"),
+    [
+        (feynman_kac(STANDARD, zeta=0.0, correct=False), False),
+        (feynman_kac(STANDARD, zeta=0.0, correct=False, kernel_steps=1), True),
+        (average([STANDARD, STANDARD], deterministic=True), False),
+        (average([STANDARD, STANDARD]), True),
+    ],
+    ids=["no noise", "Langevin steps", "flow", "diffusion"],
+)
+def test_copies_are_made_only_where_they_part(sampler, parts):
+    """Without noise particles are weighed and never copied; with it those of few beginnings part again, as none are copied before the last step."""
+    grid = torch.cat([karras(15, 0.1, 20.0), torch.zeros(1, dtype=torch.float64)])
+    out = sample(steer(sampler, Reward(slope, 3.0), ess_below=1.0), grid, particles=64, rng=Streams(0), dtype=torch.float64)
+    assert len(out.x[0].unique(dim=0)) == 64
+    assert (len(out.population.aux["ancestor"].unique()) < 64) == parts
+
+
 def test_an_interval_below_one_is_refused():
     with pytest.raises(ValueError, match="every=0, wanted at least 1"):
         steer(feynman_kac(STANDARD), Reward(slope, 1.0), every=0)

@@ -23,7 +23,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,10 +33,12 @@ from popflow.compose.spaces.products import ProductSpace
 from popflow.compose.target import Expert, Loss, scores
 from popflow.core import Streams
 from popflow.core.calculus import values_and_divergences
+from popflow.core.errors import unknown
 
 Variance = Literal["optimal", "local", "euler", "posterior"]
 """Width of a step: from the expert's denoising loss; at each particle from the divergence of the score there, ``c = 1 + h tr(ds/dy) / d``, for one Jacobian-vector
-product (second order in h on the line); that of Euler-Maruyama (c = 1); the posterior of a point (c = a)."""
+product (second order in h on the line; superpositions track densities by curvature in several directions there, and move by the loss); that of Euler-Maruyama (c = 1); the
+posterior of a point (c = a)."""
 _FACTOR_OF_A_LEVEL = 2.0
 """Ratio of neighbouring levels where a loss is measured."""
 _ROUNDING = 1e-6
@@ -91,6 +93,12 @@ def variance(loss: float, sigma: float, sigma_next: float) -> float:
     return a + (1 - a) * loss
 
 
+def check_variance(kind: Variance) -> None:
+    """Raise a ValueError naming the closest width for one that does not exist."""
+    if kind not in get_args(Variance):
+        raise ValueError(unknown("variance", str(kind), get_args(Variance)))
+
+
 def kernel_variances(
     experts: Sequence[Expert], sigma: float, sigma_next: float, kind: Variance = "optimal", like: Tensor | None = None
 ) -> list[float | Tensor]:
@@ -105,12 +113,16 @@ def kernel_variances(
         kind: See `Variance`; ``local`` is known to a step alone (`scores_and_curvatures`), and stands for ``optimal`` here.
         like: The particles, for the device and dtype of tensors and of a loss that has to be measured first.
 
+    Raises:
+        ValueError: for an unknown ``kind``.
+
     Example:
         >>> from popflow.compose import gaussian_mixture
         >>> a = gaussian_mixture(torch.zeros(1, 3), std=1.0)
         >>> [round(c, 6) for c in kernel_variances([a], 2.0, 1.0)]
         [0.4]
     """
+    check_variance(kind)
     if kind == "euler":
         return [1.0] * len(experts)
     return [_one(expert, sigma, sigma_next, kind, like) for expert in experts]
@@ -135,7 +147,7 @@ def scores_and_curvatures(experts: Sequence[Expert], y: Tensor, sigma: float, rn
     """
     space = experts[0].home
     rows = y.reshape(-1, *space.event).contiguous()
-    sign = space.project((2.0 * (rng.normal("probe", rows) > 0) - 1).to(rows.dtype))
+    sign = space.project((2.0 * (rng.normal("probe", y) > 0) - 1).to(y.dtype)).reshape(rows.shape)
     s, divergence = values_and_divergences(lambda point: scores(experts, point, sigma), rows, [sign])
     batch = y.shape[: y.ndim - len(space.event)]
     return s.reshape(len(experts), *y.shape), divergence.reshape(len(experts), *batch) / space.dim

@@ -24,12 +24,11 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from popflow.compose.backward_kernel import Variance, kernel_variances, mean_precision, scores_and_curvatures
+from popflow.compose.backward_kernel import Variance, check_variance, kernel_variances, mean_precision, scores_and_curvatures
 from popflow.compose.densities import all_known, exact_densities, increments, initial_densities
 from popflow.compose.exponents import at
 from popflow.compose.product_kernel import ProductKernel, flow, weighted_sum
@@ -40,7 +39,6 @@ from popflow.compose.target import Expert, Target, scores
 from popflow.compose.weighing import Window, changing, clipped, rewarded, weighted_start, within
 from popflow.core import PopflowWarning, Population, Rates, Step, Streams, chain, resample_if
 from popflow.core.checks import at_least_one, real
-from popflow.core.errors import unknown
 
 _ALWAYS = (0.0, math.inf)
 _SCORES, _PUSH, _CURVATURE = "scores", "push", "curvature"
@@ -96,8 +94,7 @@ def feynman_kac(
     target = Target.of(target)
     track = track or (correct and target.varies and not all_known(target.experts))
     _check(target, zeta, track, correct, kernel_steps, clip, ess_below, window)
-    if variance not in get_args(Variance):
-        raise ValueError(unknown("variance", str(variance), get_args(Variance)))
+    check_variance(variance)
     if variance == "local" and (track or not target.home.flat):
         why = "tracked log-densities, whose kernels are those of the losses" if track else f"samples in {target.home}, which is not flat"
         raise ValueError(f"variance='local' with {why}: wanted 'optimal'.")
@@ -127,8 +124,18 @@ def feynman_kac(
         return pop.replace(aux=aux)
 
     evaluations = len(target.experts) * (1 + kernel_steps + (variance == "local"))
-    total, measures = (lambda sigma: sum(target.exponents(sigma))), variance in ("optimal", "local")
-    return Sampler(target.experts, ending(step, last), start, total, correct, evaluations, measures, target.exponents, variance)
+    return Sampler(
+        target.experts,
+        ending(step, last),
+        start,
+        precision=lambda sigma: sum(target.exponents(sigma)),
+        resamples=correct,
+        evaluations=evaluations,
+        measures=variance in ("optimal", "local"),
+        exponents=target.exponents,
+        variance=variance,
+        separates=lambda sigma: zeta > 0 or kernel_steps > 0,
+    )
 
 
 def weighing(target: Target, zeta: float, variance: Variance, window: Window | None) -> Step:

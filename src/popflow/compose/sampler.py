@@ -35,7 +35,7 @@ class Sampler:
         measures: Whether its steps ask for the experts' denoising losses, which are then measured first where they are not known.
         exponents: ``beta_i`` of the experts at a level where they have some, for the discretisation in the trace.
         variance: Width of the kernels that its steps take; None for a sampler whose steps are not looked at.
-        separates: Whether the step from a noise level draws noise, so that copies of a particle part.
+        separates: Whether the step from a noise level draws noise (or takes Langevin steps), so that copies of a particle part.
     """
 
     experts: tuple[Expert, ...]

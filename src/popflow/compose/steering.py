@@ -52,7 +52,7 @@ def steer(sampler: Sampler, reward: Reward, *, every: int = 1, ess_below: float 
         return latest[0][1] if latest and latest[0][0] is steps else int(steps.flatten()[0])
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-        before = resample(pop, t0, t1, rng) if sampler.separates(math.sqrt(t0)) else pop  # without noise copies never part
+        before = resample(pop, t0, t1, rng) if t1 > 0 and sampler.separates(math.sqrt(t0)) else pop  # without noise copies never part
         moved = sampler.step(before, t0, t1, rng)
         count, steps = counted(pop.aux["steps"]) + 1, moved.aux["steps"] + 1
         moved, latest[:] = moved.replace(aux={**moved.aux, "steps": steps}), [(steps, count)]

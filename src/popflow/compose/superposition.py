@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from popflow.compose.backward_kernel import Variance, kernel_variances
+from popflow.compose.backward_kernel import Variance, check_variance, kernel_variances
 from popflow.compose.curvature import Curved, Fields, curved, linear_and_bend
 from popflow.compose.densities import increments, initial_densities
 from popflow.compose.sampler import Sampler, ending
@@ -20,7 +19,6 @@ from popflow.compose.spaces.steps import between, noise_for, step_length, stretc
 from popflow.compose.target import Expert, check_same_space, scores
 from popflow.core import Population, Streams
 from popflow.core.calculus import values_and_divergences
-from popflow.core.errors import unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +148,7 @@ class Superposition:
                 )
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"probes={self.probes}, wanted at least 1, or None for all directions.")
-        if self.variance not in get_args(Variance):
-            raise ValueError(unknown("variance", str(self.variance), get_args(Variance)))
+        check_variance(self.variance)
         if self.deterministic and self.variance != "optimal":
             raise ValueError(f"variance={self.variance!r} has no effect with deterministic=True, whose steps have no width: leave it out.")
         check_same_space(self.every)
@@ -209,17 +206,21 @@ class Superposition:
         def found(frame: Tensor, towards: Tensor) -> Curved:
             free = max(self.space.dim - frame.shape[-2] - 1, 0)
             count = free if self.probes is None else min(self.probes, free)
-            others = [self.space.project(rng.normal("probe", point)).reshape(towards.shape).double() for _ in range(count)]
+            others = [self.space.project(self._probe(pop, point, rng)).reshape(towards.shape).double() for _ in range(count)]
             return curved(fields, point, frame, towards, others, h, floor, self.space.dim)
 
         return found
+
+    def _probe(self, pop: Population, point: Tensor, rng: Streams) -> Tensor:
+        """A random direction at each particle, in rows like ``point``; every run draws its own."""
+        return rng.normal("probe", point.reshape(*pop.log_w.shape, *self.space.tangent)).reshape(point.shape)
 
     def _with_divergence(self, pop: Population, sigma: float, stretch: Tensor | None, rng: Streams) -> tuple[Tensor, Tensor]:
         """Scores of all models and their divergences ``[*batch, n, every]``: Rademacher probes, or exact."""
         point, fields = self._local(pop, sigma, stretch, self.every)
         probes = None
         if self.probes is not None:
-            probes = [(2 * (rng.normal("probe", point) > 0) - 1).to(point.dtype) for _ in range(self.probes)]
+            probes = [(2 * (self._probe(pop, point, rng) > 0) - 1).to(point.dtype) for _ in range(self.probes)]
         s, divergence = values_and_divergences(fields, point, probes)
         return s.reshape(len(s), *pop.log_w.shape, *self.space.tangent), divergence.movedim(0, -1).reshape(*pop.log_w.shape, len(s))
 
@@ -239,7 +240,14 @@ class Superposition:
             return pop.replace(aux={"log_q": log_q, "kappa": torch.full_like(log_q, 1 / m)})
 
         measures = self.variance in ("optimal", "local") and not self.deterministic
-        return Sampler(self.every, ending(step, self._denoise), start, evaluations=len(self.every), measures=measures)
+        return Sampler(
+            self.every,
+            ending(step, self._denoise),
+            start,
+            evaluations=len(self.every),
+            measures=measures,
+            separates=lambda sigma: not self.deterministic,
+        )
 
     def _denoise(self, pop: Population, t0: float, t1: float, rng: Streams) -> Population:
         """Last step to sigma = 0 with the last shares: no noise, densities left as they are."""

@@ -1,4 +1,4 @@
-"""What changes the weights of a Feynman-Kac sampler: the growth of a move, exact changes of the target, rewards without gradient, and their bounds."""
+"""What changes the weights of a Feynman-Kac sampler beside its moves: the start, exact changes of the target, rewards without gradient; and bounds."""
 
 from __future__ import annotations
 

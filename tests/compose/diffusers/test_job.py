@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
 
 from popflow.cli.app import main
 from popflow.compose.config import SampleConfig

@@ -155,6 +155,7 @@ def test_latents_are_for_so_many_images_and_particles(pipes):
         ({"prompts": "a cat", "sigmas": [1.0, 3.0]}, r"sigmas=\[1.0, 3.0\], wanted decreasing noise levels"),
         ({"prompts": "a cat", "guidance_rescale": 2.0}, r"guidance_rescale=2.0, wanted a share in \[0, 1\]"),
         ({"prompts": "a cat", "clip_skip": -1}, "clip_skip=-1, wanted an integer of at least 0"),
+        ({"prompts": "a cat", "variance": "local"}, "variance='local' for pipelines, wanted 'optimal'"),
     ],
 )
 def test_options_that_do_not_fit_are_named(pipes, options, says):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popflow.compose.composition import composition, settings_of
+from popflow.compose.composition import composition
 from popflow.compose.diffusers.expert import PipelineExpert, from_pipe
 from popflow.compose.diffusers.latents import Latents, size_of
 from popflow.compose.diffusers.loading import load_pipe
@@ -42,7 +42,7 @@ class ComposedOutput:
         weights: Normalised weights of all particles ``[runs, particles]``.
         ess: Effective sample size at every noise level ``[levels, runs]``.
         log_densities: Tracked log-density of each particle under each prompt ``[runs, particles, prompts]``, up to a constant they share; None
-            where it cannot be tracked (a noise scale other than 1, Langevin steps).
+            where it is not tracked (a product with a noise scale other than 1, or Langevin steps).
         kappa: Final shares of the prompts ``[runs, particles, prompts]``; None for a product.
         particles: All particles of each run ``[runs, particles, *event]``, as latents.
         ancestors: Particles of the first level that have descendants left, at every noise level ``[levels, runs]``. The effective sample size speaks
@@ -265,12 +265,17 @@ class ComposedPipeline:
             kernel_steps: Langevin steps at each level of a product.
             ess_below: Resample when the effective sample size falls below this fraction.
             variance: How wide steps with noise are (`popflow.compose.backward_kernel`): ``optimal`` fits steps of any length; ``euler``, as in the
-                papers, is right for short ones, not for the first steps of SD3, Flux and models without signal at their last level.
+                papers, is right for short ones, not for the first steps of SD3, Flux and models without signal at their last level; ``posterior`` is
+                that of DDPM. ``local`` is refused: torch has no forward derivatives of the networks' fused attention.
         """
         check_numbers(locals())
         if reward is not None and reward_gradient and op != "product":
             raise ValueError(
                 f"reward_gradient=True with op={op!r}: gradients belong to op='product'. Fix: reward_gradient=False steers any operation."
+            )
+        if variance == "local":
+            raise ValueError(
+                "variance='local' for pipelines, wanted 'optimal': torch has no forward derivatives of the fused attention of their networks."
             )
         if image is not None and height is None and width is None:
             height, width = size_of(image)
@@ -290,11 +295,7 @@ class ComposedPipeline:
             settings |= {"correct": correct, "ess_below": ess_below, "reward": potential if reward_gradient else None}
         else:  # refused by name unless they are the defaults
             settings = {"zeta": None if zeta == 1 else zeta, "kernel_steps": kernel_steps or None}
-        if variance != "optimal" or "variance" in settings_of(
-            op
-        ):  # said everywhere: AND may have another default, too costly for large networks
-            settings["variance"] = variance
-        sampler = composition(experts, op, unconditional=empty, guidance=w, exponents=exponents, **settings)
+        sampler = composition(experts, op, unconditional=empty, guidance=w, exponents=exponents, variance=variance, **settings)
         whole_grid = bases[0].sigmas(num_inference_steps, sigmas)
         if correct and op == "product" and noise_above >= float(whole_grid[0]) and (reward is None or reward_gradient):
             warn(
