@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from popflow.core.errors import unknown
 from popflow.evolve.oracles.command import Command
@@ -63,11 +63,12 @@ def imported(module: str, name: str) -> Oracle:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: Any = getattr(importlib.import_module(module), name, None)
+        holder: Any = importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
             f"oracle '{module}:{name}': the module cannot be imported ({error}). Fix: install it, or go to its folder."
         ) from error
+    found: Any = getattr(holder, name, None)
     if not callable(found):
         raise ValueError(f"oracle '{module}:{name}': the module has no function {name!r}.")
-    return found
+    return cast(Oracle, found)
