@@ -184,7 +184,9 @@ def _core(smiles: str) -> tuple[Chem.Mol, tuple[int, ...]]:
     own = () if core is None else tuple(atom.GetIdx() for atom in core.GetAtoms() if atom.GetAtomicNum())
     if not own:
         raise ValueError(f"core {smiles!r} is no molecule, wanted a SMILES such as 'c1ccccc1*', where * is a place to decorate.")
-    return core, own
+    stars = Chem.AdjustQueryParameters.NoAdjustments()
+    stars.makeDummiesQueries = True
+    return Chem.AdjustQueryProperties(core, stars), own
 
 
 def _bare(molecule: Chem.Mol, match: tuple[int, ...], own: tuple[int, ...]) -> bool:
