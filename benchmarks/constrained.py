@@ -468,8 +468,8 @@ def _front(name: str, reference: Tensor, options: argparse.Namespace) -> Row:
             return model.model_.units.standard(ask(torch.as_tensor(model.schema_.decode(x))))
 
         weights = simplex_weights(2, 4 if options.quick else 12)
-        explore(model.model_, Objective(h, False, 2), beta=16.0, route="exact", effort=Effort(16 if options.quick else 40, 2, 6, model.reverse_steps),
-                weights=weights, seed=seed)  # fmt: skip
+        explore(model.model_, Objective(h, False, 2), beta=256.0, route="exact", effort=Effort(16 if options.quick else 20, 5, 6, model.reverse_steps),
+                weights=weights, seed=seed)  # fmt: skip  # sizes chosen on another problem (srn), whose rows are not shown
         found = torch.cat(called)
         calls.append(len(found))
         found = found[found.isfinite().all(1)]
