@@ -41,7 +41,13 @@ def main(options: argparse.Namespace) -> list[Row]:
     parts: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
         "mixture": mixture, "branin": branin_part, "tfbind": tfbind, "rna": rna_part, "ehrlich": ehrlich_part, "pareto": pareto, "cost": cost,
     }  # fmt: skip
-    return [row for name in options.only for row in parts[name](options)]
+    rows = []
+    for name in options.only:
+        made = parts[name](options)
+        for row in made:
+            row.notes["part"] = name
+        rows += made
+    return rows
 
 
 def mixture(options: argparse.Namespace) -> list[Row]:
