@@ -69,7 +69,7 @@ class _Cost(nn.Module):
     def __init__(self, process: Process, path: nn.Module):
         super().__init__()
         noise = torch.as_tensor(process.noise, dtype=path.noise.dtype, device=path.noise.device)
-        if noise.ndim and noise.shape != path.noise.shape or not torch.allclose(noise, path.noise, rtol=1e-5, atol=0.0):
+        if (noise.ndim and noise.shape != path.noise.shape) or not torch.allclose(noise, path.noise, rtol=1e-5, atol=0.0):
             raise ValueError(
                 f"the path has noise {path.noise.unique().tolist()[:3]}, the process {noise.unique().tolist()[:3]}, wanted the same: "
                 "their laws would be singular. Fix: make the path with noise=process.noise."

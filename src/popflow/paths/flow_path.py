@@ -144,9 +144,9 @@ class FlowPath(nn.Module):
         return clock, clock_rate, envelope[:, None], rate[:, None]
 
     def _carry(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Points, rates, scores and log-densities of states, from base points ``[rows, D]`` at times ``[rows]``."""
+        """Points, rates, scores and log-densities of states, from base points ``[rows, D]`` at times ``[rows]`` or one time for all."""
         frame = self.frame.moments(t)
-        clock, clock_rate, e, e_rate = self._clock(t)
+        clock, clock_rate, e, e_rate = (value.expand(len(z), -1) for value in self._clock(t))
         y, score, log_q = z, -z, log_normal(z)
         rate = (frame.turn[:, 0] @ z[..., None])[..., 0]
         for k, coupling in enumerate(self.couplings):
@@ -188,7 +188,7 @@ class FlowPath(nn.Module):
         return y
 
     def _at(self, t: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self._carry(self.start.new_full((1,), t).expand(len(x)), self.base(t, x))
+        return self._carry(self.start.new_full((1,), t), self.base(t, x))
 
     def drift(self, t: float, x: Tensor) -> Tensor:
         """Drift ``[n, D]`` of the diffusion at time ``t``."""
@@ -206,7 +206,7 @@ class FlowPath(nn.Module):
     def sample(self, t: float, n: int, rng: Streams) -> Tensor:
         """Draw states ``[n, D]`` of the marginal at time ``t``."""
         z = rng.normal("noise", self.start.new_empty(n, self.dim))
-        return self._carry(self.start.new_full((1,), t).expand(n), z)[0]
+        return self._carry(self.start.new_full((1,), t), z)[0]
 
 
 def _join(k: int, changed: Tensor, given: Tensor) -> Tensor:
