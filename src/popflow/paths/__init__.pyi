@@ -1,4 +1,15 @@
 from .doob import Action as Action, Fitted as Fitted, action as action, fit as fit
+from .ensemble import (
+    PathEnsemble as PathEnsemble,
+    Probability as Probability,
+    clock_grid as clock_grid,
+    grid as grid,
+    guided as guided,
+    probability as probability,
+    probability_flow as probability_flow,
+    simulate as simulate,
+    simulate_exactly as simulate_exactly,
+)
 from .flow_path import FlowPath as FlowPath
 from .gaussian_path import (
     DiagonalPath as DiagonalPath,
