@@ -10,6 +10,12 @@ from .ensemble import (
     simulate as simulate,
     simulate_exactly as simulate_exactly,
 )
+from .exact import (
+    Bridge as Bridge,
+    Grid as Grid,
+    committor_by_quadrature as committor_by_quadrature,
+    mean_first_passage_by_quadrature as mean_first_passage_by_quadrature,
+)
 from .flow_path import FlowPath as FlowPath
 from .gaussian_path import (
     DiagonalPath as DiagonalPath,
@@ -19,4 +25,5 @@ from .gaussian_path import (
     log_linear as log_linear,
     through as through,
 )
+from .potentials import POTENTIALS as POTENTIALS, DoubleWell as DoubleWell, DualChannel as DualChannel, MuellerBrown as MuellerBrown
 from .process import Counted as Counted, Overdamped as Overdamped, Potential as Potential, Underdamped as Underdamped, force as force
