@@ -132,3 +132,18 @@ META_FLOW_MATCHING = """\
   eprint    = {2408.14608},
   archivePrefix = {arXiv}
 }"""
+
+DOOBS_LAGRANGIAN = """\
+@inproceedings{du2024doob,
+  title     = {{Doob's Lagrangian}: A Sample-Efficient Variational Approach to
+               Transition Path Sampling},
+  author    = {Du, Yuanqi and Plainer, Michael and Brekelmans, Rob and Duan, Chenru
+               and No{\\'e}, Frank and Gomes, Carla P. and Aspuru-Guzik, Al{\\'a}n and
+               Neklyudov, Kirill},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {37},
+  pages     = {65791--65822},
+  year      = {2024},
+  eprint    = {2410.07974},
+  archivePrefix = {arXiv}
+}"""
