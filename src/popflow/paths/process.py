@@ -40,7 +40,7 @@ def force(potential: Potential, x: Tensor) -> Tensor:
         return shaped("force", own(x), x)
     again = x.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
-        y = x if again else x.detach().requires_grad_()
+        y = x if again else x.detach().clone().requires_grad_()
         energy = shaped("the potential", potential(y), y[..., 0])
         return -torch.autograd.grad(energy.sum(), y, create_graph=again)[0]
 
@@ -122,6 +122,9 @@ class Overdamped:
         """Drift ``[*batch, D]`` of a state."""
         return _like(self.mobility, x) * force(self.potential, x)
 
+    driven = drift
+    """Drift of the coordinates that noise drives: all of them."""
+
     def share(self, residual: Tensor) -> Tensor:
         """``(1/2) |residual / noise|^2``, ``[*batch]``: what a drift that differs by ``residual [*batch, D]`` costs per time."""
         return 0.5 * (residual / _like(self.noise, residual)).square().sum(-1)
@@ -171,14 +174,14 @@ class Underdamped:
             raise ValueError(f"a state of {x.shape[-1]} numbers, wanted an even number: positions, then as many velocities.")
         return x.shape[-1] // 2
 
-    def acceleration(self, x: Tensor) -> Tensor:
-        """Drift ``[*batch, D]`` of the velocities in a state ``[*batch, 2 D]``."""
+    def driven(self, x: Tensor) -> Tensor:
+        """Drift ``[*batch, D]`` of the coordinates that noise drives: the velocities of a state ``[*batch, 2 D]``."""
         position, velocity = x.split(self.dim(x), -1)
         return force(self.potential, position) / _like(self.mass, x) - self.friction * velocity
 
     def drift(self, x: Tensor) -> Tensor:
         """Drift ``[*batch, 2 D]`` of a state."""
-        return torch.cat([x[..., self.dim(x) :], self.acceleration(x)], -1)
+        return torch.cat([x[..., self.dim(x) :], self.driven(x)], -1)
 
     def share(self, residual: Tensor) -> Tensor:
         """``(1/2) |residual / noise|^2``, ``[*batch]``, of a residual drift ``[*batch, D]`` of the velocities."""
