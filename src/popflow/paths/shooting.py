@@ -167,7 +167,9 @@ class Shooter:
             if steps is None:
                 free = self.state(moved) < 0
                 if bool((free & ~keep).any()):
-                    raise ValueError(f"{int((free & ~keep).sum())} paths reached neither state in most={self.most} steps. Fix: larger states, or most.")
+                    raise ValueError(
+                        f"{int((free & ~keep).sum())} paths reached neither state in most={self.most} steps. Fix: larger states, or most."
+                    )
                 keep = free
             alive, memory = alive[keep], None if memory is None else memory[keep]
         return torch.stack(frames, 1), done, forces
