@@ -2,7 +2,6 @@ from .doob import Action as Action, Fitted as Fitted, action as action, fit as f
 from .ensemble import (
     PathEnsemble as PathEnsemble,
     Probability as Probability,
-    clock_grid as clock_grid,
     grid as grid,
     guided as guided,
     probability as probability,
@@ -22,6 +21,7 @@ from .gaussian_path import (
     FullPath as FullPath,
     KinematicPath as KinematicPath,
     bridge as bridge,
+    clock_grid as clock_grid,
     log_linear as log_linear,
     through as through,
 )

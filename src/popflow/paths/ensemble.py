@@ -31,7 +31,6 @@ from popflow.core.process import Rates
 from popflow.core.simulate import monotone
 from popflow.core.statistics import Z_95
 from popflow.core.steps import Step, heun
-from popflow.paths.gaussian_path import CLOCK
 from popflow.paths.moments import Diagonal, Full
 from popflow.paths.process import Process, Underdamped
 
@@ -121,24 +120,6 @@ def grid(time: float, dt: float) -> Tensor:
         near = time / max(1, steps)
         raise ValueError(f"dt={dt!r} for time={time!r}, wanted a step that divides it: for example dt={near:.6g}.")
     return torch.linspace(0, time, steps + 1, dtype=torch.float64)
-
-
-def clock_grid(time: float, steps: int, delta: float = CLOCK) -> Tensor:
-    """Times that are dense at both ends, where narrow laws make drifts stiff: uniform in ``3 s / 2 + log((s + d) / (1 - s + d)) / 8``, about.
-
-    >>> bool(clock_grid(1.0, 100).diff()[0] < clock_grid(1.0, 100).diff()[50] / 4)
-    True
-    """
-    at_least_one(steps=steps)
-    s = torch.linspace(0, 1, 20001, dtype=torch.float64)
-    ends = math.log((1 + delta) / delta)
-    clock = s / 2 + (((s + delta) / (1 - s + delta)).log() + ends) / (4 * ends)
-    even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    right = torch.searchsorted(clock, even).clamp(1, len(s) - 1)
-    share = (even - clock[right - 1]) / (clock[right] - clock[right - 1])
-    times = time * (s[right - 1] + share * (s[right] - s[right - 1]))
-    times[0], times[-1] = 0.0, time
-    return times
 
 
 def guided(process: Process, path: Any, weigh: bool = True) -> Step:
