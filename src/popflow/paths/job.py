@@ -83,7 +83,7 @@ def walked(config: PathConfig, made: Scene, best: Any, run: Run) -> PathEnsemble
     run.progress("paths", 1, 1)
     law = f"P: the reference chain of {steps} steps, dense at both ends, from the start law of the path"
     found = PathEnsemble(saved["x"], times, saved["log_w"], law, config.paths * steps)
-    return found.pinned(lambda x: -(x - made.end).square().sum(-1) / (2 * made.sigma0**2), "N(B, sigma0^2)")
+    return found.pinned(made.log_end, "N(B, sigma0^2)" if made.molecule is None else "N(B, sigma0^2) with Maxwell velocities")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from popflow.runs.figures import lines
 if TYPE_CHECKING:
     from popflow.paths.job import Shot
 
-FRAMES, DRAWN, ARRIVE = 40, 60, 0.95
+FRAMES, DRAWN, FEW, ARRIVE = 40, 60, 10, 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def report(outcome: Outcome, run: Run) -> Report:
     arrival = outcome.arrival
     statement = f"{arrival:.1%} of {len(ensemble.x)} simulated paths end within {scene.reach:.3g} of B; the action is {outcome.action}."
     return Report(
-        title=f"Transition paths: {outcome.config.potential}",
+        title=f"Transition paths: {_name(outcome)}",
         summary=(
             "Paths from state A to state B in a given time, under the noise of the reference dynamics. A family of laws that starts around A and ends "
             "around B by construction is fitted without simulation: its action, the Kullback-Leibler divergence from the reference dynamics, is made "
@@ -75,8 +75,13 @@ def report(outcome: Outcome, run: Run) -> Report:
             "fit.safetensors": "the fitted path, with the state of its training",
             "paths.safetensors": "simulated paths x [paths, times, coordinates] and log-weights towards the reference",
         },
-        next=(f"popflow path --potential {outcome.config.potential} --family full --components 3",) if outcome.config.source() else (),
+        next=() if scene.molecule else (f"popflow path --potential {outcome.config.potential} --family full --components 3",),
     )
+
+
+def _name(outcome: Outcome) -> str:
+    a, b = outcome.config.a, outcome.config.b
+    return outcome.config.potential if a is None or b is None else f"{a.name} to {b.name}, {outcome.config.temperature:g} K"
 
 
 def results(outcome: Outcome) -> dict[str, Measured]:
@@ -98,13 +103,16 @@ def results(outcome: Outcome) -> dict[str, Measured]:
 
 def _landscape(outcome: Outcome) -> Figure:
     scene, ensemble = outcome.scene, outcome.ensemble
-    mean = ensemble.mean(ensemble.x)[0]
-    drawn = ensemble.x[ensemble.weights.topk(min(DRAWN, len(ensemble.x))).indices.sort().values]
-    image = figures.landscape(scene, drawn, mean)
-    over = "contours of the potential, kT apart" if scene.dim == 2 else "the first coordinates" if scene.dim > 2 else "the energy"
-    return Figure(
-        image, f"The {len(drawn)} paths of the largest weights, and the weighted mean of all, over {over}.", "transition paths from A to B"
+    weighed = ensemble.ess >= FEW
+    mean = ensemble.mean(ensemble.x)[0] if weighed else ensemble.x.mean(0)
+    drawn = ensemble.x[ensemble.weights.topk(min(DRAWN, len(ensemble.x))).indices.sort().values] if weighed else ensemble.x[:DRAWN]
+    over = ", over contours of the potential, kT apart" if scene.dim == 2 else ""
+    which = (
+        f"The {len(drawn)} paths of the largest weights, and the weighted mean of all"
+        if weighed
+        else f"{len(drawn)} paths, and the mean of all"
     )
+    return Figure(figures.landscape(scene, drawn, mean), f"{which}{over}.", "transition paths from A to B")
 
 
 def _film(outcome: Outcome) -> Figure:
@@ -124,11 +132,11 @@ def _profile(outcome: Outcome) -> Figure:
     image = lines(
         outcome.ensemble.times,
         {"simulated": plain, "weighted": weighted},
-        x_label="time",
-        y_label="U - U(A)",
+        x_label="time, ps" if outcome.scene.molecule else "time",
+        y_label="U - U(A)" + outcome.scene.unit,
         bands={"simulated": (plain - sd, plain + sd), "weighted": (weighted - error, weighted + error)},
     )
-    caption = "Mean energy relative to A, in the unit of the potential; bands: one standard deviation of the simulated paths, one standard error of the weighted mean."
+    caption = "Mean energy relative to A; bands: one standard deviation of the simulated paths, one standard error of the weighted mean."
     return Figure(image, caption, "energy along the paths")
 
 
@@ -156,12 +164,14 @@ def _energies(outcome: Outcome) -> Table:
         rows.append(("shooting, every path accepted", found, float(spread), float(highest[weight > 0].min()), outcome.shot.forces))
     energy = float(outcome.scene.energy(outcome.scene.end))
     note = (
-        f"Highest U - U(A) of each path, in the unit of the potential; U(B) - U(A) = {energy:.4g}. It grows as the time step falls, and a lower value "
+        f"Highest U - U(A) of each path, {outcome.scene.unit[2:] or 'in the unit of the potential'}; U(B) - U(A) = {energy:.4g}. It grows as the time step falls, and a lower value "
         "is no better: the right one is that of the conditioned process. Weights: "
         + outcome.ensemble.law
         + ". Shooting: paths of the same length "
         f"between balls of radius {outcome.scene.reach:.3g} around A and B, another law of the ends."
     )
+    if outcome.shot is None:
+        note = note.partition(" Shooting:")[0]
     return Table("Highest energy of a path", ("", "mean", "standard deviation", "least", "force evaluations"), tuple(rows), note)
 
 
