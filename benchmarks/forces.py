@@ -103,7 +103,10 @@ def speeds(name: str, system: Any, x: Tensor, sizes: list[int], options: Namespa
     out = []
     for n in sizes:
         rows = disturbed(x, n)
-        runners: dict[str, Callable[[], Any]] = {"eager": lambda rows=rows: force_field.force(rows), "OpenMM loop": lambda rows=rows: openmm(rows)}
+        runners: dict[str, Callable[[], Any]] = {
+            "eager": lambda rows=rows: force_field.force(rows),
+            "OpenMM loop": lambda rows=rows: openmm(rows),
+        }
         absent: dict[str, float | str] = {}
         if fused is not None:
             runners["compiled"] = lambda rows=rows: fused(rows)
@@ -157,7 +160,10 @@ def torchmd(system: Any, rows: Tensor) -> Callable[[], Any]:
     kinds = {type(force).__name__: force for force in system.getForces()}
 
     def table(force: Any, kind: str, atoms: int, per: Callable[[list[float]], list[float]]) -> dict[str, Tensor] | None:
-        raw = [[getattr(one, "_value", one) for one in getattr(force, f"get{kind}Parameters")(i)] for i in range(getattr(force, f"getNum{kind}s")())]
+        raw = [
+            [getattr(one, "_value", one) for one in getattr(force, f"get{kind}Parameters")(i)]
+            for i in range(getattr(force, f"getNum{kind}s")())
+        ]
         if not raw:
             return None
         parameters = torch.tensor([per(list(row[atoms:])) for row in raw], dtype=torch.float64)
@@ -195,12 +201,18 @@ def torchmd(system: Any, rows: Tensor) -> Callable[[], Any]:
     )
     terms = ["bonds", "angles", "dihedrals", "1-4", "electrostatics", "lj"]
     field = Forces(parameters, [term for term in terms if term != "1-4" or fourteen], exclusions=())
-    x, box, forces = 10 * rows.reshape(len(rows), n, 3), torch.zeros(len(rows), 3, 3, dtype=torch.float64), torch.zeros(len(rows), n, 3).double()
+    x, box, forces = (
+        10 * rows.reshape(len(rows), n, 3),
+        torch.zeros(len(rows), 3, 3, dtype=torch.float64),
+        torch.zeros(len(rows), n, 3).double(),
+    )
     field.compute(x, box, forces)
     mine = TorchForce(system).force(rows).reshape_as(forces)
     off = float((10 * kcal * forces - mine).norm() / mine.norm())
     if off > 1e-4:  # its Coulomb constant has fewer digits
-        raise RuntimeError(f"TorchMD's forces differ by {off:.2g} with Coulomb's constant {COULOMB}: the comparison would not be one of equals")
+        raise RuntimeError(
+            f"TorchMD's forces differ by {off:.2g} with Coulomb's constant {COULOMB}: the comparison would not be one of equals"
+        )
     return lambda: field.compute(x, box, forces)
 
 

@@ -58,7 +58,9 @@ class TorchForce(nn.Module):
             if kind == "CMMotionRemover":
                 raise ValueError("the system removes the motion of its centre of mass. Fix: createSystem(..., removeCMMotion=False).")
             if kind not in _READERS:
-                raise ValueError(f"the system has a {kind}, wanted those of {', '.join(_READERS)}. Fix: use OpenMMForce, which evaluates any.")
+                raise ValueError(
+                    f"the system has a {kind}, wanted those of {', '.join(_READERS)}. Fix: use OpenMMForce, which evaluates any."
+                )
             term = _READERS[kind](force)
             if term is not None:
                 (self.pairwise if isinstance(term, Pairs | OBC2) else self.bonded).append(term)

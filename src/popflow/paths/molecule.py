@@ -74,7 +74,9 @@ class Molecule:
         n = system.getNumParticles()
         for name, x in (("a", a), ("b", b)):
             if x.shape != (n, 3) or not x.isfinite().all():
-                raise ValueError(f"{name} has shape {tuple(x.shape)}, wanted finite positions [{n}, 3]: one row for each atom of the system.")
+                raise ValueError(
+                    f"{name} has shape {tuple(x.shape)}, wanted finite positions [{n}, 3]: one row for each atom of the system."
+                )
         same_hand(topology, a, b)
         turned, centred = kabsch(a.double(), b.double())
         return cls(topology, system, turned, centred)
@@ -157,7 +159,9 @@ def system_of(topology: Any, forcefield: Sequence[str]) -> Any:
         field = app.ForceField(*forcefield)
         missing = field.getUnmatchedResidues(topology)
     except ValueError as error:
-        raise ValueError(f"forcefield={list(forcefield)}: {error}. Fix: give files that OpenMM has or paths, such as amber14/protein.ff14SB.xml.") from error
+        raise ValueError(
+            f"forcefield={list(forcefield)}: {error}. Fix: give files that OpenMM has or paths, such as amber14/protein.ff14SB.xml."
+        ) from error
     if missing:
         residue = missing[0]
         raise ValueError(
@@ -183,9 +187,13 @@ def same_atoms(a: Any, b: Any) -> None:
     for place, (one, other) in enumerate(zip(first, second, strict=True)):
         if one.element is not other.element:
             kinds = [atom.element.symbol if atom.element else "unknown" for atom in (one, other)]
-            raise ValueError(f"atom {place + 1} is {label(one)} ({kinds[0]}) in A and {label(other)} ({kinds[1]}) in B: the elements differ.")
+            raise ValueError(
+                f"atom {place + 1} is {label(one)} ({kinds[0]}) in A and {label(other)} ({kinds[1]}) in B: the elements differ."
+            )
         if (one.name, one.residue.name) != (other.name, other.residue.name):
-            raise ValueError(f"atom {place + 1} is {label(one)} in A and {label(other)} in B, wanted one order. Fix: sort the atoms of one file.")
+            raise ValueError(
+                f"atom {place + 1} is {label(one)} in A and {label(other)} in B, wanted one order. Fix: sort the atoms of one file."
+            )
 
 
 def same_hand(topology: Any, a: Tensor, b: Tensor) -> None:

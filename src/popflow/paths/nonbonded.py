@@ -126,6 +126,8 @@ class OBC2(nn.Module):
         cubed = self.products * inverse * inverse * inverse
         rho = (self.inner + self.offset)[:, None]
         # dE/dB_i = sum_j q_i q_j / (2 f^3) decay (1 + r^2/(4 B_i B_j)) B_j - 6 surface_i / B_i
-        by_born = 0.5 * (cubed * decay * (1 + scaled) * born[None, :]).sum(1) - 6 * SURFACE * (rho + PROBE).square() * (rho / born) ** 6 / born
+        by_born = (
+            0.5 * (cubed * decay * (1 + scaled) * born[None, :]).sum(1) - 6 * SURFACE * (rho + PROBE).square() * (rho / born) ** 6 / born
+        )
         moved = (by_born * by_integral)[:, None] * slopes
         return -cubed * (1 - 0.25 * decay) - (moved + moved.transpose(0, 1))
