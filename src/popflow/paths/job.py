@@ -13,10 +13,12 @@ from torch import Tensor
 from popflow.core import Streams
 from popflow.paths.config import PathConfig
 from popflow.paths.doob import Action, action, fit
-from popflow.paths.ensemble import PathEnsemble, clock_grid, simulate
-from popflow.paths.report import Outcome, report
+from popflow.paths.ensemble import PathEnsemble, simulate
+from popflow.paths.gaussian_path import clock_grid
+from popflow.paths.report import FILES, Outcome, report
 from popflow.paths.scene import Scene, path, scene
 from popflow.paths.shooting import Always, Shooter, shoot
+from popflow.paths.trajectory import write
 from popflow.runs import ConfigError, Report, Run, once, training
 
 CHAINS = 200
@@ -48,6 +50,10 @@ def solve(config: PathConfig, made: Scene, run: Run) -> Outcome:
     run.log(f"action {measured} from {measured.forces} force evaluations")
     ensemble = walked(config, made, best, run)
     spent = config.steps * (config.batch // start.components) * start.components
+    if made.molecule is not None:
+        one = made.place(ensemble.x[0])
+        for name in FILES:
+            write(run.path / name, one, made.molecule.topology, ensemble.times)
     return Outcome(config, made, best, measured, ensemble, spent, shot(config, made, ensemble, run))
 
 

@@ -13,12 +13,17 @@ from popflow.paths.config import PathConfig
 from popflow.paths.doob import Action
 from popflow.paths.ensemble import PathEnsemble
 from popflow.paths.scene import Scene
+from popflow.paths.trajectory import film
 from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, point_figures
 from popflow.runs.figures import lines
 
 if TYPE_CHECKING:
     from popflow.paths.job import Shot
 
+FILES = {
+    "path.pdb": "one simulated path, with its topology",
+    "path.xtc": "the same, to open with path.pdb in mdtraj, MDAnalysis or VMD",
+}
 FRAMES, DRAWN, FEW, ARRIVE = 40, 60, 10, 0.95
 
 
@@ -68,12 +73,13 @@ def report(outcome: Outcome, run: Run) -> Report:
         ),
         verdict=Verdict(arrival >= ARRIVE, statement, f"at least {ARRIVE:.0%} of the simulated paths end near B"),
         figure=_landscape(outcome),
-        comparison=(_energies(outcome), _profile(outcome), _film(outcome)),
+        comparison=(_energies(outcome), _profile(outcome), _film(outcome), *_molecule(outcome)),
         diagnostics=(_action(outcome), _cost(outcome)),
         results=results(outcome),
         files={
             "fit.safetensors": "the fitted path, with the state of its training",
             "paths.safetensors": "simulated paths x [paths, times, coordinates] and log-weights towards the reference",
+            **(FILES if scene.molecule else {}),
         },
         next=() if scene.molecule else (f"popflow path --potential {outcome.config.potential} --family full --components 3",),
     )
@@ -123,6 +129,14 @@ def _film(outcome: Outcome) -> Figure:
     ends = [("start", figures.plane(scene, ensemble.x[:300, 0])), ("end", figures.plane(scene, ensemble.x[:300, -1]))]
     image = point_figures.moving(moving, weights, ends, times=ensemble.times[keep].tolist(), seconds=5.0, **figures.labels(scene))
     return Figure(image, "The simulated paths in time, without weights.", "points moving from A to B")
+
+
+def _molecule(outcome: Outcome) -> tuple[Figure, ...]:
+    scene = outcome.scene
+    if scene.molecule is None:
+        return ()
+    image = film(scene.place(outcome.ensemble.x[0]), scene.molecule.elements, scene.molecule.bonds)
+    return (Figure(image, "One simulated path.", "a molecule moving from A to B"),)
 
 
 def _profile(outcome: Outcome) -> Figure:
