@@ -2,6 +2,7 @@ from . import (
     circuits as circuits,
     compose as compose,
     core as core,
+    evolve as evolve,
     learn as learn,
     optim as optim,
     paths as paths,

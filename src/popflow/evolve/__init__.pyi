@@ -1,0 +1,23 @@
+from . import oracles as oracles
+from .constraints import (
+    Alerts as Alerts,
+    Constraint as Constraint,
+    Core as Core,
+    Forbidden as Forbidden,
+    Hit as Hit,
+    Required as Required,
+    Similarity as Similarity,
+    refused as refused,
+)
+from .graph_moves import Crossover as Crossover, Graph as Graph, Mutation as Mutation, crossover as crossover, mutate as mutate
+from .molecules import (
+    canonical as canonical,
+    canonical_or_none as canonical_or_none,
+    count_fingerprints as count_fingerprints,
+    parse as parse,
+    read_seeds as read_seeds,
+    seeds as seeds,
+    tanimoto as tanimoto,
+)
+from .operators import Child as Child, Operator as Operator, Parent as Parent
+from .scores import area as area, diversity as diversity, hypervolume as hypervolume, top_mean as top_mean
