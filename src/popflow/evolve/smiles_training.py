@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from popflow.core.streams import Streams
 from popflow.evolve.smiles_model import SmilesModel
 from popflow.evolve.smiles_tokens import BOS, EOS, MIDDLE, PAD, PREFIX, SUFFIX, encode
-from popflow.learn import Fit, Progress, cosine, fit
+from popflow.learn import Fit, Progress, fit
 
 LENGTH = 128
 """Tokens in a row of a batch; several molecules share a row."""
@@ -115,9 +115,14 @@ def train(
     checkpoint: Path | None = None,
     low_precision: bool = False,
     warmup: int = 100,
+    decay: int = 600,
     log_every: int = 50,
 ) -> Fit:
-    """Train by maximum likelihood with AdamW; the learning rate falls along a cosine to zero. Continued with more steps, it rises again."""
+    """Train by maximum likelihood with AdamW.
+
+    The learning rate rises over ``warmup`` steps, stays, and falls to zero over the last ``decay`` ones. A checkpoint from before the fall can be continued
+    with any larger number of steps, as if that number had been given at first.
+    """
     return fit(
         loss_of(model, low_precision),
         dict(model.named_parameters()),
@@ -125,7 +130,7 @@ def train(
         steps=steps,
         rng=Streams(seed),
         optimizer=partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
-        schedule=cosine(steps, min(warmup, steps - 1), last=0.01),
+        schedule=lambda step: min(1.0, (step + 1) / warmup, (steps - step) / decay),
         clip_norm=1.0,
         record=record,
         log_every=log_every,
