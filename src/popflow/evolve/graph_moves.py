@@ -26,27 +26,29 @@ from popflow.evolve.operators import Child, Parent
 MEAN_ATOMS, SD_ATOMS = 39.15, 3.50
 TRIES = 10
 MOST_MATCHES = 1000
+LARGEST_RING = 6
 
 _ACYCLIC = Chem.MolFromSmarts("[*]-;!@[*]")
 _RING_PATHS = Chem.MolFromSmarts("[R]@[R]@[R]@[R]"), Chem.MolFromSmarts("[R]@[R;!D2]@[R]")
 _ALLENE = Chem.MolFromSmarts("[R]=[R]=[R]")
 _STRAINED = Chem.MolFromSmarts("[r3,r4]=[r3,r4]")
-_ENDS = Chem.MolFromSmarts("[*]~[1*]"), Chem.MolFromSmarts("[1*]~[*]")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a cut leaves of a molecule, with its dummy atoms taken away.
+    """What a cut leaves of a molecule in Kekulé form, without dummy atoms.
 
     Attributes:
-        molecule: The piece, aromatic where it can be.
+        molecule: The piece, not sanitised.
         ends: Atoms whose bonds were cut; as the first partner of a join, and as the second, they come in these two orders.
-        room: Valence left at each end for the bond that is to come; None where it is not plain.
+        room: Valence that each end has for a bond, hydrogens given up; None where counting valences does not tell (sulfur, charges).
+        span: Bonds between the two ends of a cut ring; 0 where they are one atom.
     """
 
     molecule: Chem.Mol
     ends: tuple[tuple[int, ...], tuple[int, ...]]
-    room: dict[int, int | None]
+    room: tuple[tuple[int | None, ...], tuple[int | None, ...]]
+    span: int
 
 
 class Graph:
@@ -55,11 +57,11 @@ class Graph:
     def __init__(self, molecule: Chem.Mol):
         self.smiles = Chem.MolToSmiles(molecule)
         self.molecule = Chem.Mol(molecule)
-        if Chem.SanitizeMol(self.molecule, catchErrors=True):
-            raise ValueError(f"{self.smiles!r} does not sanitise, wanted a valid parent.")
         Chem.Kekulize(self.molecule, clearAromaticFlags=True)
         self._pieces: dict[tuple[int, ...], tuple[Piece, ...]] = {}
         self._matches: dict[str, tuple[tuple[int, ...], ...]] = {}
+        self._ring_cuts: dict[tuple[int, tuple[int, ...]], tuple[int, int] | None] = {}
+        self._cycles = [frozenset(ring) for ring in self.molecule.GetRingInfo().BondRings()]
 
     def matches(self, edit: Edit) -> tuple[tuple[int, ...], ...]:
         """Return the places where an edit can be made."""
@@ -74,7 +76,7 @@ class Graph:
         return self._matches[key]
 
     def pieces(self, bonds: tuple[int, ...]) -> tuple[Piece, ...]:
-        """Return the pieces that cutting bonds leaves; none if one of them does not sanitise."""
+        """Return the two pieces that cutting bonds leaves."""
         if bonds not in self._pieces:
             self._pieces[bonds] = _cut(self.molecule, bonds)
         return self._pieces[bonds]
@@ -94,42 +96,55 @@ class Graph:
             matches = self.bonds(_RING_PATHS[kind], f"ring {kind}")
             if not matches:
                 return ()
-            path = matches[int(rng.random() * len(matches))]
-            cut = ((path[0], path[1]), (path[2], path[3])) if kind == 0 else ((path[0], path[1]), (path[1], path[2]))
-            pieces = self.pieces(tuple(self.molecule.GetBondBetweenAtoms(a, b).GetIdx() for a, b in cut))
-            if len(pieces) != 1:
-                return pieces
+            path = kind, matches[int(rng.random() * len(matches))]
+            if path not in self._ring_cuts:
+                self._ring_cuts[path] = self._ring_cut(*path)
+            bonds = self._ring_cuts[path]
+            if bonds is not None:
+                return self.pieces(bonds)
         return ()
+
+    def _ring_cut(self, kind: int, path: tuple[int, ...]) -> tuple[int, int] | None:
+        """The two bonds of a path to cut, or None if that does not separate: two bonds separate if they lie in the same cycles."""
+        cut = ((path[0], path[1]), (path[2], path[3])) if kind == 0 else ((path[0], path[1]), (path[1], path[2]))
+        first, second = (self.molecule.GetBondBetweenAtoms(a, b).GetIdx() for a, b in cut)
+        return (first, second) if all((first in cycle) == (second in cycle) for cycle in self._cycles) else None
 
 
 def _cut(molecule: Chem.Mol, bonds: tuple[int, ...]) -> tuple[Piece, ...]:
-    """Cut bonds. One piece is left where the cut does not separate, and stands for that; no piece where a piece does not sanitise."""
-    cut = Chem.FragmentOnBonds(molecule, bonds, addDummies=True, dummyLabels=[(1, 1)] * len(bonds))
-    try:
-        parts = Chem.GetMolFrags(cut, asMols=True, sanitizeFrags=True)
-    except ValueError:
-        return ()
-    return tuple(map(_piece, parts)) if len(parts) == 2 else (Piece(molecule, ((), ()), {}),)
-
-
-def _piece(part: Chem.Mol) -> Piece:
-    """Take the dummy atoms away from a piece, and remember which end RDKit's reactions would join first."""
-    dummies = [atom.GetIdx() for atom in part.GetAtoms() if atom.GetAtomicNum() == 0 and atom.GetIsotope() == 1]
-    stub = {dummy: part.GetAtomWithIdx(dummy).GetBonds()[0] for dummy in dummies}
-    partner = {dummy: bond.GetOtherAtomIdx(dummy) for dummy, bond in stub.items()}
-    first = part.GetSubstructMatch(_ENDS[0])[1], part.GetSubstructMatch(_ENDS[1])[0]
-    orders = [sorted(dummies, key=lambda dummy, one=one: dummy != one) for one in first]
+    """Cut bonds whose loss separates a molecule."""
     room: dict[int, int | None] = {}
-    for dummy, bond in stub.items():
-        atom = part.GetAtomWithIdx(partner[dummy])
-        plain = atom.GetAtomicNum() in {6, 7, 8} and atom.GetFormalCharge() == 0
-        room[partner[dummy]] = int(bond.GetBondTypeAsDouble()) + atom.GetNumImplicitHs() if plain else None
+    atoms = dummy = molecule.GetNumAtoms()
+    for index in bonds:
+        bond = molecule.GetBondWithIdx(index)
+        for atom in (bond.GetEndAtom(), bond.GetBeginAtom()):
+            plain = atom.GetAtomicNum() in {6, 7, 8} and atom.GetFormalCharge() == 0
+            room[dummy] = int(bond.GetBondTypeAsDouble()) + atom.GetNumImplicitHs() if plain else None
+            dummy += 1
+    cut = Chem.FragmentOnBonds(molecule, bonds, addDummies=True, dummyLabels=[(1, 1)] * len(bonds))
+    numbers: list[tuple[int, ...]] = []
+    parts = Chem.GetMolFrags(cut, asMols=True, sanitizeFrags=False, fragsMolAtomMapping=numbers)
+    return tuple(_piece(part, atoms, room, old) for part, old in zip(parts, numbers, strict=True))
+
+
+def _piece(part: Chem.Mol, atoms: int, room: dict[int, int | None], old: tuple[int, ...]) -> Piece:
+    """Take the dummy atoms away from a piece, and order its ends as RDKit's reactions would join them.
+
+    Dummy atoms have the last numbers. The first partner of a join is searched from its atoms, the second from its dummy atoms.
+    """
+    size = sum(number < atoms for number in old)
+    dummies = range(size, len(old))
+    partner = {dummy: part.GetAtomWithIdx(dummy).GetBonds()[0].GetOtherAtomIdx(dummy) for dummy in dummies}
     bare = Chem.RWMol(part)
-    for dummy in sorted(dummies, reverse=True):
+    for dummy in reversed(dummies):
         bare.RemoveAtom(dummy)
-    shift = {atom: atom - sum(dummy < atom for dummy in dummies) for atom in partner.values()}
-    ends = tuple(tuple(shift[partner[dummy]] for dummy in order) for order in orders)
-    return Piece(bare.GetMol(), (ends[0], ends[1]), {shift[atom]: left for atom, left in room.items()})
+    orders = sorted(dummies, key=lambda dummy: (partner[dummy], dummy)), dummies
+    ends = [tuple(partner[dummy] for dummy in order) for order in orders]
+    rooms = [tuple(room[old[dummy]] for dummy in order) for order in orders]
+    piece = bare.GetMol()
+    apart = len(ends[0]) == 2 and ends[0][0] != ends[0][1]
+    span = len(Chem.GetShortestPath(piece, *ends[0])) - 1 if apart else 0
+    return Piece(piece, (ends[0], ends[1]), (rooms[0], rooms[1]), span)
 
 
 def crossover(parent_a: Graph, parent_b: Graph, rng: np.random.Generator) -> Chem.Mol | None:
@@ -141,9 +156,10 @@ def crossover(parent_a: Graph, parent_b: Graph, rng: np.random.Generator) -> Che
     True
     """
     parents = parent_a.smiles, parent_b.smiles
+    sizes = parent_a.molecule.GetNumAtoms(), parent_b.molecule.GetNumAtoms()
     for _ in range(TRIES):
         child = cross_chains(parent_a, parent_b, rng) if rng.random() <= 0.5 else cross_rings(parent_a, parent_b, rng)
-        if child is not None and Chem.MolToSmiles(child) not in parents:
+        if child is not None and (child.GetNumAtoms() not in sizes or Chem.MolToSmiles(child) not in parents):
             return child
     return None
 
@@ -170,9 +186,9 @@ def cross_rings(parent_a: Graph, parent_b: Graph, rng: np.random.Generator) -> C
         pieces_a, pieces_b = parent_a.cut_ring(rng), parent_b.cut_ring(rng)
         if not pieces_a or not pieces_b:
             return None
-        pairs = [(a, b, _opened(a, b, rng)) for a in pieces_a for b in pieces_b]
+        pairs = [(a, b) for a in pieces_a for b in pieces_b if _opens(a, b, rng)]
         # a ring is closed from either end, so each closure stands twice among the products that the choice is made from
-        candidates = [(a, b, order) for a, b, opened in pairs if opened for order in (SINGLE, DOUBLE) for _ in range(2)]
+        candidates = [(a, b, order) for a, b in pairs for order in (SINGLE, DOUBLE) for _ in range(2)]
         for choice in rng.permutation(len(candidates)):
             a, b, order = candidates[choice]
             if not size_ok(a.molecule.GetNumAtoms() + b.molecule.GetNumAtoms(), rng) or not _closes(a, b, order):
@@ -191,25 +207,25 @@ def _join(a: Piece, b: Piece, order: Chem.BondType) -> Chem.RWMol:
     return joined
 
 
-def _opened(a: Piece, b: Piece, rng: np.random.Generator) -> bool:
-    """Whether two ring pieces, joined by a double bond and still open at their other ends, are a molecule of allowed size."""
+def _opens(a: Piece, b: Piece, rng: np.random.Generator) -> bool:
+    """Whether two ring pieces, joined by a double bond and still open at their other ends, are a molecule of allowed size.
+
+    A child that closes such a molecule sanitises only if it sanitises itself, but for valences that the open ends take up.
+    """
     atoms = a.molecule.GetNumAtoms() + b.molecule.GetNumAtoms() + 2
-    if not size_ok(atoms, rng) or not (_has_room(a, 0, 0) and _has_room(b, 1, 0)):
-        return False
-    joined = _join(a, b, DOUBLE)
-    for piece, side, shift in ((a, 0, 0), (b, 1, a.molecule.GetNumAtoms())):
-        joined.AddBond(piece.ends[side][1] + shift, joined.AddAtom(Chem.Atom(0)), SINGLE)
-    return not Chem.SanitizeMol(joined, catchErrors=True)
-
-
-def _has_room(piece: Piece, side: int, place: int) -> bool:
-    """Whether an end can take a double bond, as far as counting valences tells."""
-    room = piece.room[piece.ends[side][place]]
-    return room is None or room >= 2
+    return size_ok(atoms, rng) and _fits(a.room[0][0]) and _fits(b.room[1][0])
 
 
 def _closes(a: Piece, b: Piece, order: Chem.BondType) -> bool:
-    return order == SINGLE or (_has_room(a, 0, 1) and _has_room(b, 1, 1))
+    """Whether a ring that two joined pieces close has at most six atoms, and its bond finds room."""
+    if a.span == b.span == 0:
+        return True  # the bond of the join is there already, and only its order changes
+    return a.span + b.span + 2 <= LARGEST_RING and (order == SINGLE or (_fits(a.room[0][1]) and _fits(b.room[1][1])))
+
+
+def _fits(room: int | None) -> bool:
+    """Whether an end can take a double bond, as far as counting valences tells."""
+    return room is None or room >= 2
 
 
 def size_ok(atoms: int, rng: np.random.Generator) -> bool:
@@ -222,7 +238,7 @@ def rings_ok(molecule: Chem.Mol) -> bool:
     sizes = [len(ring) for ring in molecule.GetRingInfo().AtomRings()]
     if not sizes:
         return True
-    if max(sizes) > 6 or molecule.HasSubstructMatch(_ALLENE):
+    if max(sizes) > LARGEST_RING or molecule.HasSubstructMatch(_ALLENE):
         return False
     return min(sizes) > 4 or not molecule.HasSubstructMatch(_STRAINED)
 

@@ -57,7 +57,7 @@ def main() -> None:
     bits = (rng.random((40, 2048)) < 0.03).astype(np.uint8)
     reference = {"bits": np.packbits(bits, axis=1)}
     for name, arrays_of in (("jnk3", forest_arrays), ("gsk3b", forest_arrays), ("drd2", machine_arrays)):
-        model = pickle.loads((folders.pickles / f"{name}_current.pkl").read_bytes())  # noqa: S301 - by hand, from a wheel whose hash pip has checked
+        model = pickle.loads((folders.pickles / f"{name}_current.pkl").read_bytes())
         arrays = arrays_of(model)
         kind = "svc" if name == "drd2" else "rf"
         np.savez_compressed(folders.arrays / f"{name}_{kind}.npz", **arrays)
