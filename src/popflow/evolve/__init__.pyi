@@ -11,5 +11,5 @@ from .molecules import (
 from .operators import Child as Child, Operator as Operator, Parent as Parent
 from .pool import draw as draw, start_pool as start_pool
 from .preranking import PreRanking as PreRanking, Surrogate as Surrogate
-from .recipes import RECIPES as RECIPES, Recipe as Recipe, edit_the_best as edit_the_best, hit as hit
+from .recipes import RECIPES as RECIPES, Recipe as Recipe, edit_the_best as edit_the_best
 from .records import Credit as Credit, Scored as Scored

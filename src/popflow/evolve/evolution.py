@@ -49,7 +49,6 @@ class Evolution:
         adapt: Shares follow the rate at which scored children enter the population, with a tenth kept for equal ones.
         fallback: Operator for attempts that gave no child.
         reserve: Fresh molecules for a population from which no new child comes.
-        aim: ``values [n, k] -> objectives [n, k]``, all maximised; the values themselves by default.
         accept: Whether a child may be scored.
         key: ``SMILES -> canonical SMILES`` of the start, None for what is no molecule. Operators return canonical SMILES.
         surrogate: The process of pre-ranking.
@@ -86,7 +85,6 @@ class Evolution:
         adapt: bool = False,
         fallback: Operator | None = None,
         reserve: Sequence[str] = (),
-        aim: Callable[[np.ndarray], np.ndarray] | None = None,
         accept: Callable[[str], bool] | None = None,
         key: Callable[[str], str | None] | None = None,
         surrogate: Surrogate | None = None,
@@ -94,7 +92,7 @@ class Evolution:
         at_least_one(budget=budget)
         self.recipe, self.budget, self.operators, self.adapt = recipe or Recipe(), budget, dict(operators), adapt
         self.shares = _shares(self.operators, shares)
-        self.fallback, self.aim, self.accept, self.key = fallback, aim, accept, key or _canonical_or_none
+        self.fallback, self.accept, self.key = fallback, accept, key or _canonical_or_none
         self.rng, self.surrogate = np.random.default_rng(seed), surrogate or Surrogate()
         keys = dict.fromkeys(found for one in (*start, *reserve) if (found := self.key(one)) is not None)
         first = dict.fromkeys(found for one in start if (found := self.key(one)) is not None)
@@ -337,7 +335,7 @@ class Evolution:
         if self.adapt:
             rates = np.array([(self.credit[name].entered + 1) / (self.credit[name].scored + 2) for name in self.operators])
             shares = 0.9 * shares * rates / (shares * rates).sum() + 0.1 / len(shares)
-        return shares
+        return shares / shares.sum()
 
     def _settle(self, new: range, fitness: np.ndarray, record: float) -> None:
         """Give credit for the molecules told."""
@@ -369,8 +367,7 @@ class Evolution:
         return float(good[-100:].mean()) if len(good) > 100 else 0.0
 
     def _objectives(self, places: Sequence[int]) -> np.ndarray:
-        values = np.array([self.scored[place].values for place in places], dtype=float)
-        return values if self.aim is None else self.aim(values)
+        return np.array([self.scored[place].values for place in places], dtype=float)
 
 
 def _shares(operators: Mapping[str, Operator], shares: Mapping[str, float] | None) -> dict[str, float]:

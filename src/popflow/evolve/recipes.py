@@ -14,7 +14,7 @@ the whole budget is spent unless ``patience`` says so, as sums of scores against
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,17 +55,6 @@ class Recipe:
         at_least_one(population=self.population, offspring=self.offspring)
         if self.nearest and self.preranking is not None:
             raise ValueError("nearest=True and preranking both choose the batch. Fix: give one of them.")
-
-
-def hit(value: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the aim of hitting a value, ``-|v - value|``, instead of the largest one.
-
-    >>> hit(3.0)(np.array([[2.0], [3.5]])).tolist()
-    [[-1.0], [-0.5]]
-    """
-    if not np.isfinite(value):
-        raise ValueError(f"value={value!r}, wanted a finite number.")
-    return lambda values: -np.abs(values - value)
 
 
 def edit_the_best(operator: Operator) -> Operator:
