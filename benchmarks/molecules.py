@@ -10,6 +10,7 @@ The control is the pre-ranked loop without its process: batches of 20, parents b
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -73,7 +74,7 @@ def peer(oracle: Callable[[str], float], start: list[str], seed: int, budget: in
         return [seen[one] for one in batch]
 
     random.seed(seed)
-    try:
+    with contextlib.suppress(Spent):
         default_ga(
             starting_population_smiles=start,
             scoring_function=several,
@@ -81,8 +82,6 @@ def peer(oracle: Callable[[str], float], start: list[str], seed: int, budget: in
             offspring_size=70,
             rng=random.Random(seed),
         )
-    except Spent:
-        pass
     return list(seen.values())
 
 
