@@ -1,4 +1,16 @@
 from .evolution import Evolution as Evolution
+from . import oracles as oracles
+from .constraints import (
+    Alerts as Alerts,
+    Constraint as Constraint,
+    Core as Core,
+    Forbidden as Forbidden,
+    Hit as Hit,
+    Required as Required,
+    Similarity as Similarity,
+    refused as refused,
+)
+from .graph_moves import Crossover as Crossover, Graph as Graph, Mutation as Mutation, crossover as crossover, mutate as mutate
 from .molecules import (
     canonical as canonical,
     canonical_or_none as canonical_or_none,
@@ -13,3 +25,4 @@ from .pool import draw as draw, start_pool as start_pool
 from .preranking import PreRanking as PreRanking, Surrogate as Surrogate
 from .recipes import RECIPES as RECIPES, Recipe as Recipe, edit_the_best as edit_the_best
 from .records import Credit as Credit, Scored as Scored
+from .scores import area as area, diversity as diversity, hypervolume as hypervolume, top_mean as top_mean
