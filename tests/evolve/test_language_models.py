@@ -23,8 +23,8 @@ def tokenizer_of(words: list[str], pattern: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def teach(model, inputs: dict, steps: int) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+def teach(model, inputs: dict, steps: int, lr: float) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
         model(**inputs).loss.backward()
@@ -42,7 +42,7 @@ def causal(tmp_path_factory):
         config = GPT2Config(vocab_size=len(tokenizer), n_positions=1400, n_embd=32, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
         model = GPT2LMHeadModel(config)
         ids = tokenizer(f"{PARENTS[0].smiles}>{ANSWER}<eos>", return_tensors="pt")["input_ids"]
-        teach(model, {"input_ids": ids, "labels": ids}, 80)
+        teach(model, {"input_ids": ids, "labels": ids}, 80, 1e-2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -61,7 +61,7 @@ def encoder_decoder(tmp_path_factory):
         )
         asked = tokenizer(BIOT5.prompt(PARENTS[0]), return_tensors="pt")
         labels = tokenizer("<bom>[C][C][C][O]<eom><eos>", return_tensors="pt")["input_ids"]
-        teach(model, {"input_ids": asked["input_ids"], "attention_mask": asked["attention_mask"], "labels": labels}, 250)
+        teach(model, {"input_ids": asked["input_ids"], "attention_mask": asked["attention_mask"], "labels": labels}, 80, 3e-3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
