@@ -1,3 +1,4 @@
+from .evolution import Evolution as Evolution
 from .molecules import (
     canonical as canonical,
     canonical_or_none as canonical_or_none,
@@ -8,3 +9,7 @@ from .molecules import (
     tanimoto as tanimoto,
 )
 from .operators import Child as Child, Operator as Operator, Parent as Parent
+from .pool import draw as draw, start_pool as start_pool
+from .preranking import PreRanking as PreRanking, Surrogate as Surrogate
+from .recipes import RECIPES as RECIPES, Recipe as Recipe, edit_the_best as edit_the_best, hit as hit
+from .records import Credit as Credit, Scored as Scored

@@ -70,7 +70,9 @@ class Endpoint:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError(f"url={shown(self.url)!r}, wanted an address such as 'http://localhost:8000/v1'.")
         if parts.username or parts.password or parts.query:
-            raise ValueError(f"url={shown(self.url)!r} holds a user, password or query, wanted a plain address: put the key into {self.key_variable}.")
+            raise ValueError(
+                f"url={shown(self.url)!r} holds a user, password or query, wanted a plain address: put the key into {self.key_variable}."
+            )
         for name in ("max_tokens", "seconds", "attempts", "breaker", "workers"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}, wanted a positive number.")
@@ -152,7 +154,9 @@ class ChatClient:
         try:
             import httpx
         except ImportError as error:
-            raise MissingExtraError("httpx is not installed and is needed to ask chat endpoints. Fix: pip install 'popflow[chem]'.") from error
+            raise MissingExtraError(
+                "httpx is not installed and is needed to ask chat endpoints. Fix: pip install 'popflow[chem]'."
+            ) from error
         self.endpoint, self.replay, self.offline = endpoint, Ledger() if replay is None else replay, offline
         self.counts = ChatCounts()
         self._breaker = _Breaker(endpoint.breaker)
@@ -247,7 +251,9 @@ class ChatClient:
 
         key = os.environ.get(self.endpoint.key_variable, "").strip()
         if key and not (key.isascii() and key.isprintable()):
-            raise ChatError(f"the key in {self.endpoint.key_variable} has characters that no header can hold. Fix: set it again, without line breaks.")
+            raise ChatError(
+                f"the key in {self.endpoint.key_variable} has characters that no header can hold. Fix: set it again, without line breaks."
+            )
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         end, body = time.monotonic() + self.endpoint.seconds, b""
         try:

@@ -94,7 +94,7 @@ def similarity(target: str, kind: str) -> Term:
 
 def pharmacophore_similarity(target: str) -> Term:
     """Return the Tanimoto similarity of two-dimensional pharmacophore bits, after Gobbi and Poppinger (1998)."""
-    from rdkit.Chem.Pharm2D import Generate, Gobbi_Pharm2D  # noqa: PLC0415 - slow to import and seldom needed
+    from rdkit.Chem.Pharm2D import Generate, Gobbi_Pharm2D
 
     def bits(molecule: Chem.Mol) -> DataStructs.SparseBitVect:
         return Generate.Gen2DFingerprint(molecule, Gobbi_Pharm2D.factory)
@@ -139,7 +139,7 @@ def isomer(formula: str) -> Term:
 @lru_cache(maxsize=1)
 def _accessibility() -> Term:
     """The scorer that RDKit ships beside the package."""
-    from rdkit.Chem import RDConfig  # noqa: PLC0415 - only for its folder
+    from rdkit.Chem import RDConfig
 
     path = Path(RDConfig.RDContribDir) / "SA_Score" / "sascorer.py"
     spec = importlib.util.spec_from_file_location("popflow_sascorer", path)
