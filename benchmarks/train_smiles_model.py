@@ -61,7 +61,13 @@ def main() -> None:
     wall, cpu = time.perf_counter(), time.process_time()
 
     def record(progress: Progress) -> None:
-        row = {"step": progress.step, **progress.metrics, "lr": progress.lr, "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        row = {
+            "step": progress.step,
+            **progress.metrics,
+            "lr": progress.lr,
+            "wall": time.perf_counter() - wall,
+            "cpu": time.process_time() - cpu,
+        }
         with curve.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -51,7 +51,9 @@ def test_a_good_reply_with_its_tokens():
     assert authorisation is None
 
 
-@pytest.mark.parametrize("bad", [status(500), status(429), status(429, Retry_After="0"), slow, half, closes, endless, raw(b"<html>"), raw(b"[]")])
+@pytest.mark.parametrize(
+    "bad", [status(500), status(429), status(429, Retry_After="0"), slow, half, closes, endless, raw(b"<html>"), raw(b"[]")]
+)
 def test_what_may_pass_is_asked_again(bad):
     with chat_server([bad, says("CCO")]) as server:
         (reply,), counts = ask(server)
@@ -140,7 +142,9 @@ def test_the_key_is_shown_nowhere(monkeypatch, capfd, caplog):
         with pytest.raises(ChatError, match="POPFLOW_CHAT_KEY; the key in it is refused") as refused:
             client.check()
         (reply,) = client.round([(QUESTION, 0)])
-    shown = "".join([repr(client), repr(client.endpoint), repr(vars(client)), repr(reply), str(refused.value), caplog.text, *capfd.readouterr()])
+    shown = "".join(
+        [repr(client), repr(client.endpoint), repr(vars(client)), repr(reply), str(refused.value), caplog.text, *capfd.readouterr()]
+    )
     assert KEY not in shown
 
 

@@ -52,7 +52,9 @@ def causal(tmp_path_factory):
 def encoder_decoder(tmp_path_factory):
     """A model of SELFIES, of BioT5's kind, that knows one answer."""
     folder = tmp_path_factory.mktemp("seq2seq")
-    tokenizer = tokenizer_of(["[C]", "[O]", "[N]", "[=C]", "[Ring1]", "[=Branch1]", "[Branch1]", "[=O]", "<bom>", "<eom>"], r"\[[^\]]*\]|<[a-z]*>")
+    tokenizer = tokenizer_of(
+        ["[C]", "[O]", "[N]", "[=C]", "[Ring1]", "[=Branch1]", "[Branch1]", "[=O]", "<bom>", "<eom>"], r"\[[^\]]*\]|<[a-z]*>"
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sizes = {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}

@@ -13,7 +13,7 @@ from popflow.evolve.molecules import canonical
 from popflow.evolve.operators import Parent
 from popflow.evolve.smiles_model import DATA, SmilesModel, continued, fill, from_tensors, log_likelihood, sample, shipped
 from popflow.evolve.smiles_tokens import BOS, EOS, MIDDLE, PREFIX, SUFFIX, VOCABULARY, decode, encode
-from popflow.evolve.smiles_training import LENGTH, batches_of, example, gap_of, loss_of, packed, rooted, train
+from popflow.evolve.smiles_training import LENGTH, example, gap_of, loss_of, packed, rooted, train
 
 DRUGS = [
     "CC(=O)Nc1ccc(O)cc1",

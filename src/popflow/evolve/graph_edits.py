@@ -1,7 +1,8 @@
 """The edits of Jensen's graph moves as tables: what a pattern matches, and which bonds and atoms change there.
 
 Each edit stands for one reaction of the published operators, and makes the products that RDKit's reactions would make of it, one at a time. Parents
-are in Kekulé form. An atom whose degree the reaction changes gives up hydrogens that were written in brackets; others keep them.
+are in Kekulé form. An atom whose degree or element the reaction changes gives up hydrogens that were written in brackets; others keep
+them. A changed element starts without charge.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Edit:
             set_bond(edited, places[a], places[b], order)
         if self.element is not None:
             edited.GetAtomWithIdx(places[0]).SetAtomicNum(self.element)
+            edited.GetAtomWithIdx(places[0]).SetFormalCharge(0)
         for place in self.freed:
             atom = edited.GetAtomWithIdx(places[place])
             atom.SetNumExplicitHs(0)

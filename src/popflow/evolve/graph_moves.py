@@ -293,7 +293,7 @@ def _element(among: list[int], rng: np.random.Generator) -> int:
 
 @lru_cache(maxsize=64)
 def _exchange(old: int, new: int) -> Edit:
-    return Edit("change_atom", 1.0, f"[#{old}]", (), element=new)
+    return Edit("change_atom", 1.0, f"[#{old}]", (), freed=(0,), element=new)
 
 
 @lru_cache(maxsize=4096)

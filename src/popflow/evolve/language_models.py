@@ -71,7 +71,9 @@ class Template:
         return None if match is None else _from_selfies("".join(match[0].split()))
 
 
-BIOT5 = Template("{goal}\n\nInput: <bom>{selfies}<eom>\nOutput: ", goal="Change the molecule so that it fits the target better.", selfies=True)
+BIOT5 = Template(
+    "{goal}\n\nInput: <bom>{selfies}<eom>\nOutput: ", goal="Change the molecule so that it fits the target better.", selfies=True
+)
 """The form that BioT5 models read and write; the wording of the goal is the user's."""
 
 
@@ -99,7 +101,9 @@ class TextModel:
             for start in range(0, len(prompts), batch):
                 given = self.tokenizer(list(prompts[start : start + batch]), return_tensors="pt", padding=True, **limits).to(self.device)
                 given.pop("token_type_ids", None)
-                out = self.model.generate(**given, max_new_tokens=min(longest, room - 1), pad_token_id=self.tokenizer.pad_token_id, **sampling)
+                out = self.model.generate(
+                    **given, max_new_tokens=min(longest, room - 1), pad_token_id=self.tokenizer.pad_token_id, **sampling
+                )
                 out = out if self.encoder_decoder else out[:, given["input_ids"].shape[1] :]
                 found += self.tokenizer.batch_decode(out, skip_special_tokens=True)
         return found
@@ -115,7 +119,9 @@ def load_text_model(folder: str | Path, device: torch.device | str = "cpu", dtyp
     try:
         import transformers
     except ImportError as error:
-        raise MissingExtraError("transformers is not installed and is needed for language models. Fix: pip install 'popflow[diffusers]'.") from error
+        raise MissingExtraError(
+            "transformers is not installed and is needed for language models. Fix: pip install 'popflow[diffusers]'."
+        ) from error
     there = Path(folder).is_dir()
     if there and not (Path(folder) / "config.json").is_file():
         raise ValueError(f"folder={str(folder)!r} holds no config.json, wanted a folder written by model.save_pretrained(folder).")
@@ -175,7 +181,9 @@ class EditText:
             except ValueError:  # no SELFIES for it
                 continue
             origins.append(tuple(parent.smiles for parent in chosen))
-        answers = self.model.answers(prompts, int(rng.integers(2**31)), temperature=self.temperature, longest=self.longest) if prompts else []
+        answers = (
+            self.model.answers(prompts, int(rng.integers(2**31)), temperature=self.temperature, longest=self.longest) if prompts else []
+        )
         kids: dict[str, Child] = {}
         for answer, origin in zip(answers, origins, strict=True):
             smiles = self._molecule(answer, origin)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 
-def forest_arrays(forest: Any) -> dict[str, np.ndarray]:
+def forest_arrays(forest: Any) -> dict[str, Any]:
     """Return all trees of a random forest as one table of nodes."""
     trees = [estimator.tree_ for estimator in forest.estimators_]
     if any((tree.threshold[tree.feature >= 0] != 0.5).any() for tree in trees):
@@ -34,7 +34,7 @@ def forest_arrays(forest: Any) -> dict[str, np.ndarray]:
     }
 
 
-def machine_arrays(machine: Any) -> dict[str, np.ndarray]:
+def machine_arrays(machine: Any) -> dict[str, Any]:
     """Return the support vectors and the coefficients of a support vector machine with an RBF kernel and Platt's probabilities."""
     vectors = machine.support_vectors_
     return {
@@ -55,7 +55,7 @@ def main() -> None:
     folders = parser.parse_args()
     rng = np.random.default_rng(0)
     bits = (rng.random((40, 2048)) < 0.03).astype(np.uint8)
-    reference = {"bits": np.packbits(bits, axis=1)}
+    reference: dict[str, Any] = {"bits": np.packbits(bits, axis=1)}
     for name, arrays_of in (("jnk3", forest_arrays), ("gsk3b", forest_arrays), ("drd2", machine_arrays)):
         model = pickle.loads((folders.pickles / f"{name}_current.pkl").read_bytes())
         arrays = arrays_of(model)
