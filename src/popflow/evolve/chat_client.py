@@ -170,7 +170,7 @@ class ChatClient:
             ChatError: when it cannot be reached, wants another key, or has no such model.
         """
         where, variable = shown(self.endpoint.url), self.endpoint.key_variable
-        status, body = self._request("GET", "/models", None)
+        status, body, _ = self._request("GET", "/models", None)
         if status is None:
             raise ChatError(f"{where} cannot be reached: {body}. Fix: start the server, or give the right address.")
         if status in {401, 403}:
@@ -231,21 +231,21 @@ class ChatClient:
     def _attempts(self, sent: Mapping[str, Any]) -> Reply:
         error, pause = "", self.endpoint.pause
         for attempt in range(1, self.endpoint.attempts + 1):
-            status, body, *after = self._request("POST", "/chat/completions", sent)
+            status, body, after = self._request("POST", "/chat/completions", sent)
             reply = _read(body) if status == 200 else None
             if isinstance(reply, Reply):
                 return Reply(reply.text, "", reply.prompt_tokens, reply.completion_tokens, attempt)
             error = reply or (body if status is None else f"HTTP {status}")
             if status not in {None, 200, *RETRIED} or attempt == self.endpoint.attempts:
                 break
-            wait = after[0] if after and after[0] is not None else pause * (0.5 + self._jitter.random())
+            wait = after if after is not None else pause * (0.5 + self._jitter.random())
             if wait > self.endpoint.longest_pause:
                 return Reply(None, f"{error}; the server asks to wait {wait:.0f} s", attempts=attempt)
             time.sleep(wait)
             pause *= 2
         return Reply(None, error, attempts=attempt)
 
-    def _request(self, method: str, path: str, sent: Any) -> tuple[int | None, str] | tuple[int | None, str, float | None]:
+    def _request(self, method: str, path: str, sent: Any) -> tuple[int | None, str, float | None]:
         """Return status, body, and the seconds of ``Retry-After``; or None and what went wrong, in words that hold no header."""
         import httpx
 
@@ -261,14 +261,14 @@ class ChatClient:
                 for piece in response.iter_bytes():
                     body += piece
                     if len(body) > LARGEST_REPLY:
-                        return None, f"the reply is longer than {LARGEST_REPLY} bytes"
+                        return None, f"the reply is longer than {LARGEST_REPLY} bytes", None
                     if time.monotonic() > end:
-                        return None, f"no whole reply in {self.endpoint.seconds:g} s"
+                        return None, f"no whole reply in {self.endpoint.seconds:g} s", None
                 return response.status_code, body.decode("utf-8", "replace"), _retry_after(response.headers.get("Retry-After"))
         except httpx.TimeoutException:
-            return None, f"no reply in {self.endpoint.seconds:g} s"
+            return None, f"no reply in {self.endpoint.seconds:g} s", None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return None, f"the connection failed ({type(error).__name__})"
+            return None, f"the connection failed ({type(error).__name__})", None
 
 
 def shown(url: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -91,8 +91,6 @@ class LearnFirst:
         steps: Steps of training, of 8 rows of tokens each.
         lr: Highest learning rate.
 
-    Raises:
-        ValueError: when no parent can be written in the model's tokens.
     """
 
     operator: FillGap | LinkFragments
@@ -101,15 +99,19 @@ class LearnFirst:
 
     def __call__(self, parents: Sequence[Parent], n: int, rng: np.random.Generator) -> list[Child]:
         """Return children of ``parents`` by the model that has learned from them."""
-        from dataclasses import replace
-
-        seed = int(rng.integers(2**31))
-        model = learned(self.operator.model or shipped(), [parent.smiles for parent in parents], self.steps, self.lr, seed)
+        seed, known = int(rng.integers(2**31)), [parent.smiles for parent in parents if _known(parent.smiles)]
+        if not n or not known:
+            return []
+        model = learned(self.operator.model or shipped(), known, self.steps, self.lr, seed)
         return replace(self.operator, model=model, name=f"learn, {self.operator.name}")(parents, n, rng)
 
 
 def learned(model: SmilesModel, smiles: Sequence[str], steps: int = 20, lr: float = 5e-4, seed: int = 0) -> SmilesModel:
-    """Return a copy of the model after ``steps`` steps of training on some molecules."""
+    """Return a copy of the model after ``steps`` steps of training on some molecules; those with unknown tokens are left out.
+
+    Raises:
+        ValueError: when none of them can be written in the model's tokens.
+    """
     known = [one for one in smiles if _known(one)]
     if not known:
         raise ValueError("none of the molecules can be written in the tokens of the model, wanted at least one to learn from.")
