@@ -53,6 +53,11 @@ class System(Protocol):
         ...
 
     @property
+    def charges(self) -> tuple[int, ...]:
+        """Charges of the centres."""
+        ...
+
+    @property
     def smooth(self) -> bool:
         """Whether the potential is finite at the centres."""
         ...
