@@ -80,14 +80,14 @@ def woodbury(rows: Kernel, gradient: Update, damping: float) -> Update:
 
 
 class SampleSpace:
-    """SPRING (or MinSR, at ``decay=0``) for growth, Woodbury for transport; one step ``theta -= min(lr, sqrt(norm_bound) / |phi|) phi``.
+    """SPRING (or MinSR, at ``decay=0``) for growth, Woodbury for transport; one step ``theta -= min(lr, sqrt(norm_bound) / |J phi|) phi``.
 
     Args:
         psi: The wave function.
         damping: Of growth.
         decay: SPRING's memory of the last update.
         transport_damping: Of transport.
-        norm_bound: Greatest squared length of a step.
+        norm_bound: Greatest mean square of the change of ``log|psi|`` (centred) in a step.
     """
 
     def __init__(
@@ -108,7 +108,8 @@ class SampleSpace:
             parts = torch.autograd.grad(value / 2, [dict(self.psi.named_parameters())[name] for name in names], allow_unused=True, materialize_grads=True)
             moved = woodbury(rows, dict(zip(names, parts, strict=True)), self.transport_damping)
             update = {name: part + moved[name] for name, part in update.items()}
-        apply(self.psi, update, lr, self.norm_bound)
+        length = float(rows.times(update).norm())  # of the change of log|psi| at the walkers, per unit of lr
+        apply(self.psi, update, min(lr, self.norm_bound**0.5 / max(length, 1e-30)), None)
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         """Return the last update."""

@@ -32,6 +32,8 @@ EVERY = 10
 SNAPSHOT = 50
 """Steps between two states to roll back to."""
 MAX_ROLLBACKS = 5
+EXPLODED = 3.0
+"""A median local energy this many times ``1 + |E|`` away from the last recorded mean ``E`` counts as not finite."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,9 @@ def _advance(state: _State, local: LocalEnergy, objective: Objective, rate: floa
     finite = known.energy.isfinite()
     if not finite.all():
         raise NonFiniteError(f"the local energy of {int((~finite).sum())} walkers is not finite.")
+    median = float(known.energy.median())
+    if state.rows and abs(median - state.rows[-1][1]) > EXPLODED * (1 + abs(state.rows[-1][1])):
+        raise NonFiniteError(f"the median local energy went to {median:.4g} from {state.rows[-1][1]:.4g} Hartree.")
     state.mover.step(walkers.x, pull(objective, known, progress), rate / (1 + 2 * progress))
     if not all(bool(parameter.isfinite().all()) for parameter in state.psi.parameters()):
         raise NonFiniteError("a parameter is not finite.")
