@@ -12,7 +12,7 @@ parameters run away within tens of steps; the published method uses Kronecker fa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ RATES: dict[str, float] = {"spring": 0.05, "minsr": 0.05, "singd": 0.02, "adam":
 """First learning rate of each."""
 
 
+@runtime_checkable
 class Descent(Protocol):
     """Moves the parameters of a wave function."""
 

@@ -10,7 +10,8 @@ For a function of the coordinates ``x_1 ... x_K`` of a walker, every intermediat
     log|sum_d D_d|    J -> <w, t>                     L -> <w, L_d + sum_k t_k^2> - sum_k J_k^2,  w = D / sum D,  t = d log|D|
 
 One ordinary reverse pass through these operations gives third derivatives. `torch.func` is not used: differentiating a forward-mode derivative of
-``slogdet``, ``det`` or ``solve`` again is silently wrong in torch 2.13 (``tests/electrons/test_forward_laplacian.py`` guards this).
+``slogdet``, ``det`` or ``solve`` again is silently wrong in torch 2.13 (``tests/electrons/test_forward_laplacian.py`` guards this). `sign_log_det` is right
+in every composition.
 
 Before electrons are mixed, what belongs to electron ``i`` depends on its own coordinates alone. Such a *local* jet holds ``d`` derivatives in place
 of ``K = N d``. `attend` and `times_local` are the places where jets become dense.
@@ -274,44 +275,30 @@ def _attend_local(q: Jet, k: Jet, v: Jet) -> Jet:
     return Jet.of(first[:, 0], first[:, 1:-1] + second, last)
 
 
-class _LogAbsDet(torch.autograd.Function):
-    """``log|det M|`` with ``d = tr(M^-1 dM)`` in reverse and in forward mode, exact when either is differentiated again."""
+def sign_log_det(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Sign and ``log|det M|`` of ``[..., N, N]``, whose derivatives of any order and kind (forward in reverse in forward ...) are exact.
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(m: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return torch.linalg.slogdet(m).logabsdet
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # pyright: ignore
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> Tensor:  # pyright: ignore
-        return g[..., None, None] * _inverse(ctx.saved_tensors[0]).mT
-
-    @staticmethod
-    def jvp(ctx, tangent: Tensor) -> Tensor:  # pyright: ignore
-        return (_inverse(ctx.saved_tensors[0]).mT * tangent).sum((-2, -1))
-
-
-def _inverse(m: Tensor) -> Tensor:
-    """``M^-1``, not finite where M is singular. Its derivatives are right in all orders, unlike those of ``slogdet`` and ``solve``."""
-    return torch.linalg.inv_ex(m).inverse
-
-
-def log_abs_det(m: Tensor) -> Tensor:
-    """``log|det M|`` of ``[..., N, N]``, whose derivatives of any order and kind (forward in reverse in forward ...) are exact.
+    Gaussian elimination with row pivots, in plain operations: nothing is reused that another derivative would need to pass through. For the small
+    matrices of electrons it costs what LAPACK does. A singular matrix has sign 0 and ``-inf``.
 
     >>> m = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
-    >>> f = lambda t: log_abs_det(m * t)  # 2 log t + log 3
+    >>> f = lambda t: sign_log_det(m * t)[1]  # 2 log t + log 3
     >>> d = torch.func.grad(torch.func.grad(lambda t: torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]))
     >>> round(float(d(torch.tensor(1.0, dtype=torch.float64))), 12)
     4.0
     """
-    return _LogAbsDet.apply(m)  # pyright: ignore[reportReturnType]
+    sign, logarithm = torch.ones_like(m[..., 0, 0]).detach(), torch.zeros_like(m[..., 0, 0])
+    for n in range(m.shape[-1], 0, -1):
+        largest = m[..., 0].detach().abs().argmax(-1)
+        row = m.gather(-2, largest[..., None, None].expand(*largest.shape, 1, n)).squeeze(-2)
+        pivot = row[..., 0]
+        moved = largest.unsqueeze(-1) == torch.arange(n, device=m.device)  # the first row takes the place of the pivot's
+        rest = torch.where(moved.unsqueeze(-1), m[..., :1, :], m)[..., 1:, :]
+        sign = sign * pivot.detach().sign() * torch.where(largest == 0, 1.0, -1.0).to(m.dtype)
+        logarithm = logarithm + pivot.abs().log()
+        safe = torch.where(pivot == 0, torch.ones_like(pivot), pivot)
+        m = rest[..., 1:] - (rest[..., :1] / safe[..., None, None]) * row[..., None, 1:]
+    return sign, logarithm
 
 
 def log_sum_det(m: Quantity) -> tuple[Tensor, Quantity]:
@@ -324,8 +311,7 @@ def log_sum_det(m: Quantity) -> tuple[Tensor, Quantity]:
         Sign ``[B]`` and ``log|.|``: ``[B]`` or its jet. A sum that is exactly 0 has ``-inf``.
     """
     value = (m if isinstance(m, Tensor) else m.value).transpose(1, 2)  # [B, D, N, N]
-    signs = torch.linalg.slogdet(value.detach()).sign
-    each = log_abs_det(value)
+    signs, each = sign_log_det(value)
     largest = each.amax(-1, keepdim=True).detach()
     largest = torch.where(largest.isfinite(), largest, torch.zeros_like(largest))
     terms = signs * (each - largest).exp()
@@ -334,7 +320,7 @@ def log_sum_det(m: Quantity) -> tuple[Tensor, Quantity]:
     if isinstance(m, Tensor):
         return together.sign(), logarithm
     rest = m.parts[:, 1:].permute(0, 3, 2, 1, 4)  # [B, D, i, parts, o]
-    x = (_inverse(value) @ rest.flatten(3)).unflatten(3, rest.shape[3:])  # M^-1 of every derivative, and of the Laplacian
+    x = (torch.linalg.inv_ex(value).inverse @ rest.flatten(3)).unflatten(3, rest.shape[3:])  # M^-1 of every derivative, and of the Laplacian
     traces = x.diagonal(dim1=2, dim2=4).sum(-1)  # [B, D, parts]
     first = x[:, :, :, :-1]
     squares = (first * first.transpose(2, 4)).flatten(2).sum(-1)

@@ -13,7 +13,7 @@ of the many-electron Schroedinger equation with deep neural networks*, Phys. Rev
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from popflow.electrons import forward_laplacian as fl
 from popflow.electrons.forward_laplacian import Jet, Quantity
 
 
+@runtime_checkable
 class System(Protocol):
     """Electrons in a potential: a `Molecule` or a `Trap`."""
 
