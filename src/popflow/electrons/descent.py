@@ -26,7 +26,7 @@ from popflow.optim import SINGD, Kernel, spring
 from popflow.optim.gram import Update, apply
 
 Name = Literal["spring", "minsr", "singd", "adam"]
-RATES: dict[str, float] = {"spring": 0.05, "minsr": 0.05, "singd": 0.02, "adam": 3e-3}
+RATES: dict[str, float] = {"minsr": 0.2, "spring": 0.02, "singd": 0.02, "adam": 3e-3}
 """First learning rate of each."""
 
 

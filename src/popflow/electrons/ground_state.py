@@ -108,7 +108,7 @@ def search(
     walkers: Walkers,
     *,
     objective: Objective | None = None,
-    optimiser: Name = "spring",
+    optimiser: Name = "minsr",
     steps: int = 1000,
     lr: float | None = None,
     moves: int = 10,
@@ -127,7 +127,7 @@ def search(
         system: Its potential.
         walkers: Where to begin, from `popflow.electrons.walkers.place`, equilibrated.
         objective: The geometry; None: Fisher-Rao.
-        optimiser: ``spring``, ``minsr``, ``singd`` or ``adam``.
+        optimiser: ``minsr``, ``spring``, ``singd`` or ``adam``.
         steps: Steps in all.
         lr: First learning rate; None: the usual one of the optimiser. It falls to a third.
         moves: Metropolis moves of every walker between two steps.

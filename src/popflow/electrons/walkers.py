@@ -53,6 +53,10 @@ class Walkers:
         """Return what a checkpoint holds."""
         return {"x": self.x, "log_psi": self.log_psi, "width": self.width, "age": self.age, "acceptance": self.acceptance}
 
+    def first(self, count: int) -> Walkers:
+        """Take the first walkers."""
+        return Walkers(self.x[:count], self.log_psi[:count], self.width, self.age[:count], self.acceptance)
+
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Walkers:
         """Make walkers from `tensors`."""
@@ -121,6 +125,22 @@ def sweep(psi: LogPsi, walkers: Walkers, rng: Streams, moves: int = 10) -> Walke
     acceptance = (accepted / moves).to(x.dtype)
     factor = torch.where(acceptance > 0.55, 1.1, torch.where(acceptance < 0.5, 1 / 1.1, 1.0)).to(x.dtype)
     return Walkers(x, log_psi, width * factor, age, acceptance)
+
+
+def equilibrate(psi: LogPsi, walkers: Walkers, rng: Streams, *, sweeps: int = 30, moves: int = 10) -> Walkers:
+    """Let walkers forget where they began: ``sweeps`` of `sweep`.
+
+    >>> from popflow.electrons.exact import exact_state
+    >>> from popflow.electrons.molecule import Molecule
+    >>> hydrogen, rng = Molecule.of("H"), Streams(0)
+    >>> walkers = place(exact_state(hydrogen), hydrogen, 2000, rng, dtype=torch.float64)
+    >>> walkers = equilibrate(exact_state(hydrogen), walkers, rng)
+    >>> bool(abs(walkers.x.norm(dim=2).mean() - 1.5) < 0.08)  # <r> = 3/2
+    True
+    """
+    for _ in range(sweeps):
+        walkers = sweep(psi, walkers, rng, moves)
+    return walkers
 
 
 def _evaluate(psi: LogPsi, x: Tensor) -> Tensor:
