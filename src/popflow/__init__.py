@@ -4,7 +4,7 @@
 
 Rooms are loaded when they are used: ``popflow.core`` (populations, rates, steps, the one loop), ``popflow.learn`` (training),
 ``popflow.compose`` (composition of diffusion models), ``popflow.transport`` (population dynamics from snapshots), ``popflow.optim`` (structured
-natural gradient), ``popflow.circuits`` (binary networks from a variational circuit), ``popflow.runs`` (run directories and reports).
+natural gradient), ``popflow.circuits`` (binary networks from a variational circuit), ``popflow.electrons`` (ground states), ``popflow.runs`` (run directories and reports).
 """
 
 import lazy_loader

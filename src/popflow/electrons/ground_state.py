@@ -237,7 +237,17 @@ class Evaluation:
     walkers: Walkers
 
 
-def evaluate(psi: WaveFunction, system: System, walkers: Walkers, *, sweeps: int = 200, moves: int = 10, burn: int = 20, rng: Streams) -> Evaluation:
+def evaluate(
+    psi: WaveFunction,
+    system: System,
+    walkers: Walkers,
+    *,
+    sweeps: int = 200,
+    moves: int = 10,
+    burn: int = 20,
+    rng: Streams,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
     """Average the local energy over ``sweeps`` of the walkers, parameters frozen, nothing clipped.
 
     Args:
@@ -248,9 +258,19 @@ def evaluate(psi: WaveFunction, system: System, walkers: Walkers, *, sweeps: int
         moves: Moves of each walker in a sweep.
         burn: Sweeps before the first that counts; the width of the moves adapts in them alone.
         rng: Streams.
+        progress: Called with the sweeps done and their number, every ten.
 
     Raises:
         WalkerError: for walkers that are stuck or not finite.
+
+    Example:
+        >>> from popflow.electrons.exact import exact_state
+        >>> from popflow.electrons.traps import quantum_dot
+        >>> from popflow.electrons.walkers import place
+        >>> dot, rng = quantum_dot(), Streams(0)
+        >>> psi = exact_state(dot)
+        >>> print(evaluate(psi, dot, place(psi, dot, 16, rng, dtype=torch.float64), sweeps=2, burn=2, rng=rng).energy)
+        3.0000000 Hartree
     """
     at_least_one(sweeps=sweeps, moves=moves)
     local = LocalEnergy(psi, system)
@@ -266,6 +286,8 @@ def evaluate(psi: WaveFunction, system: System, walkers: Walkers, *, sweeps: int
         squares.append(float(energy.square().mean()))
         if known.gradient is not None:
             slopes.append(known.gradient.norm(dim=1))
+        if progress and (k + 1) % 10 == 0:
+            progress(k + 1, sweeps)
     means = torch.tensor(series, dtype=torch.float64)
     value = float(means.mean())
     variance = max(0.0, float(torch.tensor(squares, dtype=torch.float64).mean()) - value**2)
