@@ -48,7 +48,9 @@ def measure(name: str, quick: bool, seed: int = 0) -> list[Row]:
     else:
         walkers = place(psi, system, count, rng)
     walkers = equilibrate(psi, walkers, rng, sweeps=2 if quick else 30)
-    found = search(psi, system, walkers, steps=steps, rng=rng, record=[lambda p: print(name, p.step, p.metrics, flush=True)] if not quick else [])
+    found = search(
+        psi, system, walkers, steps=steps, rng=rng, record=[lambda p: print(name, p.step, p.metrics, flush=True)] if not quick else []
+    )
     last = evaluate(psi, system, found.walkers, sweeps=sweeps, rng=rng)
     seconds = time.process_time() - start
     print(f"{name}: {last.energy}, variance {last.energy.variance:.4f}, {seconds:.0f} s of one core", flush=True)
@@ -59,7 +61,16 @@ def measure(name: str, quick: bool, seed: int = 0) -> list[Row]:
     }  # fmt: skip
     below = -off / error if error > 0 else math.inf
     return [
-        Row(f"{name}: distance from the exact energy", abs(off), error, "mHa", None if quick else wanted, peers=peers, seconds=seconds, notes=notes),
+        Row(
+            f"{name}: distance from the exact energy",
+            abs(off),
+            error,
+            "mHa",
+            None if quick else wanted,
+            peers=peers,
+            seconds=seconds,
+            notes=notes,
+        ),
         Row(f"{name}: below the exact energy, in error bars", below, None, "sigma", None if quick else 3.0),
     ]
 

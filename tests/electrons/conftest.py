@@ -21,18 +21,18 @@ SYSTEMS: dict[str, Callable[[], System]] = {
 }
 
 
-def psiformer(system: System, **options) -> PsiFormer:
+def _psiformer(system: System, **options) -> PsiFormer:
     """Make a tiny PsiFormer."""
     small = {"width": 8, "layers": 2, "heads": 2, "determinants": 2, "dtype": torch.float64} | options
     return PsiFormer(system, **small)
 
 
-def slater_jastrow(system: System) -> SlaterJastrow:
+def _slater_jastrow(system: System) -> SlaterJastrow:
     """Make a tiny Slater-Jastrow."""
     return SlaterJastrow(system, width=6, dtype=torch.float64)
 
 
-NETWORKS: dict[str, Callable[[System], WaveFunction]] = {"psiformer": psiformer, "slater-jastrow": slater_jastrow}
+NETWORKS: dict[str, Callable[[System], WaveFunction]] = {"psiformer": _psiformer, "slater-jastrow": _slater_jastrow}
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -48,12 +48,29 @@ def psi(request: pytest.FixtureRequest, system: System) -> WaveFunction:
 
 
 @pytest.fixture
+def psiformer() -> Callable[..., PsiFormer]:
+    """Return a function that makes a tiny PsiFormer."""
+    return _psiformer
+
+
+@pytest.fixture
+def slater_jastrow() -> Callable[[System], SlaterJastrow]:
+    """Return a function that makes a tiny Slater-Jastrow."""
+    return _slater_jastrow
+
+
+@pytest.fixture
+def points() -> Callable[..., Tensor]:
+    """Return a function that draws positions of the electrons from a Gaussian."""
+    return _points
+
+
+@pytest.fixture
 def x(system: System) -> Tensor:
     """Return a few positions of the electrons."""
-    return points(system, 4)
+    return _points(system, 4)
 
 
-def points(system: System, count: int, seed: int = 0) -> Tensor:
-    """Draw positions from a Gaussian."""
+def _points(system: System, count: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, system.electrons, system.dim, dtype=torch.float64, generator=generator)

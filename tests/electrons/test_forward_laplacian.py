@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
-from popflow.electrons import Molecule, System, WaveFunction
-from popflow.electrons import forward_laplacian as fl
-
-from tests.electrons.conftest import points, psiformer, slater_jastrow
+from popflow.electrons import Molecule, System, WaveFunction, forward_laplacian as fl
 
 
 def by_reverse(psi: WaveFunction, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,14 +30,14 @@ def test_jets_are_the_derivatives_of_every_network(psi: WaveFunction, x: Tensor)
     assert torch.allclose(jet.laplacian, laplacian, rtol=1e-10, atol=1e-12)
 
 
-def test_it_agrees_with_the_hessian_of_torch_func_where_that_is_right() -> None:
+def test_it_agrees_with_the_hessian_of_torch_func_where_that_is_right(psiformer, points) -> None:
     lithium = Molecule.of("Li")
     psi, x = psiformer(lithium), points(lithium, 2)
     trace = torch.stack([hessian(lambda y: psi(y.unsqueeze(0))[0])(point).reshape(9, 9).trace() for point in x])
     assert torch.allclose(psi.forward_laplacian(x).laplacian, trace, rtol=1e-10)
 
 
-def test_central_differences_agree() -> None:
+def test_central_differences_agree(psiformer, points) -> None:
     lithium = Molecule.of("Li")
     psi, x, h = psiformer(lithium), points(lithium, 3), 1e-3
     steps = h * torch.eye(9, dtype=x.dtype).reshape(9, 1, 3, 3)
@@ -51,7 +48,7 @@ def test_central_differences_agree() -> None:
     assert torch.allclose(psi.forward_laplacian(x).laplacian, differences, rtol=1e-5)
 
 
-def test_single_precision_loses_at_most_a_thousandth() -> None:
+def test_single_precision_loses_at_most_a_thousandth(psiformer, points) -> None:
     lithium = Molecule.of("Li")
     exact, single = psiformer(lithium), psiformer(lithium, dtype=torch.float32)
     single.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in exact.state_dict().items()})
@@ -149,7 +146,7 @@ def test_torch_is_still_wrong_to_differentiate_a_forward_derivative_of_slogdet()
     assert not torch.allclose(third(f, ("fwd", "fwd", "fwd")), exact, rtol=1e-3)
 
 
-def test_a_batched_laplacian_of_forward_derivatives_is_right_through_this_log_determinant() -> None:
+def test_a_batched_laplacian_of_forward_derivatives_is_right_through_this_log_determinant(slater_jastrow, points) -> None:
     lithium = Molecule.of("Li")
     psi, x = slater_jastrow(lithium), points(lithium, 3)
     params = {name: value.detach() for name, value in psi.named_parameters()}

@@ -28,11 +28,13 @@ def demo(config: DemoConfig, run: Run) -> Report:
         rng = Streams(config.seed, run.device)
         psi = (SlaterJastrow(system, rng=rng) if config.quick else PsiFormer(system, rng=rng)).to(run.device)
         begun = equilibrate(psi, place(psi, system, walkers, rng), rng)
+        stage = training(run, name, steps)
         found = search(
-            psi, system, begun, objective=objective, optimiser="singd", steps=steps, rng=rng, gradients=True, **training(run, name, steps)
-        )
+            psi, system, begun, objective=objective, optimiser="singd", steps=steps, rng=rng, gradients=True, record=stage["record"],
+            checkpoint=stage["checkpoint"],
+        )  # fmt: skip
 
-        def numbers(psi=psi, found=found, rng=rng) -> dict[str, torch.Tensor]:  # noqa: ANN001
+        def numbers(psi=psi, found=found, rng=rng) -> dict[str, torch.Tensor]:
             last = evaluate(psi, system, found.walkers, sweeps=50 if config.quick else 200, rng=rng)
             return {"numbers": torch.tensor([last.energy.value, last.energy.error, last.energy.variance, last.gradient])}
 

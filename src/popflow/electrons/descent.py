@@ -106,7 +106,9 @@ class SampleSpace:
             alone = Pull(torch.zeros_like(towards.excess), towards.velocity)
             value, _ = surrogate(self.psi, x, alone)
             names = [name for name, parameter in self.psi.named_parameters() if parameter.requires_grad]
-            parts = torch.autograd.grad(value / 2, [dict(self.psi.named_parameters())[name] for name in names], allow_unused=True, materialize_grads=True)
+            parts = torch.autograd.grad(
+                value / 2, [dict(self.psi.named_parameters())[name] for name in names], allow_unused=True, materialize_grads=True
+            )
             moved = woodbury(rows, dict(zip(names, parts, strict=True)), self.transport_damping)
             update = {name: part + moved[name] for name, part in update.items()}
         length = float(rows.times(update).norm())  # of the change of log|psi| at the walkers, per unit of lr

@@ -21,6 +21,10 @@ Functions here take a plain tensor or a `Jet`, so a network is written once: ``f
 Source: Li et al., *A computational framework for neural network-based variational Monte Carlo with forward Laplacian*, Nat. Mach. Intell. 6, 209 (2024).
 """
 
+# Operations take tensors or jets and give back the same kind, which the checker cannot follow through isinstance.
+# pyright: reportReturnType=false, reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 import math
@@ -129,7 +133,7 @@ def add(h: Quantity, constant: Tensor | float) -> Quantity:
 def join(*parts: Quantity) -> Quantity:
     """Concatenate along the last dimension."""
     if isinstance(parts[0], Tensor):
-        return torch.cat(parts, -1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return torch.cat(parts, -1)
     return Jet(torch.cat([part.parts for part in parts if isinstance(part, Jet)], -1))
 
 
@@ -143,7 +147,7 @@ def stack_rows(parts: list[Quantity]) -> Quantity:
     if len(parts) == 1:
         return parts[0]
     if isinstance(parts[0], Tensor):
-        return torch.cat(parts, 1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return torch.cat(parts, 1)
     return Jet(torch.cat([part.parts for part in parts if isinstance(part, Jet)], 2))
 
 
@@ -202,7 +206,7 @@ def spread(h: Jet) -> Jet:
 def times_local(h: Quantity, local: Quantity) -> Quantity:
     """Multiply a dense quantity ``[B, N, ...]`` by a local one of the same shape."""
     if isinstance(h, Tensor) or isinstance(local, Tensor):
-        return h * local  # pyright: ignore[reportReturnType]
+        return h * local
     n = h.parts.shape[2]
     own = torch.eye(n, dtype=h.parts.dtype, device=h.parts.device).reshape(1, n, 1, n, *[1] * (h.parts.ndim - 3))
     a, b = h.value, local.value
@@ -236,8 +240,8 @@ def attend(q: Quantity, k: Quantity, v: Quantity, *, local: bool) -> Quantity:
         local: Whether the jets given are local; the answer is dense. Of no meaning for tensors.
     """
     if isinstance(q, Tensor) or isinstance(k, Tensor) or isinstance(v, Tensor):
-        a = _softmax(torch.einsum("bihe,bjhe->bhij", q / math.sqrt(q.shape[-1]), k))  # pyright: ignore
-        return torch.einsum("bhij,bjhe->bihe", a, v)  # pyright: ignore
+        a = _softmax(torch.einsum("bihe,bjhe->bhij", q / math.sqrt(q.shape[-1]), k))
+        return torch.einsum("bhij,bjhe->bihe", a, v)
     q = Jet(q.parts / math.sqrt(q.parts.shape[-1]))
     return _attend_local(q, k, v) if local else _attend_dense(q, k, v)
 
@@ -320,7 +324,9 @@ def log_sum_det(m: Quantity) -> tuple[Tensor, Quantity]:
     if isinstance(m, Tensor):
         return together.sign(), logarithm
     rest = m.parts[:, 1:].permute(0, 3, 2, 1, 4)  # [B, D, i, parts, o]
-    x = (torch.linalg.inv_ex(value).inverse @ rest.flatten(3)).unflatten(3, rest.shape[3:])  # M^-1 of every derivative, and of the Laplacian
+    x = (torch.linalg.inv_ex(value).inverse @ rest.flatten(3)).unflatten(
+        3, rest.shape[3:]
+    )  # M^-1 of every derivative, and of the Laplacian
     traces = x.diagonal(dim1=2, dim2=4).sum(-1)  # [B, D, parts]
     first = x[:, :, :, :-1]
     squares = (first * first.transpose(2, 4)).flatten(2).sum(-1)

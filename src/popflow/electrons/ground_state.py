@@ -118,7 +118,6 @@ def search(
     record: Iterable[Callable[[Progress], None]] = (),
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 200,
-    bar: bool = False,
 ) -> Search:
     """Lower the energy of a wave function, whose parameters are changed in place.
 
@@ -138,7 +137,6 @@ def search(
         checkpoint: File to resume from where it exists, written every ``checkpoint_every`` steps and at the end. The parameters, walkers and curve of
             a search that was stopped and started again are bit for bit those of one that was not.
         checkpoint_every: Steps between two checkpoints.
-        bar: Not used: progress is what recorders show.
 
     Raises:
         DivergenceError: when steps were not finite more than five times, although each time the last good state was restored and the rate halved.
@@ -169,7 +167,7 @@ def search(
     while state.step < steps:
         try:
             _advance(state, local, objective, rate * 0.5**state.rollbacks, steps, moves, gradients)
-        except (NonFiniteError, torch.linalg.LinAlgError) as error:
+        except (NonFiniteError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
             count = state.rollbacks + 1
             if count > MAX_ROLLBACKS:
                 raise DivergenceError(

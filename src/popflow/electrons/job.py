@@ -11,6 +11,7 @@ import torch
 from popflow.core import Streams
 from popflow.core.checkpoint import load_tensors, save_tensors
 from popflow.electrons.config import GroundConfig
+from popflow.electrons.descent import Name
 from popflow.electrons.energy import Energy, LocalEnergy
 from popflow.electrons.ground_state import Evaluation, evaluate, search
 from popflow.electrons.molecule import Molecule, MoleculeError
@@ -45,9 +46,10 @@ def run(config: GroundConfig, run: Run) -> Report:
         walkers = place(psi, system, config.walkers, rng, dtype=dtype_of(config))
     walkers = equilibrate(psi, walkers, rng, moves=config.moves)
     run.log(f"the search will take about {seconds(config, psi, system, walkers):.0f} s on this machine")
+    stage = training(run, "search", config.steps)
     found = search(
         psi, system, walkers, objective=objective(config), optimiser=optimiser(config), steps=config.steps, lr=config.lr, moves=config.moves,
-        rng=rng, gradients=config.gradients, **training(run, "search", config.steps),
+        rng=rng, gradients=config.gradients, record=stage["record"], checkpoint=stage["checkpoint"],
     )  # fmt: skip
     last = evaluated(config, psi, system, found.walkers, run)
     save_tensors(run.path / "psi.safetensors", dict(psi.named_parameters()), {"system": system.formula})
@@ -108,7 +110,7 @@ def objective(config: GroundConfig) -> Objective:
     return Objective(after(config.warm, 1.0), lambda progress: 1.0 if progress < config.warm else growth, config.cost)
 
 
-def optimiser(config: GroundConfig) -> str:
+def optimiser(config: GroundConfig) -> Name:
     """Return the optimiser of a configuration."""
     return config.optimiser or ("minsr" if config.metric == "fisher-rao" else "singd")
 
@@ -126,7 +128,9 @@ def evaluated(config: GroundConfig, psi: WaveFunction, system: Molecule | Trap, 
 
     def compute() -> dict[str, torch.Tensor]:
         rng = Streams(config.seed + 1, run.device)
-        last = evaluate(psi, system, walkers, sweeps=config.sweeps, moves=config.moves, rng=rng, progress=lambda k, n: run.progress("evaluate", k, n))
+        last = evaluate(
+            psi, system, walkers, sweeps=config.sweeps, moves=config.moves, rng=rng, progress=lambda k, n: run.progress("evaluate", k, n)
+        )
         numbers = [last.energy.value, last.energy.error, last.energy.variance, last.gradient]
         return {"numbers": torch.tensor(numbers, dtype=torch.float64), "series": last.series, **last.walkers.tensors()}
 

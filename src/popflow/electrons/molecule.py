@@ -1,6 +1,6 @@
 """Molecules: nuclei, charge and spin, from a line of text, an XYZ file, ASE or PySCF. Lengths are kept in bohr, energies are in Hartree.
 
-    V(x) = sum_{i<j} 1 / |r_i - r_j| - sum_{i,A} Z_A / |r_i - R_A| + sum_{A<B} Z_A Z_B / |R_A - R_B|
+V(x) = sum_{i<j} 1 / |r_i - r_j| - sum_{i,A} Z_A / |r_i - R_A| + sum_{A<B} Z_A Z_B / |R_A - R_B|
 """
 
 from __future__ import annotations
@@ -19,8 +19,45 @@ from popflow.core.errors import PopflowWarning, unknown
 
 BOHR = 0.529177210903
 """One bohr in Angstrom (CODATA 2018)."""
-ELEMENTS = (
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr".split()  # noqa: SIM905
+ELEMENTS: tuple[str, ...] = tuple(
+    [
+        "H",
+        "He",
+        "Li",
+        "Be",
+        "B",
+        "C",
+        "N",
+        "O",
+        "F",
+        "Ne",
+        "Na",
+        "Mg",
+        "Al",
+        "Si",
+        "P",
+        "S",
+        "Cl",
+        "Ar",
+        "K",
+        "Ca",
+        "Sc",
+        "Ti",
+        "V",
+        "Cr",
+        "Mn",
+        "Fe",
+        "Co",
+        "Ni",
+        "Cu",
+        "Zn",
+        "Ga",
+        "Ge",
+        "As",
+        "Se",
+        "Br",
+        "Kr",
+    ]
 )
 """Symbols of the elements that are known, by charge minus one. All electrons are treated; there are no pseudopotentials."""
 UNPAIRED = (1, 0, 1, 0, 1, 2, 3, 2, 1, 0, 1, 0, 1, 2, 3, 2, 1, 0, 1, 0, 1, 2, 3, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0)
@@ -58,7 +95,9 @@ class Molecule:
 
     def __post_init__(self) -> None:
         if not self.symbols or len(self.symbols) != len(self.positions):
-            raise MoleculeError(f"{len(self.symbols)} symbols and {len(self.positions)} positions, wanted one position for each of at least one.")
+            raise MoleculeError(
+                f"{len(self.symbols)} symbols and {len(self.positions)} positions, wanted one position for each of at least one."
+            )
         for symbol in self.symbols:
             if symbol not in ELEMENTS:
                 raise MoleculeError(unknown("element", symbol, ELEMENTS))
@@ -93,7 +132,9 @@ class Molecule:
             try:
                 x, y, z = (float(one) * factor for one in row[1:])
             except ValueError:
-                raise MoleculeError(f"geometry has {' '.join(row)!r}, wanted an element and three numbers: 'H 0 0 0; H 0 0 0.74'.") from None
+                raise MoleculeError(
+                    f"geometry has {' '.join(row)!r}, wanted an element and three numbers: 'H 0 0 0; H 0 0 0.74'."
+                ) from None
             symbols.append(row[0].capitalize())
             places.append((x, y, z))
         return cls(tuple(symbols), tuple(places), charge, spin)
@@ -227,7 +268,11 @@ class Molecule:
 
     @staticmethod
     def _question(text: str) -> None:
-        warnings.warn(text + " Fix: state the unit (unit='angstrom' or 'bohr'); ignore this for a geometry that is meant.", PopflowWarning, stacklevel=5)
+        warnings.warn(
+            text + " Fix: state the unit (unit='angstrom' or 'bohr'); ignore this for a geometry that is meant.",
+            PopflowWarning,
+            stacklevel=5,
+        )
 
 
 def repulsion(x: Tensor) -> Tensor:

@@ -159,25 +159,28 @@ def _harmonics(angular: int, a: Tensor) -> Tensor:
     if angular == 1:
         return _P * a
     x, y, z = a.unbind(-1)
-    return torch.stack(
-        [_D[0] * x * y, _D[0] * y * z, _D[1] * (2 * z * z - x * x - y * y), _D[0] * x * z, _D[2] * (x * x - y * y)], -1
-    )
+    return torch.stack([_D[0] * x * y, _D[0] * y * z, _D[1] * (2 * z * z - x * x - y * y), _D[0] * x * z, _D[2] * (x * x - y * y)], -1)
 
 
 def _solve(molecule: Molecule, basis: str) -> tuple[Any, Any]:
     try:
-        from pyscf import gto, lib, scf
+        from pyscf import gto, scf
+        from pyscf.lib.exceptions import BasisNotFoundError
     except ImportError as error:
-        raise MissingExtraError("Hartree-Fock orbitals need PySCF: pip install 'popflow[qm]'. Or start without: pretrain='none'.") from error
+        raise MissingExtraError(
+            "Hartree-Fock orbitals need PySCF: pip install 'popflow[qm]'. Or start without: pretrain='none'."
+        ) from error
     atoms = [(symbol, place) for symbol, place in zip(molecule.symbols, molecule.positions, strict=True)]
     try:
         mol = gto.M(atom=atoms, unit="Bohr", basis=basis, charge=molecule.charge, spin=molecule.up - molecule.down, verbose=0)
-    except (lib.exceptions.BasisNotFoundError, KeyError, RuntimeError) as error:
+    except (BasisNotFoundError, KeyError, RuntimeError) as error:
         raise MoleculeError(f"PySCF has no basis {basis!r} for {molecule.formula}: {error}. Fix: cc-pvdz, 6-31g* or sto-6g.") from error
     field = (scf.RHF if molecule.up == molecule.down else scf.UHF)(mol)
     field.kernel()
     if not field.converged:
-        raise MoleculeError(f"Hartree-Fock did not converge for {molecule.formula} in {basis}. Fix: check the geometry ({BOHR:.4f} Angstrom a bohr), or pretrain='none'.")
+        raise MoleculeError(
+            f"Hartree-Fock did not converge for {molecule.formula} in {basis}. Fix: check the geometry ({BOHR:.4f} Angstrom a bohr), or pretrain='none'."
+        )
     return mol, field
 
 

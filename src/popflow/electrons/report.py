@@ -53,7 +53,9 @@ def report(result: GroundResult, run: Run) -> Report:
         ),
         verdict=verdict(result, exact),
         figure=Figure(
-            energies(curve, exact, result.hartree_fock), "The mean local energy during the search, averaged over ten steps.", "Energy against steps."
+            energies(curve, exact, result.hartree_fock),
+            "The mean local energy during the search, averaged over ten steps.",
+            "Energy against steps.",
         ),
         comparison=(comparison(result, exact),),
         diagnostics=(
@@ -115,11 +117,13 @@ def verdict(result: GroundResult, exact: float | None) -> Verdict:
 def comparison(result: GroundResult, exact: float | None) -> Table:
     """Energies beside one another."""
     energy = result.last.energy
-    rows: list[tuple[str, Measured | None, str]] = [("this run", Measured(energy.value, energy.error), "0")]
+    rows: list[tuple[str, str, str]] = [("this run", str(energy).removesuffix(" Hartree"), "0")]
     for name, value in (("exact", exact), (f"Hartree-Fock, {result.config.basis}", result.hartree_fock)):
         if value is not None:
-            rows.append((name, Measured(value), f"{1e3 * (energy.value - value):+.2f}"))
-    return Table("Energies", ("", "energy (Hartree)", "this run minus it (millihartree)"), tuple(rows), "Errors are one standard deviation.")
+            rows.append((name, f"{value:.6f}", f"{1e3 * (energy.value - value):+.2f}"))
+    return Table(
+        "Energies", ("", "energy (Hartree)", "this run minus it (millihartree)"), tuple(rows), "Errors are one standard deviation."
+    )
 
 
 def energies(curve: dict[str, Tensor], exact: float | None, hartree_fock: float | None) -> str:
@@ -155,7 +159,9 @@ def places(x: Tensor, system: Molecule | Trap) -> dict[str, Tensor]:
     columns = ["xyz".index(name) for name in axes(system)]
     seen = x.double().cpu()[..., columns]
     parts = {"up": seen[:, : system.up], "down": seen[:, system.up :]}
-    points = {f"spin {name}": part.flatten(0, 1)[:: max(1, math.ceil(part.shape[0] * part.shape[1] / _SHOWN))] for name, part in parts.items()}
+    points = {
+        f"spin {name}": part.flatten(0, 1)[:: max(1, math.ceil(part.shape[0] * part.shape[1] / _SHOWN))] for name, part in parts.items()
+    }
     points = {name: part for name, part in points.items() if len(part)}
     return points | ({"nuclei": system.centres[:, columns]} if isinstance(system, Molecule) else {})
 

@@ -63,7 +63,9 @@ class Walkers:
         return Walkers(*(tensors[name].clone() for name in ("x", "log_psi", "width", "age", "acceptance")))
 
 
-def place(psi: LogPsi, system: System, count: int, rng: Streams, *, dtype: torch.dtype = torch.float32, width: float | None = None) -> Walkers:
+def place(
+    psi: LogPsi, system: System, count: int, rng: Streams, *, dtype: torch.dtype = torch.float32, width: float | None = None
+) -> Walkers:
     """Place walkers around the nuclei, or over the trap. They still have to equilibrate: `sweep` a hundred moves or more.
 
     Args:

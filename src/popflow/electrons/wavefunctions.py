@@ -10,6 +10,10 @@ Sources: von Glehn, Spencer, Pfau, *A self-attention ansatz for ab-initio quantu
 of the many-electron Schroedinger equation with deep neural networks*, Phys. Rev. Research 2, 033429 (2020); Kato, Commun. Pure Appl. Math. 10, 151 (1957).
 """
 
+# Operations take tensors or jets and give back the same kind, which the checker cannot follow through isinstance.
+# pyright: reportReturnType=false, reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 import math
@@ -118,18 +122,18 @@ class Features(nn.Module):
         """Features ``[B, N, size]`` and distances from the centres ``[B, N, A]`` (squared in a trap)."""
         a, r = fl.displacements(x, self.centres)
         if self.smooth:
-            r = r * r  # pyright: ignore[reportOperatorIssue]
+            r = r * r
         b = len(a) if isinstance(a, Tensor) else len(a.parts)
         n = self.spins.shape[0]
         inverse = fl.reciprocal(r, 1.0)
-        direction = a * fl.shaped(inverse, n, -1, 1)  # pyright: ignore[reportOperatorIssue]
+        direction = a * fl.shaped(inverse, n, -1, 1)
         flat = fl.shaped(direction, n, self.centres.numel())
         spins = self.spins.expand(b, -1, -1)
         if isinstance(flat, Jet):
             zeros = torch.zeros_like(spins)
             spin = Jet.of(spins, zeros.unsqueeze(1).expand(-1, self.centres.shape[1], -1, -1), zeros)
-            return fl.join(fl.log1p(r), flat, spin), r  # pyright: ignore[reportReturnType, reportArgumentType]
-        return fl.join(fl.log1p(r), flat, spins), r  # pyright: ignore[reportReturnType, reportArgumentType]
+            return fl.join(fl.log1p(r), flat, spin), r
+        return fl.join(fl.log1p(r), flat, spins), r
 
 
 class Envelope(nn.Module):
@@ -219,7 +223,10 @@ class PsiFormer(WaveFunction):
             self.features, self.jastrow = Features(system), Jastrow(system)
             self.embed = _linear(self.features.size, width)
             self.attention = nn.ModuleList(
-                nn.ModuleDict({"query": _linear(width, width), "key": _linear(width, width), "value": _linear(width, width)} | {"out": _linear(width, width)})
+                nn.ModuleDict(
+                    {"query": _linear(width, width), "key": _linear(width, width), "value": _linear(width, width)}
+                    | {"out": _linear(width, width)}
+                )
                 for _ in range(layers)
             )
             self.mlp = nn.ModuleList(nn.ModuleList((_linear(width, width, 0.1), _linear(width, width, 0.1))) for _ in range(layers))
@@ -233,15 +240,15 @@ class PsiFormer(WaveFunction):
         f, r = self.features(x)
         local, h = True, fl.linear(self.embed, f)
         for attention, mlp in zip(self.attention, self.mlp, strict=True):
-            q, k, v = (self._split(fl.linear(attention[name], h)) for name in ("query", "key", "value"))  # pyright: ignore
+            q, k, v = (self._split(fl.linear(attention[name], h)) for name in ("query", "key", "value"))
             n = self.features.spins.shape[0]
-            mixed = fl.linear(attention["out"], fl.shaped(fl.attend(q, k, v, local=local), n, -1))  # pyright: ignore
+            mixed = fl.linear(attention["out"], fl.shaped(fl.attend(q, k, v, local=local), n, -1))
             h = (fl.spread(h) if local and isinstance(h, Jet) else h) + mixed
             local = False
-            h = h + fl.tanh(fl.linear(mlp[1], fl.tanh(fl.linear(mlp[0], h))))  # pyright: ignore
+            h = h + fl.tanh(fl.linear(mlp[1], fl.tanh(fl.linear(mlp[0], h))))
         parts, first = [], 0
         for n, orbital, envelope in zip(self.counts, self.orbital, self.envelope, strict=True):
-            parts.append((fl.linear(orbital, fl.rows(h, first, first + n)), envelope(fl.rows(r, first, first + n))))  # pyright: ignore
+            parts.append((fl.linear(orbital, fl.rows(h, first, first + n)), envelope(fl.rows(r, first, first + n))))
             first += n
         whole = fl.times_local(fl.stack_rows([one for one, _ in parts]), fl.stack_rows([other for _, other in parts]))
         return fl.shaped(whole, first, self.determinants, first)
@@ -293,7 +300,7 @@ class SlaterJastrow(WaveFunction):
         log: Any = self.jastrow(x)
         sign, first, n_all, d = None, 0, sum(self.counts), self.features.centres.shape[1]
         for n, hidden, orbital, envelope in zip(self.counts, self.hidden, self.orbital, self.envelope, strict=True):
-            h = fl.linear(orbital, fl.tanh(fl.linear(hidden, fl.rows(f, first, first + n))))  # pyright: ignore
+            h = fl.linear(orbital, fl.tanh(fl.linear(hidden, fl.rows(f, first, first + n))))
             local = h * envelope(fl.rows(r, first, first + n))
             if isinstance(local, Jet):
                 local = fl.spread(local)
