@@ -54,7 +54,7 @@ class Objective:
 
     transport: Weight = 0.0
     growth: Weight = 1.0
-    cost: Cost = "tanh"
+    cost: Cost | str = "tanh"
 
     def __post_init__(self) -> None:
         if self.cost not in ("tanh", "sign", "clip"):
@@ -67,12 +67,12 @@ class Objective:
         return Objective()
 
     @staticmethod
-    def wasserstein(cost: Cost = "tanh") -> Objective:
+    def wasserstein(cost: Cost | str = "tanh") -> Objective:
         """Transport alone."""
         return Objective(1.0, 0.0, cost)
 
     @staticmethod
-    def mixed(growth: Weight = 1.0, cost: Cost = "tanh") -> Objective:
+    def mixed(growth: Weight = 1.0, cost: Cost | str = "tanh") -> Objective:
         """Transport, and growth of this weight."""
         return Objective(1.0, growth, cost)
 
