@@ -2,6 +2,7 @@ from . import (
     circuits as circuits,
     compose as compose,
     core as core,
+    electrons as electrons,
     evolve as evolve,
     learn as learn,
     optim as optim,

@@ -30,7 +30,9 @@ def test_the_score_of_a_gaussian_row_is_the_integral_and_its_feasibility_a_p_val
     feasible = Feasibility.of(prior, x, Streams(1))
     at = torch.tensor([0.5, 2.0], dtype=torch.float64)
     width = math.log(2.0 / prior.sigma_min) / len(feasible.noises)
-    variance = torch.tensor([(prior.sigma_min * math.exp((k + 0.5) * width)) ** 2 for k in range(len(feasible.noises))], dtype=torch.float64)
+    variance = torch.tensor(
+        [(prior.sigma_min * math.exp((k + 0.5) * width)) ** 2 for k in range(len(feasible.noises))], dtype=torch.float64
+    )
     share = variance / (1 + variance) ** 2
     difference = feasible.score(at[:1, None].float()) - feasible.score(at[1:, None].float())
     assert float(difference) == pytest.approx(float((share * width).sum() * (at[1] ** 2 - at[0] ** 2)), rel=1e-4)
