@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Child:
     parents: tuple[str, ...]
 
 
+@runtime_checkable
 class Operator(Protocol):
     """A way of making children."""
 
