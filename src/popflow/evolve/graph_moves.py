@@ -208,9 +208,10 @@ def _join(a: Piece, b: Piece, order: Chem.BondType) -> Chem.RWMol:
 
 
 def _opens(a: Piece, b: Piece, rng: np.random.Generator) -> bool:
-    """Whether two ring pieces, joined by a double bond and still open at their other ends, are a molecule of allowed size.
+    """Whether two ring pieces may be joined by a double bond: the size with two open ends is allowed, and both ends have room.
 
-    A child that closes such a molecule sanitises only if it sanitises itself, but for valences that the open ends take up.
+    The published code sanitises this open molecule. Where valences can be counted that asks for room alone, since the pieces are Kekulé forms of valid
+    molecules; where they cannot, the closed child is sanitised in its place.
     """
     atoms = a.molecule.GetNumAtoms() + b.molecule.GetNumAtoms() + 2
     return size_ok(atoms, rng) and _fits(a.room[0][0]) and _fits(b.room[1][0])
