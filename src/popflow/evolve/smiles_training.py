@@ -82,7 +82,7 @@ def batches_of(smiles: Sequence[str], rows: int) -> Callable[[Streams], Tensor]:
         n = often * rows + 16
         which = torch.randint(len(smiles), (n,), generator=rng("molecules")).tolist()
         uniform = rng.uniform("examples", (n, 4))
-        return packed([example(smiles[k], u) for k, u in zip(which, uniform, strict=True)], rows)[0]
+        return packed([example(smiles[int(k)], u) for k, u in zip(which, uniform, strict=True)], rows)[0]
 
     return batches
 
