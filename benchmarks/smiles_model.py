@@ -83,7 +83,7 @@ def operators(n: int) -> list[Row]:
 
 def main(options: argparse.Namespace) -> list[Row]:
     """Measure the SMILES model that comes with the library."""
-    n, tries = (200, 20) if options.quick else (10_000, 1000)
+    n, tries = (200, 10) if options.quick else (10_000, 500)
     about = load_tensors(DATA / "smiles.safetensors")[1]
     parameters = sum(p.numel() for p in shipped().parameters())
     rows = [

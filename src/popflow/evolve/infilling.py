@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ class FillGap:
     Args:
         model: The model; the one that comes with the library unless given.
         temperature: Of the draws, see `popflow.evolve.smiles_model.continued`.
+        draws: Gaps drawn for each try; the first that gives a child counts.
 
     Example:
         >>> import numpy as np
@@ -36,21 +37,22 @@ class FillGap:
 
     model: SmilesModel | None = None
     temperature: float = 1.0
+    draws: int = 8
     name: str = "fill gap"
 
     def __call__(self, parents: Sequence[Parent], n: int, rng: np.random.Generator) -> list[Child]:
         """Try to change ``n`` parents drawn with replacement; a text that is no molecule, or the parent again, is no child."""
-        gaps, origins = [], []
-        for k in rng.integers(len(parents), size=n):
-            root, length, place = rng.random(3)
-            try:
-                tokens = encode(rooted(parents[k].smiles, root))
-            except ValueError:  # an element that the model has never seen
-                continue
-            i, j = gap_of(len(tokens), length, place)
-            gaps.append((decode(tokens[:i]), decode(tokens[j:])))
-            origins.append((parents[k].smiles,))
-        return _children(fill(self.model or shipped(), gaps, _generator(rng), temperature=self.temperature), origins, self.name)
+        origins = [(parents[k].smiles,) for k in rng.integers(len(parents), size=n)]
+        return _children(self, origins, lambda origin: self._gap(origin[0], rng), rng)
+
+    def _gap(self, smiles: str, rng: np.random.Generator) -> tuple[str, str] | None:
+        root, length, place = rng.random(3)
+        try:
+            tokens = encode(rooted(smiles, root))
+        except ValueError:  # an element that the model has never seen
+            return None
+        i, j = gap_of(len(tokens), length, place)
+        return decode(tokens[:i]), decode(tokens[j:])
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,18 @@ class LinkFragments:
     Args:
         model: The model; the one that comes with the library unless given.
         temperature: Of the draws, see `popflow.evolve.smiles_model.continued`.
+        draws: Gaps drawn for each try; the first that gives a child counts.
     """
 
     model: SmilesModel | None = None
     temperature: float = 1.0
+    draws: int = 8
     name: str = "link fragments"
 
     def __call__(self, parents: Sequence[Parent], n: int, rng: np.random.Generator) -> list[Child]:
         """Try to link ``n`` pairs of parents drawn with replacement."""
-        gaps, origins = [], []
-        for a, b in rng.integers(len(parents), size=(n, 2)):
-            pair = parents[a].smiles, parents[b].smiles
-            gap = linked(*pair, rng)
-            if gap is not None:
-                gaps.append(gap)
-                origins.append(pair)
-        return _children(fill(self.model or shipped(), gaps, _generator(rng), temperature=self.temperature), origins, self.name)
+        origins = [(parents[a].smiles, parents[b].smiles) for a, b in rng.integers(len(parents), size=(n, 2))]
+        return _children(self, origins, lambda origin: linked(origin[0], origin[1], rng), rng)
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,18 @@ def _generator(rng: np.random.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(rng.integers(2**63)))
 
 
-def _children(texts: Sequence[str], origins: Sequence[tuple[str, ...]], name: str) -> list[Child]:
-    """Molecules among the texts that are none of their own parents."""
-    found = zip(map(canonical_or_none, texts), origins, strict=True)
-    return [Child(smiles, name, parents) for smiles, parents in found if smiles is not None and smiles not in parents]
+def _children(
+    operator: FillGap | LinkFragments,
+    origins: Sequence[tuple[str, ...]],
+    gap: Callable[[tuple[str, ...]], tuple[str, str] | None],
+    rng: np.random.Generator,
+) -> list[Child]:
+    """Draw ``operator.draws`` gaps for each origin and fill them all at once; the first that gives a molecule, and none of its parents, is the child."""
+    drawn = [(k, one) for k, origin in enumerate(origins) for _ in range(operator.draws) if (one := gap(origin)) is not None]
+    texts = fill(operator.model or shipped(), [one for _, one in drawn], _generator(rng), temperature=operator.temperature)
+    found: dict[int, str] = {}
+    for (k, _), text in zip(drawn, texts, strict=True):
+        smiles = canonical_or_none(text) if k not in found else None
+        if smiles is not None and smiles not in origins[k]:
+            found[k] = smiles
+    return [Child(found[k], operator.name, origins[k]) for k in sorted(found)]
