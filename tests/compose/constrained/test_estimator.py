@@ -257,7 +257,11 @@ def test_few_rows_and_duplicates_are_noticed(small, ring) -> None:
 @pytest.mark.parametrize(
     ("settings", "change", "message"),
     [
-        ({}, lambda x, y: (np.where(x == x[3, 0], np.nan, x), y), "NaN"),
+        (
+            {},
+            lambda x, y: (np.where(x == x[3, 0], np.nan, x), y),
+            "column '0' holds 1 of 600 values that are NaN or infinite, the first in row 3",
+        ),
         ({}, lambda x, y: (x, np.where(np.arange(len(y)) == 5, np.nan, y)), "y holds NaN or infinity in 1 of 600 rows"),
         ({}, lambda x, y: (np.ones_like(x), y), "every column is constant"),
         ({}, lambda x, y: (x, np.full_like(y, 2.5)), r"y is constant \(2.5 in all"),
