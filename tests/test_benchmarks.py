@@ -103,6 +103,16 @@ def test_make_bench_runs_them_all() -> None:
     assert "benchmarks/gpu.py --json" in rules
 
 
+def test_parts_are_kept_and_measured_again_in_their_order() -> None:
+    rows = [{"claim": claim, "notes": {"part": part}} for claim, part in (("x", "a"), ("y", "b"), ("z", "c"))]
+    before = {"options": {"quick": False, "seeds": 5, "only": ["a", "c"]}, "rows": [rows[0], rows[2]]}
+    again = {"claim": "x, again", "notes": {"part": "a"}}
+    found, parts = harness.merged(before, [rows[1], again], {"quick": False, "seeds": 5, "only": ["b", "a"]}, "abc")
+    assert ([row["claim"] for row in found], parts) == (["x, again", "y", "z"], ["a", "b", "c"])
+    with pytest.raises(SystemExit, match="wanted the same quick and seeds"):
+        harness.merged(before, [], {"quick": True, "seeds": 5, "only": ["b"]}, "abc")
+
+
 def test_the_page_of_results_tells_where_seeds_were_fewer() -> None:
     rows = [
         {"claim": "a: x", "notes": {"seeds": 3}},

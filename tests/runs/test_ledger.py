@@ -187,6 +187,7 @@ def test_a_disk_that_fills_up_loses_no_recorded_call(path):
     assert objective.asked == [0, 1, 2]
     assert path.read_bytes() == before
     assert costly([0, 1, 2]).tolist() == [0.0, 1.0, 2.0]
+    assert objective.asked == [0, 1, 2, 2]  # what was not recorded is not known either
 
 
 def test_a_line_that_is_not_synced_is_not_used(path, monkeypatch):
@@ -200,6 +201,7 @@ def test_a_line_that_is_not_synced_is_not_used(path, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left on device"):
         costly([2])
     assert path.read_bytes() == before
+    assert len(costly.ledger) == 0
 
 
 def test_it_is_on_the_disk_before_the_value_is_used(path):

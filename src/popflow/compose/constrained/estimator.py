@@ -228,7 +228,7 @@ class DiffOPT(BaseEstimator):
             raise ValueError(f"weights={self.weights} with route={self.route!r}: several weights at once need route='exact'.")
 
     def _validated(self, X: Any, reset: bool) -> Any:
-        """Let scikit-learn check arrays and frames of numbers; tables with text are checked by the schema."""
+        """Let scikit-learn check arrays and frames of numbers; tables with text, and values that are missing, are checked by the schema."""
         if hasattr(X, "tocsr"):
             return validate_data(self, X, reset=reset, accept_sparse=False)
         if isinstance(X, dict):
@@ -239,7 +239,9 @@ class DiffOPT(BaseEstimator):
         odd = bool(kinds - set("fiu")) or (
             isinstance(array, np.ndarray) and array.dtype.kind in "OUS" and array.ndim == 2 and _has_text(array)
         )
-        checked: Any = validate_data(self, cast(Any, X), reset=reset, dtype=None, ensure_all_finite=not odd, skip_check_array=odd)
+        checked: Any = validate_data(
+            self, cast(Any, X), reset=reset, dtype=None, ensure_all_finite=False, skip_check_array=odd
+        )  # the schema names them
         if odd:
             return checked
         if hasattr(X, "columns"):

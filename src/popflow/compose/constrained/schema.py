@@ -289,10 +289,11 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray:
         numbers = values.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"column {name!r} holds {error}: the argument must be a string or a real number. Convert it.") from error
-    bad = int((~np.isfinite(numbers)).sum())
-    if bad:
+    bad = (~np.isfinite(numbers)).nonzero()[0]
+    if len(bad):
         raise ValueError(
-            f"column {name!r} holds {bad} of {len(numbers)} values that are NaN or infinite: drop these rows, or fill them in."
+            f"column {name!r} holds {len(bad)} of {len(numbers)} values that are NaN or infinite, the first in row {bad[0]}. Fix: drop these rows, with "
+            "their values, or fill them in."
         )
     return numbers
 
