@@ -88,7 +88,7 @@ class ZMatrix:
         """Choose one for a connected molecule, outwards from an atom in its middle. Each bond, angle and dihedral follows bonds where there are any.
 
         >>> ZMatrix.of(4, [(0, 1), (1, 2), (2, 3)]).rows.tolist()
-        [[3, 2, 1, 0]]
+        [[0, 1, 2, 3]]
         """
         if atoms < 3:
             raise ValueError(f"atoms={atoms}, wanted at least 3.")
