@@ -96,7 +96,11 @@ def test_kinematic_drift_solves_the_underdamped_equation() -> None:
     assert _residual(path.log_prob, field, 0.3, x, spread).abs().max() < 2e-5
     still = torch.zeros(4, dtype=torch.float64)
     assert _residual(path.log_prob, lambda x: path.velocity(0.3, x), 0.3, x, still).abs().max() < 2e-5
-    wanted = torch.distributions.Normal(torch.cat([A, torch.zeros_like(A)]), torch.tensor([0.2, 0.2, 0.5, 0.5])).log_prob(x).sum(1)
+    wanted = (
+        torch.distributions.Normal(torch.cat([A, torch.zeros_like(A)]), torch.tensor([0.2, 0.2, 0.5, 0.5], dtype=torch.float64))
+        .log_prob(x)
+        .sum(1)
+    )
     torch.testing.assert_close(path.log_prob(0.0, x), wanted, rtol=1e-9, atol=1e-9)
 
 

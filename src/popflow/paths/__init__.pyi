@@ -1,6 +1,22 @@
 from .ase_force import ASEForce as ASEForce, gfn2_xtb as gfn2_xtb
 from .coordinates import ZMatrix as ZMatrix, dihedrals as dihedrals, idpp as idpp, kabsch as kabsch, rmsd as rmsd
 from .doob import Action as Action, Fitted as Fitted, action as action, fit as fit
+from .ensemble import (
+    PathEnsemble as PathEnsemble,
+    Probability as Probability,
+    grid as grid,
+    guided as guided,
+    probability as probability,
+    probability_flow as probability_flow,
+    simulate as simulate,
+    simulate_exactly as simulate_exactly,
+)
+from .exact import (
+    Bridge as Bridge,
+    Grid as Grid,
+    committor_by_quadrature as committor_by_quadrature,
+    mean_first_passage_by_quadrature as mean_first_passage_by_quadrature,
+)
 from .flow_path import FlowPath as FlowPath
 from .forcefield import TorchForce as TorchForce
 from .gaussian_path import (
@@ -8,10 +24,12 @@ from .gaussian_path import (
     FullPath as FullPath,
     KinematicPath as KinematicPath,
     bridge as bridge,
+    clock_grid as clock_grid,
     log_linear as log_linear,
     through as through,
 )
 from .molecule import Molecule as Molecule
 from .openmm_force import OpenMMForce as OpenMMForce
+from .potentials import POTENTIALS as POTENTIALS, DoubleWell as DoubleWell, DualChannel as DualChannel, MuellerBrown as MuellerBrown
 from .process import Counted as Counted, Overdamped as Overdamped, Potential as Potential, Underdamped as Underdamped, force as force
 from .trajectory import film as film, to_mdtraj as to_mdtraj, write as write

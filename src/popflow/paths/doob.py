@@ -7,7 +7,8 @@ Schroedinger bridge; as they shrink to points it is Doob's transform, ``b + xi^2
 over paths that end in B is ``-log P(B | A)``.
 
 Variance: times are stratified, neighbouring strata take opposite base points, every component is drawn at every time (which makes the gradient
-of the weights exact), and for one Gaussian the part of the integrand that needs no force is replaced by its known mean.
+of the weights exact), and for one Gaussian the part of the integrand that needs no force is replaced by its known mean. Estimates draw half of
+their times by the clock of the path, dense at both ends where narrow laws make the integrand large, and weigh them.
 
 Source: Du et al., *Doob's Lagrangian*, NeurIPS 2024, theorem 1; Girsanov's theorem.
 """
@@ -28,6 +29,7 @@ from popflow.core.checks import at_least_one
 from popflow.core.streams import Streams
 from popflow.learn import Fit, cosine
 from popflow.learn.fit import fit as learn
+from popflow.paths.gaussian_path import clock_grid
 from popflow.paths.process import Counted, Process, require_finite
 
 
@@ -87,13 +89,31 @@ class _Cost(nn.Module):
         return self.rows(t, z)[0].mean()
 
 
+CELLS = 256
+"""Cells of the density of times of an estimate: uniform within a cell, so that its weights are exact."""
+
+
 def draw(path: Any, rows: int, rng: Streams) -> tuple[Tensor, Tensor]:
     """Draw stratified times ``[rows]`` and base points ``[rows, .]``, opposite in neighbouring strata."""
+    like, strata = path.start, torch.arange(rows, dtype=torch.float64, device=rng.device)
+    u = (strata + rng.uniform("times", (rows,))) / rows
+    return (u * path.time).to(like), _base(path, rows, rng)
+
+
+def _draw_by_clock(path: Any, rows: int, rng: Streams) -> tuple[Tensor, Tensor, Tensor]:
+    """As `draw`, with times by the clock of the path, and their weights ``[rows]`` of mean one."""
+    delta = min(path.ends) ** 2 / float(path.noise.square().max() * path.time ** (3 if path.base_dim() > path.dim else 1))
+    edges = clock_grid(1.0, CELLS, min(1.0, max(1e-6, delta)))
+    u = (torch.arange(rows, dtype=torch.float64) + rng.uniform("times", (rows,))) / rows * CELLS
+    cell = u.long().clamp(max=CELLS - 1)
+    width = edges.diff()[cell]
+    return ((edges[cell] + (u - cell) * width) * path.time).to(path.start), _base(path, rows, rng), width * CELLS
+
+
+def _base(path: Any, rows: int, rng: Streams) -> Tensor:
     like = path.start
-    strata = torch.arange(rows, dtype=torch.float64, device=rng.device)
-    t = ((strata + rng.uniform("times", (rows,))) * (path.time / rows)).to(like)
     half = rng.normal("base", like.new_empty((rows + 1) // 2, path.base_dim()))
-    return t, torch.stack([half, -half], 1).flatten(0, 1)[:rows]
+    return torch.stack([half, -half], 1).flatten(0, 1)[:rows]
 
 
 def fit(
@@ -179,8 +199,9 @@ def action(process: Process, path: Any, n: int, rng: Streams, chunk: int = 8192)
     cost = _Cost(process, path)
     means = []
     for _ in range(blocks):
+        t, z, weight = _draw_by_clock(path, rows, rng)
         with torch.no_grad():
-            means.append(torch.stack([part.double().mean() for part in cost.rows(*draw(path, rows, rng))]))
+            means.append(torch.stack([(weight * part.double()).mean() for part in cost.rows(t, z)]))
     values = require_finite("the action", torch.stack(means))
     value, free, force = values.mean(0).tolist()
     return Action(value, float(values[:, 0].std()) / blocks**0.5, free, force, blocks * rows * path.components)

@@ -122,6 +122,11 @@ class FlowPath(nn.Module):
         return self.frame.end
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """Standard deviations of both end laws."""
+        return self.frame.ends
+
+    @property
     def noise(self) -> Tensor:
         """Noise of the process, ``[D]``."""
         return self.frame.noise
