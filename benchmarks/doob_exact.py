@@ -90,7 +90,7 @@ def bridges(options: argparse.Namespace) -> list[Row]:
         for seed in range(options.seeds):
             ends = (torch.tensor([value], dtype=torch.float64) for value in (case.a, case.b))
             path = DiagonalPath(*ends, 1.0, noise=case.xi, sigma0=case.s0, widths=case.widths, rng=Streams(seed))
-            fitted = fit(process, path, steps=20 if options.quick else 1500, batch=256, rng=Streams(seed), lr=3e-3, bar=False)
+            fitted = fit(process, path, steps=20 if options.quick else 800, batch=256, rng=Streams(seed), lr=3e-3, bar=False)
             got = action(process, fitted.path, 2000 if options.quick else 100_000, Streams(100 + seed))
             r = torch.linspace(0, 1, 101, dtype=torch.float64)
             moments, (mean, sd) = fitted.path.moments(r), case.moments(r)
@@ -181,7 +181,7 @@ def rare(options: argparse.Namespace) -> list[Row]:
     a = torch.tensor([-b], dtype=torch.float64)
     path = FullPath if len(a) > 1 else DiagonalPath
     learned = path(a, -a, time_, noise=1.0, sigma0=(0.05, 0.15), rng=Streams(0))
-    learned = fit(process, learned, steps=20 if options.quick else 1500, batch=256, rng=Streams(0), lr=5e-3, bar=False).path
+    learned = fit(process, learned, steps=20 if options.quick else 800, batch=256, rng=Streams(0), lr=5e-3, bar=False).path
     exact = Grid(process, (-3.0,), (3.0,), 0.01 if options.quick else 0.0025)
     rows = []
     for hit, word in ((False, "at the last time"), (True, "first hit")):
@@ -192,7 +192,7 @@ def rare(options: argparse.Namespace) -> list[Row]:
         times = clock_grid(time_, steps)
         got = probability(process, learned, inside, n, times, Streams(5), start=a, first_hit=hit)
         truth = exact.probability(a, inside, time_, 400, hit=hit)
-        brute_n, brute_steps = (20_000, 100) if options.quick else (1_000_000, 400)
+        brute_n, brute_steps = (20_000, 100) if options.quick else (200_000, 400)
         share, error = brute(process, a, inside, brute_n, brute_steps, time_, hit)
         notes = {
             "estimate": got.value,

@@ -166,7 +166,7 @@ class GaussianPath(nn.Module):
         self.logits = nn.Parameter(torch.zeros(components, dtype=start.dtype), requires_grad=learn_weights)
         with rng.layers("path network"):
             sizes = [2, *[width] * depth]
-            layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
+            layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), _Swish())]
             head = nn.Linear(width, components * (self.chart_dim + self.shape_dim()))
             self.network = nn.Sequential(*layers, head).to(start)
         with torch.no_grad():
@@ -371,6 +371,13 @@ class KinematicPath(GaussianPath):
 
     def _scale(self) -> float | Tensor:
         return (self.end - self.start).square().mean().sqrt() if self.chart is _same else 1.0
+
+
+class _Swish(nn.Module):
+    """``x sigmoid(x)``: torch's own has no derivative of second order in forward mode, which velocities of velocities need."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sigmoid()
 
 
 def _all(like: Tensor, dim: int) -> Tensor:
