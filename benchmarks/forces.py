@@ -51,12 +51,13 @@ def molecules(quick: bool) -> dict[str, tuple[Any, Tensor]]:
     if quick:
         molecule = water()
         return {"water": (molecule.topology, molecule.a)}
-    import openmm.app as app
+    from openmm import app
 
     folder = Path(os.environ["POPFLOW_DATA"]) / "md"
     files = {name: app.PDBFile(str(folder / file)) for name, file in FILES.items()}
     return {
-        name: (file.topology, torch.tensor(file.getPositions(asNumpy=True)._value, dtype=torch.float64)) for name, file in files.items()
+        name: (file.topology, torch.tensor(file.getPositions(asNumpy=True)._value, dtype=torch.float64))  # pyright: ignore[reportOptionalMemberAccess]
+        for name, file in files.items()
     }
 
 
@@ -154,7 +155,7 @@ def per_second(runners: dict[str, Callable[[], Any]], n: int, turns: int, limit:
 
 def torchmd(system: Any, rows: Tensor) -> Callable[[], Any]:
     """TorchMD's forces with the parameters of a System without solvent, in kcal/mol and angstrom; its result is compared with OpenMM's first."""
-    from torchmd.forces import Forces
+    from torchmd.forces import Forces  # pyright: ignore[reportMissingImports]
 
     kcal = 4.184
     kinds = {type(force).__name__: force for force in system.getForces()}
