@@ -31,18 +31,17 @@ LIMIT = 0.5
 
 
 def main(options: Namespace) -> list[Row]:
-    """Compare energies, forces and speeds."""
+    """Compare energies and forces (part agreement), and speeds without solvent and in OBC2 (parts vacuum and OBC2)."""
     torch.set_num_threads(1)
     rows = []
     for name, (topology, x) in molecules(options.quick).items():
         for solvent, fields in ({"vacuum": ["amber14/tip3p.xml"]} if options.quick else FIELDS).items():
             system = system_of(topology, fields)
-            rows += agreement(f"{name}, {solvent}", system, x)
-            if name != "chignolin":
-                sizes = [1, 8] if options.quick else [1, 64, 256, 512]
-                rows += speeds(f"{name}, {solvent}", system, x, sizes, options, solvent == "vacuum")
-            else:
-                rows += speeds(f"{name}, {solvent}", system, x, [1, 32], options, solvent == "vacuum", compiled=False)
+            if "agreement" in options.only:
+                rows += agreement(f"{name}, {solvent}", system, x)
+            if solvent in options.only:
+                sizes = [1, 8] if options.quick else [1, 32] if name == "chignolin" else [1, 64, 256, 512]
+                rows += speeds(f"{name}, {solvent}", system, x, sizes, options)
     return rows
 
 
@@ -51,12 +50,13 @@ def molecules(quick: bool) -> dict[str, tuple[Any, Tensor]]:
     if quick:
         molecule = water()
         return {"water": (molecule.topology, molecule.a)}
-    import openmm.app as app
+    from openmm import app
 
     folder = Path(os.environ["POPFLOW_DATA"]) / "md"
     files = {name: app.PDBFile(str(folder / file)) for name, file in FILES.items()}
     return {
-        name: (file.topology, torch.tensor(file.getPositions(asNumpy=True)._value, dtype=torch.float64)) for name, file in files.items()
+        name: (file.topology, torch.tensor(file.getPositions(asNumpy=True)._value, dtype=torch.float64))  # pyright: ignore[reportOptionalMemberAccess]
+        for name, file in files.items()
     }
 
 
@@ -96,10 +96,10 @@ def agreement(name: str, system: Any, x: Tensor) -> list[Row]:
     ]
 
 
-def speeds(name: str, system: Any, x: Tensor, sizes: list[int], options: Namespace, with_torchmd: bool, compiled: bool = True) -> list[Row]:
+def speeds(name: str, system: Any, x: Tensor, sizes: list[int], options: Namespace) -> list[Row]:
     """Evaluations per second by batch size: eager, compiled, and peers."""
     force_field, openmm = TorchForce(system), reference(system)
-    fused = torch.compile(force_field.force, dynamic=False) if compiled and not options.quick else None
+    fused = torch.compile(force_field.force, dynamic=False)
     out = []
     for n in sizes:
         rows = disturbed(x, n)
@@ -108,9 +108,9 @@ def speeds(name: str, system: Any, x: Tensor, sizes: list[int], options: Namespa
             "OpenMM loop": lambda rows=rows: openmm(rows),
         }
         absent: dict[str, float | str] = {}
-        if fused is not None:
+        if name.startswith("alanine") and n >= 64:
             runners["compiled"] = lambda rows=rows: fused(rows)
-        if with_torchmd:
+        if name.endswith("vacuum"):
             try:
                 runners["TorchMD"] = torchmd(system, rows)
             except ImportError as error:
@@ -154,7 +154,7 @@ def per_second(runners: dict[str, Callable[[], Any]], n: int, turns: int, limit:
 
 def torchmd(system: Any, rows: Tensor) -> Callable[[], Any]:
     """TorchMD's forces with the parameters of a System without solvent, in kcal/mol and angstrom; its result is compared with OpenMM's first."""
-    from torchmd.forces import Forces
+    from torchmd.forces import Forces  # pyright: ignore[reportMissingImports]
 
     kcal = 4.184
     kinds = {type(force).__name__: force for force in system.getForces()}
@@ -217,4 +217,4 @@ def torchmd(system: Any, rows: Tensor) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
-    run("forces", main)
+    run("forces", main, parts=("agreement", "vacuum", "OBC2"))

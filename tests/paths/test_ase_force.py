@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ase.calculators.calculator import CalculationFailed
+from ase.calculators.calculator import CalculationFailed, all_changes
 from ase.calculators.lj import LennardJones
 
 from popflow.paths.ase_force import ASEForce
@@ -16,10 +16,10 @@ from popflow.paths.ase_force import ASEForce
 class Fragile(LennardJones):
     """Fails when two atoms are further apart than 5 angstrom."""
 
-    def calculate(self, atoms: Any = None, *rest: Any) -> None:
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
         if atoms.get_distance(0, 1) > 5:
             raise CalculationFailed("no convergence")
-        super().calculate(atoms, *rest)
+        super().calculate(atoms, properties, system_changes)
 
 
 def pair(*distances: float) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_energy_force_and_product_of_a_known_potential() -> None:
     slope = 4 * depth * (-12 * u**2 + 6 * u) / r
     curve = 4 * depth * (156 * u**2 - 42 * u) / r**2
     difference = potential(x)[0] - potential(x)[1]
-    assert float(difference) == pytest.approx(float((4 * depth * (u**2 - u)).diff()[0] * -1), rel=1e-6)
+    assert float(difference.detach()) == pytest.approx(float((4 * depth * (u**2 - u)).diff()[0] * -1), rel=1e-6)
     force = potential.force(x)
     assert force[:, 3].tolist() == pytest.approx((-slope).tolist(), rel=1e-6)
     c = torch.zeros_like(x)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.func import jvp
 
 from popflow.paths.coordinates import ZMatrix, dihedrals, idpp, kabsch, rmsd
 from popflow.paths.forcefield import TorchForce
@@ -52,6 +53,29 @@ def test_internal_coordinates_and_back(dipeptide: Molecule) -> None:
     z.to_cartesian(internal).square().sum().backward()
     assert internal.grad is not None
     assert bool(internal.grad.isfinite().all())
+
+
+def test_accelerations_of_placed_atoms_can_be_trained() -> None:
+    """Kinematic paths take two derivatives in time, in forward mode, and one in their parameters."""
+    z = ZMatrix(torch.tensor([[3, 2, 1, 0]]), (0, 1, 2))
+    start = torch.tensor([0.0, 0, 0, 1, 0, 0, 1, 1, 0, 1, 1.5, 1], dtype=torch.float64)
+    way = torch.linspace(-0.1, 0.1, 12, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.2, 0.7], dtype=torch.float64)
+
+    def acceleration(t: Tensor, way: Tensor) -> Tensor:
+        def position(t: Tensor) -> Tensor:
+            return z.to_cartesian(start + (t**3)[:, None] * way)
+
+        def speed(t: Tensor) -> Tensor:
+            return jvp(position, (t,), (torch.ones_like(t),))[1]
+
+        return jvp(speed, (t,), (torch.ones_like(t),))[1]
+
+    h = 1e-4
+    with torch.no_grad():
+        left, here, right = (z.to_cartesian(start + ((t + k * h) ** 3)[:, None] * way) for k in (-1, 0, 1))
+    assert torch.allclose(acceleration(t, way).detach(), (left - 2 * here + right) / h**2, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda way: acceleration(t, way), way)
 
 
 def test_winding_chooses_the_way_round(dipeptide: Molecule) -> None:

@@ -14,11 +14,17 @@ from popflow.paths.config import PathConfig
 from popflow.paths.doob import fit
 from popflow.paths.job import run
 from popflow.paths.scene import path, scene
-from popflow.runs import Run
+from popflow.runs import Run, point_figures
 
 TINY = ("--steps", "4", "--batch", "8", "--evaluations", "256", "--paths", "6")
 SURFACE = "def energy(x):\n    return x[..., 0] ** 4 - 2 * x[..., 0] ** 2 + x[..., 1:].square().sum(-1)\n"
 OWN = ("--time", "1", "--noise", "1", "--sigma0", "0.1", "--dt", "0.05")
+
+
+@pytest.fixture(autouse=True)
+def no_films(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out animations, which take seconds and are tested with the figures."""
+    monkeypatch.setattr(point_figures, "moving", lambda *given, **options: "data:image/png;base64,iVBORw0KGgo=")
 
 
 def told(capsys, *arguments: str) -> dict:

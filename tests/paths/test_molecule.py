@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_constraints_virtual_sites_and_boxes_are_refused(dipeptide: Molecule) ->
     from openmm import app
 
     topology = dipeptide.topology
-    field = app.ForceField("amber14/protein.ff14SB.xml")
+    field: Any = app.ForceField("amber14/protein.ff14SB.xml")
     held = field.createSystem(topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds, removeCMMotion=False)
     with pytest.raises(ValueError, match=r"12 constraints .* constraints=None"):
         TorchForce(held)
@@ -104,7 +105,7 @@ def test_constraints_virtual_sites_and_boxes_are_refused(dipeptide: Molecule) ->
         TorchForce(system)
     system = system_of(topology, ["amber14/protein.ff14SB.xml"])
     system.addForce(openmm.CustomExternalForce("x"))
-    with pytest.raises(ValueError, match="CustomExternalForce, .*OpenMMForce"):
+    with pytest.raises(ValueError, match=r"CustomExternalForce, .*OpenMMForce"):
         TorchForce(system)
 
 

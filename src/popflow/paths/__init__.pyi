@@ -1,3 +1,5 @@
+from .ase_force import ASEForce as ASEForce, gfn2_xtb as gfn2_xtb
+from .coordinates import ZMatrix as ZMatrix, dihedrals as dihedrals, idpp as idpp, kabsch as kabsch, rmsd as rmsd
 from .doob import Action as Action, Fitted as Fitted, action as action, fit as fit
 from .ensemble import (
     PathEnsemble as PathEnsemble,
@@ -16,6 +18,7 @@ from .exact import (
     mean_first_passage_by_quadrature as mean_first_passage_by_quadrature,
 )
 from .flow_path import FlowPath as FlowPath
+from .forcefield import TorchForce as TorchForce
 from .gaussian_path import (
     DiagonalPath as DiagonalPath,
     FullPath as FullPath,
@@ -25,6 +28,8 @@ from .gaussian_path import (
     log_linear as log_linear,
     through as through,
 )
+from .molecule import Molecule as Molecule
+from .openmm_force import OpenMMForce as OpenMMForce
 from .potentials import POTENTIALS as POTENTIALS, DoubleWell as DoubleWell, DualChannel as DualChannel, MuellerBrown as MuellerBrown
 from .process import Counted as Counted, Overdamped as Overdamped, Potential as Potential, Underdamped as Underdamped, force as force
 from .shooting import (
@@ -37,3 +42,4 @@ from .shooting import (
     transitions as transitions,
     two_way as two_way,
 )
+from .trajectory import film as film, to_mdtraj as to_mdtraj, write as write

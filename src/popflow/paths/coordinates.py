@@ -48,7 +48,7 @@ def dihedrals(x: Tensor, quadruples: Tensor) -> Tensor:
     a, b, c, d = (x[..., quadruples[:, k], :] for k in range(4))
     b1, b2, b3 = b - a, c - b, d - c
     n1, n2 = torch.linalg.cross(b1, b2), torch.linalg.cross(b2, b3)
-    return torch.atan2(torch.linalg.vector_norm(b2, dim=-1) * (b1 * n2).sum(-1), (n1 * n2).sum(-1))
+    return torch.atan2(_norm(b2) * (b1 * n2).sum(-1), (n1 * n2).sum(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class ZMatrix:
         """Choose one for a connected molecule, outwards from an atom in its middle. Each bond, angle and dihedral follows bonds where there are any.
 
         >>> ZMatrix.of(4, [(0, 1), (1, 2), (2, 3)]).rows.tolist()
-        [[3, 2, 1, 0]]
+        [[0, 1, 2, 3]]
         """
         if atoms < 3:
             raise ValueError(f"atoms={atoms}, wanted at least 3.")
@@ -117,8 +117,8 @@ class ZMatrix:
         """``[*batch, N, 3] -> [*batch, 3 N]``: the base in nm, then for each row the bond in nm, the angle and the dihedral in rad."""
         atom, bond, angle, _ = self.rows.T
         u, v = x[..., atom, :] - x[..., bond, :], x[..., angle, :] - x[..., bond, :]
-        sine = torch.linalg.vector_norm(torch.linalg.cross(u, v), dim=-1)
-        values = torch.stack([torch.linalg.vector_norm(u, dim=-1), torch.atan2(sine, (u * v).sum(-1)), dihedrals(x, self.rows)], -1)
+        sine = _norm(torch.linalg.cross(u, v))
+        values = torch.stack([_norm(u), torch.atan2(sine, (u * v).sum(-1)), dihedrals(x, self.rows)], -1)
         return torch.cat([x[..., list(self.base), :], values], -2).flatten(-2)
 
     def to_cartesian(self, internal: Tensor) -> Tensor:
@@ -193,4 +193,9 @@ def _jumps(a: Tensor, inner: Tensor, b: Tensor) -> Tensor:
 
 
 def _unit(v: Tensor) -> Tensor:
-    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return v / _norm(v)[..., None]
+
+
+def _norm(v: Tensor) -> Tensor:
+    """Length along the last axis: torch's ``vector_norm`` cannot be differentiated in reverse after two derivatives in forward mode."""
+    return (v * v).sum(-1).sqrt()

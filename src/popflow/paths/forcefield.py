@@ -129,7 +129,7 @@ def _table(rows: Sequence[Sequence[float]], atoms: int) -> tuple[Tensor, list[Te
 
 def _plain(value: Any) -> float:
     """A number of OpenMM in its own units: nm, kJ/mol, rad, e."""
-    import openmm.unit as unit
+    from openmm import unit
 
     return float(value.value_in_unit_system(unit.md_unit_system) if unit.is_quantity(value) else value)
 

@@ -235,7 +235,7 @@ def _volume(x: Tensor, centre: int, around: list[int]) -> float:
 def _openmm() -> Any:
     try:
         import openmm
-        import openmm.app  # noqa: F401
+        import openmm.app
     except ImportError as error:
         raise MissingExtraError("openmm is not installed; it reads force fields. Fix: pip install 'popflow[md]'.") from error
     return openmm

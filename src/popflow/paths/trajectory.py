@@ -110,7 +110,8 @@ def _picture(x: Tensor, scale: float, elements: Sequence[str], bonds: Sequence[t
     flat = (x[:, :2] * scale + _SIZE / 2).tolist()
     for i, j in bonds:
         draw.line([*flat[i], *flat[j]], fill="#9a9a9a", width=3)
-    for i in x[:, 2].argsort().tolist():
+    order: list[int] = x[:, 2].argsort().tolist()
+    for i in order:
         radius, (u, v) = scale * _RADII.get(elements[i], 0.03), flat[i]
         draw.ellipse([u - radius, v - radius, u + radius, v + radius], fill=_COLOURS.get(elements[i], "#d06fc2"), outline="#444444")
     return image
