@@ -59,7 +59,7 @@ def folx_functions(psi: PsiFormer, system: Molecule) -> dict[str, Callable]:
     n, heads, dets = system.electrons, psi.heads, psi.determinants
     pairs = w["jastrow.pairs"]
 
-    def log_psi(flat):  # noqa: ANN001, ANN202
+    def log_psi(flat):
         x = flat.reshape(n, 3)
         a = x[:, None] - w["features.centres"]
         r = jnp.sqrt((a * a).sum(-1))
@@ -88,7 +88,7 @@ def folx_functions(psi: PsiFormer, system: Molecule) -> dict[str, Callable]:
 
     charges = jnp.asarray(system.charges, jnp.float32)
 
-    def energy(flat):  # noqa: ANN001, ANN202
+    def energy(flat):
         out = forward_laplacian(log_psi, 6)(flat)
         x = flat.reshape(n, 3)
         gap = x[pairs[0]] - x[pairs[1]]
@@ -152,14 +152,22 @@ def main(options: Namespace) -> list[Row]:
 
 def rows_of(times: dict[str, tuple[float, float]], other: dict[str, tuple[float, float] | str], quick: bool) -> list[Row]:
     """Ratios, with milliseconds and first calls in the notes."""
-    notes = {name: {"ms": ms, "first call, s": first} for name, (ms, first) in times.items()} | {"folx": other, "threads": torch.get_num_threads()}
+    notes = {name: {"ms": ms, "first call, s": first} for name, (ms, first) in times.items()} | {
+        "folx": other,
+        "threads": torch.get_num_threads(),
+    }
 
     def target(value: float) -> float | None:
         return None if quick else value
 
     ratio = times["Laplacian, jvp of grad"][0] / times["Laplacian, forward"][0]
     rows = [Row("Laplacian: jvp of grad over forward Laplacian, torch eager", ratio, None, "x", target(5.0), ">=", notes=notes)]
-    for what, kind, wanted in (("energy", "compiled", 1.15), ("gradient", "compiled", 0.65), ("energy", "eager", None), ("gradient", "eager", 1.0)):
+    for what, kind, wanted in (
+        ("energy", "compiled", 1.15),
+        ("gradient", "compiled", 0.65),
+        ("energy", "eager", None),
+        ("gradient", "eager", 1.0),
+    ):
         mine, theirs = times.get(f"{what}, {kind}"), other[what]
         if mine is None:
             continue
@@ -167,14 +175,27 @@ def rows_of(times: dict[str, tuple[float, float]], other: dict[str, tuple[float,
         if isinstance(theirs, str):
             rows.append(Row(claim.replace("over folx + jit", "(folx absent)"), mine[0], None, "ms", peers={"folx": theirs}))
         else:
-            peer = {"folx + jit (ms)": theirs[0], "folx, first call (s)": theirs[1], "popflow (ms)": mine[0], "popflow, first call (s)": mine[1]}
+            peer = {
+                "folx + jit (ms)": theirs[0],
+                "folx, first call (s)": theirs[1],
+                "popflow (ms)": mine[0],
+                "popflow, first call (s)": mine[1],
+            }
             rows.append(Row(claim, mine[0] / theirs[0], None, "x", wanted and target(wanted), peers=peer))
     for kind in ("eager", "compiled"):
         if f"step W, {kind}" in times:
             # an iteration also makes ten moves, the same for both
             moves = 10 * times["log psi"][0]
             value = (times[f"step W, {kind}"][0] + moves) / (times[f"step FR, {kind}"][0] + moves)
-            rows.append(Row(f"Wasserstein iteration over Fisher-Rao, {kind}, ten moves", value, None, "x", target(1.9) if kind == "compiled" else None))
+            rows.append(
+                Row(
+                    f"Wasserstein iteration over Fisher-Rao, {kind}, ten moves",
+                    value,
+                    None,
+                    "x",
+                    target(1.9) if kind == "compiled" else None,
+                )
+            )
     return rows
 
 

@@ -91,12 +91,32 @@ SMALLEST: dict[str, Callable[[Path], list[str]]] = {
         *("--steps", "2", "--width", "4", "--members", "1", "--moves", "1"),
     ],
     "ground": lambda folder: [
-        *(str(hydrogen(folder)), "--network", "slater-jastrow", "--width", "2", "--walkers", "2", "--steps", "20", "--moves", "1", "--sweeps", "10"),
+        *(
+            str(hydrogen(folder)),
+            "--network",
+            "slater-jastrow",
+            "--width",
+            "2",
+            "--walkers",
+            "2",
+            "--steps",
+            "20",
+            "--moves",
+            "1",
+            "--sweeps",
+            "10",
+        ),
     ],
 }
 """Verb -> the options of its smallest job (one particle, one restart), on input made in a folder."""
 
-INPUTS: dict[str, Callable[[Path, int], Path]] = {"sample": points, "flow": cells, "search": mnist, "optimize": measured, "ground": hydrogen}
+INPUTS: dict[str, Callable[[Path, int], Path]] = {
+    "sample": points,
+    "flow": cells,
+    "search": mnist,
+    "optimize": measured,
+    "ground": hydrogen,
+}
 """Verb -> what writes its input file: the same path, other content for another seed."""
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

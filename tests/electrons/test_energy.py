@@ -10,7 +10,20 @@ from torch import Tensor
 
 from popflow.core import Streams
 from popflow.electrons import (
-    Decay, LocalEnergy, Molecule, Objective, PsiFormer, System, Trap, WaveFunction, clip, exact_state, hookes_atom, oscillator, pull, quantum_dot,
+    Decay,
+    LocalEnergy,
+    Molecule,
+    Objective,
+    PsiFormer,
+    System,
+    Trap,
+    WaveFunction,
+    clip,
+    exact_state,
+    hookes_atom,
+    oscillator,
+    pull,
+    quantum_dot,
     surrogate,
 )  # fmt: skip
 from popflow.electrons.energy import highest_precision, typical
@@ -99,7 +112,9 @@ def hydrogen_samples(a: float) -> Tensor:
     ],
     ids=["oscillator", "hydrogen"],
 )
-def test_parameter_gradients_are_the_closed_forms(psi: Decay, system: System, x: Tensor, energy: float, growth: float, transport: float) -> None:
+def test_parameter_gradients_are_the_closed_forms(
+    psi: Decay, system: System, x: Tensor, energy: float, growth: float, transport: float
+) -> None:
     local = LocalEnergy(psi, system, chunk=SAMPLES)(x, gradient=True)
     assert local.gradient is not None
     assert abs(local.energy.mean() - energy) < 4 * local.energy.std() / SAMPLES**0.5
@@ -147,7 +162,9 @@ def test_the_energy_is_finite_where_electrons_meet(spin: int, psiformer) -> None
             x = torch.tensor([[[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]], dtype=torch.float64)
             x[0, 1, direction] += gap
             energies.append(float(LocalEnergy(psi, helium)(x).energy))
-        assert abs(energies[1] - energies[0]) < 20  # 9000 Hartree without the cusp; of the smooth part of an untrained network several remain
+        assert (
+            abs(energies[1] - energies[0]) < 20
+        )  # 9000 Hartree without the cusp; of the smooth part of an untrained network several remain
 
 
 def test_equal_spins_change_the_sign_and_nothing_else(points, psiformer, slater_jastrow) -> None:
