@@ -59,7 +59,7 @@ def folx_functions(psi: PsiFormer, system: Molecule) -> dict[str, Callable]:
     n, heads, dets = system.electrons, psi.heads, psi.determinants
     pairs = w["jastrow.pairs"]
 
-    def log_psi(flat):  # noqa: ANN001, ANN202
+    def log_psi(flat):
         x = flat.reshape(n, 3)
         a = x[:, None] - w["features.centres"]
         r = jnp.sqrt((a * a).sum(-1))
@@ -88,7 +88,7 @@ def folx_functions(psi: PsiFormer, system: Molecule) -> dict[str, Callable]:
 
     charges = jnp.asarray(system.charges, jnp.float32)
 
-    def energy(flat):  # noqa: ANN001, ANN202
+    def energy(flat):
         out = forward_laplacian(log_psi, 6)(flat)
         x = flat.reshape(n, 3)
         gap = x[pairs[0]] - x[pairs[1]]

@@ -17,7 +17,7 @@ def by_reverse(psi: WaveFunction, x: Tensor) -> tuple[Tensor, Tensor]:
     gradients, laplacians = [], []
     for point in x:
         gradients.append(torch.autograd.functional.jacobian(lambda y: psi(y.unsqueeze(0))[0], point).flatten())
-        square = torch.autograd.functional.hessian(lambda y: psi(y.unsqueeze(0))[0], point).reshape(point.numel(), -1)
+        square = torch.autograd.functional.hessian(lambda y: psi(y.unsqueeze(0))[0], point).reshape(point.numel(), -1)  # pyright: ignore
         laplacians.append(square.trace())
     return torch.stack(gradients), torch.stack(laplacians)
 
@@ -78,7 +78,7 @@ def test_attention_of_jets_is_that_of_tensors(local: bool) -> None:
         assert torch.allclose(found.value[k], value(flat))
         assert torch.allclose(found.jacobian[k].movedim(0, -1), torch.autograd.functional.jacobian(value, flat))
         second = torch.stack(
-            [torch.autograd.functional.hessian(lambda y, i=i: value(y).flatten()[i], flat).trace() for i in range(found.value[0].numel())]
+            [torch.autograd.functional.hessian(lambda y, i=i: value(y).flatten()[i], flat).trace() for i in range(found.value[0].numel())]  # pyright: ignore
         )
         assert torch.allclose(found.laplacian[k].flatten(), second, rtol=1e-10, atol=1e-12)
 

@@ -10,12 +10,28 @@ import torch
 
 from popflow.core import CheckpointError, DivergenceError, Streams
 from popflow.electrons import (
-    Decay, LocalEnergy, Molecule, Objective, PsiFormer, SlaterJastrow, Walkers, WaveFunction, equilibrate, evaluate, exact_state, hookes_atom, jacobian, oscillator,
-    place, quantum_dot, search, woodbury,
+    Decay,
+    LocalEnergy,
+    Molecule,
+    Objective,
+    PsiFormer,
+    SlaterJastrow,
+    Walkers,
+    WaveFunction,
+    equilibrate,
+    evaluate,
+    exact_state,
+    ground_state as module,
+    hookes_atom,
+    jacobian,
+    oscillator,
+    place,
+    quantum_dot,
+    search,
+    woodbury,
 )  # fmt: skip
-from popflow.electrons import ground_state as module
-from popflow.optim import spring
 from popflow.electrons.wavefunctions import System
+from popflow.optim import spring
 
 OPTIMISERS = ["minsr", "spring", "singd", "adam"]
 
@@ -65,7 +81,7 @@ def test_a_search_that_was_stopped_ends_with_the_same_bits(optimiser, tmp_path: 
     class Stopped(Exception):
         pass
 
-    def stop(progress) -> None:  # noqa: ANN001
+    def stop(progress) -> None:
         if progress.step == 10:
             raise Stopped
 
@@ -102,7 +118,7 @@ def test_a_step_that_is_not_finite_is_taken_back(monkeypatch: pytest.MonkeyPatch
     system, calls = quantum_dot(), 0
     real = module.pull
 
-    def poisoned(*given):  # noqa: ANN002, ANN202
+    def poisoned(*given):
         nonlocal calls
         calls += 1
         towards = real(*given)

@@ -22,7 +22,7 @@ BAR = 5e-3
 def demo(config: DemoConfig, run: Run) -> Report:
     """Descend to the ground state of the quantum dot, E = 3 Hartree, by each geometry."""
     system = quantum_dot()
-    steps, walkers = (min(200, config.steps), min(128, config.walkers)) if config.quick else (config.steps, config.walkers)
+    steps, walkers = (min(100, config.steps), min(64, config.walkers)) if config.quick else (config.steps, config.walkers)
     table, curves, results, worst = [], {}, {}, 0.0
     for name, objective in OBJECTIVES.items():
         rng = Streams(config.seed, run.device)
@@ -30,7 +30,7 @@ def demo(config: DemoConfig, run: Run) -> Report:
         begun = equilibrate(psi, place(psi, system, walkers, rng), rng)
         stage = training(run, name, steps)
         found = search(
-            psi, system, begun, objective=objective, optimiser="singd", steps=steps, rng=rng, gradients=True, record=stage["record"],
+            psi, system, begun, objective=objective, optimiser="singd", steps=steps, rng=rng, gradients=True, moves=5, lr=0.05, record=stage["record"],
             checkpoint=stage["checkpoint"],
         )  # fmt: skip
 

@@ -64,7 +64,7 @@ def exact_state(system: Trap | Molecule) -> WaveFunction:
 
     Example:
         >>> from popflow.electrons.traps import oscillator
-        >>> float(exact_state(oscillator(omega=2.0)).rate)
+        >>> float(exact_state(oscillator(omega=2.0)).rate.detach())
         2.0
     """
     if isinstance(system, Molecule):

@@ -150,7 +150,7 @@ def search(
         >>> psi = Decay(1.6, power=2, dim=1)  # exact at a = 1
         >>> walkers = place(psi, system, 256, rng, dtype=torch.float64)
         >>> found = search(psi, system, walkers, steps=100, rng=rng, optimiser="adam", lr=0.03)
-        >>> abs(float(psi.rate) - 1) < 0.02
+        >>> abs(float(psi.rate.detach()) - 1) < 0.02
         True
     """
     at_least_one(steps=steps, moves=moves, checkpoint_every=checkpoint_every)

@@ -1,0 +1,43 @@
+"""Hartree-Fock orbitals against PySCF, and the fit of a network to them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from popflow.core import Streams
+from popflow.electrons import HartreeFock, Molecule, MoleculeError, PsiFormer, pretrain
+from popflow.electrons.pretrain import _solve
+
+
+def test_basis_functions_and_determinants_are_those_of_pyscf(points) -> None:
+    pytest.importorskip("pyscf")
+    hydride = Molecule.of("Li 0 0 0; H 0 0 3.015", unit="bohr")
+    field, x = HartreeFock(hydride), points(hydride, 5)
+    mol, solved = _solve(hydride, "cc-pvdz")  # s, p and d
+    values = torch.as_tensor(mol.eval_gto("GTOval_sph", x.reshape(-1, 3).numpy())).reshape(5, 4, -1)
+    assert torch.allclose(field.atomic_orbitals(x), values, rtol=1e-12, atol=1e-12)
+    orbitals = values @ torch.as_tensor(solved.mo_coeff[:, :2])
+    log = sum(torch.linalg.slogdet(part).logabsdet for part in (orbitals[:, :2], orbitals[:, 2:]))
+    assert isinstance(log, torch.Tensor)
+    assert torch.allclose(field(x), log, rtol=1e-10)
+    assert abs(field.energy - solved.e_tot) < 1e-8
+
+
+def test_a_network_comes_near_the_orbitals() -> None:
+    pytest.importorskip("pyscf")
+    helium, losses = Molecule.of("He"), []
+    psi = PsiFormer(helium, width=8, layers=1, heads=2, determinants=1)
+    walkers = pretrain(
+        psi, helium, HartreeFock(helium), steps=100, batch=64, rng=Streams(0), record=[lambda p: losses.append(p.metrics["loss"])]
+    )
+    assert losses[-1] < losses[0] / 3
+    assert walkers.x.shape[1:] == (2, 3)
+
+
+def test_a_basis_that_is_unknown_or_too_rich_is_refused() -> None:
+    pytest.importorskip("pyscf")
+    with pytest.raises(MoleculeError, match="no basis 'cc-pvxx'"):
+        HartreeFock(Molecule.of("He"), "cc-pvxx")
+    with pytest.raises(MoleculeError, match="functions beyond d"):
+        HartreeFock(Molecule.of("Be"), "cc-pvtz")
