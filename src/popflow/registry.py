@@ -126,6 +126,17 @@ TASKS = {
             "popflow flow cells.h5ad --populations patient --treatment condition --control Ref --rep X --hold-out Patient4",
         ),
     ),
+    "path": Task(
+        summary="Find transition paths between two states of a potential, and weigh them towards the conditioned process.",
+        config="popflow.paths.config:PathConfig",
+        run="popflow.paths.job:run",
+        examples=(
+            "popflow path --potential mueller-brown",
+            "popflow path --potential dual-channel --family full --components 2",
+            "popflow path --potential surface.py:energy --start=-1,0 --end 1,0 --time 1 --noise 1 --sigma0 0.1 --dt 0.002",
+        ),
+        cite="popflow.paths.config:cite",
+    ),
     "search": Task(
         summary="Find binary networks with a quantum hypernetwork, and compare with the exact optimum and classical search.",
         config="popflow.circuits.config:SearchConfig",
@@ -175,6 +186,13 @@ BUILT_IN = (
         cite=(citations.WASSERSTEIN_LAGRANGIAN_FLOWS,),
         demo=Task("popflow.transport.config:DemoConfig", "popflow.transport.demo:demo"),
         task="flow",
+    ),
+    Method(
+        name="doob",
+        summary="Transition paths and rare events: the conditioned process as a variational path, without simulation (Doob's Lagrangian).",
+        cite=(citations.DOOBS_LAGRANGIAN,),
+        demo=Task("popflow.paths.config:DemoConfig", "popflow.paths.demo:demo"),
+        task="path",
     ),
     Method(
         name="diffopt",

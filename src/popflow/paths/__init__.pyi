@@ -27,3 +27,13 @@ from .gaussian_path import (
 )
 from .potentials import POTENTIALS as POTENTIALS, DoubleWell as DoubleWell, DualChannel as DualChannel, MuellerBrown as MuellerBrown
 from .process import Counted as Counted, Overdamped as Overdamped, Potential as Potential, Underdamped as Underdamped, force as force
+from .shooting import (
+    Always as Always,
+    Paths as Paths,
+    Shooter as Shooter,
+    Shots as Shots,
+    one_way as one_way,
+    shoot as shoot,
+    transitions as transitions,
+    two_way as two_way,
+)

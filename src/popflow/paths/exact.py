@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,7 +121,7 @@ class Grid:
         i, j = torch.cat(here), torch.cat(there)
         rate = float(self.process.noise) ** 2 / (2 * self.spacing**2) * torch.exp((self.energy[i] - self.energy[j]) / (2 * self.kt))
         jumps = sparse.coo_matrix((rate.numpy(), (i.numpy(), j.numpy())), shape=(len(self.points),) * 2).tocsr()
-        return (jumps - sparse.diags(jumps.sum(1).A1)).tocsc()
+        return (jumps - sparse.diags(np.asarray(jumps.sum(1)).ravel())).tocsc()
 
     def where(self, indicator: Callable[[Tensor], Tensor]) -> Tensor:
         """Points inside of a set, ``[n]`` of bool: ``indicator(x [n, D]) -> [n]``."""
@@ -322,7 +323,7 @@ def mean_first_passage_by_quadrature(process: Overdamped, a: float, b: float, lo
     parts = [_line(process.potential, low, a, before)] if before else []
     parts.append(_line(process.potential, a, b, max(2, 2 * round(pieces * (1 - share) / 2))))
     least = min(float(energy.min()) for _, energy in parts)
-    inner = torch.zeros((), dtype=torch.float64)
+    inner = total = torch.zeros((), dtype=torch.float64)
     for y, energy in parts:
         weight = _cumulative(((least - energy) / kt).exp(), y) + inner
         inner, total = weight[-1], _cumulative(((energy - least) / kt).exp() * weight, y)[-1]
