@@ -1,3 +1,4 @@
+from .curves import bridge as bridge, clock_grid as clock_grid, log_linear as log_linear, through as through
 from .doob import Action as Action, Fitted as Fitted, action as action, fit as fit
 from .ensemble import (
     PathEnsemble as PathEnsemble,
@@ -16,15 +17,7 @@ from .exact import (
     mean_first_passage_by_quadrature as mean_first_passage_by_quadrature,
 )
 from .flow_path import FlowPath as FlowPath
-from .gaussian_path import (
-    DiagonalPath as DiagonalPath,
-    FullPath as FullPath,
-    KinematicPath as KinematicPath,
-    bridge as bridge,
-    clock_grid as clock_grid,
-    log_linear as log_linear,
-    through as through,
-)
+from .gaussian_path import DiagonalPath as DiagonalPath, FullPath as FullPath, KinematicPath as KinematicPath
 from .potentials import POTENTIALS as POTENTIALS, DoubleWell as DoubleWell, DualChannel as DualChannel, MuellerBrown as MuellerBrown
 from .process import Counted as Counted, Overdamped as Overdamped, Potential as Potential, Underdamped as Underdamped, force as force
 from .shooting import (
