@@ -25,6 +25,7 @@ from popflow.paths import (
     simulate,
     simulate_exactly,
 )
+from popflow.paths.curves import with_rates
 from popflow.paths.moments import Kinematic
 
 ENDS = torch.tensor([-1.0], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
@@ -94,7 +95,7 @@ def test_kinematic_formulas_reproduce_the_bridge_of_a_damped_oscillator() -> Non
         return phi @ a + gain @ (b - whole @ a), q - gain @ later @ q
 
     t = torch.tensor(0.8, dtype=torch.float64)
-    (mean, cov), (mean_rate, cov_rate) = torch.func.jvp(laws, (t,), (torch.ones_like(t),))
+    (mean, cov), (mean_rate, cov_rate) = with_rates(laws, t)
     numbers = (mean[0], mean[1], mean_rate[1], cov[0, 0], cov[0, 1], cov[1, 1], cov_rate[0, 1], cov_rate[1, 1])
     law = Kinematic(*(value.reshape(1, 1, 1) for value in numbers), noise=torch.tensor([noise], dtype=torch.float64))
     x = torch.tensor([[0.4, -0.9], [-0.2, 0.6]], dtype=torch.float64)

@@ -21,11 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 
 from popflow.core.checks import at_least_one, function, real
 from popflow.core.streams import Streams
-from popflow.paths.curves import CLOCK, Curve, Widths, bridge, log_linear
+from popflow.paths.curves import CLOCK, Curve, Widths, bridge, log_linear, with_rates
 from popflow.paths.moments import Diagonal, Full, Kinematic, Moments
 
 
@@ -211,7 +210,7 @@ class DiagonalPath(GaussianPath):
             bends, h = self._heads(s, [self.dim])
             return self._mean(s, bends), self.widths(s[:, None, None], h, self.ends, self._spread())
 
-        (mean, sd), (mean_rate, sd_rate) = jvp(laws, (t,), (torch.ones_like(t),))
+        (mean, sd), (mean_rate, sd_rate) = with_rates(laws, t)
         return Diagonal(mean, sd, mean_rate, sd_rate, self.noise)
 
 
@@ -244,7 +243,7 @@ class FullPath(GaussianPath):
             lower = lower.index_put((_all(sd, 0), _all(sd, 1), rows, columns), (s * (1 - s))[:, None, None] * self._spread()[rows] * low)
             return self._mean(s, bends), lower + torch.diag_embed(sd), turn / self.time
 
-        (mean, factor, turn), (mean_rate, factor_rate, _) = jvp(laws, (t,), (torch.ones_like(t),))
+        (mean, factor, turn), (mean_rate, factor_rate, _) = with_rates(laws, t)
         spin = torch.zeros_like(factor).index_put((_all(mean, 0), _all(mean, 1), rows, columns), turn)
         return Full(mean, factor, mean_rate, factor_rate, spin - spin.mT, self.noise)
 
@@ -293,11 +292,11 @@ class KinematicPath(GaussianPath):
             return mean, log_a.exp(), self.thermal**2 * (envelope[:, None, None] * loose).exp()
 
         def first(t: Tensor) -> tuple[Tensor, ...]:
-            (mean, a, loose), (speed, a_rate, _) = jvp(laws, (t,), (torch.ones_like(t),))
+            (mean, a, loose), (speed, a_rate, _) = with_rates(laws, t)
             c = a_rate / 2
             return mean, speed, a, c, c.square() / a + loose
 
-        (mean, speed, a, c, e), (_, speed_rate, _, c_rate, e_rate) = jvp(first, (t,), (torch.ones_like(t),))
+        (mean, speed, a, c, e), (_, speed_rate, _, c_rate, e_rate) = with_rates(first, t)
         return Kinematic(mean, speed, speed_rate, a, c, e, c_rate, e_rate, self.noise)
 
     def _scale(self) -> float | Tensor:
