@@ -89,8 +89,8 @@ def bridges(options: argparse.Namespace) -> list[Row]:
         errors, lows, means, sds, values = [], [], [], [], []
         begin = time.perf_counter()
         for seed in range(options.seeds):
-            ends = (torch.tensor([value], dtype=torch.float64) for value in (case.a, case.b))
-            path = DiagonalPath(*ends, 1.0, noise=case.xi, sigma0=case.s0, widths=case.widths, rng=Streams(seed))
+            a, b = (torch.tensor([value], dtype=torch.float64) for value in (case.a, case.b))
+            path = DiagonalPath(a, b, 1.0, noise=case.xi, sigma0=case.s0, widths=case.widths, rng=Streams(seed))
             fitted = fit(process, path, steps=20 if options.quick else 800, batch=256, rng=Streams(seed), lr=3e-3, bar=False)
             got = action(process, fitted.path, 2000 if options.quick else 100_000, Streams(100 + seed))
             r = torch.linspace(0, 1, 101, dtype=torch.float64)
