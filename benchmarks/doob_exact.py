@@ -30,6 +30,7 @@ from popflow.paths import (
     probability,
     simulate_exactly,
 )
+from popflow.paths.curves import Widths, with_rates
 from popflow.paths.moments import Kinematic
 
 
@@ -42,7 +43,7 @@ class Case:
     s0: float
     a: float
     b: float
-    widths: object
+    widths: Widths
     xi: float = 1.0
 
     def _coupling(self) -> tuple[float, float, float]:
@@ -88,8 +89,8 @@ def bridges(options: argparse.Namespace) -> list[Row]:
         errors, lows, means, sds, values = [], [], [], [], []
         begin = time.perf_counter()
         for seed in range(options.seeds):
-            ends = (torch.tensor([value], dtype=torch.float64) for value in (case.a, case.b))
-            path = DiagonalPath(*ends, 1.0, noise=case.xi, sigma0=case.s0, widths=case.widths, rng=Streams(seed))
+            a, b = (torch.tensor([value], dtype=torch.float64) for value in (case.a, case.b))
+            path = DiagonalPath(a, b, 1.0, noise=case.xi, sigma0=case.s0, widths=case.widths, rng=Streams(seed))
             fitted = fit(process, path, steps=20 if options.quick else 800, batch=256, rng=Streams(seed), lr=3e-3, bar=False)
             got = action(process, fitted.path, 2000 if options.quick else 100_000, Streams(100 + seed))
             r = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -158,7 +159,7 @@ def underdamped(options: argparse.Namespace) -> list[Row]:
     worst = 0.0
     for t in (0.3, 0.8, 1.2, 1.7):
         time = torch.tensor(t, dtype=torch.float64)
-        (mean, cov), (mean_rate, cov_rate) = torch.func.jvp(laws, (time,), (torch.ones_like(time),))
+        (mean, cov), (mean_rate, cov_rate) = with_rates(laws, time)
         one = [
             value.reshape(1, 1, 1)
             for value in (mean[0], mean[1], mean_rate[1], cov[0, 0], cov[0, 1], cov[1, 1], cov_rate[0, 1], cov_rate[1, 1])

@@ -3,15 +3,10 @@ from . import (
     compose as compose,
     core as core,
     electrons as electrons,
-<<<<<<< HEAD
     evolve as evolve,
     learn as learn,
     optim as optim,
     paths as paths,
-=======
-    learn as learn,
-    optim as optim,
->>>>>>> electrons
     runs as runs,
     transport as transport,
 )

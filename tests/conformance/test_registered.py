@@ -124,10 +124,7 @@ SMALLEST: dict[str, Callable[[Path], list[str]]] = {
 INPUTS: dict[str, Callable[[Path, int], Path]] = {
     "sample": points,
     "flow": cells,
-<<<<<<< HEAD
     "path": surface,
-=======
->>>>>>> electrons
     "search": mnist,
     "optimize": measured,
     "ground": hydrogen,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from popflow.core import Streams
 from popflow.paths import DiagonalPath, FlowPath, FullPath, KinematicPath, bridge, log_linear
 
 A, B = torch.tensor([-0.6, 1.4], dtype=torch.float64), torch.tensor([0.6, 0.1], dtype=torch.float64)
-OPTIONS = {"noise": torch.tensor([0.9, 0.9], dtype=torch.float64), "sigma0": (0.2, 0.3), "width": 16}
+OPTIONS: dict[str, Any] = {"noise": torch.tensor([0.9, 0.9], dtype=torch.float64), "sigma0": (0.2, 0.3), "width": 16}
 
 
-def _loud(path: torch.nn.Module) -> torch.nn.Module:
+def _loud(path: Any) -> Any:
     """Networks with outputs of order one, so that nothing cancels by being zero."""
     rng = Streams(7)
     with torch.no_grad():

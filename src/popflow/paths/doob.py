@@ -29,7 +29,7 @@ from popflow.core.checks import at_least_one
 from popflow.core.streams import Streams
 from popflow.learn import Fit, cosine
 from popflow.learn.fit import fit as learn
-from popflow.paths.gaussian_path import clock_grid
+from popflow.paths.curves import clock_grid
 from popflow.paths.process import Counted, Process, require_finite
 
 
@@ -68,7 +68,7 @@ class Fitted:
 class _Cost(nn.Module):
     """Mean cost of a batch, T times the integrand of the action: the pure loss."""
 
-    def __init__(self, process: Process, path: nn.Module):
+    def __init__(self, process: Process, path: Any):
         super().__init__()
         noise = torch.as_tensor(process.noise, dtype=path.noise.dtype, device=path.noise.device)
         if (noise.ndim and noise.shape != path.noise.shape) or not torch.allclose(noise, path.noise, rtol=1e-5, atol=0.0):
@@ -165,6 +165,7 @@ def fit(
     def loss(params: Mapping[str, Tensor], given: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return functional_call(cost, {f"path.{name}": value for name, value in params.items()}, given), {}
 
+    settings: dict[str, Any] = {"compile": False} | options
     learned = {name: value for name, value in path.named_parameters() if value.requires_grad}
     result = learn(
         loss,
@@ -175,7 +176,7 @@ def fit(
         optimizer=partial(torch.optim.Adam, lr=lr, betas=(0.9, 0.99)),
         schedule=cosine(steps, warmup=min(warmup, steps - 1), last=0.02),
         clip_norm=clip_norm,
-        **({"compile": False} | options),
+        **settings,
     )
     path.load_state_dict(result.params, strict=False)
     return Fitted(path.requires_grad_(False), result, counted.forces, counted.hvps)

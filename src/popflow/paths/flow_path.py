@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from popflow.core.checks import at_least_one
 from popflow.core.streams import Streams
-from popflow.paths.gaussian_path import CLOCK, FullPath
+from popflow.paths.curves import CLOCK
+from popflow.paths.gaussian_path import FullPath
 from popflow.paths.moments import log_normal
 
 
@@ -105,9 +106,10 @@ class FlowPath(nn.Module):
         self.halves = [(slice(0, cut), slice(cut, None)), (slice(cut, None), slice(0, cut))]  # (changed, given)
         sizes = [(cut, self.dim - cut), (self.dim - cut, cut)]
         with rng.layers("couplings"):
-            self.couplings = nn.ModuleList(_Conditioner(sizes[k % 2][1], 2 * sizes[k % 2][0], hidden) for k in range(layers)).to(start)
+            couplings = [_Conditioner(sizes[k % 2][1], 2 * sizes[k % 2][0], hidden) for k in range(layers)]
+        self.couplings = nn.ModuleList(couplings).to(start)
         with torch.no_grad():
-            for coupling in self.couplings:
+            for coupling in couplings:
                 coupling.last.weight.mul_(0.1)
                 coupling.last.bias.zero_()
 

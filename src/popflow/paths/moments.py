@@ -60,7 +60,8 @@ class Diagonal:
 
     def transition(self, z: Tensor, noise: Tensor, later: Diagonal, middle: Diagonal, h: float) -> Tensor:
         """Base points a time ``h`` later: ``dz = -lambda z / 2 dt + sqrt(lambda) dW`` with ``lambda = (xi / sd)^2`` keeps N(0, I) at any ``h``."""
-        clock = sum(weight * (self.noise / one.sd).square() for weight, one in ((1, self), (4, middle), (1, later))) * (h / 6)
+        rates = [(self.noise / one.sd).square() for one in (self, middle, later)]
+        clock = (rates[0] + 4 * rates[1] + rates[2]) * (h / 6)
         return torch.exp(-clock / 2) * z + torch.sqrt(-torch.expm1(-clock)) * noise
 
 
