@@ -154,6 +154,17 @@ TASKS = {
             "popflow optimize data.csv --target y --objective my_module:yield_of --workers 4",
         ),
     ),
+    "ground": Task(
+        summary="Find the ground state of a molecule with a neural wave function.",
+        config="popflow.electrons.config:GroundConfig",
+        run="popflow.electrons.job:run",
+        cite="popflow.electrons.config:cite",
+        examples=(
+            "popflow ground 'H 0 0 0; H 0 0 1.4' --unit bohr --metric wasserstein",
+            "popflow ground Be --steps 3000",
+            "popflow ground water.xyz --walkers 512",
+        ),
+    ),
 }
 """The built-in verbs."""
 
@@ -207,6 +218,13 @@ BUILT_IN = (
         cite=(citations.META_FLOW_MATCHING,),
         demo=Task("popflow.transport.config:PatientsConfig", "popflow.transport.meta.demo:demo"),
         task="flow",
+    ),
+    Method(
+        name="wqmc",
+        summary="Ground states of electrons by transport and re-weighting of walkers (Wasserstein quantum Monte Carlo).",
+        cite=(citations.WASSERSTEIN_QMC,),
+        demo=Task("popflow.electrons.config:DemoConfig", "popflow.electrons.demo:demo"),
+        task="ground",
     ),
 )
 

@@ -69,6 +69,12 @@ def surface(folder: Path, seed: int = 0) -> Path:
     return folder / "surface.py"
 
 
+def hydrogen(folder: Path, seed: int = 0) -> Path:
+    """Write an XYZ file of one atom."""
+    (folder / "atom.xyz").write_text(f"1\n\nH 0.0 0.0 {seed / 10}\n")
+    return folder / "atom.xyz"
+
+
 SMALLEST: dict[str, Callable[[Path], list[str]]] = {
     "sample": lambda folder: [
         "--expert",
@@ -95,10 +101,34 @@ SMALLEST: dict[str, Callable[[Path], list[str]]] = {
         *(str(measured(folder)), "--target", "loss", "--minimize", "--n", "1", "--particles", "1", "--reverse-steps", "2"),
         *("--steps", "2", "--width", "4", "--members", "1", "--moves", "1"),
     ],
+    "ground": lambda folder: [
+        *(
+            str(hydrogen(folder)),
+            "--network",
+            "slater-jastrow",
+            "--width",
+            "2",
+            "--walkers",
+            "2",
+            "--steps",
+            "20",
+            "--moves",
+            "1",
+            "--sweeps",
+            "10",
+        ),
+    ],
 }
 """Verb -> the options of its smallest job (one particle, one restart), on input made in a folder."""
 
-INPUTS: dict[str, Callable[[Path, int], Path]] = {"sample": points, "flow": cells, "path": surface, "search": mnist, "optimize": measured}
+INPUTS: dict[str, Callable[[Path, int], Path]] = {
+    "sample": points,
+    "flow": cells,
+    "path": surface,
+    "search": mnist,
+    "optimize": measured,
+    "ground": hydrogen,
+}
 """Verb -> what writes its input file: the same path, other content for another seed."""
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -107,6 +137,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "path": (["--potential", "mueler-brown"], "did you mean 'mueller-brown'"),
     "search": (["--activation", "rleu"], "did you mean 'relu'"),
     "optimize": (["--target", "los"], "did you mean 'loss'"),
+    "ground": (["--metric", "wasserstien"], "did you mean 'wasserstein'"),
 }
 """Verb -> an option with a misspelt name, and what the error says."""
 

@@ -1,5 +1,6 @@
 from .ase_force import ASEForce as ASEForce, gfn2_xtb as gfn2_xtb
 from .coordinates import ZMatrix as ZMatrix, dihedrals as dihedrals, idpp as idpp, kabsch as kabsch, rmsd as rmsd
+from .curves import bridge as bridge, clock_grid as clock_grid, log_linear as log_linear, through as through
 from .doob import Action as Action, Fitted as Fitted, action as action, fit as fit
 from .ensemble import (
     PathEnsemble as PathEnsemble,
@@ -19,15 +20,7 @@ from .exact import (
 )
 from .flow_path import FlowPath as FlowPath
 from .forcefield import TorchForce as TorchForce
-from .gaussian_path import (
-    DiagonalPath as DiagonalPath,
-    FullPath as FullPath,
-    KinematicPath as KinematicPath,
-    bridge as bridge,
-    clock_grid as clock_grid,
-    log_linear as log_linear,
-    through as through,
-)
+from .gaussian_path import DiagonalPath as DiagonalPath, FullPath as FullPath, KinematicPath as KinematicPath
 from .molecule import Molecule as Molecule
 from .openmm_force import OpenMMForce as OpenMMForce
 from .potentials import POTENTIALS as POTENTIALS, DoubleWell as DoubleWell, DualChannel as DualChannel, MuellerBrown as MuellerBrown

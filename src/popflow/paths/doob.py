@@ -29,7 +29,7 @@ from popflow.core.checks import at_least_one
 from popflow.core.streams import Streams
 from popflow.learn import Fit, cosine
 from popflow.learn.fit import fit as learn
-from popflow.paths.gaussian_path import clock_grid
+from popflow.paths.curves import clock_grid
 from popflow.paths.process import Counted, Process, require_finite
 
 

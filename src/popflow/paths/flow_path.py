@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from popflow.core.checks import at_least_one
 from popflow.core.streams import Streams
-from popflow.paths.gaussian_path import CLOCK, FullPath
+from popflow.paths.curves import CLOCK
+from popflow.paths.gaussian_path import FullPath
 from popflow.paths.moments import log_normal
 
 

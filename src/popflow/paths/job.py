@@ -11,9 +11,9 @@ from torch import Tensor
 
 from popflow.core import Streams
 from popflow.paths.config import PathConfig
+from popflow.paths.curves import clock_grid
 from popflow.paths.doob import Action, action, fit
 from popflow.paths.ensemble import PathEnsemble, simulate
-from popflow.paths.gaussian_path import clock_grid
 from popflow.paths.report import FILES, Outcome, Shot, report
 from popflow.paths.scene import Scene, path, scene
 from popflow.paths.shooting import Always, Shooter, shoot

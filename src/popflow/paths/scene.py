@@ -13,10 +13,11 @@ from popflow.core import Streams
 from popflow.core.checks import function
 from popflow.paths.config import PathConfig
 from popflow.paths.coordinates import idpp
+from popflow.paths.curves import through
 from popflow.paths.exact import Grid
 from popflow.paths.flow_path import FlowPath
 from popflow.paths.forcefield import TorchForce
-from popflow.paths.gaussian_path import DiagonalPath, FullPath, KinematicPath, through
+from popflow.paths.gaussian_path import DiagonalPath, FullPath, KinematicPath
 from popflow.paths.molecule import Molecule
 from popflow.paths.potentials import POTENTIALS
 from popflow.paths.process import Overdamped, Potential, Process, Underdamped
