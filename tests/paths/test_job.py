@@ -126,3 +126,47 @@ def test_the_exact_action_of_the_demo_is_the_grids(tmp_path: Path) -> None:
     far = torch.stack([made.end + made.reach, made.end])
     assert made.arrived(far).tolist() == [False, True]
     assert float(made.energy(made.end)) == pytest.approx(38.53, abs=0.01)
+
+
+MOLECULE = ("--time-ps", "0.05", "--steps", "2", "--batch", "4", "--evaluations", "64", "--paths", "2")
+
+
+def test_a_molecule_from_two_files_to_a_trajectory_that_mdtraj_opens(files, tmp_path: Path, capsys) -> None:
+    import mdtraj
+
+    found = told(capsys, *map(str, files), *MOLECULE, "--out", str(tmp_path / "run"))
+    assert found["results"]["forces_paths"]["value"] == 2 * 50
+    opened = mdtraj.load(str(tmp_path / "run/path.xtc"), top=str(tmp_path / "run/path.pdb"))
+    assert (opened.n_frames, opened.n_atoms) == (51, 22)
+    assert opened.time[-1] == pytest.approx(0.05, abs=1e-4)
+    saved = mdtraj.load(str(files[0]))
+    lengths = [mdtraj.compute_distances(one, [[8, 10]])[0, 0] for one in (opened, saved)]  # a carbon-carbon bond, nm
+    assert lengths[0] == pytest.approx(lengths[1], abs=0.03)
+    page = (tmp_path / "run/report.html").read_text()
+    assert "kJ/mol" in page
+    assert "a molecule moving from A to B" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"swap": (4, 5)}, (), "the elements differ"),
+        ({"swap": (0, 2)}, (), "wanted one order"),
+        ({"mirror": True}, (), "has one handedness in A and the other in B"),
+        ({"scale": 0.1}, (), "PDB files hold angstroms"),
+        ({}, ("--forcefield", "amber14/tip3p.xml"), "has no parameters for residue ACE1"),
+        ({}, ("--forcefield", "amber14/absent.xml"), "absent.xml"),
+        ({}, ("--dt", "0.0003"), "does not divide"),
+        ({}, ("--noise", "1"), "is for a potential, not for the molecule"),
+        ({}, ("--family", "full"), "wanted kinematic for molecules"),
+    ],
+)
+def test_bad_molecules_are_refused_with_the_fix(change, options, message, files, pdb, tmp_path: Path, capsys) -> None:
+    (tmp_path / "B.pdb").write_text(pdb(1, **change))
+    assert main(["path", str(files[0]), str(tmp_path / "B.pdb"), *options, *MOLECULE, "--out", str(tmp_path / "run")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_one_file_is_no_pair(files, capsys) -> None:
+    assert main(["path", str(files[0])]) == 2
+    assert "wanted both PDB files" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,13 +14,15 @@ from popflow.paths.config import PathConfig
 from popflow.paths.curves import clock_grid
 from popflow.paths.doob import Action, action, fit
 from popflow.paths.ensemble import PathEnsemble, simulate
-from popflow.paths.report import FILES, Outcome, report
+from popflow.paths.report import FILES, Outcome, Shot, report
 from popflow.paths.scene import Scene, path, scene
 from popflow.paths.shooting import Always, Shooter, shoot
 from popflow.paths.trajectory import write
 from popflow.runs import ConfigError, Report, Run, once, training
 
 CHAINS = 200
+FAR = 1e3
+"""Distances between A and B beyond which a simulation is taken to be unstable."""
 
 
 def run(config: PathConfig, run: Run) -> Report:
@@ -87,18 +88,14 @@ def walked(config: PathConfig, made: Scene, best: Any, run: Run) -> PathEnsemble
     run.progress("paths", 0, 1)
     saved = once(run, "paths", measure)
     run.progress("paths", 1, 1)
+    away, size = float((made.place(saved["x"]) - made.start).abs().max()), max(float((made.end - made.start).abs().max()), made.reach)
+    if not made.place(saved["x"]).isfinite().all() or away > FAR * size:
+        raise ConfigError(
+            f"dt={config.setting('dt')!r} is too long: simulated paths went {away:.3g} away, and A and B are {size:.3g} apart. Fix: a smaller dt."
+        )
     law = f"P: the reference chain of {steps} steps, dense at both ends, from the start law of the path"
     found = PathEnsemble(saved["x"], times, saved["log_w"], law, config.paths * steps)
     return found.pinned(made.log_end, "N(B, sigma0^2)" if made.molecule is None else "N(B, sigma0^2) with Maxwell velocities")
-
-
-@dataclass(frozen=True)
-class Shot:
-    """Paths of fixed length between balls around A and B by shooting that accepts every path: highest energies, weights, and what they cost."""
-
-    highest: Tensor
-    weight: Tensor
-    forces: int
 
 
 def shot(config: PathConfig, made: Scene, ensemble: PathEnsemble, run: Run) -> Shot | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from popflow.paths import figures
 from popflow.paths.config import PathConfig
@@ -17,14 +18,20 @@ from popflow.paths.trajectory import film
 from popflow.runs import Figure, Measured, Report, Run, Table, Verdict, point_figures
 from popflow.runs.figures import lines
 
-if TYPE_CHECKING:
-    from popflow.paths.job import Shot
-
 FILES = {
     "path.pdb": "one simulated path, with its topology",
     "path.xtc": "the same, to open with path.pdb in mdtraj, MDAnalysis or VMD",
 }
 FRAMES, DRAWN, FEW, ARRIVE = 40, 60, 10, 0.95
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Paths of fixed length between balls around A and B by shooting that accepts every path: highest energies, weights, and what they cost."""
+
+    highest: Tensor
+    weight: Tensor
+    forces: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,7 +95,7 @@ class Scene:
         domain = getattr(self.process.potential, "domain", None)
         if domain is None or self.dim > 2 or isinstance(self.process, Underdamped):
             return None
-        return Grid(self.process, *domain, spacing)
+        return Grid(self.process, domain[0], domain[1], spacing)
 
 
 def scene(config: PathConfig) -> Scene:
