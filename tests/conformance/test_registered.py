@@ -62,6 +62,13 @@ def measured(folder: Path, seed: int = 0) -> Path:
     return folder / "rows.csv"
 
 
+def molecules(folder: Path, seed: int = 0) -> Path:
+    """Write a file of SMILES."""
+    alcohols = ["CCO", "CC(O)CN", "c1ccccc1CCO", "CC(=O)Nc1ccc(O)cc1", "OCC1CCCCN1C", "CCOC(=O)c1ccccc1"]
+    (folder / "seeds.smi").write_text("\n".join(alcohols[seed:]) + "\n")
+    return folder / "seeds.smi"
+
+
 SMALLEST: dict[str, Callable[[Path], list[str]]] = {
     "sample": lambda folder: [
         "--expert",
@@ -84,10 +91,17 @@ SMALLEST: dict[str, Callable[[Path], list[str]]] = {
         *(str(measured(folder)), "--target", "loss", "--minimize", "--n", "1", "--particles", "1", "--reverse-steps", "2"),
         *("--steps", "2", "--width", "4", "--members", "1", "--moves", "1"),
     ],
+    "evolve": lambda folder: [str(molecules(folder)), "--oracle", "qed", "--budget", "14", "--offspring", "3", "--population", "6"],
 }
 """Verb -> the options of its smallest job (one particle, one restart), on input made in a folder."""
 
-INPUTS: dict[str, Callable[[Path, int], Path]] = {"sample": points, "flow": cells, "search": mnist, "optimize": measured}
+INPUTS: dict[str, Callable[[Path, int], Path]] = {
+    "sample": points,
+    "flow": cells,
+    "search": mnist,
+    "optimize": measured,
+    "evolve": molecules,
+}
 """Verb -> what writes its input file: the same path, other content for another seed."""
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -95,6 +109,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "flow": (["--rep", "X_pc"], "X_pca"),
     "search": (["--activation", "rleu"], "did you mean 'relu'"),
     "optimize": (["--target", "los"], "did you mean 'loss'"),
+    "evolve": (["--operators", "grahp"], "did you mean 'graph'"),
 }
 """Verb -> an option with a misspelt name, and what the error says."""
 
