@@ -76,9 +76,9 @@ def machine() -> dict:
 
 
 def run(name: str, main: Callable[[argparse.Namespace], list[Row]], seeds: int = 3, parts: Sequence[str] = ()) -> None:
-    """Parse ``--quick --seeds --json`` (and ``--only`` where there are parts), run, print the table, write the JSON file.
+    """Parse ``--quick --seeds --json`` (and ``--only``, ``--keep`` where there are parts), run, print the table, write the JSON file.
 
-    Exits with 1 when a full run misses a target.
+    With ``--keep`` rows of other parts stay in the JSON file; their rows name their part as ``notes["part"]``. Exits with 1 when a full run misses a target.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, a few seconds: shows that it runs, proves nothing")
@@ -86,6 +86,7 @@ def run(name: str, main: Callable[[argparse.Namespace], list[Row]], seeds: int =
     parser.add_argument("--json", type=Path, default=None)
     if parts:
         parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), help="run these parts alone")
+        parser.add_argument("--keep", action="store_true", help="leave rows of other parts in the JSON file")
     options = parser.parse_args()
     before, start = machine(), time.perf_counter()
     rows = main(options)
@@ -94,10 +95,22 @@ def run(name: str, main: Callable[[argparse.Namespace], list[Row]], seeds: int =
         f"{name}: {sum(r.holds is True for r in rows)} held, {sum(r.holds is False for r in rows)} missed, {time.perf_counter() - start:.0f} s"
     )
     if options.json:
+        written = [asdict(r) | {"holds": r.holds} for r in rows]
         settings = {"quick": options.quick, "seeds": options.seeds} | ({"only": options.only} if parts else {})
-        document = {"benchmark": name, "machine": before, "options": settings, "rows": [asdict(r) | {"holds": r.holds} for r in rows]}
+        if parts and options.keep and options.json.exists():
+            written, settings["only"] = merged(json.loads(options.json.read_text()), written, settings, parts)
+        document = {"benchmark": name, "machine": before, "options": settings, "rows": written}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(int(not options.quick and any(row.holds is False for row in rows)))
+
+
+def merged(before: dict, rows: list[dict], settings: dict, parts: Sequence[str]) -> tuple[list[dict], list[str]]:
+    """Return the rows of a run with those of other parts of an earlier one, in the order of the parts, and the parts that there are."""
+    if any(before["options"][name] != settings[name] for name in ("quick", "seeds")):
+        raise SystemExit(f"--keep: the file holds rows of {before['options']}, wanted the same quick and seeds. Fix: another file.")
+    rows = [*(row for row in before["rows"] if row["notes"]["part"] not in settings["only"]), *rows]
+    there = {row["notes"]["part"] for row in rows}
+    return sorted(rows, key=lambda row: parts.index(row["notes"]["part"])), [part for part in parts if part in there]
 
 
 def print_table(rows: list[Row]) -> None:

@@ -68,7 +68,7 @@ def test_commands(page, monkeypatch, tmp_path, capsys):
         jobs += [[*jobs[0], *options] for options in alone]
     for job in jobs:
         for word in job:
-            if re.fullmatch(r"(kernel:)?\w+\.(h5ad|npy|png)(:.*)?", word):
+            if re.fullmatch(r"(kernel:)?\w+\.(h5ad|npy|png|xyz)(:.*)?", word):
                 (tmp_path / word.removeprefix("kernel:").partition(":")[0]).touch()
         with pytest.raises(_Understood):
             assert app.main(job) == 0, f"{' '.join(job)}: {capsys.readouterr().err}"

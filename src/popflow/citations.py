@@ -157,3 +157,55 @@ GRAPH_GA = """\
   pages     = {3567--3572},
   year      = {2019}
 }"""
+
+DOOBS_LAGRANGIAN = """\
+@inproceedings{du2024doob,
+  title     = {{Doob's Lagrangian}: A Sample-Efficient Variational Approach to
+               Transition Path Sampling},
+  author    = {Du, Yuanqi and Plainer, Michael and Brekelmans, Rob and Duan, Chenru
+               and No{\\'e}, Frank and Gomes, Carla P. and Aspuru-Guzik, Al{\\'a}n and
+               Neklyudov, Kirill},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {37},
+  pages     = {65791--65822},
+  year      = {2024},
+  eprint    = {2410.07974},
+  archivePrefix = {arXiv}
+}"""
+
+WASSERSTEIN_QMC = """\
+@inproceedings{neklyudov2023wasserstein,
+  title     = {Wasserstein Quantum {Monte Carlo}: A Novel Approach for Solving the
+               Quantum Many-Body {Schr{\\"o}dinger} Equation},
+  author    = {Neklyudov, Kirill and Nys, Jannes and Thiede, Luca and
+               Carrasquilla, Juan and Liu, Qiang and Welling, Max and
+               Makhzani, Alireza},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {36},
+  year      = {2023},
+  eprint    = {2307.07050},
+  archivePrefix = {arXiv}
+}"""
+
+PSIFORMER = """\
+@inproceedings{vonglehn2023selfattention,
+  title     = {A Self-Attention Ansatz for Ab-initio Quantum Chemistry},
+  author    = {von Glehn, Ingrid and Spencer, James S. and Pfau, David},
+  booktitle = {The Eleventh International Conference on Learning Representations},
+  year      = {2023},
+  eprint    = {2211.13672},
+  archivePrefix = {arXiv}
+}"""
+
+FORWARD_LAPLACIAN = """\
+@article{li2024computational,
+  title     = {A computational framework for neural network-based variational
+               {Monte Carlo} with {Forward Laplacian}},
+  author    = {Li, Ruichen and Ye, Haotian and Jiang, Du and Wen, Xuelan and
+               Wang, Chuwei and Li, Zhe and Li, Xiang and He, Di and Chen, Ji and
+               Ren, Weiluo and Wang, Liwei},
+  journal   = {Nature Machine Intelligence},
+  volume    = {6},
+  pages     = {209--219},
+  year      = {2024}
+}"""

@@ -126,6 +126,17 @@ TASKS = {
             "popflow flow cells.h5ad --populations patient --treatment condition --control Ref --rep X --hold-out Patient4",
         ),
     ),
+    "path": Task(
+        summary="Find transition paths between two states of a potential, and weigh them towards the conditioned process.",
+        config="popflow.paths.config:PathConfig",
+        run="popflow.paths.job:run",
+        examples=(
+            "popflow path --potential mueller-brown",
+            "popflow path --potential dual-channel --family full --components 2",
+            "popflow path --potential surface.py:energy --start=-1,0 --end 1,0 --time 1 --noise 1 --sigma0 0.1 --dt 0.002",
+        ),
+        cite="popflow.paths.config:cite",
+    ),
     "search": Task(
         summary="Find binary networks with a quantum hypernetwork, and compare with the exact optimum and classical search.",
         config="popflow.circuits.config:SearchConfig",
@@ -152,6 +163,17 @@ TASKS = {
             "popflow evolve seeds.smi --oracle qed --budget 1000",
             "popflow evolve seeds.smi --oracle 'cmd:python score.py' --workers 2 --timeout 60 --out RUN",
             "popflow evolve seeds.smi --oracle jnk3 --minimize sa --goal nsga2",
+        ),
+    ),
+    "ground": Task(
+        summary="Find the ground state of a molecule with a neural wave function.",
+        config="popflow.electrons.config:GroundConfig",
+        run="popflow.electrons.job:run",
+        cite="popflow.electrons.config:cite",
+        examples=(
+            "popflow ground 'H 0 0 0; H 0 0 1.4' --unit bohr --metric wasserstein",
+            "popflow ground Be --steps 3000",
+            "popflow ground water.xyz --walkers 512",
         ),
     ),
 }
@@ -188,6 +210,13 @@ BUILT_IN = (
         task="flow",
     ),
     Method(
+        name="doob",
+        summary="Transition paths and rare events: the conditioned process as a variational path, without simulation (Doob's Lagrangian).",
+        cite=(citations.DOOBS_LAGRANGIAN,),
+        demo=Task("popflow.paths.config:DemoConfig", "popflow.paths.demo:demo"),
+        task="path",
+    ),
+    Method(
         name="diffopt",
         summary="Optimisation inside an unknown feasible set: a diffusion model of the data, tilted by an objective (DiffOPT).",
         cite=(citations.DIFFOPT, citations.SMC_SAMPLERS),
@@ -207,6 +236,13 @@ BUILT_IN = (
         cite=(citations.MOLLEO, citations.GRAPH_GA),
         demo=Task("popflow.evolve.config:DemoConfig", "popflow.evolve.demo:demo"),
         task="evolve",
+    ),
+    Method(
+        name="wqmc",
+        summary="Ground states of electrons by transport and re-weighting of walkers (Wasserstein quantum Monte Carlo).",
+        cite=(citations.WASSERSTEIN_QMC,),
+        demo=Task("popflow.electrons.config:DemoConfig", "popflow.electrons.demo:demo"),
+        task="ground",
     ),
 )
 

@@ -69,6 +69,19 @@ def molecules(folder: Path, seed: int = 0) -> Path:
     return folder / "seeds.smi"
 
 
+def surface(folder: Path, seed: int = 0) -> Path:
+    """Write a potential of two coordinates."""
+    lines = ["def energy(x):", f"    return x[..., 0] ** 4 - 2 * x[..., 0] ** 2 + {1 + seed} * x[..., 1] ** 2"]
+    (folder / "surface.py").write_text("\n".join(lines) + "\n")
+    return folder / "surface.py"
+
+
+def hydrogen(folder: Path, seed: int = 0) -> Path:
+    """Write an XYZ file of one atom."""
+    (folder / "atom.xyz").write_text(f"1\n\nH 0.0 0.0 {seed / 10}\n")
+    return folder / "atom.xyz"
+
+
 SMALLEST: dict[str, Callable[[Path], list[str]]] = {
     "sample": lambda folder: [
         "--expert",
@@ -83,6 +96,10 @@ SMALLEST: dict[str, Callable[[Path], list[str]]] = {
         "2",
     ],
     "flow": lambda folder: [str(cells(folder)), "--time", "day", "--dims", "2", "--steps", "2", "--width", "4"],
+    "path": lambda folder: [
+        *("--potential", f"{surface(folder)}:energy", "--start=-1,0", "--end", "1,0", "--time", "1", "--noise", "1", "--sigma0", "0.1"),
+        *("--dt", "0.1", "--family", "diagonal", "--steps", "2", "--batch", "2", "--evaluations", "64", "--paths", "2"),
+    ],
     "search": lambda folder: [
         *("--data", f"mnist:3,7:{mnist(folder).parent}"),
         *["--depth", "1", "--curve", "1", "--restarts", "1", "--steps", "2", "--calls", "8", "--runs", "1"],
@@ -92,24 +109,45 @@ SMALLEST: dict[str, Callable[[Path], list[str]]] = {
         *("--steps", "2", "--width", "4", "--members", "1", "--moves", "1"),
     ],
     "evolve": lambda folder: [str(molecules(folder)), "--oracle", "qed", "--budget", "14", "--offspring", "3", "--population", "6"],
+    "ground": lambda folder: [
+        *(
+            str(hydrogen(folder)),
+            "--network",
+            "slater-jastrow",
+            "--width",
+            "2",
+            "--walkers",
+            "2",
+            "--steps",
+            "20",
+            "--moves",
+            "1",
+            "--sweeps",
+            "10",
+        ),
+    ],
 }
 """Verb -> the options of its smallest job (one particle, one restart), on input made in a folder."""
 
 INPUTS: dict[str, Callable[[Path, int], Path]] = {
     "sample": points,
     "flow": cells,
+    "path": surface,
     "search": mnist,
     "optimize": measured,
     "evolve": molecules,
+    "ground": hydrogen,
 }
 """Verb -> what writes its input file: the same path, other content for another seed."""
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "sample": (["--expert", "zoo:digits-evn"], "did you mean 'digits-even'"),
     "flow": (["--rep", "X_pc"], "X_pca"),
+    "path": (["--potential", "mueler-brown"], "did you mean 'mueller-brown'"),
     "search": (["--activation", "rleu"], "did you mean 'relu'"),
     "optimize": (["--target", "los"], "did you mean 'loss'"),
     "evolve": (["--operators", "grahp"], "did you mean 'graph'"),
+    "ground": (["--metric", "wasserstien"], "did you mean 'wasserstein'"),
 }
 """Verb -> an option with a misspelt name, and what the error says."""
 

@@ -108,7 +108,7 @@ def test_hostile_text_leaves_molecules_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("POPFLOW_CHAT_KEY", "sk-secret-key")
     monkeypatch.chdir(tmp_path)
     with Ledger(tmp_path / "replies.jsonl") as replay:
-        kids, chat, server = breed([says(HOSTILE)], n=1, replay=replay)
+        kids, _, server = breed([says(HOSTILE)], n=1, replay=replay)
     assert [kid.smiles for kid in kids] == ["OCCc1ccccc1"]
     assert all(Chem.MolFromSmiles(kid.smiles) for kid in kids)
     assert [path.name for path in tmp_path.iterdir()] == ["replies.jsonl"]  # nothing was executed
@@ -125,7 +125,7 @@ def test_hostile_text_leaves_molecules_alone(tmp_path, monkeypatch):
 def test_a_repeated_run_makes_the_same_children_offline(tmp_path):
     path = tmp_path / "replies.jsonl"
     with Ledger(path) as replay:
-        kids, chat, server = breed([says(GOOD), server_module.status(500), says('{"molecules": ["CCCO"]}')], n=6, replay=replay)
+        kids, chat, _ = breed([says(GOOD), server_module.status(500), says('{"molecules": ["CCCO"]}')], n=6, replay=replay)
     again = AskChat(ChatClient(chat.client.endpoint, Ledger.read(path), offline=True), fallback)
     assert again(PARENTS, 6, np.random.default_rng(0)) == kids
     assert again.client.counts.requests == 0

@@ -93,10 +93,10 @@ def variance(loss: float, sigma: float, sigma_next: float) -> float:
     return a + (1 - a) * loss
 
 
-def check_variance(kind: Variance) -> None:
+def check_variance(kind: str) -> None:
     """Raise a ValueError naming the closest width for one that does not exist."""
     if kind not in get_args(Variance):
-        raise ValueError(unknown("variance", str(kind), get_args(Variance)))
+        raise ValueError(unknown("variance", kind, get_args(Variance)))
 
 
 def kernel_variances(

@@ -164,43 +164,36 @@ class Core:
 
     def __call__(self, smiles: str) -> str | None:
         """Return why a molecule is refused, or None."""
-        core, places = _core(self.smiles)
-        molecule = parse(smiles)
-        matches = molecule.GetSubstructMatches(core, uniquify=False, useChirality=True, maxMatches=1000)
+        core, own = _core(self.smiles)
+        molecule = Chem.AddHs(parse(smiles))
+        matches = molecule.GetSubstructMatches(core, uniquify=False, useChirality=True, maxMatches=MOST_MATCHES)
         if not matches:
             return f"lacks the core {self.smiles}"
-        if not places or any(_decorated_at(molecule, match, places) for match in matches):
+        if len(own) == core.GetNumAtoms() or any(_bare(molecule, match, own) for match in matches):
             return None
         return f"decorates the core {self.smiles} at another place"
 
 
+MOST_MATCHES = 10000
+
+
 @lru_cache(maxsize=64)
-def _core(smiles: str) -> tuple[Chem.Mol, dict[int, int]]:
-    """The core without its attachment points, and how many of them each of its atoms had."""
-    marked = Chem.MolFromSmiles(smiles)
-    if marked is None or all(atom.GetAtomicNum() == 0 for atom in marked.GetAtoms()):
+def _core(smiles: str) -> tuple[Chem.Mol, tuple[int, ...]]:
+    """The core, whose attachment points match a hydrogen or what hangs there, and the numbers of its own atoms."""
+    core = Chem.MolFromSmiles(smiles)
+    own = () if core is None else tuple(atom.GetIdx() for atom in core.GetAtoms() if atom.GetAtomicNum())
+    if not own:
         raise ValueError(f"core {smiles!r} is no molecule, wanted a SMILES such as 'c1ccccc1*', where * is a place to decorate.")
-    stars = [atom for atom in marked.GetAtoms() if atom.GetAtomicNum() == 0]
-    places: dict[int, int] = {}
-    for star in stars:
-        for neighbour in star.GetNeighbors():
-            at = neighbour.GetIdx() - sum(other.GetIdx() < neighbour.GetIdx() for other in stars)
-            places[at] = places.get(at, 0) + 1
-    bare = Chem.RWMol(marked)
-    for star in sorted((star.GetIdx() for star in stars), reverse=True):
-        bare.RemoveAtom(star)
-    Chem.SanitizeMol(bare)
-    return bare.GetMol(), places
+    stars = Chem.AdjustQueryParameters.NoAdjustments()
+    stars.makeDummiesQueries = True
+    return Chem.AdjustQueryProperties(core, stars), own
 
 
-def _decorated_at(molecule: Chem.Mol, match: tuple[int, ...], places: dict[int, int]) -> bool:
-    """Whether all bonds that leave a match do so at the places, at most as many as each has."""
+def _bare(molecule: Chem.Mol, match: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    """Whether the core's own atoms have no heavy neighbours but those of the match."""
     inside = set(match)
-    for place, index in enumerate(match):
-        outward = sum(neighbour.GetIdx() not in inside for neighbour in molecule.GetAtomWithIdx(index).GetNeighbors())
-        if outward > places.get(place, 0):
-            return False
-    return True
+    neighbours = (neighbour for place in own for neighbour in molecule.GetAtomWithIdx(match[place]).GetNeighbors())
+    return all(neighbour.GetIdx() in inside or neighbour.GetAtomicNum() == 1 for neighbour in neighbours)
 
 
 @dataclass(frozen=True, slots=True)

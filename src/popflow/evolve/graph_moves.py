@@ -335,7 +335,7 @@ class Crossover:
             if child is not None and rng.random() <= self.mutation_rate:
                 child = mutate(Graph(child), rng)
             key = _key(child)
-            if key is not None:
+            if key is not None and key not in (mother, father):
                 children.append(Child(key, "crossover", (mother, father)))
         return children
 

@@ -169,7 +169,7 @@ class Learner:
         """Everything as plain named tensors, not copied, and the structure of the optimiser's state around them."""
         tensors = {f"param.{name}": p for name, p in self.params.items()}
         tensors |= {f"ema.{name}": p for name, p in (self.ema or {}).items()}
-        return tensors, _pack(self.optimizer.state_dict()["state"], tensors, "opt")
+        return tensors, pack(self.optimizer.state_dict()["state"], tensors, "opt")
 
     def load(self, tensors: Mapping[str, Tensor], structure: Any) -> None:
         """Restore what `state` returned, by copying.
@@ -194,7 +194,7 @@ class Learner:
             self._step, self.compiled = self._eager, False  # a compiled step is bound to the tensors that are replaced now
             groups = self.optimizer.state_dict()["param_groups"]
             copies = {name: value.clone() for name, value in tensors.items() if name.startswith("opt")}
-            self.optimizer.load_state_dict({"state": _unpack(structure, copies), "param_groups": groups})
+            self.optimizer.load_state_dict({"state": unpack(structure, copies), "param_groups": groups})
 
 
 def _gradient(loss: Loss) -> FunctionType:
@@ -233,28 +233,29 @@ def _checked(result: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
     return value, metrics
 
 
-def _pack(tree: Any, tensors: dict[str, Tensor], name: str) -> Any:
+def pack(tree: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """Move the tensors of a nested structure into ``tensors``; return the rest in a JSON-compatible form."""
     if isinstance(tree, Tensor):
         tensors[name] = tree
         return {"tensor": name}
     if isinstance(tree, dict):
-        return {"dict": [[key, _pack(value, tensors, f"{name}.{key}")] for key, value in tree.items()]}
+        return {"dict": [[key, pack(value, tensors, f"{name}.{key}")] for key, value in tree.items()]}
     if isinstance(tree, list | tuple):
-        return {"list": [_pack(value, tensors, f"{name}.{k}") for k, value in enumerate(tree)]}
+        return {"list": [pack(value, tensors, f"{name}.{k}") for k, value in enumerate(tree)]}
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise CheckpointError(f"the optimiser keeps a {type(tree).__name__} in its state ({name}), wanted tensors, numbers, lists, mappings.")
 
 
-def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Put the tensors back; the inverse of `pack`."""
     if not isinstance(tree, dict):
         return tree
     if "tensor" in tree:
         return tensors[tree["tensor"]]
     if "dict" in tree:
-        return {key: _unpack(value, tensors) for key, value in tree["dict"]}
-    return [_unpack(value, tensors) for value in tree["list"]]
+        return {key: unpack(value, tensors) for key, value in tree["dict"]}
+    return [unpack(value, tensors) for value in tree["list"]]
 
 
 def _first_line(error: Exception) -> str:

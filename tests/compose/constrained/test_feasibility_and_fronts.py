@@ -23,6 +23,23 @@ def test_the_score_orders_gaussian_rows_by_their_density() -> None:
         assert abs(float((fresh <= level).double().mean()) - level) < 3 * math.sqrt(2 * level * (1 - level) / 1000)
 
 
+def test_the_score_of_a_gaussian_row_is_the_integral_and_its_feasibility_a_p_value() -> None:
+    """The denoiser is linear, ``D = y / (1 + sigma^2)``: with noises in pairs ``E|x - D|^2 / sigma^2 = (sigma^2 x^2 + E eps^2) / (1 + sigma^2)^2``."""
+    x = Streams(0).normal("x", torch.empty(99, 1))
+    prior = Prior.of(gaussian_mixture(torch.zeros(1, 1), 1.0), x, rng=Streams(0))
+    feasible = Feasibility.of(prior, x, Streams(1))
+    at = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    width = math.log(2.0 / prior.sigma_min) / len(feasible.noises)
+    variance = torch.tensor(
+        [(prior.sigma_min * math.exp((k + 0.5) * width)) ** 2 for k in range(len(feasible.noises))], dtype=torch.float64
+    )
+    share = variance / (1 + variance) ** 2
+    difference = feasible.score(at[:1, None].float()) - feasible.score(at[1:, None].float())
+    assert float(difference) == pytest.approx(float((share * width).sum() * (at[1] ** 2 - at[0] ** 2)), rel=1e-4)
+    assert float(feasible(torch.tensor([[50.0]]))) == 1 / 100  # never 0
+    assert float(feasible(x[feasible.score(x).argmin()][None])) == 2 / 100  # a held-out row scores no better than itself
+
+
 def test_a_front_is_what_brute_force_finds() -> None:
     values = torch.rand(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values[7] = values[3]

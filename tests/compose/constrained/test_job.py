@@ -33,7 +33,7 @@ def rows(folder) -> list[dict[str, str]]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_black_box_is_asked_through_the_ledger_and_never_twice(folder, monkeypatch, capsys) -> None:
-    job = ["optimize", "rows.csv", "--objective", "my_objective:value", "--out", "R", *SMALL]
+    job = ["optimize", "rows.csv", "--objective", "my_objective:value", "--beta", "2", "--out", "R", *SMALL]
     assert main(job) == 0
     found = rows(folder)
     assert (

@@ -38,9 +38,9 @@ def test_langevin_steps_reach_the_tilted_gaussian(normal: Prior, adjust: bool) -
     def slope(x: torch.Tensor, sigma: float = 0.0) -> torch.Tensor:
         return beta * (x - 1)
 
-    start = guided(normal, slope, 1500, rng=Streams(1), steps=60)
+    start = guided(normal, slope, 1500, rng=Streams(1), steps=30)
     pop = corrected(
-        normal, slope, lambda x: beta * (x - 1).square().sum(1) / 2, start, rng=Streams(2), step_size=0.05, steps=120, adjust=adjust
+        normal, slope, lambda x: beta * (x - 1).square().sum(1) / 2, start, rng=Streams(2), step_size=0.05, steps=80, adjust=adjust
     )
     assert float((pop.x.mean(0) - 0.75).abs().max()) < 0.06
     assert float((pop.x.std(0) - 0.5).abs().max()) < 0.06

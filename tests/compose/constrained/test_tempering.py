@@ -51,6 +51,34 @@ def test_temperatures_keep_the_share_asked_for() -> None:
     weights = (-then * potential.double()).softmax(0)
     assert abs(float(1 / weights.square().sum()) / 500 - 0.5) < 1e-6
     assert next_fraction(torch.tensor([0.0, math.inf]), 0.5, 0.5) == 1.0  # rows ruled out do not count
+    assert next_fraction(torch.stack([potential / 100, potential]), 0.0, 0.5) == then  # the least of several populations
+
+
+def test_the_acceptance_is_that_of_the_moves_that_changed_the_row() -> None:
+    values = torch.tensor([[-1.0], [1.0]])
+
+    def signs(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x > 0, 1.0, -1.0)
+
+    prior = Prior.of(gaussian_mixture(values, 0.05), values.repeat(500, 1), rng=Streams(0), snap=signs)
+    found = tempered(prior, lambda x: torch.zeros(len(x)), prior.draw(400, Streams(0)), rng=Streams(1), last_moves=3, steps=6)
+    assert found.acceptance == 1.0  # without an objective every change is taken, and most moves change nothing
+    assert float((found.population.aux["changed"] / 3).mean()) < 0.6
+
+
+def test_what_was_proposed_and_refused_is_among_the_visited() -> None:
+    x = Streams(0).normal("x", torch.empty(600, 1))
+    prior = Prior.of(gaussian_mixture(torch.zeros(1, 1), 1.0), x, rng=Streams(0))
+    asked = []
+
+    def potential(x: torch.Tensor) -> torch.Tensor:
+        asked.append(x.clone())
+        return 30 * x[:, 0].abs()
+
+    found = tempered(prior, potential, prior.draw(100, Streams(0)), rng=Streams(1), steps=6)
+    least = torch.unique(torch.cat(asked)).abs().sort().values[:100]
+    torch.testing.assert_close(found.visited.flatten().abs(), least)
+    torch.testing.assert_close(found.visited_potential.float(), 30 * least)
 
 
 def test_rows_ruled_out_never_come_back(mixture: Prior) -> None:

@@ -1,0 +1,292 @@
+r"""The search for the ground state: walkers, local energies, a step of the parameters, again; then an evaluation with frozen parameters.
+
+    sweep walkers from |psi|^2  ->  E_loc (and grad E_loc)  ->  excess and velocity (`objective`)  ->  step (`descent`), lr / (1 + 2 k / steps)
+
+Energies of the search are averages while parameters move. The energy that is reported comes from `evaluate`: frozen parameters, nothing clipped,
+blocked error bars. By the variational principle its expectation is never below the exact energy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from popflow.core.checkpoint import load_tensors, save_tensors
+from popflow.core.checks import at_least_one
+from popflow.core.errors import CheckpointError, DivergenceError, NonFiniteError
+from popflow.core.streams import Streams
+from popflow.electrons.descent import RATES, Descent, Name, descent
+from popflow.electrons.energy import Energy, LocalEnergy, blocked_error
+from popflow.electrons.objective import Objective, pull
+from popflow.electrons.walkers import Walkers, sweep
+from popflow.electrons.wavefunctions import System, WaveFunction
+from popflow.learn import Progress
+
+EVERY = 10
+"""Steps over which metrics are averaged."""
+SNAPSHOT = 50
+"""Steps between two states to roll back to."""
+MAX_ROLLBACKS = 5
+EXPLODED = 3.0
+"""A median local energy this many times ``1 + |E|`` away from the last recorded mean ``E`` counts as not finite."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search left.
+
+    Attributes:
+        walkers: The walkers of the last step.
+        curve: Averages over `EVERY` steps: ``step, energy, variance, gradient, acceptance``: ``[m]`` each. ``gradient`` is the median of
+            ``|grad E_loc|`` (NaN where it was not computed), the energy is not clipped.
+        rollbacks: How often a step was not finite and was taken back; each time the learning rate was halved.
+    """
+
+    walkers: Walkers
+    curve: dict[str, Tensor]
+    rollbacks: int
+
+
+_COLUMNS = ("step", "energy", "variance", "gradient", "acceptance")
+
+
+class _State:
+    """All that changes: parameters, walkers, the descent, streams, the curve."""
+
+    def __init__(self, psi: WaveFunction, walkers: Walkers, mover: Descent, rng: Streams):
+        self.psi, self.walkers, self.mover, self.rng = psi, walkers, mover, rng
+        self.step, self.rollbacks = 0, 0
+        self.rows: list[list[float]] = []
+        self.sums = torch.zeros(4, dtype=torch.float64)
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict]:
+        moved, structure = self.mover.state()
+        table = torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(_COLUMNS))
+        parts = {
+            "psi": dict(self.psi.named_parameters()),
+            "walkers": self.walkers.tensors(),
+            "mover": moved,
+            "rng": self.rng.state(),
+            "curve": {"rows": table, "sums": self.sums},
+        }
+        tensors = {f"{part}/{name}": value.detach().clone() for part, found in parts.items() for name, value in found.items()}
+        return tensors, {"step": self.step, "rollbacks": self.rollbacks, "mover": structure}
+
+    def load(self, tensors: dict[str, Tensor], about: dict) -> None:
+        device = self.walkers.x.device
+
+        def part(name: str, move: bool = True) -> dict[str, Tensor]:
+            found = {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith(name + "/")}
+            return {key: value.to(device) for key, value in found.items()} if move else found
+
+        params, mine = part("psi"), dict(self.psi.named_parameters())
+        if {name: value.shape for name, value in params.items()} != {name: value.shape for name, value in mine.items()}:
+            raise CheckpointError("the checkpoint holds another wave function. Fix: give the settings it was made with, or another file.")
+        with torch.no_grad():
+            for name, value in params.items():
+                mine[name].copy_(value)
+        self.walkers = Walkers.of(part("walkers"))
+        self.mover.load(part("mover"), about["mover"])
+        self.rng.load(part("rng", move=False))
+        curve = part("curve", move=False)
+        self.rows, self.sums = curve["rows"].tolist(), curve["sums"].clone()
+        self.step, self.rollbacks = int(about["step"]), int(about["rollbacks"])
+
+    def curve(self) -> dict[str, Tensor]:
+        table = torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(_COLUMNS))
+        return {name: table[:, k] for k, name in enumerate(_COLUMNS)}
+
+
+def search(
+    psi: WaveFunction,
+    system: System,
+    walkers: Walkers,
+    *,
+    objective: Objective | None = None,
+    optimiser: Name = "minsr",
+    steps: int = 1000,
+    lr: float | None = None,
+    moves: int = 10,
+    rng: Streams,
+    gradients: bool = False,
+    compile: bool = False,
+    record: Iterable[Callable[[Progress], None]] = (),
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 200,
+) -> Search:
+    """Lower the energy of a wave function, whose parameters are changed in place.
+
+    Args:
+        psi: The wave function.
+        system: Its potential.
+        walkers: Where to begin, from `popflow.electrons.walkers.place`, equilibrated.
+        objective: The geometry; None: Fisher-Rao.
+        optimiser: ``minsr``, ``spring``, ``singd`` or ``adam``.
+        steps: Steps in all.
+        lr: First learning rate; None: the usual one of the optimiser. It falls to a third.
+        moves: Metropolis moves of every walker between two steps.
+        rng: Streams.
+        gradients: Compute ``|grad E_loc|`` for the curve where the objective does not need it; that doubles the cost of a Fisher-Rao step.
+        compile: Compile the local energy; the walkers are then one chunk.
+        record: Called every ten steps with the averages since.
+        checkpoint: File to resume from where it exists, written every ``checkpoint_every`` steps and at the end. The parameters, walkers and curve of
+            a search that was stopped and started again are bit for bit those of one that was not.
+        checkpoint_every: Steps between two checkpoints.
+
+    Raises:
+        DivergenceError: when steps were not finite more than five times, although each time the last good state was restored and the rate halved.
+        CheckpointError: for a checkpoint of another wave function, or with more steps than are wanted.
+
+    Example:
+        >>> from popflow.electrons.exact import Decay
+        >>> from popflow.electrons.traps import oscillator
+        >>> from popflow.electrons.walkers import place
+        >>> system, rng = oscillator(dim=1), Streams(0)
+        >>> psi = Decay(1.6, power=2, dim=1)  # exact at a = 1
+        >>> walkers = place(psi, system, 256, rng, dtype=torch.float64)
+        >>> found = search(psi, system, walkers, steps=100, rng=rng, optimiser="adam", lr=0.03)
+        >>> abs(float(psi.rate) - 1) < 0.02
+        True
+    """
+    at_least_one(steps=steps, moves=moves, checkpoint_every=checkpoint_every)
+    objective = objective or Objective.fisher_rao()
+    rate = RATES[optimiser] if lr is None and optimiser in RATES else lr
+    state = _State(psi, walkers, descent(optimiser, psi), rng)
+    assert rate is not None
+    if checkpoint and Path(checkpoint).exists():
+        state.load(*load_tensors(checkpoint))
+        if state.step > steps:
+            raise CheckpointError(f"{checkpoint} has {state.step} steps, more than steps={steps}. Fix: give another file, or more steps.")
+    local = LocalEnergy(psi, system, chunk=len(walkers.x) if compile else 256, compile=compile)
+    good = state.tensors()
+    while state.step < steps:
+        try:
+            _advance(state, local, objective, rate * 0.5**state.rollbacks, steps, moves, gradients)
+        except (NonFiniteError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
+            count = state.rollbacks + 1
+            if count > MAX_ROLLBACKS:
+                raise DivergenceError(
+                    f"the search was not finite {count} times, last at step {state.step}: {error} Fix: a smaller lr, Fisher-Rao first "
+                    "(warm), another optimiser, more walkers, or float64."
+                ) from error
+            state.load(*good)
+            state.rollbacks = count
+            # the same noise would lead to the same place: the draws go on where they stood plus one
+            rng.normal("rollback", torch.zeros(1))
+            continue
+        if state.step % EVERY == 0 or state.step == steps:
+            _record(state, rate, steps, record)
+        if state.step % SNAPSHOT == 0:
+            good = state.tensors()
+        if checkpoint and (state.step % checkpoint_every == 0 or state.step == steps):
+            save_tensors(checkpoint, *state.tensors())
+    return Search(state.walkers, state.curve(), state.rollbacks)
+
+
+def _advance(state: _State, local: LocalEnergy, objective: Objective, rate: float, steps: int, moves: int, gradients: bool) -> None:
+    """Make one step, or raise `NonFiniteError` with the state spoiled."""
+    progress = state.step / steps
+    walkers = sweep(state.psi, state.walkers, state.rng, moves)
+    known = local(walkers.x, gradient=gradients or objective.weights(progress)[0] > 0)
+    finite = known.energy.isfinite()
+    if not finite.all():
+        raise NonFiniteError(f"the local energy of {int((~finite).sum())} walkers is not finite.")
+    median = float(known.energy.median())
+    if state.rows and abs(median - state.rows[-1][1]) > EXPLODED * (1 + abs(state.rows[-1][1])):
+        raise NonFiniteError(f"the median local energy went to {median:.4g} from {state.rows[-1][1]:.4g} Hartree.")
+    state.mover.step(walkers.x, pull(objective, known, progress), rate / (1 + 2 * progress))
+    if not all(bool(parameter.isfinite().all()) for parameter in state.psi.parameters()):
+        raise NonFiniteError("a parameter is not finite.")
+    slope = known.gradient.norm(dim=1).median().double() if known.gradient is not None else torch.tensor(math.nan)
+    energy = known.energy.double()
+    new = torch.stack([energy.mean().cpu(), energy.var(correction=0).cpu(), slope.cpu(), walkers.acceptance.double().cpu()])
+    state.walkers, state.step, state.sums = walkers, state.step + 1, state.sums + new
+
+
+def _record(state: _State, rate: float, steps: int, record: Iterable[Callable[[Progress], None]]) -> None:
+    since = state.step - (int(state.rows[-1][0]) if state.rows else 0)
+    means = (state.sums / since).tolist()
+    state.rows.append([float(state.step), *means])
+    state.sums = torch.zeros_like(state.sums)
+    shown = {name: value for name, value in zip(_COLUMNS[1:], means, strict=True) if not math.isnan(value)}
+    for one in record:
+        one(Progress(state.step, shown, rate * 0.5**state.rollbacks / (1 + 2 * state.step / steps)))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The energy of frozen parameters.
+
+    Attributes:
+        energy: Mean local energy with its blocked standard error, and the variance of the local energy, in Hartree.
+        gradient: Median of ``|grad E_loc|``, Hartree per bohr.
+        series: Mean local energy of each sweep ``[sweeps]``.
+        walkers: The walkers of the last sweep.
+    """
+
+    energy: Energy
+    gradient: float
+    series: Tensor
+    walkers: Walkers
+
+
+def evaluate(
+    psi: WaveFunction,
+    system: System,
+    walkers: Walkers,
+    *,
+    sweeps: int = 200,
+    moves: int = 10,
+    burn: int = 20,
+    rng: Streams,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Average the local energy over ``sweeps`` of the walkers, parameters frozen, nothing clipped.
+
+    Args:
+        psi: The wave function.
+        system: Its potential.
+        walkers: Where to begin.
+        sweeps: Sweeps to average over.
+        moves: Moves of each walker in a sweep.
+        burn: Sweeps before the first that counts; the width of the moves adapts in them alone.
+        rng: Streams.
+        progress: Called with the sweeps done and their number, every ten.
+
+    Raises:
+        WalkerError: for walkers that are stuck or not finite.
+
+    Example:
+        >>> from popflow.electrons.exact import exact_state
+        >>> from popflow.electrons.traps import quantum_dot
+        >>> from popflow.electrons.walkers import place
+        >>> dot, rng = quantum_dot(), Streams(0)
+        >>> psi = exact_state(dot)
+        >>> print(evaluate(psi, dot, place(psi, dot, 16, rng, dtype=torch.float64), sweeps=2, burn=2, rng=rng).energy)
+        3.0000000 Hartree
+    """
+    at_least_one(sweeps=sweeps, moves=moves)
+    local = LocalEnergy(psi, system)
+    for _ in range(burn):
+        walkers = sweep(psi, walkers, rng, moves)
+    width, series, squares, slopes = walkers.width, [], [], []
+    for k in range(sweeps):
+        walkers = sweep(psi, walkers, rng, moves)
+        walkers = Walkers(walkers.x, walkers.log_psi, width, walkers.age, walkers.acceptance)
+        known = local(walkers.x, gradient=k % 10 == 0)
+        energy = known.energy.double()
+        series.append(float(energy.mean()))
+        squares.append(float(energy.square().mean()))
+        if known.gradient is not None:
+            slopes.append(known.gradient.norm(dim=1))
+        if progress and (k + 1) % 10 == 0:
+            progress(k + 1, sweeps)
+    means = torch.tensor(series, dtype=torch.float64)
+    value = float(means.mean())
+    variance = max(0.0, float(torch.tensor(squares, dtype=torch.float64).mean()) - value**2)
+    return Evaluation(Energy(value, blocked_error(means), variance), float(torch.cat(slopes).median()), means, walkers)

@@ -1,0 +1,125 @@
+"""The job behind ``popflow path``: fit a path, measure its action, simulate it, weigh it, and shoot beside it; each a stage of the run."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popflow.core import Streams
+from popflow.paths.config import PathConfig
+from popflow.paths.doob import Action, action, fit
+from popflow.paths.ensemble import PathEnsemble, simulate
+from popflow.paths.gaussian_path import clock_grid
+from popflow.paths.report import FILES, Outcome, report
+from popflow.paths.scene import Scene, path, scene
+from popflow.paths.shooting import Always, Shooter, shoot
+from popflow.paths.trajectory import write
+from popflow.runs import ConfigError, Report, Run, once, training
+
+CHAINS = 200
+
+
+def run(config: PathConfig, run: Run) -> Report:
+    """Fit, measure, simulate, report."""
+    try:
+        made = scene(config)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    return report(solve(config, made, run), run)
+
+
+def solve(config: PathConfig, made: Scene, run: Run) -> Outcome:
+    """Carry out the stages."""
+    start = path(config, made, streams(config, "path"))
+    fitted = fit(
+        made.process,
+        start,
+        steps=config.steps,
+        batch=config.batch,
+        rng=streams(config, "fit"),
+        lr=config.lr,
+        **training(run, "fit", config.steps),
+    )
+    best = fitted.path.double()
+    measured = acted(config, made, best, run)
+    run.log(f"action {measured} from {measured.forces} force evaluations")
+    ensemble = walked(config, made, best, run)
+    spent = config.steps * (config.batch // start.components) * start.components
+    if made.molecule is not None:
+        one = made.place(ensemble.x[0])
+        for name in FILES:
+            write(run.path / name, one, made.molecule.topology, ensemble.times)
+    return Outcome(config, made, best, measured, ensemble, spent, shot(config, made, ensemble, run))
+
+
+def streams(config: PathConfig, stage: str) -> Streams:
+    """Random streams of one stage, which no other stage shares."""
+    return Streams(zlib.crc32(f"{config.seed}/{stage}".encode()))
+
+
+def acted(config: PathConfig, made: Scene, best: Any, run: Run) -> Action:
+    """The action of the fitted path, once per run."""
+
+    def measure() -> dict[str, Tensor]:
+        found = action(made.process, best, config.evaluations, streams(config, "action"))
+        return {"action": torch.tensor([found.value, found.error, found.free, found.force, found.forces], dtype=torch.float64)}
+
+    run.progress("action", 0, 1)
+    *values, forces = once(run, "action", measure)["action"].tolist()
+    run.progress("action", 1, 1)
+    return Action(*values, forces=int(forces))
+
+
+def walked(config: PathConfig, made: Scene, best: Any, run: Run) -> PathEnsemble:
+    """Simulated paths with their weights towards the reference with its end seen through N(B, sigma0^2), once per run."""
+    steps = round(made.time / config.setting("dt"))
+    times = clock_grid(made.time, steps)
+
+    def measure() -> dict[str, Tensor]:
+        found = simulate(made.process, best, config.paths, times, streams(config, "paths"))
+        return {"x": found.x, "log_w": found.log_w}
+
+    run.progress("paths", 0, 1)
+    saved = once(run, "paths", measure)
+    run.progress("paths", 1, 1)
+    law = f"P: the reference chain of {steps} steps, dense at both ends, from the start law of the path"
+    found = PathEnsemble(saved["x"], times, saved["log_w"], law, config.paths * steps)
+    return found.pinned(made.log_end, "N(B, sigma0^2)" if made.molecule is None else "N(B, sigma0^2) with Maxwell velocities")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Paths of fixed length between balls around A and B by shooting that accepts every path: highest energies, weights, and what they cost."""
+
+    highest: Tensor
+    weight: Tensor
+    forces: int
+
+
+def shot(config: PathConfig, made: Scene, ensemble: PathEnsemble, run: Run) -> Shot | None:
+    """Shooting from the frames of the fitted paths, once per run; None when there are to be no shots."""
+    if not config.shots:
+        return None
+    steps = len(ensemble.times) - 1
+
+    def near(x: Tensor, state: Tensor) -> Tensor:
+        return (x - state).norm(dim=-1) < made.reach
+
+    shooter = Shooter(made.process, made.time / steps, partial(near, state=made.start), partial(near, state=made.end), frames=steps + 1)
+
+    def measure() -> dict[str, Tensor]:
+        rng = streams(config, "shots")
+        which = torch.randint(len(ensemble.x), (CHAINS,), generator=rng("which"))
+        first, forces = shooter.start(ensemble.x[which, steps // 2], rng)
+        shots = shoot(shooter, Always(), first, config.shots, rng, lambda paths: made.energy(paths.x).max(1).values)
+        return {"highest": shots.values, "weight": shots.weight, "forces": torch.tensor(shots.forces + forces)}
+
+    run.progress("shots", 0, 1)
+    saved = once(run, "shots", measure)
+    run.progress("shots", 1, 1)
+    return Shot(saved["highest"], saved["weight"], int(saved["forces"]))

@@ -1,0 +1,186 @@
+"""What a configuration of ``popflow path`` stands for: dynamics, states, a path to fit, and the exact answer where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popflow.core import Streams
+from popflow.core.checks import function
+from popflow.paths.config import PathConfig
+from popflow.paths.coordinates import idpp
+from popflow.paths.exact import Grid
+from popflow.paths.flow_path import FlowPath
+from popflow.paths.forcefield import TorchForce
+from popflow.paths.gaussian_path import DiagonalPath, FullPath, KinematicPath, through
+from popflow.paths.molecule import Molecule
+from popflow.paths.potentials import POTENTIALS
+from popflow.paths.process import Overdamped, Potential, Process, Underdamped
+
+IMAGES = 11
+"""Images of the initial path of a molecule."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Two states of a process.
+
+    Attributes:
+        process: The dynamics.
+        start: Positions ``[D]`` of state A, float64.
+        end: State B.
+        time: Duration.
+        sigma0: Width of the laws around both.
+        molecule: The molecule, or None for a potential.
+    """
+
+    process: Process
+    start: Tensor
+    end: Tensor
+    time: float
+    sigma0: float
+    molecule: Molecule | None = None
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates."""
+        return len(self.start)
+
+    @property
+    def reach(self) -> float:
+        """Distance from a state within which a path counts as arrived: three standard deviations of each coordinate."""
+        return 3 * self.sigma0 * self.dim**0.5
+
+    @property
+    def kt(self) -> float:
+        """Thermal energy."""
+        return (
+            self.process.kt
+            if isinstance(self.process, Underdamped)
+            else float(self.process.noise) ** 2 / (2 * float(self.process.mobility))
+        )
+
+    @property
+    def unit(self) -> str:
+        """Unit of energies, as the end of a label."""
+        return ", kJ/mol" if self.molecule else ""
+
+    def place(self, x: Tensor) -> Tensor:
+        """Positions ``[..., D]`` of states."""
+        return x[..., : self.dim]
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Energy of states relative to A."""
+        with torch.no_grad():
+            return self.process.potential(self.place(x)) - self.process.potential(self.start)
+
+    def arrived(self, x: Tensor) -> Tensor:
+        """Whether the positions of states ``[n, .]`` are within `reach` of B."""
+        return (self.place(x) - self.end).norm(dim=-1) < self.reach
+
+    def log_end(self, x: Tensor) -> Tensor:
+        """Logarithm ``[n]`` of the density through which the end of the reference is seen, up to a constant: N(B, sigma0^2), Maxwell velocities."""
+        density = -(self.place(x) - self.end).square().sum(-1) / (2 * self.sigma0**2)
+        if not isinstance(self.process, Underdamped):
+            return density
+        return density - (torch.as_tensor(self.process.mass) * x[..., self.dim :].square()).sum(-1) / (2 * self.kt)
+
+    def grid(self, spacing: float) -> Grid | None:
+        """The grid of a known potential in one or two coordinates; None for others."""
+        domain = getattr(self.process.potential, "domain", None)
+        if domain is None or self.dim > 2 or isinstance(self.process, Underdamped):
+            return None
+        return Grid(self.process, *domain, spacing)
+
+
+def scene(config: PathConfig) -> Scene:
+    """Make the dynamics and the states of a configuration.
+
+    Raises:
+        ValueError: when the potential cannot be loaded, or does not give one finite energy and force for each state.
+    """
+    if config.molecular:
+        return molecular(config)
+    potential = POTENTIALS[config.potential] if config.source() else load(config)
+    known = getattr(potential, "minima", None)
+    given = config.state("start") or known[0], config.state("end") or known[-1]  # pyright: ignore[reportOptionalSubscript]
+    if known is not None and not len(given[0]) == len(given[1]) == len(known[0]):
+        raise ValueError(
+            f"start has {len(given[0])} coordinates, end {len(given[1])}, wanted {len(known[0])}: those of {config.potential}."
+        )
+    start, end = (torch.tensor(one, dtype=torch.float64) for one in given)
+    process = Overdamped(potential, noise=config.setting("noise"))
+    ends = torch.stack([start, end])
+    try:
+        energy, pull = process.potential(ends), process.drift(ends)
+    except Exception as error:
+        raise ValueError(f"potential={config.potential!r} fails at start and end: {type(error).__name__}: {error}") from error
+    if energy.shape != (2,) or not bool(torch.isfinite(energy).all() and torch.isfinite(pull).all()):
+        raise ValueError(
+            f"potential={config.potential!r} gives energies {energy.tolist()} and forces {pull.tolist()} at start and end, wanted one finite "
+            "energy and a finite force for each."
+        )
+    return Scene(process, start, end, config.setting("time"), config.setting("sigma0"))
+
+
+def molecular(config: PathConfig) -> Scene:
+    """Make the dynamics and the states of a molecule.
+
+    Raises:
+        ValueError: for files that do not fit each other or the force field; see `Molecule.from_pdb`.
+        MissingExtraError: without openmm.
+    """
+    assert config.a is not None
+    assert config.b is not None
+    molecule = Molecule.from_pdb(config.a, config.b, config.forcefield, warn=not config.minimise)
+    if config.minimise:
+        molecule = molecule.minimised()
+    process = Underdamped(TorchForce(molecule.system), molecule.masses, config.friction, config.temperature)
+    return Scene(process, molecule.a.flatten(), molecule.b.flatten(), config.setting("time"), config.setting("sigma0"), molecule)
+
+
+def load(config: PathConfig) -> Potential:
+    """Read the potential FILE.py:FUNCTION.
+
+    Raises:
+        ValueError: when there is no such file or function.
+    """
+    file, name = config.file(), config.potential.rpartition(":")[2]
+    assert file is not None
+    spec = importlib.util.spec_from_file_location(f"popflow_potential_{file.stem}", file)
+    try:
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = getattr(module, name)
+    except Exception as error:
+        raise ValueError(
+            f"cannot load potential={config.potential!r}: {type(error).__name__}: {error}. Wanted FILE.py:FUNCTION."
+        ) from error
+    function("potential", found, "def energy(x): return x.square().sum(-1)")
+    return found
+
+
+def path(config: PathConfig, scene: Scene, rng: Streams) -> Any:
+    """Make the path to fit: in float32 for potentials; a molecule's positions need float64, and begin on a path along which distances go evenly."""
+    if scene.molecule is not None and isinstance(scene.process, Underdamped):
+        images = idpp(scene.molecule.a, scene.molecule.b, IMAGES).flatten(1)
+        images[0], images[-1] = scene.start, scene.end
+        thermal = (scene.kt / torch.as_tensor(scene.process.mass)).sqrt()
+        given = {
+            "noise": scene.process.noise,
+            "sigma0": scene.sigma0,
+            "components": config.components,
+            "initial": through(images),
+            "rng": rng,
+        }
+        return KinematicPath(scene.start, scene.end, scene.time, thermal=thermal, **given)
+    family = {"diagonal": DiagonalPath, "full": FullPath, "flow": FlowPath}[config.kind()]
+    mixed = {} if family is FlowPath else {"components": config.components}
+    ends = scene.start.float(), scene.end.float()
+    return family(*ends, scene.time, noise=float(scene.process.noise), sigma0=scene.sigma0, rng=rng, **mixed)

@@ -1,0 +1,151 @@
+"""The search: it finds known ground states from above, leaves exact states alone, resumes bit for bit, and takes back what is not finite."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from popflow.core import CheckpointError, DivergenceError, Streams
+from popflow.electrons import (
+    Decay, LocalEnergy, Molecule, Objective, PsiFormer, SlaterJastrow, Walkers, WaveFunction, equilibrate, evaluate, exact_state, hookes_atom, jacobian, oscillator,
+    place, quantum_dot, search, woodbury,
+)  # fmt: skip
+from popflow.electrons import ground_state as module
+from popflow.optim import spring
+from popflow.electrons.wavefunctions import System
+
+OPTIMISERS = ["minsr", "spring", "singd", "adam"]
+
+
+def begin(psi: WaveFunction, system: System, count: int = 64, seed: int = 0) -> tuple[Walkers, Streams]:
+    """Place walkers and let them equilibrate."""
+    rng = Streams(seed)
+    dtype = next(psi.parameters()).dtype
+    return equilibrate(psi, place(psi, system, count, rng, dtype=dtype), rng, sweeps=10), rng
+
+
+@pytest.mark.parametrize("optimiser", ["minsr", "spring", "adam"])
+@pytest.mark.parametrize("objective", [Objective.fisher_rao(), Objective.wasserstein(), Objective.mixed()], ids=["fr", "w", "mixed"])
+def test_an_exact_state_stays_as_it_is(optimiser, objective: Objective) -> None:
+    for system in (hookes_atom(), Molecule.of("H")):
+        psi = exact_state(system)
+        before = float(psi.rate.detach())  # pyright: ignore
+        walkers, rng = begin(psi, system)
+        search(psi, system, walkers, objective=objective, optimiser=optimiser, steps=5, rng=rng, lr=1e-6 if optimiser == "adam" else None)
+        assert abs(float(psi.rate.detach()) - before) < 6e-6  # pyright: ignore
+
+
+def test_the_oscillator_relaxes_as_imaginary_time_says(points) -> None:
+    """``d psi = -(H - E) psi dtau`` gives ``da/dtau = 1 - a^2``, at any walkers: ``E_loc`` is linear in ``d_a log|psi|``."""
+    system, psi = oscillator(dim=1), Decay(1.6, 2, dim=1)
+    x = points(system, 32)
+    update = spring(jacobian(psi, x), LocalEnergy(psi, system)(x).energy, {}, damping=1e-12, decay=0.0)
+    assert torch.allclose(-update["rate"], torch.tensor(1 - 1.6**2, dtype=torch.float64), rtol=1e-9)
+
+
+def test_networks_come_close_to_known_energies_and_stay_above() -> None:
+    """Within what a hundred steps of a small network give; never below by more than four error bars."""
+    for system, exact, bar in ((quantum_dot(), 3.0, 0.03), (Molecule.of("H"), -0.5, 0.02)):
+        psi = SlaterJastrow(system, width=8)
+        walkers, rng = begin(psi, system, 64)
+        found = search(psi, system, walkers, optimiser="singd", steps=100, rng=rng, moves=4)
+        last = evaluate(psi, system, found.walkers, sweeps=20, rng=rng)
+        assert exact - 4 * last.energy.error < last.energy.value < exact + bar
+        assert found.curve["energy"][0] > found.curve["energy"][-1]
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_search_that_was_stopped_ends_with_the_same_bits(optimiser, tmp_path: Path) -> None:
+    system = quantum_dot()
+    objective = Objective.mixed()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(progress) -> None:  # noqa: ANN001
+        if progress.step == 10:
+            raise Stopped
+
+    ends = []
+    for name, interrupt in (("whole", False), ("cut", True)):
+        for record in [[stop], []] if interrupt else [[]]:
+            psi = SlaterJastrow(system, width=4)
+            walkers, rng = begin(psi, system, 16)
+            run = partial(search, psi, system, walkers, objective=objective, optimiser=optimiser, steps=12, rng=rng, moves=2)
+            try:
+                found = run(checkpoint=tmp_path / name, checkpoint_every=4, record=record)
+            except Stopped:
+                continue
+            ends.append((dict(psi.named_parameters()), found))
+    (a, first), (b, second) = ends
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert torch.equal(first.walkers.x, second.walkers.x)
+    assert torch.equal(first.curve["energy"], second.curve["energy"])
+
+
+def test_a_checkpoint_of_another_wave_function_is_refused(tmp_path: Path) -> None:
+    system = quantum_dot()
+    for width, said in ((4, ""), (5, "another wave function")):
+        psi = SlaterJastrow(system, width=width)
+        walkers, rng = begin(psi, system, 8)
+        if not said:
+            search(psi, system, walkers, steps=2, rng=rng, checkpoint=tmp_path / "c", moves=1)
+            continue
+        with pytest.raises(CheckpointError, match=said):
+            search(psi, system, walkers, steps=2, rng=rng, checkpoint=tmp_path / "c")
+
+
+def test_a_step_that_is_not_finite_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, calls = quantum_dot(), 0
+    real = module.pull
+
+    def poisoned(*given):  # noqa: ANN002, ANN202
+        nonlocal calls
+        calls += 1
+        towards = real(*given)
+        return type(towards)(towards.excess * float("nan"), None) if calls in bad else towards
+
+    monkeypatch.setattr(module, "pull", poisoned)
+    bad: set[int] = {5}
+    psi = SlaterJastrow(system, width=4)
+    walkers, rng = begin(psi, system, 16)
+    found = search(psi, system, walkers, steps=10, rng=rng, optimiser="adam")
+    assert found.rollbacks == 1
+    assert all(parameter.isfinite().all() for parameter in psi.parameters())
+    bad = set(range(1000))
+    with pytest.raises(DivergenceError, match="not finite 6 times"):
+        search(psi, system, walkers, steps=10, rng=rng, optimiser="adam")
+
+
+def test_one_spin_channel_may_be_empty() -> None:
+    system = Molecule.of("He", spin=2)
+    psi = PsiFormer(system, width=8, layers=1, heads=2, determinants=2)
+    walkers, rng = begin(psi, system, 16)
+    assert search(psi, system, walkers, steps=3, rng=rng).walkers.x.isfinite().all()
+
+
+def test_woodbury_is_the_dense_solve(psiformer, points) -> None:
+    system = Molecule.of("He")
+    psi, x = psiformer(system, width=2, layers=1, heads=1, determinants=1), points(system, 6)
+    rows = jacobian(psi, x)
+    names = list(rows.loose)
+    dense = torch.cat([rows.loose[name].flatten(1) for name in names], 1)
+    by_hand = []
+    for k in range(len(x)):
+        parts = torch.autograd.grad(
+            psi(x[k : k + 1])[0], [dict(psi.named_parameters())[name] for name in names], allow_unused=True, materialize_grads=True
+        )
+        by_hand.append(torch.cat([part.flatten() for part in parts]))
+    assert torch.allclose(dense, torch.stack(by_hand), rtol=1e-9, atol=1e-12)
+    dense = (dense - dense.mean(0)) / len(x) ** 0.5
+    g = Streams(0).normal("g", dense[0])
+    exact = torch.linalg.solve(dense.T @ dense + 0.1 * torch.eye(len(g), dtype=g.dtype), g)
+    sizes = [rows.loose[name][0].numel() for name in names]
+    split = {name: part.reshape(rows.loose[name].shape[1:]) for name, part in zip(names, g.split(sizes), strict=True)}
+    found = woodbury(rows, split, 0.1)
+    assert torch.allclose(torch.cat([found[name].flatten() for name in names]), exact, rtol=1e-8, atol=1e-10)
+    with pytest.raises(ValueError, match="damping=0"):
+        woodbury(rows, split, 0.0)

@@ -1,0 +1,108 @@
+"""Molecules: read from text, files, ASE and PySCF; what cannot be is refused, what is suspicious is questioned."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from popflow.core import PopflowWarning, Streams
+from popflow.electrons import Molecule, MoleculeError, Trap, exact_state, quantum_dot
+from popflow.electrons.molecule import BOHR
+from popflow.electrons.references import reference
+
+WATER = "O 0 0 0.117; H 0 0.757 -0.469; H 0 -0.757 -0.469"
+
+
+def test_all_sources_give_the_same_molecule(tmp_path: Path) -> None:
+    ase, gto = pytest.importorskip("ase"), pytest.importorskip("pyscf.gto")
+    text = Molecule.of(WATER)
+    (tmp_path / "water.xyz").write_text("3\nwater\n" + WATER.replace("; ", "\n") + "\n")
+    rows = [row.split() for row in WATER.split("; ")]
+    atoms = ase.Atoms("OHH", [[float(one) for one in row[1:]] for row in rows])
+    others = (
+        Molecule.from_xyz(tmp_path / "water.xyz"),
+        Molecule.from_ase(atoms),
+        Molecule.from_pyscf(gto.M(atom=WATER, basis="sto-3g", verbose=0)),
+        Molecule.of("; ".join(" ".join([row[0], *(f"{float(one) / BOHR!r}" for one in row[1:])]) for row in rows), unit="bohr"),
+    )
+    for other in others:
+        assert other.symbols == text.symbols
+        assert torch.allclose(other.centres, text.centres, rtol=1e-7)
+        assert (other.up, other.down) == (5, 5)
+    assert abs(text.nuclear_repulsion - float(gto.M(atom=WATER, basis="sto-3g", verbose=0).energy_nuc())) < 1e-6
+
+
+def test_spins_of_atoms_follow_hund_and_molecules_are_low() -> None:
+    assert [(Molecule.of(atom).up, Molecule.of(atom).down) for atom in ("H", "Li", "N", "O", "Ne", "Cr")] == [
+        (1, 0), (2, 1), (5, 2), (5, 3), (5, 5), (15, 9),
+    ]  # fmt: skip
+    assert Molecule.of("N 0 0 0; N 0 0 1.1").up == 7
+    assert Molecule.of("Li", charge=1).up == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("Xx 0 0 0", {}, "unknown element 'Xx'"),
+        ("H 0 0", {}, "wanted an element and three numbers"),
+        ("H 0 0 zero", {}, "wanted an element and three numbers"),
+        ("H 0 0 inf; H 0 0 0", {}, "three finite coordinates"),
+        ("H 0 0 0; H 0 0 0.01", {}, "two atoms at one place"),
+        ("H", {"charge": 1}, "wanted at least one electron"),
+        ("He", {"spin": 1}, "spin=1 is impossible with 2 electrons"),
+        ("He", {"spin": 4}, "spin=4 is impossible"),
+        ("", {}, "0 symbols"),
+    ],
+)
+def test_what_cannot_be_is_refused(text: str, options: dict, said: str) -> None:
+    with pytest.raises(MoleculeError, match=said):
+        Molecule.of(text, **options)
+
+
+def test_a_file_that_is_no_xyz_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MoleculeError, match="give the path of an XYZ file"):
+        Molecule.from_xyz(tmp_path / "absent.xyz")
+    (tmp_path / "short.xyz").write_text("2\n\nH 0 0 0\n")
+    with pytest.raises(MoleculeError, match="says 2 atoms and has 1"):
+        Molecule.from_xyz(tmp_path / "short.xyz")
+    (tmp_path / "text.xyz").write_text("hydrogen\n")
+    with pytest.raises(MoleculeError, match="first line is not the number"):
+        Molecule.from_xyz(tmp_path / "text.xyz")
+
+
+def test_suspicious_units_are_questioned_and_usual_distances_are_not() -> None:
+    with pytest.warns(PopflowWarning, match="closer than any bond"):
+        Molecule.of("H 0 0 0; H 0 0 0.74", unit="bohr")
+    with pytest.warns(PopflowWarning, match="were these bohr, read as Angstrom"):
+        Molecule.of("Li 0 0 0; Li 0 0 9", unit="angstrom")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Molecule.of("H 0 0 0; H 0 0 1.4", unit="bohr")
+        Molecule.of("N 0 0 0; N 0 0 1.098")
+        Molecule.of(WATER)
+
+
+def test_electrons_begin_at_their_atoms_with_spins_alternating() -> None:
+    far = Molecule.of("H 0 0 0; H 0 0 10", unit="bohr")
+    x = far.start(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
+    assert sorted(x[0, :, 2].tolist()) == [0.0, 10.0]
+    hydride = Molecule.of("Li 0 0 0; H 0 0 3.015", unit="bohr")
+    zeros = torch.zeros(1, 4, 3, dtype=torch.float64)
+    assert sorted(hydride.start(zeros, zeros)[0, :, 2].tolist()) == [0.0, 0.0, 0.0, 3.015]
+    assert Molecule.of("He", spin=2).start(torch.zeros(1, 2, 3), Streams(0).normal("x", torch.zeros(1, 2, 3))).shape == (1, 2, 3)
+
+
+def test_traps_are_checked_and_references_are_known() -> None:
+    with pytest.raises(ValueError, match="omega=0"):
+        Trap(0.0, 3, 1, 0)
+    with pytest.raises(ValueError, match="electrons=0"):
+        Trap(1.0, 3, 0, 0)
+    with pytest.raises(ValueError, match="has no closed form"):
+        exact_state(Molecule.of("Li"))
+    assert reference(quantum_dot()) == 3.0
+    assert reference(Molecule.of("Li 0 0 0; H 0 0 3.015", unit="bohr")) == -8.070548
+    assert reference(Molecule.of("He", spin=2)) is None
+    assert reference(Molecule.of("He", charge=1)) is None
