@@ -36,7 +36,7 @@ def zinc() -> tuple[list[str], list[str]]:
     return smiles[HELD_OUT:], smiles[:HELD_OUT]
 
 
-def held_out_loss(model: SmilesModel, smiles: list[str], batches: int = 20) -> float:
+def held_out_loss(model: SmilesModel, smiles: list[str], batches: int = 8) -> float:
     """Negative log-likelihood of a token of held-out molecules, in nats, in float32."""
     loss, draw, rng, params = loss_of(model), batches_of(smiles, 32), Streams(1), dict(model.named_parameters())
     with torch.no_grad():

@@ -229,7 +229,7 @@ class ChatClient:
         return reply
 
     def _attempts(self, sent: Mapping[str, Any]) -> Reply:
-        error, pause = "", self.endpoint.pause
+        attempt, error, pause = 0, "", self.endpoint.pause
         for attempt in range(1, self.endpoint.attempts + 1):
             status, body, after = self._request("POST", "/chat/completions", sent)
             reply = _read(body) if status == 200 else None

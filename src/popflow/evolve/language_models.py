@@ -141,7 +141,8 @@ def load_text_model(folder: str | Path, device: torch.device | str = "cpu", dtyp
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return TextModel(model.to(device).eval(), tokenizer, torch.device(device))
+    place: Any = torch.device(device)
+    return TextModel(model.to(place).eval(), tokenizer, place)
 
 
 @dataclass
@@ -232,6 +233,6 @@ def _from_selfies(text: str) -> str | None:
     import selfies
 
     try:
-        return canonical_or_none(selfies.decoder(text))
+        return canonical_or_none(str(selfies.decoder(text)))
     except selfies.DecoderError:
         return None

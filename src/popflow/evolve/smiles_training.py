@@ -46,11 +46,18 @@ def rooted(smiles: str, u: float) -> str:
 
 
 def example(smiles: str, u: Tensor) -> list[int]:
-    """Tokens of one training example from four uniform numbers: half of them a molecule as it is written, half a gap in it, written from another atom."""
+    """Tokens of one training example from four uniform numbers: half of them a molecule as it is written, half a gap in it, written from another atom.
+
+    From another atom a centre may turn into a token that there is not (``[S@+]`` for ``[S@@+]``): such a molecule stays as it is written.
+    """
     kind, root, length, place = u.tolist()
+    whole = [BOS, *encode(smiles), EOS]
     if kind < 0.5:
-        return [BOS, *encode(smiles), EOS]
-    x = encode(rooted(smiles, root))
+        return whole
+    try:
+        x = encode(rooted(smiles, root))
+    except ValueError:
+        return whole
     i, j = gap_of(len(x), length, place)
     return [PREFIX, *x[:i], SUFFIX, *x[j:], MIDDLE, *x[i:j], EOS]
 
@@ -82,7 +89,7 @@ def batches_of(smiles: Sequence[str], rows: int) -> Callable[[Streams], Tensor]:
         n = often * rows + 16
         which = torch.randint(len(smiles), (n,), generator=rng("molecules")).tolist()
         uniform = rng.uniform("examples", (n, 4))
-        return packed([example(smiles[k], u) for k, u in zip(which, uniform, strict=True)], rows)[0]
+        return packed([example(smiles[int(k)], u) for k, u in zip(which, uniform, strict=True)], rows)[0]
 
     return batches
 
