@@ -133,6 +133,31 @@ META_FLOW_MATCHING = """\
   archivePrefix = {arXiv}
 }"""
 
+MOLLEO = """\
+@inproceedings{wang2025efficient,
+  title     = {Efficient Evolutionary Search Over Chemical Space with Large Language Models},
+  author    = {Wang, Haorui and Skreta, Marta and Ser, Cher-Tian and Gao, Wenhao and
+               Kong, Lingkai and Strieth-Kalthoff, Felix and Duan, Chenru and
+               Zhuang, Yuchen and Yu, Yue and Zhu, Yanqiao and Du, Yuanqi and
+               Aspuru-Guzik, Al{\\'a}n and Neklyudov, Kirill and Zhang, Chao},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025},
+  eprint    = {2406.16976},
+  archivePrefix = {arXiv}
+}"""
+
+GRAPH_GA = """\
+@article{jensen2019graph,
+  title     = {A graph-based genetic algorithm and generative model/{Monte Carlo} tree
+               search for the exploration of chemical space},
+  author    = {Jensen, Jan H.},
+  journal   = {Chemical Science},
+  volume    = {10},
+  number    = {12},
+  pages     = {3567--3572},
+  year      = {2019}
+}"""
+
 DOOBS_LAGRANGIAN = """\
 @inproceedings{du2024doob,
   title     = {{Doob's Lagrangian}: A Sample-Efficient Variational Approach to

@@ -154,6 +154,17 @@ TASKS = {
             "popflow optimize data.csv --target y --objective my_module:yield_of --workers 4",
         ),
     ),
+    "evolve": Task(
+        summary="Breed molecules against an oracle, with an exact budget of calls.",
+        config="popflow.evolve.config:EvolveConfig",
+        run="popflow.evolve.job:run",
+        cite="popflow.evolve.config:cite",
+        examples=(
+            "popflow evolve seeds.smi --oracle qed --budget 1000",
+            "popflow evolve seeds.smi --oracle 'cmd:python score.py' --workers 2 --timeout 60 --out RUN",
+            "popflow evolve seeds.smi --oracle jnk3 --minimize sa --goal nsga2",
+        ),
+    ),
     "ground": Task(
         summary="Find the ground state of a molecule with a neural wave function.",
         config="popflow.electrons.config:GroundConfig",
@@ -218,6 +229,13 @@ BUILT_IN = (
         cite=(citations.META_FLOW_MATCHING,),
         demo=Task("popflow.transport.config:PatientsConfig", "popflow.transport.meta.demo:demo"),
         task="flow",
+    ),
+    Method(
+        name="molleo",
+        summary="Molecules bred against a costly oracle: language models and graph moves propose, a Gaussian process chooses (MOLLEO).",
+        cite=(citations.MOLLEO, citations.GRAPH_GA),
+        demo=Task("popflow.evolve.config:DemoConfig", "popflow.evolve.demo:demo"),
+        task="evolve",
     ),
     Method(
         name="wqmc",

@@ -62,6 +62,13 @@ def measured(folder: Path, seed: int = 0) -> Path:
     return folder / "rows.csv"
 
 
+def molecules(folder: Path, seed: int = 0) -> Path:
+    """Write a file of SMILES."""
+    alcohols = ["CCO", "CC(O)CN", "c1ccccc1CCO", "CC(=O)Nc1ccc(O)cc1", "OCC1CCCCN1C", "CCOC(=O)c1ccccc1"]
+    (folder / "seeds.smi").write_text("\n".join(alcohols[seed:]) + "\n")
+    return folder / "seeds.smi"
+
+
 def surface(folder: Path, seed: int = 0) -> Path:
     """Write a potential of two coordinates."""
     lines = ["def energy(x):", f"    return x[..., 0] ** 4 - 2 * x[..., 0] ** 2 + {1 + seed} * x[..., 1] ** 2"]
@@ -101,6 +108,7 @@ SMALLEST: dict[str, Callable[[Path], list[str]]] = {
         *(str(measured(folder)), "--target", "loss", "--minimize", "--n", "1", "--particles", "1", "--reverse-steps", "2"),
         *("--steps", "2", "--width", "4", "--members", "1", "--moves", "1"),
     ],
+    "evolve": lambda folder: [str(molecules(folder)), "--oracle", "qed", "--budget", "14", "--offspring", "3", "--population", "6"],
     "ground": lambda folder: [
         *(
             str(hydrogen(folder)),
@@ -127,6 +135,7 @@ INPUTS: dict[str, Callable[[Path, int], Path]] = {
     "path": surface,
     "search": mnist,
     "optimize": measured,
+    "evolve": molecules,
     "ground": hydrogen,
 }
 """Verb -> what writes its input file: the same path, other content for another seed."""
@@ -137,6 +146,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "path": (["--potential", "mueler-brown"], "did you mean 'mueller-brown'"),
     "search": (["--activation", "rleu"], "did you mean 'relu'"),
     "optimize": (["--target", "los"], "did you mean 'loss'"),
+    "evolve": (["--operators", "grahp"], "did you mean 'graph'"),
     "ground": (["--metric", "wasserstien"], "did you mean 'wasserstein'"),
 }
 """Verb -> an option with a misspelt name, and what the error says."""

@@ -33,7 +33,7 @@ from .molecules import (
 from .operators import Child as Child, Operator as Operator, Parent as Parent
 from .pool import draw as draw, start_pool as start_pool
 from .preranking import PreRanking as PreRanking, Surrogate as Surrogate
-from .recipes import RECIPES as RECIPES, Recipe as Recipe, edit_the_best as edit_the_best, hit as hit
+from .recipes import RECIPES as RECIPES, Recipe as Recipe, edit_the_best as edit_the_best
 from .records import Credit as Credit, Scored as Scored
 from .scores import area as area, diversity as diversity, hypervolume as hypervolume, top_mean as top_mean
 from .smiles_model import SmilesModel as SmilesModel, fill as fill, log_likelihood as log_likelihood, sample as sample, shipped as shipped

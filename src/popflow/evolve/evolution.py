@@ -208,16 +208,16 @@ class Evolution:
         Args:
             costly: ``(batch, notes) -> values``, such as `popflow.runs.CostlyFunction` with ``on_error="skip"``.
             state: File written after each generation, from which the run continues when it exists.
-            told: Called after each generation.
+            told: Called after each generation, before the state is written: what it records of a generation is never lost. It may set ``stopped``.
         """
         if state is not None and Path(state).exists():
             self.load(state)
         while batch := self.ask():
             self.tell(batch, costly(batch, self.origins()))
-            if state is not None:
-                self.save(state)
             if told is not None:
                 told(self)
+            if state is not None:
+                self.save(state)
         return self
 
     def save(self, path: str | Path) -> None:

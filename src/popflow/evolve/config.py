@@ -1,0 +1,156 @@
+"""The settings of ``popflow evolve`` and of its demo."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from popflow import citations
+from popflow.core.errors import unknown
+from popflow.runs.config import Flag, check
+
+OPERATORS = ("graph", "mutation", "edits", "lm", "chat")
+
+
+@dataclass(frozen=True)
+class EvolveConfig:
+    """Breed molecules against an oracle, with an exact budget of calls.
+
+    Attributes:
+        seeds: File with a SMILES on each line, the first population.
+        oracle: What is maximised: the name of an objective such as qed or jnk3, MODULE:FUNCTION, 'cmd:COMMAND' or vina:RECEPTOR.pdbqt. Repeat the
+            option for several objectives.
+        minimize: What is minimised, named as an oracle.
+        operators: What makes children, separated by commas, in equal shares: graph, mutation, edits (mutations of the best), lm (the language
+            model that comes with the library), chat (an endpoint). A name may have a share, as in lm=0.7,graph=0.3.
+        recipe: How a generation is made.
+        goal: How several objectives are traded: by their sum, by the Pareto front, or by NSGA-II.
+        parents: How parents are drawn. The default is what the recipe says.
+        adapt: Let shares follow the rate at which the children of an operator enter the population.
+        budget: Molecules scored, exactly.
+        population: Molecules kept. If None: 120, as in all recipes.
+        offspring: Molecules scored in a generation. If None: that of the recipe, 20 or 70.
+        patience: Generations without progress after which to stop. If None: spend the budget.
+        target: Value that a single objective is to hit. If None: it is maximised.
+        width: Distance from the target at which the score falls to 0.61.
+        require: SMARTS pattern that every child has.
+        forbid: SMARTS pattern that no child has.
+        core: SMILES of a core that every child keeps; attachment points may be marked as [*:1]. If None: no core.
+        box: Configuration file of Vina with center and size of the box. If None: there is no docking.
+        exhaustiveness: Exhaustiveness of docking.
+        chat_url: Base address of a chat endpoint, such as http://localhost:8000/v1. If None: no chat.
+        chat_model: Name of the model there.
+        reveal: Name the objective to the chat model, instead of showing it scores alone.
+        workers: Oracle calls at once.
+        timeout: Seconds after which an oracle call is ended. If None: no limit.
+        seed: Random seed.
+    """
+
+    seeds: Annotated[Path, Flag("SEEDS")]
+    oracle: Annotated[tuple[str, ...], Flag(metavar="ORACLE")] = ()
+    minimize: Annotated[tuple[str, ...], Flag(metavar="ORACLE")] = ()
+    operators: Annotated[str, Flag(metavar="NAMES")] = "graph"
+    recipe: Literal["graph-ga", "crossover", "edits", "preranked", "gp-bo"] = "preranked"
+    goal: Literal["sum", "front", "nsga2"] = "sum"
+    parents: Literal["recipe", "proportional", "shifted", "rank", "tournament"] = "recipe"
+    adapt: bool = False
+    budget: Annotated[int, Flag(ge=1)] = 1000
+    population: Annotated[int | None, Flag(ge=1)] = None
+    offspring: Annotated[int | None, Flag(ge=1)] = None
+    patience: Annotated[int | None, Flag(ge=1)] = None
+    target: float | None = None
+    width: Annotated[float, Flag(gt=0)] = 1.0
+    require: Annotated[tuple[str, ...], Flag(metavar="SMARTS")] = ()
+    forbid: Annotated[tuple[str, ...], Flag(metavar="SMARTS")] = ()
+    core: Annotated[str | None, Flag(metavar="SMILES")] = None
+    box: Path | None = None
+    exhaustiveness: Annotated[int, Flag(ge=1)] = 1
+    chat_url: Annotated[str | None, Flag(metavar="URL")] = None
+    chat_model: Annotated[str, Flag(metavar="NAME")] = ""
+    reveal: bool = False
+    workers: Annotated[int, Flag(ge=1)] = 1
+    timeout: Annotated[float | None, Flag(gt=0, metavar="SECONDS")] = None
+    seed: Annotated[int, Flag(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.oracle and not self.minimize:
+            raise ValueError("oracle is empty and nothing is minimised, wanted something to optimise. Fix: --oracle qed.")
+        several = len(self.oracle) + len(self.minimize) > 1
+        if self.goal != "sum" and not several:
+            raise ValueError(f"goal={self.goal!r} with one objective, wanted several. Fix: give another --oracle or --minimize.")
+        if self.target is not None and (several or self.minimize):
+            raise ValueError("target with several or minimised objectives, wanted one --oracle whose value is to be hit.")
+        if self.target is None and self.width != type(self).width:
+            raise ValueError(f"width={self.width!r} has no effect without a target.")
+        if any(one.startswith("vina:") for one in self.names()) != (self.box is not None):
+            raise ValueError("box and an oracle vina:RECEPTOR.pdbqt belong together. Fix: give both: --box FILE with center and size.")
+        chat = "chat" in self.mixture()
+        if chat != (self.chat_url is not None) or chat != bool(self.chat_model):
+            raise ValueError("the operator chat, chat_url and chat_model belong together. Fix: give all three, or none.")
+        if self.reveal and not chat:
+            raise ValueError("reveal has no effect without the operator chat.")
+
+    def names(self) -> tuple[str, ...]:
+        """Return the oracles, maximised ones first."""
+        return (*self.oracle, *self.minimize)
+
+    def mixture(self) -> dict[str, float]:
+        """Return the shares of the operators by name."""
+        found: dict[str, float] = {}
+        for part in self.operators.split(","):
+            name, mark, share = part.strip().partition("=")
+            if name not in OPERATORS:
+                raise ValueError(unknown("operators", name, OPERATORS))
+            try:
+                found[name] = float(share) if mark else 1.0
+            except ValueError:
+                raise ValueError(f"operators={self.operators!r}: {share!r} is no share, wanted a number as in lm=0.7,graph=0.3.") from None
+        return found
+
+    def inputs(self) -> Iterable[Path]:
+        """Yield receptors, and the sources of functions."""
+        for text in self.names():
+            kind, mark, rest = text.partition(":")
+            if kind == "vina":
+                yield Path(rest)
+            elif mark and kind != "cmd":
+                if os.getcwd() not in sys.path:
+                    sys.path.append(os.getcwd())
+                try:
+                    found = importlib.util.find_spec(kind)
+                except Exception:  # finding a module imports its package; loading the oracle says what is wrong with it
+                    continue
+                if found is not None and found.has_location and found.origin:
+                    yield Path(found.origin)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Find paracetamol again from 60 random molecules, by its similarity to what is proposed.
+
+    Only the drug itself scores 1, so the answer is known. A genetic algorithm and the same moves with a Gaussian process before the oracle have
+    the same start and the same budget, and stop when they have found it.
+
+    Attributes:
+        seed: Random seed.
+        quick: Run a smaller version in seconds, of at most 300 calls.
+        budget: Molecules scored by each run, at most.
+    """
+
+    seed: Annotated[int, Flag(ge=0)] = 0
+    quick: bool = False
+    budget: Annotated[int, Flag(ge=100)] = 1000
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def cite(config: EvolveConfig) -> tuple[str, ...]:
+    """Return the BibTeX entries of what a run builds on."""
+    return (citations.MOLLEO, citations.GRAPH_GA)

@@ -1,0 +1,107 @@
+"""The verb: files, report, bad input, values to hit, several objectives, errors of oracles."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from popflow.cli.app import main
+from popflow.evolve.config import EvolveConfig
+from popflow.evolve.molecules import Chem
+from popflow.evolve.oracles.pmo import Objective
+
+SEEDS = ["CCOc1ccccc1", "CC(=O)Nc1ccc(O)cc1", "CCN(CC)CC(=O)Nc1c(C)cccc1C", "OCC1CCCCN1C", "CC(N)Cc1ccccc1"]
+
+
+@pytest.fixture
+def seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seeds.smi").write_text("\n".join(SEEDS) + "\n")
+    return tmp_path / "seeds.smi"
+
+
+def evolve(*options: str, out: str = "run") -> int:
+    return main(["evolve", "seeds.smi", "--budget", "16", "--offspring", "4", *options, "--out", out])
+
+
+def test_the_files_hold_the_best_molecules(seeds: Path) -> None:
+    assert evolve("--oracle", "qed") == 0
+    rows = list(csv.DictReader((seeds.parent / "run" / "top.csv").open()))
+    assert len(rows) == 16
+    assert [float(row["score"]) for row in rows] == sorted((Objective("qed")(row["smiles"]) for row in rows), reverse=True)
+    drawn = list(Chem.SDMolSupplier(str(seeds.parent / "run" / "top.sdf")))
+    assert [Chem.MolToSmiles(one) for one in drawn] == [row["smiles"] for row in rows]
+    assert float(drawn[0].GetProp("score")) == pytest.approx(float(rows[0]["score"]), rel=1e-5)
+    report = json.loads((seeds.parent / "run" / "report.json").read_text())["report"]
+    assert {table["title"] for table in report["diagnostics"] if "title" in table} == {"Credit of the operators", "Outcomes of the calls"}
+    page = (seeds.parent / "run" / "report.html").read_text()
+    assert "Lineage of the best molecule" in page
+    assert "<script" not in page
+
+
+def test_two_objectives_and_a_value_to_hit(seeds: Path) -> None:
+    assert evolve("--oracle", "qed", "--minimize", "sa", "--goal", "nsga2", out="two") == 0
+    report = json.loads((seeds.parent / "two" / "report.json").read_text())["report"]
+    (front,) = (table for table in report["comparison"] if table.get("title") == "Pareto front")
+    pairs = [(row[1], row[2]) for row in front["rows"]]
+    assert not any(a[0] >= b[0] and a[1] >= b[1] and a != b for a in pairs for b in pairs)
+    assert evolve("--oracle", "qed", "--target", "0.5", "--width", "0.1", "--core", "c1ccccc1", out="hit") == 0
+    rows = list(csv.DictReader((seeds.parent / "hit" / "top.csv").open()))
+    assert abs(Objective("qed")(rows[0]["smiles"]) - 0.5) < 0.05
+    benzene = Chem.MolFromSmarts("c1ccccc1")
+    assert all(Chem.MolFromSmiles(row["smiles"]).HasSubstructMatch(benzene) for row in rows if row["operator"] == "graph")
+
+
+def test_an_oracle_that_fails_now_and_then(seeds: Path) -> None:
+    (seeds.parent / "fickle.py").write_text(
+        "def score(smiles):\n    if 'N' in smiles:\n        return float('nan')\n    if 'n' in smiles:\n        raise OSError('<b>down</b>')\n"
+        "    return -float(len(smiles))\n\ndef text(smiles):\n    return 'high'\n"
+    )
+    assert evolve("--oracle", "fickle:score") == 0
+    report = json.loads((seeds.parent / "run" / "report.json").read_text())["report"]
+    (calls,) = (dict(table["rows"]) for table in report["diagnostics"] if table.get("title") == "Outcomes of the calls")
+    assert sum(calls.values()) == 16
+    assert calls["not finite"] >= 3
+
+
+def mistakes() -> dict[str, tuple[list[str], str]]:
+    return {
+        "no objective": ([], "oracle is empty"),
+        "unknown oracle": (["--oracle", "qedd"], "did you mean 'qed'"),
+        "text": (["--oracle", "fickle:text"], "text 'high', wanted one number"),
+        "no module": (["--oracle", "absent_one:score"], "cannot be imported"),
+        "small budget": (["--oracle", "qed", "--budget", "3"], "budget=3 is smaller than the start population of 5"),
+        "negative": (["--oracle", "fickle:score", "--recipe", "graph-ga"], "Fix: choose rank selection, or shift=True"),
+        "goal": (["--oracle", "qed", "--goal", "front"], "wanted several"),
+        "box": (["--oracle", "vina:receptor.pdbqt"], "--box FILE"),
+        "chat": (["--oracle", "qed", "--operators", "graph,chat"], "belong together"),
+        "share": (["--oracle", "qed", "--operators", "graph=much"], "'much' is no share"),
+    }
+
+
+@pytest.mark.parametrize("name", mistakes())
+def test_a_mistake_is_named(name: str, seeds: Path, capsys: pytest.CaptureFixture) -> None:
+    (seeds.parent / "fickle.py").write_text("def score(smiles):\n    return -1.0 * len(smiles)\n\ndef text(smiles):\n    return 'high'\n")
+    options, message = mistakes()[name]
+    assert evolve(*options) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_bad_seeds_are_named_by_line(seeds: Path, capsys: pytest.CaptureFixture) -> None:
+    seeds.write_text("CCO\nC1CC\nCCO.Cl\n" + "C" * 3000 + "\n")
+    assert evolve("--oracle", "qed") == 2
+    said = capsys.readouterr().err
+    assert "line 2" in said
+    assert "line 3" in said
+    assert "line 4" in said
+    seeds.write_text("\n")
+    assert evolve("--oracle", "qed") == 2
+    assert "holds no molecule" in capsys.readouterr().err
+
+
+def test_shares_are_read() -> None:
+    config = EvolveConfig(Path("seeds.smi"), oracle=("qed",), operators="lm=0.7, graph=0.3")
+    assert config.mixture() == {"lm": 0.7, "graph": 0.3}
