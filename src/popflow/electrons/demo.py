@@ -22,7 +22,7 @@ BAR = 5e-3
 def demo(config: DemoConfig, run: Run) -> Report:
     """Descend to the ground state of the quantum dot, E = 3 Hartree, by each geometry."""
     system = quantum_dot()
-    steps, walkers = (min(100, config.steps), min(64, config.walkers)) if config.quick else (config.steps, config.walkers)
+    steps, walkers = (min(70, config.steps), min(64, config.walkers)) if config.quick else (config.steps, config.walkers)
     table, curves, results, worst = [], {}, {}, 0.0
     for name, objective in OBJECTIVES.items():
         rng = Streams(config.seed, run.device)
