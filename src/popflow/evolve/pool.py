@@ -1,6 +1,6 @@
 """The start pool: 1000 molecules of ZINC-250k that ship with the package, for a first population and for fresh molecules.
 
-They are drawn uniformly by ``data/draw_pool.py``; ``data/start_pool.NOTICE`` holds the licence (MIT).
+They are drawn uniformly by ``benchmarks/draw_start_pool.py``; ``data/start_pool.NOTICE`` holds the licence (MIT).
 """
 
 from __future__ import annotations

