@@ -140,6 +140,19 @@ def test_two_objectives_find_the_whole_front(survive) -> None:
     assert {one.values for one in found.front()} == {(0.0, 6.0), (1.0, 5.0), (2.0, 4.0), (3.0, 3.0)}
 
 
+def test_operators_see_the_scores_of_parents_and_not_their_places() -> None:
+    seen = {}
+
+    def watch(parents: Sequence[Parent], n: int, rng: np.random.Generator) -> list[Child]:
+        seen.update({one.smiles: one.score for one in parents})
+        return spell(parents, n, rng)
+
+    kept = evolution(Recipe(population=8, offspring=4, parents=rank(), survive=nsga2, by_place=True), operators={"spell": watch}, budget=20)
+    kept.run(lambda batch, notes: [[one, one] for one in count_a(batch)])
+    assert len(seen) > 2
+    assert seen == {one: 2.0 * count_a([one])[0] for one in seen}
+
+
 def test_patience_ends_a_run_without_progress() -> None:
     recipe = Recipe(population=10, offspring=10, parents=rank(), patience=3)
     found = evolution(recipe, start=words(8, 40), budget=1000).run(lambda batch, notes: [1.0] * len(batch))

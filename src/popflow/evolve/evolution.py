@@ -258,8 +258,9 @@ class Evolution:
         recipe = self.recipe
         attempts = recipe.preranking.children if recipe.preranking else recipe.children or recipe.offspring
         for _ in range(ROUNDS if self.population else 0):
-            fitness = -np.arange(len(self.population), dtype=float) if recipe.by_place else self.fitness()[self.population]
-            parents = [self.scored[place].smiles for place in self.population]
+            scores = self.fitness()[self.population]
+            fitness = -np.arange(len(self.population), dtype=float) if recipe.by_place else scores
+            parents = [Parent(self.scored[place].smiles, float(score)) for place, score in zip(self.population, scores, strict=True)]
             found = self._children(parents, fitness, recipe.parents, attempts, {})
             if found and recipe.preranking is not None:
                 found = self._preranked(found, recipe.preranking)
@@ -277,15 +278,14 @@ class Evolution:
 
     def _children(
         self,
-        molecules: Sequence[str],
+        molecules: Sequence[Parent],
         fitness: np.ndarray,
         select: Parents,
         attempts: int,
         known: Mapping[str, Any],
     ) -> dict[str, tuple[str, tuple[str, ...]]]:
         """New children of molecules with their operator and parents, of about so many attempts."""
-        drawn = select(fitness, max(len(molecules), 2), self.rng)
-        parents = [Parent(molecules[int(i)], float(fitness[i])) for i in drawn]
+        parents = [molecules[int(i)] for i in select(fitness, max(len(molecules), 2), self.rng)]
         found: dict[str, tuple[str, tuple[str, ...]]] = {}
         for (name, operator), n in zip(self.operators.items(), self.rng.multinomial(attempts, self._mixture()), strict=True):
             if n == 0:
@@ -320,7 +320,8 @@ class Evolution:
             names = [*(known[place] for place in self.population), *found]
             bound = self.surrogate.posterior(names).upper(how.beta)
             best = np.argsort(-bound, kind="stable")[: self.recipe.population]
-            made = self._children([names[i] for i in best], bound[best], rank(), how.children, found)
+            breeding = [Parent(names[i], float(bound[i])) for i in best]
+            made = self._children(breeding, bound[best], rank(), how.children, found)
             found = found | {one: (name, self._scored_ancestors(parents, found)) for one, (name, parents) in made.items()}
         names = list(found)
         return {names[i]: found[names[i]] for i in self.surrogate.posterior(names).batch(self.recipe.offspring, how.beta)}
