@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from popflow.core import CheckpointError, DivergenceError, Streams
+from popflow.core.errors import NonFiniteError
 from popflow.electrons import (
     Decay,
     LocalEnergy,
@@ -16,6 +18,7 @@ from popflow.electrons import (
     Objective,
     PsiFormer,
     SlaterJastrow,
+    Trap,
     Walkers,
     WaveFunction,
     equilibrate,
@@ -30,8 +33,10 @@ from popflow.electrons import (
     search,
     woodbury,
 )  # fmt: skip
+from popflow.electrons.demo import verdict
 from popflow.electrons.wavefunctions import System
 from popflow.optim import spring
+from popflow.runs import Measured
 
 OPTIMISERS = ["minsr", "spring", "singd", "adam"]
 
@@ -134,6 +139,38 @@ def test_a_step_that_is_not_finite_is_taken_back(monkeypatch: pytest.MonkeyPatch
     bad = set(range(1000))
     with pytest.raises(DivergenceError, match="not finite 6 times"):
         search(psi, system, walkers, steps=10, rng=rng, optimiser="adam")
+
+
+def test_a_step_that_was_taken_back_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parameters and walkers are those of before, the moves are not."""
+    system, seen = quantum_dot(), []
+    real = module.pull
+
+    def poisoned(objective, local, progress):
+        seen.append(local.energy)
+        towards = real(objective, local, progress)
+        return type(towards)(towards.excess * float("nan"), None) if len(seen) <= 2 else towards
+
+    monkeypatch.setattr(module, "pull", poisoned)
+    psi = SlaterJastrow(system, width=4)
+    walkers, rng = begin(psi, system, 16)
+    assert search(psi, system, walkers, steps=1, rng=rng, moves=1, optimiser="adam").rollbacks == 2
+    assert not any(torch.equal(seen[i], seen[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_an_energy_that_is_not_finite_is_no_result() -> None:
+    class Broken(Trap):
+        def potential(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(torch.arange(len(x)) == 0, torch.nan, super().potential(x))
+
+    psi = exact_state(quantum_dot())
+    walkers, rng = begin(psi, quantum_dot(), 8)
+    with pytest.raises(NonFiniteError, match="1 of 8 walkers"):
+        evaluate(psi, Broken(1.0, 2, 1, 1), walkers, sweeps=2, burn=0, rng=rng)
+    assert verdict([Measured(3.001, 1e-4)]).passed
+    assert not verdict([Measured(3.001, 1e-4), Measured(3.1, 1e-4)]).passed
+    for bad in (Measured(math.nan, 1e-4), Measured(3.0, math.nan)):
+        assert not verdict([Measured(3.001, 1e-4), bad]).passed
 
 
 def test_one_spin_channel_may_be_empty() -> None:

@@ -176,8 +176,9 @@ def search(
                 ) from error
             state.load(*good)
             state.rollbacks = count
-            # the same noise would lead to the same place: the draws go on where they stood plus one
-            rng.normal("rollback", torch.zeros(1))
+            for _ in range(count):  # the same noise would lead to the same place: pass over some of it
+                rng.normal("move", state.walkers.x)
+                rng.uniform("accept", (len(state.walkers.x),))
             continue
         if state.step % EVERY == 0 or state.step == steps:
             _record(state, rate, steps, record)
@@ -193,9 +194,7 @@ def _advance(state: _State, local: LocalEnergy, objective: Objective, rate: floa
     progress = state.step / steps
     walkers = sweep(state.psi, state.walkers, state.rng, moves)
     known = local(walkers.x, gradient=gradients or objective.weights(progress)[0] > 0)
-    finite = known.energy.isfinite()
-    if not finite.all():
-        raise NonFiniteError(f"the local energy of {int((~finite).sum())} walkers is not finite.")
+    _look(known.energy)
     median = float(known.energy.median())
     if state.rows and abs(median - state.rows[-1][1]) > EXPLODED * (1 + abs(state.rows[-1][1])):
         raise NonFiniteError(f"the median local energy went to {median:.4g} from {state.rows[-1][1]:.4g} Hartree.")
@@ -206,6 +205,14 @@ def _advance(state: _State, local: LocalEnergy, objective: Objective, rate: floa
     energy = known.energy.double()
     new = torch.stack([energy.mean().cpu(), energy.var(correction=0).cpu(), slope.cpu(), walkers.acceptance.double().cpu()])
     state.walkers, state.step, state.sums = walkers, state.step + 1, state.sums + new
+
+
+def _look(energy: Tensor) -> None:
+    lost = int((~energy.isfinite()).sum())
+    if lost:
+        raise NonFiniteError(
+            f"the local energy of {lost} of {len(energy)} walkers is not finite. Fix: float64, or a smaller learning rate."
+        )
 
 
 def _record(state: _State, rate: float, steps: int, record: Iterable[Callable[[Progress], None]]) -> None:
@@ -260,6 +267,7 @@ def evaluate(
 
     Raises:
         WalkerError: for walkers that are stuck or not finite.
+        NonFiniteError: for a local energy that is not finite.
 
     Example:
         >>> from popflow.electrons.exact import exact_state
@@ -280,6 +288,7 @@ def evaluate(
         walkers = Walkers(walkers.x, walkers.log_psi, width, walkers.age, walkers.acceptance)
         known = local(walkers.x, gradient=k % 10 == 0)
         energy = known.energy.double()
+        _look(energy)
         series.append(float(energy.mean()))
         squares.append(float(energy.square().mean()))
         if known.gradient is not None:
