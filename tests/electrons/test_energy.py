@@ -26,7 +26,7 @@ from popflow.electrons import (
     quantum_dot,
     surrogate,
 )  # fmt: skip
-from popflow.electrons.energy import highest_precision, typical
+from popflow.electrons.energy import chains_error, highest_precision, typical
 from popflow.electrons.objective import Pull, after
 
 SOLVED: dict[str, Trap | Molecule] = {
@@ -195,6 +195,23 @@ def test_outliers_are_clipped_about_the_median() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 1000.0])
     assert clip(values, 1.0).max() == 3 + (2 + 1 + 0 + 1 + 997) / 5
     assert typical(torch.cat([torch.linspace(1, 2, 99), torch.tensor([500.0])])).tolist() == [True] * 99 + [False]
+
+
+@pytest.mark.parametrize("sweeps", [1, 24, 400])
+def test_the_error_bar_of_few_sweeps_knows_their_memory(sweeps: int) -> None:
+    """Walkers that are AR(1) chains: ``Var = (1 + 2 sum_k (1 - k/T) rho^k) / (T B)``."""
+    rho, count, rng = 0.8, 100, Streams(0)
+    lags = torch.arange(1, sweeps, dtype=torch.float64)
+    exact = ((1 + 2 * ((1 - lags / sweeps) * rho**lags).sum()) / (sweeps * count)) ** 0.5
+    errors = []
+    for _ in range(30):
+        steps = rng.normal("chain", torch.zeros(sweeps, count, dtype=torch.float64))
+        x = [steps[0]]
+        for step in steps[1:]:
+            x.append(rho * x[-1] + (1 - rho**2) ** 0.5 * step)
+        values = torch.stack(x)
+        errors.append(chains_error(values.mean(1), values.mean(0)))
+    assert 0.95 < sum(errors) / 30 / exact < 1.25  # the larger of two estimates
 
 
 @pytest.mark.parametrize(("cost", "bound"), [("tanh", 1.0), ("sign", 1.0), ("clip", 2**0.5)])

@@ -116,7 +116,27 @@ def test_a_checkpoint_of_another_wave_function_is_refused(tmp_path: Path) -> Non
             search(psi, system, walkers, steps=2, rng=rng, checkpoint=tmp_path / "c", moves=1)
             continue
         with pytest.raises(CheckpointError, match=said):
-            search(psi, system, walkers, steps=2, rng=rng, checkpoint=tmp_path / "c")
+            search(psi, system, walkers, steps=2, rng=rng, checkpoint=tmp_path / "c", moves=1)
+
+
+def test_a_checkpoint_of_another_search_is_refused_by_name(tmp_path: Path) -> None:
+    def go(distance: float = 1.4, count: int = 8, **options) -> None:
+        system = Molecule.of(f"H 0 0 0; H 0 0 {distance}", unit="bohr")
+        psi = SlaterJastrow(system, width=4, dtype=options.pop("dtype", torch.float32))
+        walkers, rng = begin(psi, system, count)
+        search(psi, system, walkers, rng=rng, checkpoint=tmp_path / "c", **{"steps": 2, "moves": 1, "optimiser": "adam"} | options)
+
+    go()
+    go()  # the same: resumed at its end
+    others = {
+        "centres": {"distance": 3.0},
+        "walkers": {"count": 16},
+        "dtype": {"dtype": torch.float64},
+        "objective": {"objective": Objective.mixed()},
+    }
+    for name, other in (others | {k: {k: v} for k, v in {"optimiser": "singd", "steps": 3, "moves": 2, "lr": 1e-5}.items()}).items():
+        with pytest.raises(CheckpointError, match=f"another search: {name} is"):
+            go(**other)
 
 
 def test_a_step_that_is_not_finite_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,3 +168,22 @@ def blocked_error(series: Tensor | Sequence[float], least: int = 16) -> float:
         half = len(blocks) // 2
         blocks = (blocks[: 2 * half : 2] + blocks[1 : 2 * half : 2]) / 2
     return max(found)
+
+
+def chains_error(sweeps: Tensor, walkers: Tensor) -> float:
+    """Standard error of the mean over walkers that are independent chains: the larger of two.
+
+    One is the scatter of the means of walkers, ``std(walkers) / sqrt(B)``: right however long a chain remembers, and noisy for few walkers. The other is
+    `blocked_error` of the means of sweeps, which needs sweeps many times longer than the memory, and few sweeps cannot tell that they are not.
+
+    Args:
+        sweeps: Mean over walkers at each sweep ``[T]``.
+        walkers: Mean over sweeps of each walker ``[B]``.
+
+    >>> round(chains_error(torch.zeros(4), torch.tensor([0.0, 2.0, 0.0, 2.0])), 4)  # every walker stays where it is
+    0.5774
+    """
+    found = [blocked_error(sweeps)] if len(sweeps) > 1 else []
+    if len(walkers) > 1:
+        found.append(float(walkers.double().std() / len(walkers) ** 0.5))
+    return max(found, default=math.nan)

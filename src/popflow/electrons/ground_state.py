@@ -3,7 +3,7 @@ r"""The search for the ground state: walkers, local energies, a step of the para
     sweep walkers from |psi|^2  ->  E_loc (and grad E_loc)  ->  excess and velocity (`objective`)  ->  step (`descent`), lr / (1 + 2 k / steps)
 
 Energies of the search are averages while parameters move. The energy that is reported comes from `evaluate`: frozen parameters, nothing clipped,
-blocked error bars. By the variational principle its expectation is never below the exact energy.
+error bars from independent walkers and from blocks of sweeps. By the variational principle its expectation is never below the exact energy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from popflow.core.checks import at_least_one
 from popflow.core.errors import CheckpointError, DivergenceError, NonFiniteError
 from popflow.core.streams import Streams
 from popflow.electrons.descent import RATES, Descent, Name, descent
-from popflow.electrons.energy import Energy, LocalEnergy, blocked_error
+from popflow.electrons.energy import Energy, LocalEnergy, chains_error
 from popflow.electrons.objective import Objective, pull
 from popflow.electrons.walkers import Walkers, sweep
 from popflow.electrons.wavefunctions import System, WaveFunction
@@ -58,8 +58,8 @@ _COLUMNS = ("step", "energy", "variance", "gradient", "acceptance")
 class _State:
     """All that changes: parameters, walkers, the descent, streams, the curve."""
 
-    def __init__(self, psi: WaveFunction, walkers: Walkers, mover: Descent, rng: Streams):
-        self.psi, self.walkers, self.mover, self.rng = psi, walkers, mover, rng
+    def __init__(self, psi: WaveFunction, walkers: Walkers, mover: Descent, rng: Streams, settings: dict):
+        self.psi, self.walkers, self.mover, self.rng, self.settings = psi, walkers, mover, rng, settings
         self.step, self.rollbacks = 0, 0
         self.rows: list[list[float]] = []
         self.sums = torch.zeros(4, dtype=torch.float64)
@@ -75,7 +75,19 @@ class _State:
             "curve": {"rows": table, "sums": self.sums},
         }
         tensors = {f"{part}/{name}": value.detach().clone() for part, found in parts.items() for name, value in found.items()}
-        return tensors, {"step": self.step, "rollbacks": self.rollbacks, "mover": structure}
+        return tensors, {"step": self.step, "rollbacks": self.rollbacks, "mover": structure, "settings": self.settings}
+
+    def resume(self, path: str | Path) -> None:
+        """Load a checkpoint of the same search."""
+        tensors, about = load_tensors(path)
+        there = about.get("settings", {})
+        for name, mine in self.settings.items():
+            if there.get(name) != mine:
+                raise CheckpointError(
+                    f"{path} belongs to another search: {name} is {there.get(name)!r} there and {mine!r} here. "
+                    "Fix: give the settings it was made with, or another file."
+                )
+        self.load(tensors, about)
 
     def load(self, tensors: dict[str, Tensor], about: dict) -> None:
         device = self.walkers.x.device
@@ -140,7 +152,7 @@ def search(
 
     Raises:
         DivergenceError: when steps were not finite more than five times, although each time the last good state was restored and the rate halved.
-        CheckpointError: for a checkpoint of another wave function, or with more steps than are wanted.
+        CheckpointError: for a checkpoint of another system, wave function or setting, naming what differs.
 
     Example:
         >>> from popflow.electrons.exact import Decay
@@ -156,12 +168,12 @@ def search(
     at_least_one(steps=steps, moves=moves, checkpoint_every=checkpoint_every)
     objective = objective or Objective.fisher_rao()
     rate = RATES[optimiser] if lr is None and optimiser in RATES else lr
-    state = _State(psi, walkers, descent(optimiser, psi), rng)
+    mover = descent(optimiser, psi)
     assert rate is not None
+    chosen = {"optimiser": optimiser, "steps": steps, "lr": float(rate), "moves": moves, "objective": _weights(objective)}
+    state = _State(psi, walkers, mover, rng, _electrons(system, walkers) | chosen)
     if checkpoint and Path(checkpoint).exists():
-        state.load(*load_tensors(checkpoint))
-        if state.step > steps:
-            raise CheckpointError(f"{checkpoint} has {state.step} steps, more than steps={steps}. Fix: give another file, or more steps.")
+        state.resume(checkpoint)
     local = LocalEnergy(psi, system, chunk=len(walkers.x) if compile else 256, compile=compile)
     good = state.tensors()
     while state.step < steps:
@@ -187,6 +199,26 @@ def search(
         if checkpoint and (state.step % checkpoint_every == 0 or state.step == steps):
             save_tensors(checkpoint, *state.tensors())
     return Search(state.walkers, state.curve(), state.rollbacks)
+
+
+def _electrons(system: System, walkers: Walkers) -> dict:
+    """Return what tells one system and its walkers from others, in JSON. A trap has a frequency and may lack repulsion, a molecule has not."""
+    return {
+        "formula": system.formula,
+        "centres": system.centres.tolist(),
+        "charges": list(system.charges),
+        "omega": getattr(system, "omega", None),
+        "interacting": getattr(system, "interacting", True),
+        "up": system.up,
+        "down": system.down,
+        "walkers": len(walkers.x),
+        "dtype": str(walkers.x.dtype),
+    }
+
+
+def _weights(objective: Objective) -> list:
+    """Return the cost and the weights over the search, which may be functions and are compared by their values."""
+    return [objective.cost, [list(objective.weights(k / 20)) for k in range(21)]]
 
 
 def _advance(state: _State, local: LocalEnergy, objective: Objective, rate: float, steps: int, moves: int, gradients: bool) -> None:
@@ -230,7 +262,7 @@ class Evaluation:
     """The energy of frozen parameters.
 
     Attributes:
-        energy: Mean local energy with its blocked standard error, and the variance of the local energy, in Hartree.
+        energy: Mean local energy with its standard error (`chains_error`), and the variance of the local energy, in Hartree.
         gradient: Median of ``|grad E_loc|``, Hartree per bohr.
         series: Mean local energy of each sweep ``[sweeps]``.
         walkers: The walkers of the last sweep.
@@ -283,12 +315,14 @@ def evaluate(
     for _ in range(burn):
         walkers = sweep(psi, walkers, rng, moves)
     width, series, squares, slopes = walkers.width, [], [], []
+    each = torch.zeros(len(walkers.x), dtype=torch.float64, device=walkers.x.device)
     for k in range(sweeps):
         walkers = sweep(psi, walkers, rng, moves)
         walkers = Walkers(walkers.x, walkers.log_psi, width, walkers.age, walkers.acceptance)
         known = local(walkers.x, gradient=k % 10 == 0)
         energy = known.energy.double()
         _look(energy)
+        each += energy
         series.append(float(energy.mean()))
         squares.append(float(energy.square().mean()))
         if known.gradient is not None:
@@ -298,4 +332,5 @@ def evaluate(
     means = torch.tensor(series, dtype=torch.float64)
     value = float(means.mean())
     variance = max(0.0, float(torch.tensor(squares, dtype=torch.float64).mean()) - value**2)
-    return Evaluation(Energy(value, blocked_error(means), variance), float(torch.cat(slopes).median()), means, walkers)
+    error = chains_error(means, each / sweeps)
+    return Evaluation(Energy(value, error, variance), float(torch.cat(slopes).median()), means, walkers)

@@ -49,7 +49,7 @@ def report(result: GroundResult, run: Run) -> Report:
         summary=(
             f"{system.electrons} electrons ({system.up} up, {system.down} down), {config.network}, {config.walkers} walkers, {config.steps} steps of "
             f"{METRICS[config.metric]} descent. The energy is the mean local energy of frozen parameters over {config.sweeps} sweeps, nothing clipped, with "
-            "a blocked standard error. Its expectation is never below the exact ground-state energy."
+            "a standard error from independent walkers and from blocks of sweeps. Its expectation is never below the exact ground-state energy."
         ),
         verdict=verdict(result, exact),
         figure=Figure(
