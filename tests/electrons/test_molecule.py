@@ -12,6 +12,7 @@ from popflow.core import PopflowWarning, Streams
 from popflow.electrons import Molecule, MoleculeError, Trap, exact_state, quantum_dot
 from popflow.electrons.molecule import BOHR
 from popflow.electrons.references import reference
+from popflow.electrons.report import spins
 
 WATER = "O 0 0 0.117; H 0 0.757 -0.469; H 0 -0.757 -0.469"
 
@@ -41,6 +42,18 @@ def test_spins_of_atoms_follow_hund_and_molecules_are_low() -> None:
     ]  # fmt: skip
     assert Molecule.of("N 0 0 0; N 0 0 1.1").up == 7
     assert Molecule.of("Li", charge=1).up == 1
+
+
+@pytest.mark.parametrize(
+    ("atom", "charge", "unpaired"),
+    [("N", 1, 2), ("O", 1, 3), ("O", -1, 1), ("C", -1, 3), ("F", -1, 0), ("S", 1, 3), ("Ar", 2, 2)],
+)
+def test_lone_ions_follow_hund_and_assumed_spins_are_told(atom: str, charge: int, unpaired: int) -> None:
+    ion = Molecule.of(atom, charge=charge)
+    assert ion.up - ion.down == unpaired
+    assert spins(ion) == f"{ion.up} up, {ion.down} down"
+    assert "spin 0 assumed" in spins(Molecule.of("O 0 0 0; O 0 0 1.21"))
+    assert "assumed" not in spins(Molecule.of("O 0 0 0; O 0 0 1.21", spin=2))
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,15 @@ def test_a_vanishing_wave_function_is_told_at_the_start() -> None:
         place(lambda x: x.new_full((len(x),), -torch.inf), Molecule.of("Li"), 8, Streams(0))
 
 
+def test_walkers_have_the_precision_of_the_wave_function() -> None:
+    line, rng = oscillator(dim=1), Streams(0)
+    psi = exact_state(line)
+    assert place(psi, line, 2, rng).x.dtype == torch.float64
+    assert place(psi.float(), line, 2, rng).x.dtype == torch.float32
+    assert place(psi.double(), line, 2, rng, dtype=torch.float32).x.dtype == torch.float32
+    assert place(lambda x: -x.square().sum((1, 2)), line, 2, rng).x.dtype == torch.float32
+
+
 def test_lost_and_stuck_walkers_are_told_before_widths_collapse() -> None:
     hydrogen, rng = Molecule.of("H"), Streams(0)
     psi = exact_state(hydrogen)

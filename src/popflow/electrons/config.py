@@ -24,7 +24,7 @@ class GroundConfig:
         molecule: Geometry, element, XYZ file or trap: 'H 0 0 0; H 0 0 0.74', Li, water.xyz, or one of hooke, dot, oscillator.
         unit: Unit of the coordinates.
         charge: Total charge.
-        spin: Unpaired electrons. If None: the ground state of a lone neutral atom, otherwise 0 or 1.
+        spin: Unpaired electrons. If None: the ground state of a lone atom, or lone ion of up to 18 electrons; otherwise 0 or 1.
         metric: Geometry of the descent: imaginary time, transport of walkers, or both.
         cost: Cost of transport, which bounds the velocity.
         growth: Weight of the Fisher-Rao part beside transport of weight 1 (``mixed``).

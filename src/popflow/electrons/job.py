@@ -17,7 +17,7 @@ from popflow.electrons.ground_state import Evaluation, evaluate, search
 from popflow.electrons.molecule import Molecule, MoleculeError
 from popflow.electrons.objective import Objective, after
 from popflow.electrons.pretrain import HartreeFock, pretrain
-from popflow.electrons.report import GroundResult, report
+from popflow.electrons.report import GroundResult, report, spins
 from popflow.electrons.traps import Trap, hookes_atom, oscillator, quantum_dot
 from popflow.electrons.walkers import Walkers, equilibrate, place, sweep
 from popflow.electrons.wavefunctions import PsiFormer, SlaterJastrow, WaveFunction
@@ -35,7 +35,7 @@ def run(config: GroundConfig, run: Run) -> Report:
         raise ConfigError(str(error)) from error
     if config.start is not None:
         begin_from(psi, config)
-    run.log(f"{system.formula}: {system.up} electrons up, {system.down} down; {sum(p.numel() for p in psi.parameters())} parameters")
+    run.log(f"{system.formula}: {spins(system)}; {sum(p.numel() for p in psi.parameters())} parameters")
     if hartree_fock is not None and isinstance(psi, PsiFormer) and isinstance(system, Molecule):
         hartree_fock = hartree_fock.to(run.device)
         run.log(f"Hartree-Fock, {config.basis}: {hartree_fock.energy:.6f} Hartree")
@@ -43,7 +43,7 @@ def run(config: GroundConfig, run: Run) -> Report:
         walkers = pretrain(psi, system, hartree_fock, steps=config.pretrain_steps, rng=rng, **fitted)
         walkers = walkers.first(config.walkers) if config.walkers <= len(walkers.x) else place(psi, system, config.walkers, rng)
     else:
-        walkers = place(psi, system, config.walkers, rng, dtype=dtype_of(config))
+        walkers = place(psi, system, config.walkers, rng)
     walkers = equilibrate(psi, walkers, rng, moves=config.moves)
     run.log(f"the search will take about {seconds(config, psi, system, walkers):.0f} s on this machine")
     stage = training(run, "search", config.steps)

@@ -61,7 +61,7 @@ ELEMENTS: tuple[str, ...] = tuple(
 )
 """Symbols of the elements that are known, by charge minus one. All electrons are treated; there are no pseudopotentials."""
 UNPAIRED = (1, 0, 1, 0, 1, 2, 3, 2, 1, 0, 1, 0, 1, 2, 3, 2, 1, 0, 1, 0, 1, 2, 3, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0)
-"""Unpaired electrons of the ground state of each neutral atom."""
+"""Unpaired electrons of the ground state of each neutral atom, by electrons minus one."""
 Unit = Literal["bohr", "angstrom"]
 
 
@@ -77,7 +77,8 @@ class Molecule:
         symbols: Elements.
         positions: Coordinates of the nuclei, in bohr: one triple each.
         charge: Total charge: protons minus electrons.
-        spin: Unpaired electrons ``N_up - N_down``. If None: the ground state of a lone neutral atom, otherwise 0 or 1.
+        spin: Unpaired electrons ``N_up - N_down``. If None: that of the ground state of a lone atom, or lone ion of up to 18 electrons; otherwise 0 or
+            1, which is `spin_assumed`.
 
     Raises:
         MoleculeError: naming what cannot be.
@@ -191,14 +192,23 @@ class Molecule:
         """Electrons with spin up; never fewer than `down`."""
         n, spin = self.electrons, self.spin
         if spin is None:
-            lone = len(self.symbols) == 1 and self.charge == 0
-            spin = UNPAIRED[self.charges[0] - 1] if lone else n % 2
+            spin = UNPAIRED[n - 1] if self._lone else n % 2
         return (n + spin) // 2
 
     @property
     def down(self) -> int:
         """Electrons with spin down."""
         return self.electrons - self.up
+
+    @property
+    def spin_assumed(self) -> bool:
+        """Whether the lowest spin was taken, because none was given and no table knows: O2 is a triplet, for one."""
+        return self.spin is None and not self._lone
+
+    @property
+    def _lone(self) -> bool:
+        # ions fill as neutral atoms of as many electrons do up to 18; in the transition metals s leaves before d
+        return len(self.symbols) == 1 and (self.charge == 0 or self.electrons <= 18)
 
     @property
     def dim(self) -> int:

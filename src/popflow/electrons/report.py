@@ -47,7 +47,7 @@ def report(result: GroundResult, run: Run) -> Report:
     return Report(
         title=f"Ground state of {system.formula}: {energy}",
         summary=(
-            f"{system.electrons} electrons ({system.up} up, {system.down} down), {config.network}, {config.walkers} walkers, {config.steps} steps of "
+            f"{system.electrons} electrons ({spins(system)}), {config.network}, {config.walkers} walkers, {config.steps} steps of "
             f"{METRICS[config.metric]} descent. The energy is the mean local energy of frozen parameters over {config.sweeps} sweeps, nothing clipped, with "
             "a standard error from independent walkers and from blocks of sweeps. Its expectation is never below the exact ground-state energy."
         ),
@@ -91,6 +91,18 @@ def report(result: GroundResult, run: Run) -> Report:
         files={"psi.safetensors": "parameters of the wave function; begin another geometry from them with --start"},
         next=(f"popflow report {run.path}",),
     )
+
+
+def spins(system: Molecule | Trap) -> str:
+    """Say how many electrons of each spin there are, and whether that was assumed.
+
+    >>> spins(Molecule.of("O 0 0 0; O 0 0 1.21"))
+    '8 up, 8 down; spin 0 assumed, --spin states another'
+    >>> spins(Molecule.of("O"))
+    '5 up, 3 down'
+    """
+    assumed = isinstance(system, Molecule) and system.spin_assumed
+    return f"{system.up} up, {system.down} down" + (f"; spin {system.up - system.down} assumed, --spin states another" if assumed else "")
 
 
 def verdict(result: GroundResult, exact: float | None) -> Verdict:

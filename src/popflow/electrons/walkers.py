@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from popflow.core.checks import at_least_one
 from popflow.core.errors import NonFiniteError
@@ -64,7 +64,7 @@ class Walkers:
 
 
 def place(
-    psi: LogPsi, system: System, count: int, rng: Streams, *, dtype: torch.dtype = torch.float32, width: float | None = None
+    psi: LogPsi, system: System, count: int, rng: Streams, *, dtype: torch.dtype | None = None, width: float | None = None
 ) -> Walkers:
     """Place walkers around the nuclei, or over the trap. They still have to equilibrate: `sweep` a hundred moves or more.
 
@@ -73,13 +73,16 @@ def place(
         system: Where electrons begin.
         count: Number of walkers.
         rng: Streams; ``place`` is used.
-        dtype: Of the positions.
+        dtype: Of the positions; None: that of the parameters of ``psi``, or float32 where it has none.
         width: First width of the moves; None: 0.5 / (largest charge, or 1) + 0.1.
 
     Raises:
         WalkerError: when ``psi`` vanishes or is not finite at most places, as it is when all determinants are zero.
     """
     at_least_one(walkers=count)
+    if dtype is None:
+        parameter = next(psi.parameters(), None) if isinstance(psi, nn.Module) else None
+        dtype = torch.float32 if parameter is None else parameter.dtype
     like = torch.zeros(count, system.electrons, system.dim, dtype=dtype, device=rng.device)
     x = system.start(like, rng.normal("place", like))
     log_psi = _evaluate(psi, x)
