@@ -26,7 +26,7 @@ from popflow.electrons import (
     quantum_dot,
     surrogate,
 )  # fmt: skip
-from popflow.electrons.energy import chains_error, highest_precision, typical
+from popflow.electrons.energy import Local, chains_error, highest_precision, typical
 from popflow.electrons.objective import Pull, after
 
 SOLVED: dict[str, Trap | Molecule] = {
@@ -194,7 +194,24 @@ def test_half_precision_is_refused() -> None:
 def test_outliers_are_clipped_about_the_median() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 1000.0])
     assert clip(values, 1.0).max() == 3 + (2 + 1 + 0 + 1 + 997) / 5
+    assert typical(torch.full((4,), 2.0)).all()  # all alike, as in the hydrogen atom
     assert typical(torch.cat([torch.linspace(1, 2, 99), torch.tensor([500.0])])).tolist() == [True] * 99 + [False]
+
+
+def test_velocities_at_nodes_are_left_out_and_others_take_their_share() -> None:
+    score = torch.ones(100, 3)
+    score[7] = 1e4
+    gradient = torch.full((100, 3), 0.5)
+    gradient[7] = torch.nan
+    energy = torch.linspace(-1, 1, 100)
+    u = pull(Objective.wasserstein(), Local(energy, score, gradient), 0.0).velocity
+    assert u is not None
+    others = torch.cat([u[:7], u[8:]])
+    assert not u[7].any()
+    assert torch.allclose(others, torch.full_like(others, math.tanh(0.5) * 100 / 99))
+    everywhere = pull(Objective.wasserstein(), Local(energy, torch.ones(100, 3), torch.full((100, 3), 0.5)), 0.0).velocity
+    assert everywhere is not None
+    assert torch.allclose(everywhere, torch.full_like(everywhere, math.tanh(0.5)))
 
 
 @pytest.mark.parametrize("sweeps", [1, 24, 400])

@@ -86,7 +86,7 @@ class SampleSpace:
     Args:
         psi: The wave function.
         damping: Of growth.
-        decay: SPRING's memory of the last update.
+        decay: SPRING's memory of the last update, which ends where there is no growth.
         transport_damping: Of transport.
         norm_bound: Greatest mean square of the change of ``log|psi|`` (centred) in a step.
     """
@@ -100,8 +100,10 @@ class SampleSpace:
     def step(self, x: Tensor, towards: Pull, lr: float) -> None:
         """Make one step."""
         rows = jacobian(self.psi, x)
-        update = spring(rows, towards.excess, self.previous, damping=self.damping, decay=self.decay)
-        self.previous = update
+        if towards.excess.any():
+            update = self.previous = spring(rows, towards.excess, self.previous, damping=self.damping, decay=self.decay)
+        else:  # no growth: its last updates are of no meaning any more
+            update, self.previous = {name: torch.zeros_like(part[0]) for name, part in rows.loose.items()}, {}
         if towards.velocity is not None:
             alone = Pull(torch.zeros_like(towards.excess), towards.velocity)
             value, _ = surrogate(self.psi, x, alone)

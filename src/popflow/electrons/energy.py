@@ -124,9 +124,9 @@ def clip(values: Tensor, reach: float = 5.0) -> Tensor:
 
 
 def typical(norms: Tensor, reach: float = 5.0) -> Tensor:
-    """Say which walkers have a score norm below the median plus ``reach`` mean distances from it; others are nearest to nodes."""
+    """Say which walkers have a score norm of at most the median plus ``reach`` mean distances from it; others are nearest to nodes."""
     median = norms.median()
-    return norms < median + reach * (norms - median).abs().mean()
+    return norms <= median + reach * (norms - median).abs().mean()
 
 
 @dataclass(frozen=True, slots=True)

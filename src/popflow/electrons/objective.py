@@ -8,7 +8,7 @@ Projected on the family ``psi_theta`` by least ``KL(q_t+dt | q_theta)``, one ste
 
 The growth part (Fisher-Rao) is the gradient of the energy, the transport part (Wasserstein) is not: no line search on the energy applies to it. A raw
 ``u = grad E_loc`` has infinite variance, so costs with bounded velocities are offered: ``c*(y) = sum log cosh y_i`` (tanh), ``|y|_1`` (sign), and the
-norm cut at ``sqrt(N)``. ``u`` is a constant of the step.
+norm cut at ``sqrt(N d / 3)``. ``u`` is a constant of the step.
 
 Source: Neklyudov et al., *Wasserstein quantum Monte Carlo*, NeurIPS 2023 (arXiv 2307.07050).
 """
@@ -112,7 +112,7 @@ class Pull:
     """What a step descends along, constants at the walkers.
 
     Attributes:
-        excess: ``growth * (E_loc - E)``, clipped and centred: ``[B]``.
+        excess: ``growth * (E_loc - E)``, clipped and centred: ``[B]``; all 0 without growth.
         velocity: ``transport * u``, 0 at walkers nearest to nodes, rescaled for their share: ``[B, N d]``; None without transport.
     """
 
@@ -129,9 +129,9 @@ def pull(objective: Objective, local: Local, progress: float) -> Pull:
         return Pull(excess, None)
     if local.gradient is None:
         raise ValueError("local.gradient is None, wanted the gradient of the local energy: LocalEnergy(...)(x, gradient=True).")
-    keep = typical(local.score.norm(dim=1)).to(excess.dtype)
-    share = keep / keep.mean().clamp(min=1 / len(keep))
-    return Pull(excess, transport * objective.velocity(local.gradient) * share.unsqueeze(1))
+    keep = typical(local.score.norm(dim=1))
+    velocity = transport * objective.velocity(local.gradient) * (len(keep) / keep.sum().clamp(min=1))
+    return Pull(excess, torch.where(keep.unsqueeze(1), velocity, torch.zeros_like(velocity)))  # whatever is at a node, 0 * nan included
 
 
 def surrogate(psi: WaveFunction, x: Tensor, towards: Pull) -> tuple[Tensor, Tensor]:
