@@ -167,6 +167,14 @@ def test_the_energy_is_finite_where_electrons_meet(spin: int, psiformer) -> None
         )  # 9000 Hartree without the cusp; of the smooth part of an untrained network several remain
 
 
+def test_electrons_that_do_not_repel_have_no_cusp(psiformer) -> None:
+    x = torch.tensor([[[0.5, 0.3], [0.5, 0.3]], [[0.5, 0.3], [0.5, 0.3 + 1e-4]]], dtype=torch.float64)
+    free, dot = Trap(1.0, 2, 1, 1, interacting=False), quantum_dot()
+    assert float(LocalEnergy(psiformer(free), free)(x[1:]).energy.abs()) < 20
+    slopes = [(psiformer(system)(x).diff() / 1e-4).item() for system in (free, dot)]
+    assert abs(slopes[1] - slopes[0] - 1) < 1e-3  # 1 / (d - 1)
+
+
 def test_equal_spins_change_the_sign_and_nothing_else(points, psiformer, slater_jastrow) -> None:
     nitrogen = Molecule.of("B")  # three up, two down
     x = points(nitrogen, 6)

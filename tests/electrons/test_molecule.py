@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from popflow.core import PopflowWarning, Streams
 from popflow.electrons import Molecule, MoleculeError, Trap, exact_state, quantum_dot
+from popflow.electrons.config import GroundConfig
 from popflow.electrons.molecule import BOHR
 from popflow.electrons.references import reference
 from popflow.electrons.report import spins
@@ -73,6 +75,28 @@ def test_lone_ions_follow_hund_and_assumed_spins_are_told(atom: str, charge: int
 def test_what_cannot_be_is_refused(text: str, options: dict, said: str) -> None:
     with pytest.raises(MoleculeError, match=said):
         Molecule.of(text, **options)
+
+
+def test_a_crystal_is_no_molecule() -> None:
+    ase = pytest.importorskip("ase")
+    with pytest.raises(MoleculeError, match="wanted a molecule"):
+        Molecule.from_ase(ase.Atoms("Li", [[0.0, 0.0, 0.0]], cell=[3.0, 3.0, 3.0], pbc=True))
+
+
+def test_settings_without_effect_are_refused() -> None:
+    without: list[tuple[dict[str, Any], str]] = [
+        ({"pretrain": "none"}, "pretrain='none'"),
+        ({"network": "slater-jastrow"}, "slater-jastrow"),
+        ({"start": Path("run")}, "--start"),
+        ({"molecule": "dot"}, "dot"),
+    ]
+    for options, said in without:
+        unused: dict[str, Any]
+        for unused in ({"basis": "sto-6g"}, {"pretrain_steps": 9}):
+            with pytest.raises(ValueError, match=f"has no effect (with|on) {said}|has no effect with network='{said}'"):
+                GroundConfig(**{"molecule": "He", **options, **unused})
+    assert GroundConfig("He", basis="sto-6g", pretrain_steps=9).file is None
+    assert GroundConfig("water.XYZ").file == Path("water.XYZ")
 
 
 def test_a_file_that_is_no_xyz_file_is_refused(tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ class GroundConfig:
         for name in ("layers", "determinants"):
             if self.network == "slater-jastrow" and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect with network='slater-jastrow': it belongs to 'psiformer'.")
+        without = "pretrain='none'" if self.pretrain == "none" else "--start" if self.start is not None else ""
+        without = without or ("network='slater-jastrow'" if self.network != "psiformer" else self.molecule if trap else "")
+        for name in ("basis", "pretrain_steps"):
+            if without and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect with {without}: it belongs to Hartree-Fock.")
         if self.pretrain == "hartree-fock" and (trap or self.network != "psiformer" or self.start is not None):
             why = f"start={str(self.start)!r}" if self.start is not None else self.molecule if trap else self.network
             raise ValueError(f"pretrain='hartree-fock' does not go with {why}. Fix: pretrain='none'.")
@@ -95,7 +100,7 @@ class GroundConfig:
     @property
     def file(self) -> Path | None:
         """The XYZ file, if the molecule is one."""
-        return Path(self.molecule) if self.molecule.endswith(".xyz") else None
+        return Path(self.molecule) if self.molecule.lower().endswith(".xyz") else None
 
     def inputs(self) -> Iterable[Path]:
         """Return the files that are read: the XYZ file, the wave function to begin from."""

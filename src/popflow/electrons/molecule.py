@@ -161,7 +161,13 @@ class Molecule:
 
     @classmethod
     def from_ase(cls, atoms: Any, *, charge: int = 0, spin: int | None = None) -> Molecule:
-        """Take the symbols and positions of an ASE ``Atoms`` object, which is in Angstrom."""
+        """Take the symbols and positions of an ASE ``Atoms`` object, which is in Angstrom.
+
+        Raises:
+            MoleculeError: when it is periodic.
+        """
+        if any(atoms.pbc):
+            raise MoleculeError(f"the ASE atoms have pbc={[bool(one) for one in atoms.pbc]}, wanted a molecule: atoms.pbc = False.")
         places = tuple((float(x) / BOHR, float(y) / BOHR, float(z) / BOHR) for x, y, z in atoms.get_positions())
         return cls(tuple(atoms.get_chemical_symbols()), places, charge, spin)
 

@@ -161,7 +161,8 @@ class Jastrow(nn.Module):
         self.register_buffer("pairs", torch.stack([i, j]))
         same = (i < system.up) == (j < system.up)
         opposite = 1 / (system.dim - 1) if system.dim > 1 else 0.5
-        self.register_buffer("slopes", torch.where(same, 1 / (system.dim + 1), opposite).double())
+        repel = float(getattr(system, "interacting", True))  # without repulsion there is no cusp
+        self.register_buffer("slopes", repel * torch.where(same, 1 / (system.dim + 1), opposite).double())
         self.register_buffer("kinds", same.long())
         self.length = nn.Parameter(torch.ones(2))
 
@@ -263,7 +264,7 @@ class PsiFormer(WaveFunction):
 
 
 class SlaterJastrow(WaveFunction):
-    """Orbitals of one electron each, a determinant for each spin, and the Jastrow factor: a hundred parameters per electron.
+    """Orbitals of one electron each, a determinant for each spin, and the Jastrow factor: a few hundred parameters.
 
     ``log|psi| = log|det phi_up| + log|det phi_down| + J``; each orbital is a two-layer network of the electron's own features under its envelope.
 
