@@ -282,8 +282,8 @@ def _attend_local(q: Jet, k: Jet, v: Jet) -> Jet:
 def sign_log_det(m: Tensor) -> tuple[Tensor, Tensor]:
     """Sign and ``log|det M|`` of ``[..., N, N]``, whose derivatives of any order and kind (forward in reverse in forward ...) are exact.
 
-    Gaussian elimination with row pivots, in plain operations: nothing is reused that another derivative would need to pass through. For the small
-    matrices of electrons it costs what LAPACK does. A singular matrix has sign 0 and ``-inf``.
+    Gaussian elimination with row pivots, in plain operations: nothing is reused that another derivative would need to pass through. A singular
+    matrix has sign 0 and ``-inf``.
 
     >>> m = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
     >>> f = lambda t: sign_log_det(m * t)[1]  # 2 log t + log 3

@@ -15,11 +15,20 @@ ATOMS = {
     "H": -0.5, "He": -2.903724377, "Li": -7.478060323, "Be": -14.667356, "B": -24.65391, "C": -37.8450, "N": -54.5892, "O": -75.0673,
     "F": -99.7339, "Ne": -128.9376,
 }  # fmt: skip
-"""Neutral atoms in their ground states."""
+"""Neutral atoms in their ground states; from B on these are estimates."""
 DIATOMICS = {("H", "H"): (1.4, -1.174475714), ("H", "Li"): (3.015, -8.070548)}
 """Elements -> distance in bohr, and energy of the singlet there."""
 CHEMICAL_ACCURACY = 1.6e-3
 """1 kcal/mol in Hartree."""
+
+
+def estimated(system: Molecule | Trap) -> bool:
+    """Whether the `reference` of a system is an estimate: for the atoms B to Ne.
+
+    >>> estimated(Molecule.of("N")), estimated(Molecule.of("Be"))
+    (True, False)
+    """
+    return isinstance(system, Molecule) and len(system.symbols) == 1 and system.charges[0] > 4 and system.symbols[0] in ATOMS
 
 
 def reference(system: Molecule | Trap) -> float | None:

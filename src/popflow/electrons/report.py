@@ -11,7 +11,7 @@ from torch import Tensor
 from popflow.electrons.config import GroundConfig
 from popflow.electrons.ground_state import Evaluation, Search
 from popflow.electrons.molecule import Molecule
-from popflow.electrons.references import CHEMICAL_ACCURACY, reference
+from popflow.electrons.references import CHEMICAL_ACCURACY, estimated, reference
 from popflow.electrons.traps import Trap
 from popflow.runs import Figure, Measured, Report, Run, Table, Verdict
 from popflow.runs.figures import lines, scatter
@@ -130,7 +130,8 @@ def comparison(result: GroundResult, exact: float | None) -> Table:
     """Energies beside one another."""
     energy = result.last.energy
     rows: list[tuple[str, str, str]] = [("this run", str(energy).removesuffix(" Hartree"), "0")]
-    for name, value in (("exact", exact), (f"Hartree-Fock, {result.config.basis}", result.hartree_fock)):
+    known = "exact, estimated" if estimated(result.system) else "exact"
+    for name, value in ((known, exact), (f"Hartree-Fock, {result.config.basis}", result.hartree_fock)):
         if value is not None:
             rows.append((name, f"{value:.6f}", f"{1e3 * (energy.value - value):+.2f}"))
     return Table(
