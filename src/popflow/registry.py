@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from popflow import citations
@@ -266,8 +266,11 @@ def methods() -> Registry:
     return Registry(found, broken)
 
 
-def plugins() -> dict[str, EntryPoint]:
-    """Return the entry points of other packages by name, without loading them."""
+def plugins() -> dict[str, Any]:
+    """Return the entry points of other packages by name, without loading them.
+
+    They are `importlib.metadata.EntryPoint`, or those of the package importlib_metadata, which takes over once anything imports it.
+    """
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))}
 
 
@@ -305,7 +308,7 @@ def task(verb: str) -> Task | None:
     return replace(own, cite=own.cite or found.cite, summary=own.summary or found.summary) if isinstance(own, Task) else None
 
 
-def _load(point: EntryPoint) -> Method:
+def _load(point: Any) -> Method:
     try:
         method = point.load()
     except SystemExit as error:

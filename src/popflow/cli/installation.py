@@ -32,9 +32,9 @@ REQUIRED = (
 EXTRAS = {
     "diffusers": ("diffusers", "transformers", "peft"),
     "cells": ("anndata",),
-    "md": ("openmm", "mdtraj", "ase"),
+    "md": ("openmm", "mdtraj", "ase", "tblite"),
     "qm": ("pyscf",),
-    "chem": ("rdkit", "selfies", "httpx"),
+    "chem": ("rdkit", "selfies", "httpx", "vina", "meeko"),
     "circuits": ("pennylane", "openqasm3", "onnx"),
     "data": ("pooch",),
     "view": ("starlette", "uvicorn"),

@@ -29,7 +29,7 @@ class Likeness:
     """Tanimoto similarity of Morgan counts of radius 2 to a molecule.
 
     >>> Likeness(DRUG)("CC(=O)Nc1ccc(O)cc1"), round(Likeness(DRUG)("CCO"), 2)
-    (1.0, 0.03)
+    (1.0, 0.06)
     """
 
     drug: str
