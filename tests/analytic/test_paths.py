@@ -211,11 +211,10 @@ def test_step_must_divide_the_time(time: float, dt: float) -> None:
 def test_weights_of_an_underdamped_spring_lead_to_the_reference() -> None:
     """E_Q[w] = 1 and E_Q[w x_T] = E_P[x_T] for the semi-implicit chain, whose mean obeys the same linear recursion."""
     process = Underdamped(lambda x: x.square().sum(-1) / 2, mass=1.0, friction=1.0, temperature=100.0)
-    thermal, ends = (
-        math.sqrt(process.kt),
-        [end / 2 for end in ENDS],
-    )  # equilibrium widths: only the mean is driven, and weights have light tails
-    path = KinematicPath(*ends, 3.0, noise=process.noise, thermal=thermal, sigma0=thermal, rng=Streams(0)).requires_grad_(False)
+    thermal = math.sqrt(process.kt)  # also the width of equilibrium: only the mean is driven, and weights have light tails
+    path = KinematicPath(
+        ENDS[0] / 2, ENDS[1] / 2, 3.0, noise=process.noise, thermal=thermal, sigma0=thermal, rng=Streams(0)
+    ).requires_grad_(False)
     steps, h = 150, 0.02
     paths = simulate(process, path, 20_000, grid(3.0, h), Streams(2), keep=[0, steps])
     position, velocity = -0.5, 0.0

@@ -4,7 +4,7 @@ r"""The action: how far a path is from the reference dynamics conditioned on its
 
 Q is the diffusion with drift u and marginals q_t; P is the reference from the same start law. Given both end laws the minimum is the
 Schroedinger bridge; as they shrink to points it is Doob's transform, ``b + xi^2 grad log h``. For a set B of positive probability the minimum
-over paths that end in B is ``-log P(B | A)``.
+over paths that end in B surely is ``-log P(B | A)``; paths that end in a Gaussian around B bound the action of the bridge, not this.
 
 Variance: times are stratified, neighbouring strata take opposite base points, every component is drawn at every time (which makes the gradient
 of the weights exact), and for one Gaussian the part of the integrand that needs no force is replaced by its known mean. Estimates draw half of
