@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from popflow.core import Streams
+from popflow.core.errors import NonFiniteError
 from popflow.paths import (
     Action,
     DiagonalPath,
+    FlowPath,
     FullPath,
     KinematicPath,
     Overdamped,
+    PathEnsemble,
     Underdamped,
     action,
     clock_grid,
@@ -202,3 +206,73 @@ def test_underdamped_path_arrives_and_carries_weights() -> None:
 def test_step_must_divide_the_time(time: float, dt: float) -> None:
     with pytest.raises(ValueError, match="dt="):
         grid(time, dt)
+
+
+def test_weights_of_an_underdamped_spring_lead_to_the_reference() -> None:
+    """E_Q[w] = 1 and E_Q[w x_T] = E_P[x_T] for the semi-implicit chain, whose mean obeys the same linear recursion."""
+    process = Underdamped(lambda x: x.square().sum(-1) / 2, mass=1.0, friction=1.0, temperature=100.0)
+    thermal = math.sqrt(process.kt)  # also the width of equilibrium: only the mean is driven, and weights have light tails
+    path = KinematicPath(
+        ENDS[0] / 2, ENDS[1] / 2, 3.0, noise=process.noise, thermal=thermal, sigma0=thermal, rng=Streams(0)
+    ).requires_grad_(False)
+    steps, h = 150, 0.02
+    paths = simulate(process, path, 20_000, grid(3.0, h), Streams(2), keep=[0, steps])
+    position, velocity = -0.5, 0.0
+    for _ in range(steps):
+        velocity += h * (-position - velocity)
+        position += h * velocity
+    w = paths.log_w.exp()
+    for value, wanted in ((w, 1.0), (w * paths.x[:, -1, 0], position)):
+        error = float(value.std()) / 20_000**0.5
+        assert abs(float(value.mean()) - wanted) < 4 * error
+        assert error < 0.1
+
+
+def test_paths_of_other_noise_or_kind_are_refused_by_weights_too() -> None:
+    path = DiagonalPath(*ENDS, 1.0, noise=1.0, sigma0=0.3, rng=Streams(0)).requires_grad_(False)
+    loud = Overdamped(lambda x: 0 * x.sum(-1), noise=2.0)
+    with pytest.raises(ValueError, match=r"noise=process\.noise"):
+        simulate(loud, path, 10, grid(1.0, 0.1), Streams(0))
+    with pytest.raises(ValueError, match=r"noise=process\.noise"):
+        probability(loud, path, lambda x: x[:, 0] > 0, 10, grid(1.0, 0.1), Streams(0))
+    process = Underdamped(lambda x: x.square().sum(-1), mass=1.0, friction=1.0, temperature=100.0)
+    flat = DiagonalPath(torch.zeros(2), torch.ones(2), 1.0, noise=process.noise, sigma0=0.3, rng=Streams(0))
+    for call in (lambda: action(process, flat, 100, Streams(0)), lambda: simulate(process, flat, 10, grid(1.0, 0.1), Streams(0))):
+        with pytest.raises(ValueError, match="KinematicPath for Underdamped"):
+            call()
+    with pytest.raises(ValueError, match="requires_grad_"):
+        fit(_spring(1.0), path, steps=2, batch=4, rng=Streams(0))
+
+
+def test_probability_tells_what_it_cannot_know() -> None:
+    free, path = Overdamped(lambda x: 0 * x.sum(-1), noise=1.0), DiagonalPath(*ENDS, 1.0, noise=1.0, sigma0=0.1, rng=Streams(0))
+    none = probability(free, path, lambda x: x[:, 0] > 50, 10, grid(1.0, 0.1), Streams(0))
+    assert (none.value, none.low, none.high, none.error) == (0.0, 0.0, 1.0, math.inf)
+    assert "no simulated path hits" in str(none)
+    with pytest.raises(ValueError, match=r"duration 1\.0 of the path"):
+        probability(free, path, lambda x: x[:, 0] > 0, 10, grid(2.0, 0.1), Streams(0))
+    broken = Overdamped(lambda x: math.nan * x.sum(-1), noise=1.0)
+    with pytest.raises(NonFiniteError, match="log-weights"):
+        probability(broken, path, lambda x: x[:, 0] > 0, 10, grid(1.0, 0.1), Streams(0))
+
+
+def test_a_twist_that_stays_in_the_weights_is_refused() -> None:
+    path = DiagonalPath(*ENDS, 1.0, noise=1.0, sigma0=0.3, rng=Streams(0)).requires_grad_(False)
+    with pytest.raises(ValueError, match="twist reaches"):
+        simulate(_spring(1.0), path, 10, grid(1.0, 0.1), Streams(0), twist=lambda t, x: x[:, 0])
+
+
+def test_copies_of_one_path_count_as_one() -> None:
+    x = torch.zeros(4, 2, 1, dtype=torch.float64)
+    values = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    one = PathEnsemble(x, torch.tensor([0.0, 1.0]), x[:, 0, 0], "", 0)
+    two = replace(one, family=torch.tensor([0, 0, 3, 3]))
+    assert float(two.mean(values)[1]) == pytest.approx(2**0.5 * float(one.mean(values)[1]))
+    assert one.log_bound()[1] == 0
+    assert two.log_bound()[1] == pytest.approx(0.5)
+
+
+def test_only_gaussian_paths_are_sampled_exactly() -> None:
+    path = FlowPath(torch.zeros(2), torch.ones(2), 1.0, noise=1.0, sigma0=0.1, rng=Streams(0))
+    with pytest.raises(TypeError, match="path=FlowPath"):
+        simulate_exactly(path, 3, grid(1.0, 0.5), Streams(0))

@@ -81,3 +81,30 @@ def test_bad_input_is_refused() -> None:
         ASEForce(["Ar"], lennard_jones, step=0.0)
     with pytest.raises(ValueError, match="x has 6 coordinates, wanted 3 for each of 1 atoms: 3"):
         ASEForce(["Ar"], lennard_jones)(pair(0.3))
+
+
+def other() -> LennardJones:
+    return LennardJones(sigma=3.0, epsilon=0.02, rc=50.0, smooth=False)
+
+
+def test_calculators_that_share_a_ledger_do_not_share_values(tmp_path: Path) -> None:
+    values = []
+    for symbols, calculator in ((["Ar", "Ar"], lennard_jones), (["Ar", "Ar"], other), (["Ne", "Ne"], other)):
+        potential = ASEForce(symbols, calculator, tmp_path / "calls.jsonl", workers=1)
+        values.append(float(potential(pair(0.35))[0]))
+        assert potential.costly.made == 1
+        potential.costly.ledger.close()
+    assert values[1] == values[2] == pytest.approx(2 * values[0])
+    with pytest.raises(ValueError, match="Fix: name="):
+        ASEForce(["Ar"], lambda: LennardJones(sigma=3.0), tmp_path / "calls.jsonl")
+
+
+def test_a_difference_with_a_failed_side_has_no_product() -> None:
+    x = pair(0.49995, 0.25).requires_grad_()  # the first is 0.5 less half a step: one side fails
+    c = torch.zeros_like(x)
+    c[:, 3] = 1.0
+    for failed in (0.0, None):
+        (product,) = torch.autograd.grad(ASEForce(["Ar", "Ar"], Fragile, workers=1, failed=failed).force(x), x, c)
+        assert product[1].isfinite().all()
+        assert float(product[1, 3].abs()) > 0
+        assert bool((product[0] == 0).all()) if failed == 0.0 else bool(product[0].isnan().all())

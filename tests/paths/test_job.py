@@ -41,6 +41,9 @@ def test_a_known_potential_with_shooting_beside_it(tmp_path: Path, capsys) -> No
     assert 0 <= results["arrival"] <= 1
     costs = {row[0]: row[1:] for row in found["diagnostics"][1]["rows"]}
     assert costs["training"] == [32, 32]
+    (note,) = [one["note"] for one in found["comparison"] if "Highest energy" in one.get("title", "")]
+    assert "No weighted mean" in note
+    assert "highest_energy_weighted" not in results  # six paths: fewer than ten effective ones
     assert costs["shooting"][0] >= 4 * 200 * 50  # one path for each of 200 chains and the start, all of fixed length
     shares = {row[0]: row[1] for row in found["diagnostics"][0]["rows"]}
     parts = [shares[name] for name in shares if name.startswith(("kinetic", "force share", "work"))]
@@ -85,6 +88,8 @@ def test_a_potential_of_ones_own_in_any_number_of_coordinates(states, family, tm
         (["--sigma0", "0"], "sigma0"),
         (["--components", "0"], "components"),
         (["--components", "2"], "family='full'"),
+        (["--family", "full", "--components", "20", "--evaluations", "64"], "wanted at least 80"),
+        (["--sigma0", "0.5"], "they overlap"),
         (["--family", "kinematic"], "wanted flow, full or diagonal"),
         (["--start", "1,x"], "wanted finite numbers with commas"),
         (["--start", "1,2,3", "--end", "0,0,1"], "wanted 2: those of mueller-brown"),

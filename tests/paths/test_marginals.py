@@ -123,3 +123,8 @@ def test_bridge_form_is_the_brownian_bridge() -> None:
     s = torch.linspace(0, 1, 5, dtype=torch.float64)
     got = bridge(s, torch.zeros(5, dtype=torch.float64), (0.0, 0.0), torch.tensor(2.0, dtype=torch.float64))
     torch.testing.assert_close(got, 2 * (s * (1 - s)).sqrt())
+
+
+def test_a_kinematic_path_has_its_own_widths() -> None:
+    with pytest.raises(TypeError, match="widths"):
+        KinematicPath(A, B, 0.7, rng=Streams(0), thermal=0.5, widths=bridge, **OPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +12,20 @@ import pytest
 import torch
 
 from popflow.core.errors import MissingExtraError, PopflowWarning
+from popflow.core.streams import Streams
+from popflow.paths.config import PathConfig
+from popflow.paths.coordinates import ZMatrix
 from popflow.paths.forcefield import TorchForce
 from popflow.paths.molecule import Molecule, minimise, system_of
+from popflow.paths.scene import path, scene
 
 PDB = Callable[..., str]
 
 
 def written(folder: Path, *texts: str) -> list[Path]:
     paths = [folder / f"{number}.pdb" for number in range(len(texts))]
-    for path, text in zip(paths, texts, strict=True):
-        path.write_text(text)
+    for file, text in zip(paths, texts, strict=True):
+        file.write_text(text)
     return paths
 
 
@@ -113,3 +118,23 @@ def test_without_openmm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, file
     monkeypatch.setitem(sys.modules, "openmm", None)
     with pytest.raises(MissingExtraError, match=r"popflow\[md\]"):
         Molecule.from_pdb(*files)
+
+
+def test_mixtures_begin_on_paths_that_a_molecule_can_take(files) -> None:
+    config = PathConfig(a=files[0], b=files[1], components=2)
+    made = scene(config)
+    start = path(config, made, Streams(0))
+    mean = start.moments(torch.linspace(0, made.time, 21, dtype=torch.float64)).mean.detach()
+    assert float((mean[10, 0] - mean[10, 1]).abs().max()) > 1e-3  # nm: they are told apart
+    assert float(made.energy(mean).mean()) < 1e4  # kJ/mol
+
+
+def test_massless_particles_and_strange_windings_are_refused(dipeptide: Molecule) -> None:
+
+    system = copy.deepcopy(dipeptide.system)
+    system.setParticleMass(3, 0.0)
+    with pytest.raises(ValueError, match="particle 3 has no mass"):
+        TorchForce(system)
+    table = ZMatrix.of(22, dipeptide.bonds)
+    with pytest.raises(ValueError, match="winding for atom 99"):
+        table.between(dipeptide.a, dipeptide.b, torch.tensor([0.5]), winding={99: 1})

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,3 +190,16 @@ def test_what_cannot_be_shot_is_refused(shooter: Shooter) -> None:
     stay, _ = shooter.start(torch.zeros(40, 1, dtype=torch.float64), rng)
     with pytest.raises(ValueError, match="does not lead from A to B"):
         shoot(shooter, two_way, stay, 1, rng)
+
+
+def test_chains_that_cannot_move_and_figures_without_ground_are_refused(shooter: Shooter, always) -> None:
+    rng = Streams(0)
+    first, _ = shooter.start(torch.zeros(4, 1, dtype=torch.float64), rng)
+    with pytest.raises(ValueError, match=r"u sums to 0.0 over the frames of path 0, which starts at"):
+        shoot(shooter, Always(lambda x: 0 * x[:, 0]), first, 1, rng)
+    kept = shoot(shooter, two_way, transitions(shooter, always.paths), 1, rng)
+    with pytest.raises(ValueError, match="wanted shots by Always"):
+        kept.frequency(1.0, DT)
+    none = replace(always, weight=torch.zeros_like(always.weight))
+    with pytest.raises(ValueError, match=r"met no transition path\. Fix: more moves"):
+        none.mean()

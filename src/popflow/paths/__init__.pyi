@@ -4,10 +4,8 @@ from .curves import bridge as bridge, clock_grid as clock_grid, log_linear as lo
 from .doob import Action as Action, Fitted as Fitted, action as action, fit as fit
 from .ensemble import (
     PathEnsemble as PathEnsemble,
-    Probability as Probability,
     grid as grid,
     guided as guided,
-    probability as probability,
     probability_flow as probability_flow,
     simulate as simulate,
     simulate_exactly as simulate_exactly,
@@ -25,6 +23,7 @@ from .molecule import Molecule as Molecule
 from .openmm_force import OpenMMForce as OpenMMForce
 from .potentials import POTENTIALS as POTENTIALS, DoubleWell as DoubleWell, DualChannel as DualChannel, MuellerBrown as MuellerBrown
 from .process import Counted as Counted, Overdamped as Overdamped, Potential as Potential, Underdamped as Underdamped, force as force
+from .rare_events import Probability as Probability, probability as probability
 from .shooting import (
     Always as Always,
     Paths as Paths,

@@ -7,6 +7,7 @@ Units are converted: nm and kJ/mol here, angstrom and eV in ASE.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,20 @@ class ASEForce:
     """Energy of an ASE calculator, ``potential(x [*batch, 3 N]) -> [*batch]``, and ``potential.force(x)``, differentiable once.
 
     A conformation that the calculator fails at has the energy and the forces NaN, or ``failed`` for both where it is given, so that training goes on:
-    zero is no force there. Failures are counted in the ledger.
+    zero is no force there, and no Hessian-vector product where either side of its difference fails. Failures are counted in the ledger.
+    Its keys name the calculator and the symbols: other calculators and molecules may share a file.
 
     Args:
         symbols: Chemical symbols of the atoms.
-        calculator: Makes an ASE calculator; by default `gfn2_xtb`.
+        calculator: Makes an ASE calculator; by default `gfn2_xtb`. Its settings belong into it: another setting is another function.
         ledger: File of the ledger; None keeps it in memory.
         workers: Processes; None for what ``joblib.parallel_config`` says, else 1.
         step: Displacement in nm for Hessian-vector products by central differences (two calls each).
         failed: Energy and forces at failures; None for NaN.
+        name: Identifies the calculator in the ledger; its module and qualified name unless given. Say there what else energies depend on.
+
+    Raises:
+        ValueError: for a bad argument, or a ledger with a calculator that has no name of its own.
 
     Attributes:
         costly: The `popflow.runs.CostlyFunction`: ``.made`` counts calls, ``.ledger.counts()`` outcomes.
@@ -111,15 +117,20 @@ class ASEForce:
         workers: int | None = None,
         step: float = 1e-4,
         failed: float | None = None,
+        name: str | None = None,
     ):
         if not symbols:
             raise ValueError("symbols is empty, wanted one for each atom.")
         if not 0 < step < 0.1:
             raise ValueError(f"step={step!r}, wanted a displacement in nm between 0 and 0.1.")
+        own = f"{getattr(calculator, '__module__', '')}.{getattr(calculator, '__qualname__', '<lambda>')}"
+        if name is None and ledger is not None and "<lambda>" in own:
+            raise ValueError(f"calculator={calculator!r} has no name by which a ledger knows it. Fix: name='...', other for each setting.")
+        head = "/".join([name or own, *symbols])
         self.atoms, self.step = len(symbols), step
         self.failed = float("nan") if failed is None else failed
         self.costly = CostlyFunction(
-            Call(symbols, calculator), ledger, key=lambda x: key_of(torch.tensor(x, dtype=torch.float64)), values=1 + 3 * len(symbols), workers=workers, on_error="skip",
+            Call(symbols, calculator), ledger, key=lambda x: f"{head}/{key_of(torch.tensor(x, dtype=torch.float64))}", values=1 + 3 * len(symbols), workers=workers, on_error="skip",
             backend="sequential" if workers == 1 else None,
         )  # fmt: skip
 
@@ -133,10 +144,14 @@ class ASEForce:
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``[*batch]`` and forces ``[*batch, 3 N]``, without derivatives."""
+        return tuple(value.nan_to_num(nan=self.failed) for value in self.recorded(x))  # pyright: ignore[reportReturnType]
+
+    def recorded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `evaluate`, with NaN at failures."""
         if x.shape[-1] != 3 * self.atoms:
             raise ValueError(f"x has {x.shape[-1]} coordinates, wanted 3 for each of {self.atoms} atoms: {3 * self.atoms}.")
         rows = x.detach().cpu().double().reshape(-1, 3 * self.atoms).tolist()
-        values = self.costly(rows).nan_to_num(nan=self.failed).to(x)
+        values = self.costly(rows).to(x)
         return values[:, 0].reshape(x.shape[:-1]), values[:, 1:].reshape(x.shape)
 
 
@@ -164,4 +179,7 @@ class _Force(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,), potential = ctx.saved_tensors, ctx.potential
-        return along(lambda y: potential.evaluate(y)[1], x, gradient, potential.step), None
+        product = along(lambda y: potential.recorded(y)[1], x, gradient, potential.step)
+        if math.isfinite(potential.failed):
+            product = torch.where(product.isnan() & gradient.isfinite(), 0.0, product)
+        return product, None

@@ -100,6 +100,8 @@ class PathConfig:
             raise ValueError(f"family={self.kind()!r}, wanted {wanted}.")
         if self.batch < 2 * self.components:
             raise ValueError(f"batch={self.batch} for components={self.components}, wanted at least {2 * self.components}.")
+        if self.evaluations < 4 * self.components:
+            raise ValueError(f"evaluations={self.evaluations} for components={self.components}, wanted at least {4 * self.components}.")
         time, dt = self.setting("time"), self.setting("dt")
         steps = round(time / dt)
         if steps < 1 or not math.isclose(steps * dt, time, rel_tol=1e-6):

@@ -137,7 +137,15 @@ class ZMatrix:
         """Interpolate internal coordinates: ``[N, 3]``, ``[N, 3]`` and ``s [k]`` in [0, 1] to positions ``[k, N, 3]``.
 
         A dihedral takes the shorter way round, unless ``winding`` says for its atom how many full turns to add: -1 or 1 for the other way.
+
+        Raises:
+            ValueError: for an atom that no row places.
         """
+        strange = sorted(set(winding or {}) - set(self.rows[:, 0].tolist()))
+        if strange:
+            raise ValueError(
+                f"winding for atom {strange[0]}, which no row places by a dihedral, wanted one of {self.rows[:, 0].tolist()[:10]}."
+            )
         start, end = self.to_internal(a), self.to_internal(b)
         change = end - start
         turns = change[11::3] if len(change) > 9 else change[:0]

@@ -4,7 +4,7 @@ r"""The action: how far a path is from the reference dynamics conditioned on its
 
 Q is the diffusion with drift u and marginals q_t; P is the reference from the same start law. Given both end laws the minimum is the
 Schroedinger bridge; as they shrink to points it is Doob's transform, ``b + xi^2 grad log h``. For a set B of positive probability the minimum
-over paths that end in B is ``-log P(B | A)``.
+over paths that end in B surely is ``-log P(B | A)``; paths that end in a Gaussian around B bound the action of the bridge, not this.
 
 Variance: times are stratified, neighbouring strata take opposite base points, every component is drawn at every time (which makes the gradient
 of the weights exact), and for one Gaussian the part of the integrand that needs no force is replaced by its known mean. Estimates draw half of
@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from popflow.core.checks import at_least_one
+from popflow.core.checks import at_least_one, shaped
 from popflow.core.streams import Streams
 from popflow.learn import Fit, cosine
 from popflow.learn.fit import fit as learn
 from popflow.paths.curves import clock_grid
-from popflow.paths.process import Counted, Process, require_finite
+from popflow.paths.process import Counted, Process, match, require_finite
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,13 @@ class _Cost(nn.Module):
 
     def __init__(self, process: Process, path: Any):
         super().__init__()
-        noise = torch.as_tensor(process.noise, dtype=path.noise.dtype, device=path.noise.device)
-        if (noise.ndim and noise.shape != path.noise.shape) or not torch.allclose(noise, path.noise, rtol=1e-5, atol=0.0):
-            raise ValueError(
-                f"the path has noise {path.noise.unique().tolist()[:3]}, the process {noise.unique().tolist()[:3]}, wanted the same: "
-                "their laws would be singular. Fix: make the path with noise=process.noise."
-            )
+        match(process, path)
         self.process, self.path = process, path
 
     def rows(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Costs, kinetic and force shares, ``[rows]`` each."""
         x, drift, control, weights = self.path(t, z)
-        pull = self.process.driven(x)
+        pull = shaped("the drift of the process", self.process.driven(x), drift)
         parts = (self.process.share(drift - pull) - control, self.process.share(drift) - control, self.process.share(pull))
         return tuple(self.path.time * (weights[:, None] * part).sum(0) for part in parts)  # pyright: ignore[reportReturnType]
 
@@ -103,8 +98,8 @@ def draw(path: Any, rows: int, rng: Streams) -> tuple[Tensor, Tensor]:
 def _draw_by_clock(path: Any, rows: int, rng: Streams) -> tuple[Tensor, Tensor, Tensor]:
     """As `draw`, with times by the clock of the path, and their weights ``[rows]`` of mean one."""
     delta = min(path.ends) ** 2 / float(path.noise.square().max() * path.time ** (3 if path.base_dim() > path.dim else 1))
-    edges = clock_grid(1.0, CELLS, min(1.0, max(1e-6, delta)))
-    u = (torch.arange(rows, dtype=torch.float64) + rng.uniform("times", (rows,))) / rows * CELLS
+    edges = clock_grid(1.0, CELLS, min(1.0, max(1e-6, delta))).to(rng.device)
+    u = (torch.arange(rows, dtype=torch.float64, device=rng.device) + rng.uniform("times", (rows,))) / rows * CELLS
     cell = u.long().clamp(max=CELLS - 1)
     width = edges.diff()[cell]
     return ((edges[cell] + (u - cell) * width) * path.time).to(path.start), _base(path, rows, rng), width * CELLS
@@ -143,7 +138,7 @@ def fit(
             that ``compile=False`` unless given.
 
     Raises:
-        ValueError: when the batch is smaller than two rows for each component.
+        ValueError: when the batch is smaller than two rows for each component, or the path does not match the process or is fixed.
         DivergenceError: see `popflow.learn.fit`.
 
     Example:
@@ -167,6 +162,10 @@ def fit(
 
     settings: dict[str, Any] = {"compile": False} | options
     learned = {name: value for name, value in path.named_parameters() if value.requires_grad}
+    if not learned:
+        raise ValueError(
+            "path has no parameter to learn: a fitted path is fixed. Fix: path.requires_grad_(True), which frees its weights, too."
+        )
     result = learn(
         loss,
         learned,

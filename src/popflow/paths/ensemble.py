@@ -29,10 +29,9 @@ from popflow.core import Population, State, Streams, Trace, chain, resample_if, 
 from popflow.core.checks import at_least_one, shaped
 from popflow.core.process import Rates
 from popflow.core.simulate import monotone
-from popflow.core.statistics import Z_95
 from popflow.core.steps import Step, heun
-from popflow.paths.moments import Diagonal, Full
-from popflow.paths.process import Process, Underdamped
+from popflow.paths.gaussian_path import DiagonalPath, FullPath
+from popflow.paths.process import Process, Underdamped, match
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +44,7 @@ class PathEnsemble:
         log_w: Log-weights ``[n]``, not normalised.
         law: What the weights lead to, and by which chain.
         forces: Force evaluations spent.
+        family: State at time 0 that each path descends from, ``[n]``; None for paths that were never resampled, all independent.
     """
 
     x: Tensor
@@ -52,6 +52,7 @@ class PathEnsemble:
     log_w: Tensor
     law: str
     forces: int
+    family: Tensor | None = None
 
     @property
     def weights(self) -> Tensor:
@@ -64,18 +65,27 @@ class PathEnsemble:
         return float(1 / self.weights.square().sum())
 
     def mean(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted mean of ``[n, ...]`` over paths, and its standard error (delta method)."""
+        """Weighted mean of ``[n, ...]`` over paths, and its standard error.
+
+        The error is that of the delta method, over families where paths were resampled (Chan and Lai, Ann. Statist. 41 (2013) 2877). It says
+        nothing when `ess` is below about ten: at one it tends to 0.
+        """
         w = self.weights.reshape(-1, *[1] * (values.ndim - 1))
         mean = (w * values).sum(0)
-        return mean, (w * (values - mean)).square().sum(0).sqrt()
+        return mean, self._by_family(w * (values - mean)).square().sum(0).sqrt()
+
+    def _by_family(self, values: Tensor) -> Tensor:
+        return values if self.family is None else torch.zeros_like(values).index_add(0, self.family, values)
 
     def log_bound(self) -> tuple[float, float]:
         """``log mean exp log_w`` and its standard error: for `reference` weights times an event a consistent estimate of the log-probability.
 
-        Its expectation is a lower bound that tightens with n (the importance-weighted bound), from minus the action at n = 1.
+        Its expectation is a lower bound that tightens with n (the importance-weighted bound); for `reference` weights and a path that ends in the
+        event surely it is minus the action at n = 1.
         """
         n = len(self.log_w)
-        return float(self.log_w.logsumexp(0)) - math.log(n), math.sqrt(max(0.0, 1 / self.ess - 1 / n))
+        scatter = float(self._by_family(self.weights).square().sum())
+        return float(self.log_w.logsumexp(0)) - math.log(n), math.sqrt(max(0.0, scatter - 1 / n))
 
     def resample(self, n: int, rng: Streams) -> Tensor:
         """Draw ``n`` paths ``[n, K + 1, .]`` from the weights."""
@@ -122,11 +132,23 @@ def grid(time: float, dt: float) -> Tensor:
     return torch.linspace(0, time, steps + 1, dtype=torch.float64)
 
 
+def spanning(path: Any, times: Tensor) -> list[float]:
+    """Return times as numbers, or refuse those that do not go from 0 to the duration of the path."""
+    instants = list(monotone(times))
+    if instants[0] != 0 or not math.isclose(instants[-1], path.time, rel_tol=1e-9):
+        raise ValueError(f"times go from {instants[0]!r} to {instants[-1]!r}, wanted 0 to the duration {path.time!r} of the path.")
+    return instants
+
+
 def guided(process: Process, path: Any, weigh: bool = True) -> Step:
     """A step of `popflow.core.simulate` with the drift of the path: Euler for positions, semi-implicit for ``[x, v]`` (v first, then x by the new v).
 
     It adds ``log dP/dQ`` of the step to the weights; without ``weigh`` no force is evaluated.
+
+    Raises:
+        ValueError: when the path has another noise than the process, or states of another kind.
     """
+    match(process, path)
     under = isinstance(process, Underdamped)
 
     def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
@@ -174,7 +196,8 @@ def simulate(
             resampling already looks at where paths must go. Final weights are unchanged in expectation.
 
     Raises:
-        ValueError: for times that do not span the path, or resampling without weights.
+        ValueError: for times that do not span the path, resampling without weights, a twist that does not vanish at the last time, or a path
+            that does not match the process.
 
     Example:
         >>> from popflow.paths import DiagonalPath, Overdamped
@@ -185,20 +208,20 @@ def simulate(
         (torch.Size([100, 101, 1]), 'P: the reference chain of 100 steps from the start law of the path')
     """
     at_least_one(n=n)
-    instants = monotone(times)
-    if instants[0] != 0 or not math.isclose(instants[-1], path.time, rel_tol=1e-9):
-        raise ValueError(f"times go from {instants[0]!r} to {instants[-1]!r}, wanted 0 to the duration {path.time!r} of the path.")
+    instants = spanning(path, times)
     if (resample_below is not None or twist is not None) and not weigh:
         raise ValueError("resample_below or twist without weigh, wanted weights to resample by: weigh=True.")
     kept = set(range(len(instants)) if keep is None else (k % len(instants) for k in keep))
     frames: list[Tensor] = []
+    family: list[Tensor] = []
 
     def record(state: State) -> None:
         """Keep the state; what was kept before follows its path through resampling."""
         if "ancestor" in state.pop.aux:
             order = state.pop.aux["ancestor"].long()
-            if not torch.equal(order, torch.arange(n)):
+            if not torch.equal(order, torch.arange(n, device=order.device)):
                 frames[:] = [frame[order] for frame in frames]
+                family[:] = [family[0][order] if family else order]
         if state.k in kept:
             frames.append(state.pop.x)
 
@@ -210,18 +233,21 @@ def simulate(
             step = _twisted(step, twist)
         if resample_below is not None:
             step = chain(_label, resample_if(resample_below), step)
-            pop = pop.replace(aux={"ancestor": torch.arange(n, dtype=torch.float64)})
+            pop = pop.replace(aux={"ancestor": torch.arange(n, dtype=torch.float64, device=pop.x.device)})
         pop = follow(step, pop, times, rng=rng, record=[record])
+        left = 0.0 if twist is None else float(twist(instants[-1], pop.x).abs().max())
+    if left > 1e-6:
+        raise ValueError(f"twist reaches {left:.3g} at the last time, wanted 0: it would stay in the weights. Fix: let it vanish there.")
     law = (
         f"P: the reference chain of {len(instants) - 1} steps from the start law of the path" if weigh else "Q: the path itself, no weights"
     )
     chosen = times[sorted(kept)] if keep is not None else times
-    return PathEnsemble(torch.stack(frames, 1), chosen, pop.log_w + pop.log_z, law, n * (len(instants) - 1) * weigh)
+    return PathEnsemble(torch.stack(frames, 1), chosen, pop.log_w + pop.log_z, law, n * (len(instants) - 1) * weigh, *family)
 
 
 def _label(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
     """Number the particles before resampling, so that recorders know whom each descends from."""
-    return pop.replace(aux={"ancestor": torch.arange(len(pop), dtype=torch.float64)})
+    return pop.replace(aux={"ancestor": torch.arange(len(pop), dtype=torch.float64, device=pop.x.device)})
 
 
 def _twisted(step: Step, twist: Callable[[float, Tensor], Tensor]) -> Step:
@@ -240,13 +266,13 @@ def simulate_exactly(path: Any, n: int, times: Tensor, rng: Streams) -> PathEnse
     Raises:
         TypeError: for paths that are not `DiagonalPath` or `FullPath`.
     """
+    if not issubclass(type(path), DiagonalPath | FullPath):
+        raise TypeError(f"path={type(path).__name__}, wanted DiagonalPath or FullPath: other paths are simulated by `simulate`.")
     instants = monotone(times)
     with torch.no_grad():
         z = rng.normal("noise", path.start.new_empty(n, 1, path.base_dim())).expand(-1, path.components, -1)
         which = torch.multinomial(path.weights, n, replacement=True, generator=rng("component"))
         here, rows = path.moments(path.start.new_tensor(instants[:1])), torch.arange(n)
-        if not isinstance(here, Diagonal | Full):
-            raise TypeError(f"path={type(path).__name__}, wanted DiagonalPath or FullPath: other paths are simulated by `simulate`.")
         frames = [here.point(z)[rows, which]]
         for t0, t1 in pairwise(instants):
             middle, later = (path.moments(path.start.new_tensor([t])) for t in ((t0 + t1) / 2, t1))
@@ -264,79 +290,6 @@ def probability_flow(path: Any, n: int, times: Tensor, rng: Streams) -> PathEnse
         pop = Population.of(path.sample(0.0, n, rng))
         follow(heun(lambda t, pop: Rates(drift=path.velocity(t, pop.x))), pop, times, rng=rng, record=[trace])
     return PathEnsemble(trace["x"].movedim(0, 1), times, path.start.new_zeros(n), "probability flow of the path, no weights", 0)
-
-
-@dataclass(frozen=True)
-class Probability:
-    """Probability of an event under the reference, with its 95 % interval.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
-        error: Standard error.
-        hits: Share of simulated paths with the event: what is not simulated is not weighed, and a reverse divergence may miss tails.
-        ess: Effective number of paths with the event.
-        forces: Force evaluations.
-    """
-
-    value: float
-    low: float
-    high: float
-    error: float
-    hits: float
-    ess: float
-    forces: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
-
-
-def probability(
-    process: Process,
-    path: Any,
-    inside: Callable[[Tensor], Tensor],
-    n: int,
-    times: Tensor,
-    rng: Streams,
-    *,
-    start: Tensor | None = None,
-    first_hit: bool = False,
-) -> Probability:
-    """Estimate the probability that the reference is in a set at the last time, or hits it before, by weighted simulation of a path.
-
-    Args:
-        process: Reference dynamics.
-        path: Fitted path that ends in the set.
-        inside: Indicator of the set, ``[n, .] -> [n]`` booleans: a ball, or anything.
-        n: Paths.
-        times: Grid of simulation; a set counts as hit when it is met at one of them, as in any simulation with this step.
-        rng: Random streams.
-        start: Starts of the reference, ``[D]`` or draws ``[n, D]``; draws of the start law of the path unless given.
-        first_hit: Count the first hit at any time after 0, rather than the state at the last time.
-
-    Raises:
-        ValueError: when ``inside`` does not return one boolean per path.
-    """
-    at_least_one(n=n)
-    move = guided(process, path)
-    with torch.no_grad():
-        x = path.sample(0.0, n, rng) if start is None else start.expand(n, -1).clone()
-        pop = Population.of(x, hit=x.new_zeros(n), at_hit=x.new_zeros(n))
-
-        def step(pop: Population, t0: float, t1: float, rng: Streams) -> Population:
-            pop = move(pop, t0, t1, rng)
-            new = shaped("inside", inside(pop.x), pop.log_w).bool() & (pop.aux["hit"] == 0)
-            hit, at_hit = torch.where(new, 1.0, pop.aux["hit"]), torch.where(new, pop.log_w, pop.aux["at_hit"])
-            return pop.replace(aux={"hit": hit.to(pop.x), "at_hit": at_hit})
-
-        pop = follow(step if first_hit else move, pop, times, rng=rng)
-        hit = pop.aux["hit"] > 0 if first_hit else shaped("inside", inside(pop.x), pop.log_w).bool()
-        w = torch.where(hit, (pop.aux["at_hit"] if first_hit else pop.log_w).double().exp(), 0.0)
-    value, error = float(w.mean()), float(w.std()) / math.sqrt(n)
-    low, high = max(0.0, value - Z_95 * error), value + Z_95 * error
-    ess = float(w.sum() ** 2 / w.square().sum()) if value > 0 else 0.0
-    return Probability(value, low, high, error, float(hit.double().mean()), ess, n * (len(times) - 1))
 
 
 def _scaled(x: Tensor, like: Tensor) -> Tensor:
@@ -359,7 +312,9 @@ def _match(x: Tensor, wanted: Tensor, log_w: Tensor) -> Tensor:
         if float((mean - wanted).abs().max()) < 1e-8:
             return tilt
         centred = x - mean
-        step = torch.linalg.solve((w[:, None] * centred).mT @ centred + 1e-12 * torch.eye(len(tilt), dtype=x.dtype), mean - wanted)
+        step = torch.linalg.solve(
+            (w[:, None] * centred).mT @ centred + 1e-12 * torch.eye(len(tilt), dtype=x.dtype, device=x.device), mean - wanted
+        )
         size, now = 1.0, value(tilt)
         while size > 1e-6 and not value(tilt - size * step) < now:
             size /= 2

@@ -4,7 +4,7 @@ r"""A coupling flow that changes in time on a Gaussian path: closed-form drift, 
 
 Each coupling changes one half of y, given the other: ``y_i <- y_i exp(e alpha) + e beta`` with ``(2 atanh(alpha / 2), beta) = net(y_j, clock)``. The
 envelope ``e = 2 (sqrt((1-s) sa^2 + s sb^2 + xi^2 T s (1 - s)) - ...)`` vanishes at both ends, where the law therefore is the Gaussian given: the
-action of this path is a true divergence from the Schroedinger bridge between exactly these ends and cannot fall below it.
+action of this path, its divergence from the reference, is at least that of the Schroedinger bridge between exactly these ends.
 
 Without simulation or inverse, three things are carried through the layers together:
 

@@ -117,6 +117,9 @@ def simple(system: Any) -> None:
     virtual = [i for i in range(system.getNumParticles()) if system.isVirtualSite(i)]
     if virtual:
         raise ValueError(f"particle {virtual[0]} is a virtual site, wanted atoms alone. Fix: choose a water model of three atoms.")
+    fixed = [i for i in range(system.getNumParticles()) if not system.getParticleMass(i)._value > 0]
+    if fixed:
+        raise ValueError(f"particle {fixed[0]} has no mass, wanted a positive one: noise drives every atom. Fix: system.setParticleMass.")
     if system.usesPeriodicBoundaryConditions():
         raise ValueError("the system has a periodic box, wanted none. Fix: createSystem(..., nonbondedMethod=NoCutoff).")
 

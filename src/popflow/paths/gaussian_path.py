@@ -43,7 +43,8 @@ class GaussianPath(nn.Module):
         widths: `bridge` or `log_linear`.
         initial: Path of chart coordinates to start from, ``s [rows] -> [rows, M]``; a straight line unless given. It must meet both states.
         chart: Coordinates of the mean, ``[*batch, M] -> [*batch, D]``, differentiable: internal coordinates to positions, for example.
-        bend: Size of the random bends, in units of ``xi sqrt(T)``, that tell components apart; 0 for one component.
+        bend: Standard deviation, in the middle of the path, of the random bends that tell components apart; unused for one component. Units:
+            ``xi sqrt(T)``, for `KinematicPath` the root mean square of ``end - start``; with a chart, those of its coordinates.
         width: Width of the network.
         depth: Its hidden layers.
 
@@ -51,8 +52,8 @@ class GaussianPath(nn.Module):
         ValueError: naming the argument that is wrong.
     """
 
-    outputs: int
-    driven: int
+    peak = 0.25
+    """Largest value of the envelope of the mean."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class GaussianPath(nn.Module):
             head.bias.zero_()
             if components > 1:
                 bias = head.bias.view(components, -1)[:, : self.chart_dim]
-                bias.copy_(4 * bend * rng.normal("bends", bias))
+                bias.copy_(bend / self.peak * rng.normal("bends", bias))
 
     def driven_dim(self) -> int:
         """Number of coordinates that noise drives."""
@@ -253,7 +254,7 @@ class KinematicPath(GaussianPath):
 
     ``start`` and ``end`` are positions ``[D]``; states are ``[x, v]``. At both ends positions have standard deviation ``sigma0``, and
     velocities are at rest on average, with the thermal spread ``thermal = sqrt(kT / m)``: the end laws of a Boltzmann ensemble. The curve and
-    its outputs enter with vanishing slope at both ends. Other arguments: `GaussianPath`.
+    its outputs enter with vanishing slope at both ends. Widths are log-linear. Other arguments: `GaussianPath`.
 
     Args:
         thermal: Standard deviation of the velocities at both ends, a number or ``[D]``.
@@ -264,8 +265,10 @@ class KinematicPath(GaussianPath):
         (torch.Size([5, 2]), torch.Size([3, 1]))
     """
 
-    def __init__(self, start: Tensor, end: Tensor, time: float, *, thermal: float | Tensor, widths: Widths = log_linear, **options: Any):
-        super().__init__(start, end, time, widths=widths, **options)
+    peak = 1.0
+
+    def __init__(self, start: Tensor, end: Tensor, time: float, *, thermal: float | Tensor, **options: Any):
+        super().__init__(start, end, time, widths=log_linear, **options)
         self.thermal = nn.Buffer(torch.as_tensor(thermal, dtype=start.dtype).expand(len(start)).clone())
 
     def shape_dim(self) -> int:
@@ -275,9 +278,6 @@ class KinematicPath(GaussianPath):
     def base_dim(self) -> int:
         """Positions and velocities."""
         return 2 * self.dim
-
-    def _spread(self) -> Tensor:
-        return self.noise * math.sqrt(self.time) * self.time
 
     def moments(self, t: Tensor) -> Kinematic:
         """Moments and their rates, by a forward-mode derivative of a forward-mode derivative."""

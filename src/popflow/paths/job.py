@@ -114,7 +114,8 @@ def shot(config: PathConfig, made: Scene, ensemble: PathEnsemble, run: Run) -> S
         which = torch.randint(len(ensemble.x), (CHAINS,), generator=rng("which"))
         first, forces = shooter.start(ensemble.x[which, steps // 2], rng)
         shots = shoot(shooter, Always(), first, config.shots, rng, lambda paths: made.energy(paths.x).max(1).values)
-        return {"highest": shots.values, "weight": shots.weight, "forces": torch.tensor(shots.forces + forces)}
+        later = slice(config.shots // 2, None)  # the first moves remember the start
+        return {"highest": shots.values[later], "weight": shots.weight[later], "forces": torch.tensor(shots.forces + forces)}
 
     run.progress("shots", 0, 1)
     saved = once(run, "shots", measure)

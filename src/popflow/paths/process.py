@@ -192,6 +192,23 @@ Process = Overdamped | Underdamped
 """The reference dynamics of this room."""
 
 
+def match(process: Process, path: Any) -> None:
+    """Refuse a path whose law is singular to that of the process: another noise, or states of another kind.
+
+    Raises:
+        ValueError: naming both, and the fix.
+    """
+    noise = torch.as_tensor(process.noise, dtype=path.noise.dtype, device=path.noise.device)
+    if (noise.ndim and noise.shape != path.noise.shape) or not torch.allclose(noise, path.noise, rtol=1e-5, atol=0.0):
+        raise ValueError(
+            f"the path has noise {path.noise.unique().tolist()[:3]}, the process {noise.unique().tolist()[:3]}, wanted the same: "
+            "their laws would be singular. Fix: make the path with noise=process.noise."
+        )
+    if isinstance(process, Underdamped) != (path.base_dim() > path.dim):
+        wanted = "KinematicPath for Underdamped; DiagonalPath, FullPath or FlowPath for Overdamped"
+        raise ValueError(f"path={type(path).__name__} for {type(process).__name__}, whose states are of another kind. Fix: {wanted}.")
+
+
 def require_finite(name: str, value: Tensor) -> Tensor:
     """Return a tensor, or refuse one that holds values that are not finite."""
     bad = int((~torch.isfinite(value)).sum())

@@ -27,7 +27,9 @@ FRAMES, DRAWN, FEW, ARRIVE = 40, 60, 10, 0.95
 
 @dataclass(frozen=True)
 class Shot:
-    """Paths of fixed length between balls around A and B by shooting that accepts every path: highest energies, weights, and what they cost."""
+    """Paths of fixed length between balls around A and B by shooting that accepts every path: highest energies and weights in the second
+    half of the moves, and what all of them cost.
+    """
 
     highest: Tensor
     weight: Tensor
@@ -62,6 +64,11 @@ class Outcome:
     def arrival(self) -> float:
         """Share of simulated paths that end near B."""
         return self.ensemble.arrival(self.scene.arrived)
+
+    @property
+    def weighed(self) -> bool:
+        """Whether enough paths carry weight for weighted means, and their errors, to say anything."""
+        return self.ensemble.ess >= FEW
 
 
 def report(outcome: Outcome, run: Run) -> Report:
@@ -99,24 +106,24 @@ def _name(outcome: Outcome) -> str:
 
 def results(outcome: Outcome) -> dict[str, Measured]:
     """Key numbers by name."""
-    top = outcome.scene.energy(outcome.ensemble.x).max(1).values
-    mean, error = outcome.ensemble.mean(top)
     found = {
         "action": Measured(outcome.action.value, outcome.action.error),
         "arrival": Measured(outcome.arrival),
         "ess": Measured(outcome.ensemble.ess),
-        "highest_energy_weighted": Measured(float(mean), float(error)),
         "forces_training": Measured(outcome.spent),
         "hessian_vector_products": Measured(outcome.spent),
         "forces_action": Measured(outcome.action.forces),
         "forces_paths": Measured(outcome.ensemble.forces),
     }
+    if outcome.weighed:
+        mean, error = outcome.ensemble.mean(outcome.scene.energy(outcome.ensemble.x).max(1).values)
+        found["highest_energy_weighted"] = Measured(float(mean), float(error))
     return found if outcome.exact is None else {**found, "exact_action": Measured(outcome.exact)}
 
 
 def _landscape(outcome: Outcome) -> Figure:
     scene, ensemble = outcome.scene, outcome.ensemble
-    weighed = ensemble.ess >= FEW
+    weighed = outcome.weighed
     mean = ensemble.mean(ensemble.x)[0] if weighed else ensemble.x.mean(0)
     drawn = ensemble.x[ensemble.weights.topk(min(DRAWN, len(ensemble.x))).indices.sort().values] if weighed else ensemble.x[:DRAWN]
     over = ", over contours of the potential, kT apart" if scene.dim == 2 else ""
@@ -148,22 +155,25 @@ def _molecule(outcome: Outcome) -> tuple[Figure, ...]:
 
 def _profile(outcome: Outcome) -> Figure:
     energy = outcome.scene.energy(outcome.ensemble.x)
-    weighted, error = outcome.ensemble.mean(energy)
     plain, sd = energy.mean(0), energy.std(0)
+    curves, bands = {"simulated": plain}, {"simulated": (plain - sd, plain + sd)}
+    caption = "Mean energy relative to A; bands: one standard deviation of the simulated paths"
+    if outcome.weighed:
+        weighted, error = outcome.ensemble.mean(energy)
+        curves["weighted"], bands["weighted"] = weighted, (weighted - error, weighted + error)
+        caption += ", one standard error of the weighted mean"
     image = lines(
         outcome.ensemble.times,
-        {"simulated": plain, "weighted": weighted},
+        curves,
         x_label="time, ps" if outcome.scene.molecule else "time",
         y_label="U - U(A)" + outcome.scene.unit,
-        bands={"simulated": (plain - sd, plain + sd), "weighted": (weighted - error, weighted + error)},
+        bands=bands,
     )
-    caption = "Mean energy relative to A; bands: one standard deviation of the simulated paths, one standard error of the weighted mean."
-    return Figure(image, caption, "energy along the paths")
+    return Figure(image, f"{caption}.", "energy along the paths")
 
 
 def _energies(outcome: Outcome) -> Table:
     top = outcome.scene.energy(outcome.ensemble.x).max(1).values
-    (mean, error), second = outcome.ensemble.mean(top), outcome.ensemble.mean(top.square())[0]
     n = len(top)
     rows: list[tuple[Any, ...]] = [
         (
@@ -173,26 +183,35 @@ def _energies(outcome: Outcome) -> Table:
             float(top.min()),
             outcome.ensemble.forces,
         ),
-        ("weighted", Measured(float(mean), float(error)), float((second - mean**2).clamp_min(0).sqrt()), None, 0),
     ]
-    if outcome.shot is not None and bool((outcome.shot.weight > 0).any()):
+    if outcome.weighed:
+        (mean, error), second = outcome.ensemble.mean(top), outcome.ensemble.mean(top.square())[0]
+        rows.append(("weighted", Measured(float(mean), float(error)), float((second - mean**2).clamp_min(0).sqrt()), None, 0))
+    shooting = "shooting, every path accepted"
+    if outcome.shot is not None and not bool((outcome.shot.weight > 0).any()):
+        rows.append((shooting, f"no transition in {len(outcome.shot.weight)} moves", None, None, outcome.shot.forces))
+    elif outcome.shot is not None:
         weight, highest = outcome.shot.weight, outcome.shot.highest
         total = weight.sum()
         mean = (weight * highest).sum() / total
         spread = ((weight * (highest - mean).square()).sum() / total).sqrt()
         scatter = (weight * (highest - mean)).sum(0).square().sum().sqrt() / total
         found = Measured(float(mean), float(scatter))
-        rows.append(("shooting, every path accepted", found, float(spread), float(highest[weight > 0].min()), outcome.shot.forces))
+        rows.append((shooting, found, float(spread), float(highest[weight > 0].min()), outcome.shot.forces))
     energy = float(outcome.scene.energy(outcome.scene.end))
     note = (
         f"Highest U - U(A) of each path, {outcome.scene.unit[2:] or 'in the unit of the potential'}; U(B) - U(A) = {energy:.4g}. It grows as the time step falls, and a lower value "
         "is no better: the right one is that of the conditioned process. Weights: "
         + outcome.ensemble.law
         + ". Shooting: paths of the same length "
-        f"between balls of radius {outcome.scene.reach:.3g} around A and B, another law of the ends."
+        f"between balls of radius {outcome.scene.reach:.3g} around A and B, another law of the ends; the first half of the moves is left out."
     )
     if outcome.shot is None:
         note = note.partition(" Shooting:")[0]
+    if not outcome.weighed:
+        note += (
+            f" No weighted mean: the effective number of paths, {outcome.ensemble.ess:.1f}, is below {FEW}, where its error says nothing."
+        )
     return Table("Highest energy of a path", ("", "mean", "standard deviation", "least", "force evaluations"), tuple(rows), note)
 
 

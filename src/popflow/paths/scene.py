@@ -24,6 +24,8 @@ from popflow.paths.process import Overdamped, Potential, Process, Underdamped
 
 IMAGES = 11
 """Images of the initial path of a molecule."""
+BEND = 0.05
+"""Bends of the first paths of a mixture, as a share of the way of an atom: larger ones push atoms into one another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +104,25 @@ def scene(config: PathConfig) -> Scene:
     """Make the dynamics and the states of a configuration.
 
     Raises:
-        ValueError: when the potential cannot be loaded, or does not give one finite energy and force for each state.
+        ValueError: when the potential cannot be loaded, does not give one finite energy and force for each state, or the
+            states overlap.
     """
-    if config.molecular:
-        return molecular(config)
+    made = molecular(config) if config.molecular else surface(config)
+    apart = float((made.end - made.start).norm())
+    if 2 * made.reach >= apart:
+        raise ValueError(
+            f"sigma0={made.sigma0!r} makes balls of radius {made.reach:.3g} around A and B, which are {apart:.3g} apart: they overlap, and a path "
+            f"that never leaves A would arrive. Fix: sigma0 below {apart * made.sigma0 / (2 * made.reach):.3g}."
+        )
+    return made
+
+
+def surface(config: PathConfig) -> Scene:
+    """Make the dynamics and the states of a potential.
+
+    Raises:
+        ValueError: see `scene`.
+    """
     potential = POTENTIALS[config.potential] if config.source() else load(config)
     known = getattr(potential, "minima", None)
     given = config.state("start") or known[0], config.state("end") or known[-1]  # pyright: ignore[reportOptionalSubscript]
@@ -178,6 +195,7 @@ def path(config: PathConfig, scene: Scene, rng: Streams) -> Any:
             "sigma0": scene.sigma0,
             "components": config.components,
             "initial": through(images),
+            "bend": BEND,
             "rng": rng,
         }
         return KinematicPath(scene.start, scene.end, scene.time, thermal=thermal, **given)

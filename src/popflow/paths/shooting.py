@@ -192,9 +192,20 @@ class Shooter:
         return self.both(self.refreshed(state, rng), mark, rng)
 
     def choose(self, paths: Paths, rng: Streams, u: Tensor | None = None) -> Tensor:
-        """Choose a frame of each path: between its ends, with probabilities proportional to ``u [n, most]`` (equal without)."""
+        """Choose a frame of each path: between its ends, with probabilities proportional to ``u [n, most]`` (equal without).
+
+        Raises:
+            ValueError: for a path with no frame to shoot from.
+        """
         mass = paths.inside().double() if u is None else u * paths.inside()
         total = mass.cumsum(1)
+        dead = (~((total[:, -1] > 0) & total[:, -1].isfinite())).nonzero().flatten().tolist()
+        if dead:
+            k = dead[0]
+            raise ValueError(
+                f"u sums to {float(total[k, -1])!r} over the frames of path {k}, which starts at {paths.x[k, 0].tolist()[:6]}, wanted positive and "
+                f"finite ({len(dead)} such paths): its chain has no frame to shoot from. Fix: a u that is positive wherever paths start."
+            )
         at = rng.uniform("frame", (len(mass), 1)).to(mass.device) * total[:, -1:]
         return torch.searchsorted(total, at, right=True).flatten().clamp_max(mass.shape[1] - 1)
 
@@ -266,6 +277,7 @@ class Shots:
         accepted: ``[moves, n]`` of bool.
         forces: Forces that were evaluated.
         paths: The last paths, to continue from.
+        always: Whether the move was `Always`.
     """
 
     values: Tensor
@@ -273,6 +285,7 @@ class Shots:
     accepted: Tensor
     forces: int
     paths: Paths
+    always: bool
 
     @property
     def acceptance(self) -> float:
@@ -280,14 +293,28 @@ class Shots:
         return float(self.accepted.double().mean())
 
     def mean(self) -> tuple[Tensor, Tensor]:
-        """Weighted mean of the observed values over transition paths, and its standard error from the scatter of the chains."""
+        """Weighted mean of the observed values over transition paths, and its standard error from the scatter of the chains.
+
+        Raises:
+            ValueError: when there was no transition path.
+        """
+        if not bool((self.weight > 0).any()):
+            raise ValueError(f"{len(self.weight)} moves of {len(self.weight[0])} chains met no transition path. Fix: more moves.")
         weight = self.weight.reshape(*self.weight.shape, *[1] * (self.values.ndim - 2))
         top, bottom = (weight * self.values).sum(0), weight.sum(0)
         mean, n = top.sum(0) / bottom.sum(0), len(self.weight[0])
         return mean, ((top - mean * bottom).square().sum(0) * n / max(1, n - 1)).sqrt() / bottom.sum(0)
 
     def frequency(self, z: float, dt: float) -> tuple[float, float]:
-        """Transitions per time in equilibrium, both directions together, from `Always`; with its standard error. ``z = int pi u`` off A and B."""
+        """Transitions per time in equilibrium, both directions together, from `Always`; with its standard error. ``z = int pi u`` off A and B.
+
+        Raises:
+            ValueError: for other moves, whose weights know of no frequency.
+        """
+        if not self.always:
+            raise ValueError(
+                "frequency of shots by a move that keeps transition paths, wanted shots by Always. Fix: shoot(shooter, Always(u), ...)."
+            )
         each = self.weight.mean(0) * (z / dt)
         return float(each.mean()), float(each.std()) / math.sqrt(len(each))
 
@@ -329,7 +356,7 @@ def shoot(shooter: Shooter, move: Move, paths: Paths, moves: int, rng: Streams, 
         accepted.append(taken)
         weights.append(move.weight(shooter, paths) if isinstance(move, Always) else torch.ones(len(taken), dtype=torch.float64))
         values.append(look(shooter.forwards(paths)))
-    return Shots(torch.stack(values), torch.stack(weights), torch.stack(accepted), forces, paths)
+    return Shots(torch.stack(values), torch.stack(weights), torch.stack(accepted), forces, paths, isinstance(move, Always))
 
 
 def transitions(shooter: Shooter, paths: Paths) -> Paths:
