@@ -195,7 +195,7 @@ def test_what_cannot_be_shot_is_refused(shooter: Shooter) -> None:
 def test_chains_that_cannot_move_and_figures_without_ground_are_refused(shooter: Shooter, always) -> None:
     rng = Streams(0)
     first, _ = shooter.start(torch.zeros(4, 1, dtype=torch.float64), rng)
-    with pytest.raises(ValueError, match=r"u sums to 0.0 over the frames of path 0, which starts at"):
+    with pytest.raises(ValueError, match=r"u sums to 0.0 over path 0, which starts at"):
         shoot(shooter, Always(lambda x: 0 * x[:, 0]), first, 1, rng)
     kept = shoot(shooter, two_way, transitions(shooter, always.paths), 1, rng)
     with pytest.raises(ValueError, match="wanted shots by Always"):

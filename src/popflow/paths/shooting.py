@@ -194,17 +194,14 @@ class Shooter:
     def choose(self, paths: Paths, rng: Streams, u: Tensor | None = None) -> Tensor:
         """Choose a frame of each path: between its ends, with probabilities proportional to ``u [n, most]`` (equal without).
 
-        Raises:
-            ValueError: for a path with no frame to shoot from.
+        A path with no frame to shoot from is a ValueError.
         """
         mass = paths.inside().double() if u is None else u * paths.inside()
         total = mass.cumsum(1)
-        dead = (~((total[:, -1] > 0) & total[:, -1].isfinite())).nonzero().flatten().tolist()
-        if dead:
-            k = dead[0]
+        for k in (~((total[:, -1] > 0) & total[:, -1].isfinite())).nonzero().flatten().tolist():
             raise ValueError(
-                f"u sums to {float(total[k, -1])!r} over the frames of path {k}, which starts at {paths.x[k, 0].tolist()[:6]}, wanted positive and "
-                f"finite ({len(dead)} such paths): its chain has no frame to shoot from. Fix: a u that is positive wherever paths start."
+                f"u sums to {float(total[k, -1])!r} over path {k}, which starts at {paths.x[k, 0].tolist()[:6]}, wanted positive and finite: "
+                "there is no frame to shoot from. Fix: a u that is positive wherever paths start."
             )
         at = rng.uniform("frame", (len(mass), 1)).to(mass.device) * total[:, -1:]
         return torch.searchsorted(total, at, right=True).flatten().clamp_max(mass.shape[1] - 1)
@@ -312,9 +309,7 @@ class Shots:
             ValueError: for other moves, whose weights know of no frequency.
         """
         if not self.always:
-            raise ValueError(
-                "frequency of shots by a move that keeps transition paths, wanted shots by Always. Fix: shoot(shooter, Always(u), ...)."
-            )
+            raise ValueError("these shots keep transition paths and know of no frequency, wanted shots by Always. Fix: move=Always(u).")
         each = self.weight.mean(0) * (z / dt)
         return float(each.mean()), float(each.std()) / math.sqrt(len(each))
 
