@@ -100,7 +100,12 @@ def test_a_failing_operator_leaves_its_attempts_to_the_fallback() -> None:
     found = evolution(operators={"down": lambda parents, n, rng: []}, fallback=spell).run(count_a)
     assert found.stopped == "budget"
     assert found.credit["down"].fallbacks == found.credit["down"].asked > 0
-    assert found.credit["down"].made == 0
+    assert found.credit["down"].made == found.credit["down"].scored == found.credit["down"].entered == 0
+    assert {one.operator for one in found.scored} == {"start", "fallback"}
+    part = evolution(operators={"down": lambda parents, n, rng: []}, fallback=spell)
+    part.tell(batch := part.ask(), count_a(batch))
+    part.ask()
+    assert {one["operator"] for one in part.origins()} == {"fallback"}
 
 
 def test_a_collapsed_population_gets_fresh_molecules_and_then_ends() -> None:

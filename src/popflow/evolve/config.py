@@ -100,6 +100,16 @@ class EvolveConfig:
         """Return the oracles, maximised ones first."""
         return (*self.oracle, *self.minimize)
 
+    def objectives(self) -> tuple[str, ...]:
+        """Return the oracles as they are maximised: with a minus, as in -sa, where one is minimised."""
+        return (*self.oracle, *(f"-{one}" for one in self.minimize))
+
+    def told(self) -> str:
+        """Return the objective in words, for a chat model."""
+        if self.target is not None:
+            return f"{self.oracle[0]} near {self.target:g}"
+        return " and ".join([*(f"high {one}" for one in self.oracle), *(f"low {one}" for one in self.minimize)])
+
     def mixture(self) -> dict[str, float]:
         """Return the shares of the operators by name."""
         found: dict[str, float] = {}

@@ -24,7 +24,7 @@ import numpy as np
 from popflow.core.checkpoint import write_atomic
 from popflow.core.checks import at_least_one
 from popflow.core.errors import CheckpointError
-from popflow.evolve.operators import Child, Operator, Parent
+from popflow.evolve.operators import Child, Operator, Parent, shares_of
 from popflow.evolve.preranking import PreRanking, Surrogate
 from popflow.evolve.recipes import Recipe
 from popflow.evolve.records import Credit, Scored
@@ -47,7 +47,7 @@ class Evolution:
         seed: Of all randomness.
         shares: Share of the attempts of each operator; equal ones by default.
         adapt: Shares follow the rate at which scored children enter the population, with a tenth kept for equal ones.
-        fallback: Operator for attempts that gave no child.
+        fallback: Operator for attempts that gave no child. What it makes is named "fallback" and earns no credit.
         reserve: Fresh molecules for a population from which no new child comes.
         accept: Whether a child may be scored.
         key: ``SMILES -> canonical SMILES`` of the start, None for what is no molecule. Operators return canonical SMILES.
@@ -91,7 +91,7 @@ class Evolution:
     ):
         at_least_one(budget=budget)
         self.recipe, self.budget, self.operators, self.adapt = recipe or Recipe(), budget, dict(operators), adapt
-        self.shares = _shares(self.operators, shares)
+        self.shares = shares_of(self.operators, shares)
         self.fallback, self.accept, self.key = fallback, accept, key or _canonical_or_none
         self.rng, self.surrogate = np.random.default_rng(seed), surrogate or Surrogate()
         keys = dict.fromkeys(found for one in (*start, *reserve) if (found := self.key(one)) is not None)
@@ -293,17 +293,17 @@ class Evolution:
             credit = self.credit[name]
             children: list[Child] = list(operator(parents, int(n), self.rng))[:n]
             credit.asked, credit.made = credit.asked + int(n), credit.made + len(children)
+            made = [(name, child) for child in children]
             if self.fallback is not None and len(children) < n:
                 credit.fallbacks += int(n) - len(children)
-                children += self.fallback(parents, int(n) - len(children), self.rng)
-            for child in children:
-                smiles = child.smiles
-                if self.accept is not None and not self.accept(smiles):
-                    credit.refused += 1
-                elif smiles in self._place or smiles in found or smiles in known:
-                    credit.repeated += 1
-                else:
-                    found[smiles] = (name, child.parents)
+                made += [("fallback", child) for child in self.fallback(parents, int(n) - len(children), self.rng)]
+            for maker, child in made:
+                refused = self.accept is not None and not self.accept(child.smiles)
+                repeated = not refused and (child.smiles in self._place or child.smiles in found or child.smiles in known)
+                if not refused and not repeated:
+                    found[child.smiles] = (maker, child.parents)
+                elif maker == name:
+                    credit.refused, credit.repeated = credit.refused + refused, credit.repeated + repeated
         return found
 
     def _preranked(self, found: dict[str, tuple[str, tuple[str, ...]]], how: PreRanking) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -369,16 +369,6 @@ class Evolution:
 
     def _objectives(self, places: Sequence[int]) -> np.ndarray:
         return np.array([self.scored[place].values for place in places], dtype=float)
-
-
-def _shares(operators: Mapping[str, Operator], shares: Mapping[str, float] | None) -> dict[str, float]:
-    if not operators:
-        raise ValueError("operators is empty, wanted at least one by name.")
-    given = dict(shares) if shares is not None else dict.fromkeys(operators, 1.0)
-    if given.keys() != operators.keys() or not all(0 <= one < float("inf") for one in given.values()) or sum(given.values()) <= 0:
-        raise ValueError(f"shares={given}, wanted one number >= 0 for each of {', '.join(operators)}, not all zero.")
-    total = sum(given.values())
-    return {name: given[name] / total for name in operators}
 
 
 def _canonical_or_none(smiles: str) -> str | None:

@@ -113,7 +113,7 @@ def operators_of(config: EvolveConfig, run: Run) -> tuple[dict[str, Operator], A
         elif name == "chat":
             endpoint = Endpoint(str(config.chat_url), config.chat_model)
             client = ChatClient(endpoint, Ledger(run.path / "replies.jsonl"))
-            chat = AskChat(client, objective=Objective(" and ".join(config.names()), reveal=config.reveal))
+            chat = AskChat(client, objective=Objective(config.told(), reveal=config.reveal))
             client.check()
             found[name] = chat
         else:
