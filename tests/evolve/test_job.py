@@ -135,6 +135,29 @@ def test_a_chat_model_is_told_the_sign_and_what_it_leaves_is_counted(seeds: Path
     assert near.told() == "tpsa near 60"
 
 
+@pytest.mark.parametrize("url", ["https://me:hunter2@host/v1", "https://host/v1?key=hunter2"])
+def test_a_secret_in_an_address_is_written_nowhere(url: str, seeds: Path, capsys: pytest.CaptureFixture) -> None:
+    assert chat("--oracle", "qed", "--chat-url", url) == 2
+    said = capsys.readouterr()
+    assert "put the key into POPFLOW_CHAT_KEY" in " ".join(said.err.split())
+    assert "hunter2" not in said.err + said.out
+    assert not any(b"hunter2" in file.read_bytes() for file in seeds.parent.rglob("*") if file.is_file())
+
+
+def test_a_command_that_was_edited_is_another_run(seeds: Path, capsys: pytest.CaptureFixture) -> None:
+    script = seeds.parent / "score.py"
+    script.write_text("print(len(input()))\n")
+    config = EvolveConfig(seeds, oracle=("cmd:python3 score.py",))
+    assert list(config.inputs()) == [Path("score.py")]
+    assert list(EvolveConfig(seeds, oracle=("cmd:python3 'open",)).inputs()) == []
+    options = ("--oracle", "cmd:python3 score.py", "--budget", "5")
+    assert evolve(*options) == 0
+    script.write_text("print(-len(input()))\n")
+    capsys.readouterr()
+    assert evolve(*options) == 2
+    assert "score.py" in capsys.readouterr().err
+
+
 def test_shares_are_read() -> None:
     config = EvolveConfig(Path("seeds.smi"), oracle=("qed",), operators="lm=0.7, graph=0.3")
     assert config.mixture() == {"lm": 0.7, "graph": 0.3}

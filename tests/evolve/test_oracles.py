@@ -108,6 +108,8 @@ def test_a_command_reads_the_molecule_and_prints_the_score(tmp_path) -> None:
     script.write_text("import sys\nprint('loading')\nprint(len(input() if len(sys.argv) < 2 else sys.argv[1]) / 2)\n")
     assert oracle(f"cmd:python3 {script}")("CCO") == 1.5
     assert Command(f"python3 {script} {{}}")("C#C; rm -rf *") == 6.5
+    assert Command(f"python3 {script} --smiles={{}}")("CCO") == 6.0
+    assert oracle(f"cmd:python3 {script}").timeout is None, "the caller owns the limit"
 
 
 @pytest.mark.parametrize(

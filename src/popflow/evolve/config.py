@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Annotated, Literal
 
 from popflow import citations
 from popflow.core.errors import unknown
+from popflow.evolve.addresses import plain_address
 from popflow.runs.config import Flag, check
 
 OPERATORS = ("graph", "mutation", "edits", "lm", "chat")
@@ -93,6 +95,8 @@ class EvolveConfig:
         chat = "chat" in self.mixture()
         if chat != (self.chat_url is not None) or chat != bool(self.chat_model):
             raise ValueError("the operator chat, chat_url and chat_model belong together. Fix: give all three, or none.")
+        if self.chat_url is not None:
+            plain_address("chat_url", self.chat_url)
         if self.reveal and not chat:
             raise ValueError("reveal has no effect without the operator chat.")
 
@@ -124,14 +128,20 @@ class EvolveConfig:
         return found
 
     def inputs(self) -> Iterable[Path]:
-        """Yield receptors, and the sources of functions."""
+        """Yield receptors, the sources of functions, and the files that commands name."""
         for text in self.names():
             kind, mark, rest = text.partition(":")
             if kind == "vina":
                 yield Path(rest)
-            elif mark and kind != "cmd":
+            elif kind == "cmd":
+                try:
+                    words = shlex.split(rest)
+                except ValueError:  # loading the oracle says what is wrong with it
+                    continue
+                yield from (Path(word) for word in words if Path(word).is_file())
+            elif mark:
                 if os.getcwd() not in sys.path:
-                    sys.path.append(os.getcwd())
+                    sys.path.insert(0, os.getcwd())
                 try:
                     found = importlib.util.find_spec(kind)
                 except Exception:  # finding a module imports its package; loading the oracle says what is wrong with it
