@@ -108,6 +108,18 @@ def test_a_failing_operator_leaves_its_attempts_to_the_fallback() -> None:
     assert {one["operator"] for one in part.origins()} == {"fallback"}
 
 
+def test_what_is_not_accepted_is_never_asked_for() -> None:
+    screened = Recipe(population=10, offspring=4, parents=rank(), preranking=PreRanking(children=20, screen=tuple(words(30, seed=5))))
+    asked: list[str] = []
+    found = evolution(screened, start=words(20), reserve=words(50, 14), budget=40, accept=lambda one: one.endswith("b"))
+    found.run(lambda batch, notes: (asked.extend(batch), count_a(batch))[1])
+    assert len(asked) == 40
+    assert all(one.endswith("b") for one in asked)
+    assert {"start", "fresh"} <= {one.operator for one in found.scored}
+    with pytest.raises(ValueError, match="no molecule that accept allows among 8"):
+        evolution(accept=lambda one: False)
+
+
 def test_a_collapsed_population_gets_fresh_molecules_and_then_ends() -> None:
     def twin(parents: Sequence[Parent], n: int, rng: np.random.Generator) -> list[Child]:
         return [Child(parents[0].smiles, "twin", (parents[0].smiles,))] * n

@@ -49,7 +49,7 @@ class Evolution:
         adapt: Shares follow the rate at which scored children enter the population, with a tenth kept for equal ones.
         fallback: Operator for attempts that gave no child. What it makes is named "fallback" and earns no credit.
         reserve: Fresh molecules for a population from which no new child comes.
-        accept: Whether a child may be scored.
+        accept: Whether a molecule may be scored, be it of the start, of the reserve or a child.
         key: ``SMILES -> canonical SMILES`` of the start, None for what is no molecule. Operators return canonical SMILES.
         surrogate: The process of pre-ranking.
 
@@ -94,12 +94,12 @@ class Evolution:
         self.shares = shares_of(self.operators, shares)
         self.fallback, self.accept, self.key = fallback, accept, key or _canonical_or_none
         self.rng, self.surrogate = np.random.default_rng(seed), surrogate or Surrogate()
-        keys = dict.fromkeys(found for one in (*start, *reserve) if (found := self.key(one)) is not None)
-        first = dict.fromkeys(found for one in start if (found := self.key(one)) is not None)
-        self._start = list(first)[: self.recipe.population]
-        self._reserve = [one for one in keys if one not in set(self._start)]
+        first = self._allowed(start)
+        self._start = first[: self.recipe.population]
+        self._reserve = [one for one in self._allowed((*first, *reserve)) if one not in set(self._start)]
         if not self._start:
-            raise ValueError("start holds no molecule, wanted at least one SMILES.")
+            refused = " that accept allows" if accept is not None else ""
+            raise ValueError(f"start holds no molecule{refused} among {len(start)}, wanted at least one SMILES{refused}.")
         if budget < len(self._start):
             raise ValueError(
                 f"budget={budget} is smaller than the start population of {len(self._start)}, so nothing could be bred. Fix: a budget above it, or "
@@ -314,8 +314,7 @@ class Evolution:
         self.surrogate.refit = how.refit
         self.surrogate.update(known, np.where(np.isfinite(fitness), fitness, fitness[np.isfinite(fitness)].min() - 1.0))
         if self.generation == 1:
-            fresh = (key for one in how.screen if (key := self.key(one)) is not None)
-            found = found | {one: ("fresh", ()) for one in fresh if one not in self._place and one not in found}
+            found = found | {one: ("fresh", ()) for one in self._allowed(how.screen) if one not in self._place and one not in found}
         for _ in range(how.inner):
             names = [*(known[place] for place in self.population), *found]
             bound = self.surrogate.posterior(names).upper(how.beta)
@@ -330,6 +329,11 @@ class Evolution:
         """The scored molecules from which a child of inner generations comes."""
         reached = (ancestor for one in parents for ancestor in ((one,) if one in self._place else found[one][1] if one in found else ()))
         return tuple(dict.fromkeys(reached))
+
+    def _allowed(self, molecules: Sequence[str]) -> list[str]:
+        """The different molecules that may be scored, as keys."""
+        keys = dict.fromkeys(key for one in molecules if (key := self.key(one)) is not None)
+        return [one for one in keys if self.accept is None or self.accept(one)]
 
     def _mixture(self) -> np.ndarray:
         shares = np.array([self.shares[name] for name in self.operators])
