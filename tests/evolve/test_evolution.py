@@ -218,6 +218,29 @@ def test_a_saved_run_continues_to_the_bit(recipe: Recipe | None, tmp_path: Path)
         evolution().load(tmp_path / "1.json")
 
 
+def test_a_batch_in_flight_is_saved_and_a_larger_budget_goes_on(tmp_path: Path) -> None:
+    whole = evolution().run(count_a)
+    part = evolution(budget=30)
+    for _ in range(2):
+        part.tell(batch := part.ask(), count_a(batch))
+    asked, state = part.ask(), tmp_path / "state.json"
+    part.save(state)
+    again = evolution()
+    again.load(state)
+    assert again.ask() == asked
+    assert again.run(count_a).scored == whole.scored
+    ends = sum(one.generation < 3 for one in whole.scored)
+    short = evolution(budget=ends).run(count_a, state := tmp_path / "short.json")
+    assert short.stopped == "budget"
+    assert evolution().run(count_a, state).scored == whole.scored
+
+
+def test_children_beyond_the_batch_are_left_out_at_random() -> None:
+    recipe = Recipe(population=10, offspring=6, children=30, parents=rank())
+    found = evolution(recipe, operators={"one": spell, "two": spell}).run(count_a)
+    assert min(one.scored for one in found.credit.values()) > 25, "by order the second would get next to nothing"
+
+
 def start(folder: Path, seconds: float, budget: int) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     command = [sys.executable, str(SLOW_RUN), str(folder), str(seconds), str(budget), "2"]

@@ -99,6 +99,8 @@ def mistakes() -> dict[str, tuple[list[str], str]]:
         "goal": (["--oracle", "qed", "--goal", "front"], "wanted several"),
         "box": (["--oracle", "vina:receptor.pdbqt"], "--box FILE"),
         "chat": (["--oracle", "qed", "--operators", "graph,chat"], "belong together"),
+        "nsga2": (["--oracle", "qed", "--minimize", "sa", "--goal", "nsga2", "--parents", "proportional"], "--parents rank"),
+        "edits": (["--oracle", "qed", "--recipe", "edits"], "--operators graph=0.7,edits=0.3"),
         "share": (["--oracle", "qed", "--operators", "graph=much"], "'much' is no share"),
     }
 

@@ -143,6 +143,9 @@ def test_functions_are_found_by_module_and_name(tmp_path, monkeypatch) -> None:
         oracle("my_oracle:limit")
     with pytest.raises(ValueError, match="cannot be imported"):
         oracle("no_such_module:score")
+    (tmp_path / "broken_oracle.py").write_text("def score(smiles:\n")
+    with pytest.raises(ValueError, match=r"cannot be imported \(SyntaxError"):
+        oracle("broken_oracle:score")
 
 
 def test_a_value_to_hit_is_best_at_the_value() -> None:

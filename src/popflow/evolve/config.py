@@ -86,12 +86,20 @@ class EvolveConfig:
         several = len(self.oracle) + len(self.minimize) > 1
         if self.goal != "sum" and not several:
             raise ValueError(f"goal={self.goal!r} with one objective, wanted several. Fix: give another --oracle or --minimize.")
+        if self.goal == "nsga2" and self.parents == "proportional":
+            raise ValueError(
+                "goal='nsga2' orders parents by place, which parents='proportional' cannot use. Fix: --parents rank or tournament."
+            )
         if self.target is not None and (several or self.minimize):
             raise ValueError("target with several or minimised objectives, wanted one --oracle whose value is to be hit.")
         if self.target is None and self.width != type(self).width:
             raise ValueError(f"width={self.width!r} has no effect without a target.")
         if any(one.startswith("vina:") for one in self.names()) != (self.box is not None):
             raise ValueError("box and an oracle vina:RECEPTOR.pdbqt belong together. Fix: give both: --box FILE with center and size.")
+        if self.recipe == "edits" and not {"edits", "chat"} & self.mixture().keys():
+            raise ValueError(
+                f"recipe='edits' with operators={self.operators!r} edits nothing, wanted edits or chat among them. Fix: --operators graph=0.7,edits=0.3."
+            )
         chat = "chat" in self.mixture()
         if chat != (self.chat_url is not None) or chat != bool(self.chat_model):
             raise ValueError("the operator chat, chat_url and chat_model belong together. Fix: give all three, or none.")

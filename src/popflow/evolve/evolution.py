@@ -221,9 +221,10 @@ class Evolution:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the state after a generation, by atomic rename."""
+        """Write the state, with the batch that was asked for and not told, by atomic rename."""
         content = {
             "scored": [[one.smiles, one.values, one.operator, one.parents, one.generation] for one in self.scored],
+            "pending": self._pending,
             "population": self.population,
             "credit": {name: asdict(one) for name, one in self.credit.items()},
             "reserve": self._reserve,
@@ -234,7 +235,7 @@ class Evolution:
         write_atomic(path, json.dumps(content))
 
     def load(self, path: str | Path) -> None:
-        """Continue from a state of the same start, operators and recipe.
+        """Continue from a state of the same start, operators and recipe; a larger budget goes on where a smaller one ended.
 
         Raises:
             CheckpointError: when the file is no such state.
@@ -248,10 +249,12 @@ class Evolution:
             self.generation, self.fresh, self._stale, self.stopped = (counts[k] for k in ("generation", "fresh", "stale", "stopped"))
             self.rng.bit_generator.state = content["rng"]
             self.surrogate.ratio, self.surrogate.scale, self.surrogate.updates = content["surrogate"]
+            self._pending = [(smiles, name, tuple(parents)) for smiles, name, parents in content["pending"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is no state of this evolution ({error}). Fix: delete it; the ledger keeps its calls.") from error
         self._place = {one.smiles: place for place, one in enumerate(self.scored)}
-        self._pending = []
+        if self.stopped == "budget" and len(self.scored) < self.budget:
+            self.stopped = ""
 
     def _batch(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """The next molecules: new children, chosen; fresh molecules when there are none."""
@@ -269,6 +272,8 @@ class Evolution:
 
                 order = np.argsort(-tanimoto(self.best.smiles, list(found)), kind="stable")[: recipe.offspring]
                 found = {one: found[one] for one in (list(found)[i] for i in sorted(order))}
+            elif len(found) > recipe.offspring:
+                found = {one: found[one] for one in self.rng.permutation(list(found)).tolist()}
             if found:
                 return [(one, *origin) for one, origin in list(found.items())[: recipe.offspring]]
         fresh = [one for one in self._reserve if one not in self._place][: recipe.offspring]
