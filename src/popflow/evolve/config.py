@@ -24,7 +24,7 @@ class EvolveConfig:
     """Breed molecules against an oracle, with an exact budget of calls.
 
     Attributes:
-        seeds: File with a SMILES on each line, the first population.
+        seeds: File with a SMILES on each line, the first population; those beyond its size are kept in reserve.
         oracle: What is maximised: the name of an objective such as qed or jnk3, MODULE:FUNCTION, 'cmd:COMMAND' or vina:RECEPTOR.pdbqt. Repeat the
             option for several objectives.
         minimize: What is minimised, named as an oracle.
@@ -40,9 +40,9 @@ class EvolveConfig:
         patience: Generations without progress after which to stop. If None: spend the budget.
         target: Value that a single objective is to hit. If None: it is maximised.
         width: Distance from the target at which the score falls to 0.61.
-        require: SMARTS pattern that every child has.
-        forbid: SMARTS pattern that no child has.
-        core: SMILES of a core that every child keeps; attachment points may be marked as [*:1]. If None: no core.
+        require: SMARTS pattern that every molecule has.
+        forbid: SMARTS pattern that no molecule has.
+        core: SMILES of a core that every molecule keeps; attachment points may be marked as [*:1]. If None: no core.
         box: Configuration file of Vina with center and size of the box. If None: there is no docking.
         exhaustiveness: Exhaustiveness of docking.
         chat_url: Base address of a chat endpoint, such as http://localhost:8000/v1. If None: no chat.
