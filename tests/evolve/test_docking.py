@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 
 import numpy as np
 import pytest
@@ -81,15 +81,8 @@ def test_docking_needs_a_box() -> None:
         oracle("vina:receptor.pdbqt")
 
 
-def test_without_vina_the_install_line_is_given(receptor: str, box: Box, monkeypatch) -> None:
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name == "vina":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    docking._engine.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", without)
+@pytest.mark.parametrize("package", ["vina", "meeko"])
+def test_without_its_packages_the_install_line_is_given_before_any_call(package: str, receptor: str, box: Box, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r"pip install 'popflow\[chem\]'"):
-        Docking(receptor, box)("CC")
+        Docking(receptor, box)

@@ -100,7 +100,24 @@ def test_a_failing_operator_leaves_its_attempts_to_the_fallback() -> None:
     found = evolution(operators={"down": lambda parents, n, rng: []}, fallback=spell).run(count_a)
     assert found.stopped == "budget"
     assert found.credit["down"].fallbacks == found.credit["down"].asked > 0
-    assert found.credit["down"].made == 0
+    assert found.credit["down"].made == found.credit["down"].scored == found.credit["down"].entered == 0
+    assert {one.operator for one in found.scored} == {"start", "fallback"}
+    part = evolution(operators={"down": lambda parents, n, rng: []}, fallback=spell)
+    part.tell(batch := part.ask(), count_a(batch))
+    part.ask()
+    assert {one["operator"] for one in part.origins()} == {"fallback"}
+
+
+def test_what_is_not_accepted_is_never_asked_for() -> None:
+    screened = Recipe(population=10, offspring=4, parents=rank(), preranking=PreRanking(children=20, screen=tuple(words(30, seed=5))))
+    asked: list[str] = []
+    found = evolution(screened, start=words(20), reserve=words(50, 14), budget=40, accept=lambda one: one.endswith("b"))
+    found.run(lambda batch, notes: (asked.extend(batch), count_a(batch))[1])
+    assert len(asked) == 40
+    assert all(one.endswith("b") for one in asked)
+    assert {"start", "fresh"} <= {one.operator for one in found.scored}
+    with pytest.raises(ValueError, match="no molecule that accept allows among 8"):
+        evolution(accept=lambda one: False)
 
 
 def test_a_collapsed_population_gets_fresh_molecules_and_then_ends() -> None:
@@ -199,6 +216,29 @@ def test_a_saved_run_continues_to_the_bit(recipe: Recipe | None, tmp_path: Path)
     (tmp_path / "1.json").write_text('{"scored": []}')
     with pytest.raises(CheckpointError, match="is no state of this evolution"):
         evolution().load(tmp_path / "1.json")
+
+
+def test_a_batch_in_flight_is_saved_and_a_larger_budget_goes_on(tmp_path: Path) -> None:
+    whole = evolution().run(count_a)
+    part = evolution(budget=30)
+    for _ in range(2):
+        part.tell(batch := part.ask(), count_a(batch))
+    asked, state = part.ask(), tmp_path / "state.json"
+    part.save(state)
+    again = evolution()
+    again.load(state)
+    assert again.ask() == asked
+    assert again.run(count_a).scored == whole.scored
+    ends = sum(one.generation < 3 for one in whole.scored)
+    short = evolution(budget=ends).run(count_a, state := tmp_path / "short.json")
+    assert short.stopped == "budget"
+    assert evolution().run(count_a, state).scored == whole.scored
+
+
+def test_children_beyond_the_batch_are_left_out_at_random() -> None:
+    recipe = Recipe(population=10, offspring=6, children=30, parents=rank())
+    found = evolution(recipe, operators={"one": spell, "two": spell}).run(count_a)
+    assert min(one.scored for one in found.credit.values()) > 25, "by order the second would get next to nothing"
 
 
 def start(folder: Path, seconds: float, budget: int) -> subprocess.Popen:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,12 @@ from popflow.cli.app import main
 from popflow.evolve.config import EvolveConfig
 from popflow.evolve.molecules import Chem
 from popflow.evolve.oracles.pmo import Objective
+
+_SPEC = importlib.util.spec_from_file_location("chat_server", Path(__file__).parent / "chat_server.py")
+server_module = importlib.util.module_from_spec(_SPEC)
+sys.modules["chat_server"] = server_module
+_SPEC.loader.exec_module(server_module)
+chat_server, says = server_module.chat_server, server_module.says
 
 SEEDS = ["CCOc1ccccc1", "CC(=O)Nc1ccc(O)cc1", "CCN(CC)CC(=O)Nc1c(C)cccc1C", "OCC1CCCCN1C", "CC(N)Cc1ccccc1"]
 
@@ -48,11 +56,14 @@ def test_two_objectives_and_a_value_to_hit(seeds: Path) -> None:
     (front,) = (table for table in report["comparison"] if table.get("title") == "Pareto front")
     pairs = [(row[1], row[2]) for row in front["rows"]]
     assert not any(a[0] >= b[0] and a[1] >= b[1] and a != b for a in pairs for b in pairs)
+    for row in csv.DictReader((seeds.parent / "two" / "top.csv").open()):
+        assert float(row["value: -sa"]) == pytest.approx(-float(row["sa"]))
+        assert float(row["score"]) == pytest.approx(float(row["value: qed"]) - float(row["sa"]))
     assert evolve("--oracle", "qed", "--target", "0.5", "--width", "0.1", "--core", "c1ccccc1", out="hit") == 0
     rows = list(csv.DictReader((seeds.parent / "hit" / "top.csv").open()))
     assert abs(Objective("qed")(rows[0]["smiles"]) - 0.5) < 0.05
     benzene = Chem.MolFromSmarts("c1ccccc1")
-    assert all(Chem.MolFromSmiles(row["smiles"]).HasSubstructMatch(benzene) for row in rows if row["operator"] == "graph")
+    assert all(Chem.MolFromSmiles(row["smiles"]).HasSubstructMatch(benzene) for row in rows)
 
 
 def test_an_oracle_that_fails_now_and_then(seeds: Path) -> None:
@@ -67,6 +78,16 @@ def test_an_oracle_that_fails_now_and_then(seeds: Path) -> None:
     assert calls["not finite"] >= 3
 
 
+def test_an_oracle_that_always_fails_costs_the_first_generation_alone(seeds: Path, capsys: pytest.CaptureFixture) -> None:
+    (seeds.parent / "dead.py").write_text("def score(smiles):\n    raise OSError('no licence')\n")
+    assert evolve("--oracle", "dead:score") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no value for any of 5 molecules" in said
+    assert "no licence" in said
+    assert "mend it, then delete" in said
+    assert len((seeds.parent / "run" / "calls.jsonl").read_text().splitlines()) == 1 + 5, "a heading and five calls"
+
+
 def mistakes() -> dict[str, tuple[list[str], str]]:
     return {
         "no objective": ([], "oracle is empty"),
@@ -78,6 +99,8 @@ def mistakes() -> dict[str, tuple[list[str], str]]:
         "goal": (["--oracle", "qed", "--goal", "front"], "wanted several"),
         "box": (["--oracle", "vina:receptor.pdbqt"], "--box FILE"),
         "chat": (["--oracle", "qed", "--operators", "graph,chat"], "belong together"),
+        "nsga2": (["--oracle", "qed", "--minimize", "sa", "--goal", "nsga2", "--parents", "proportional"], "--parents rank"),
+        "edits": (["--oracle", "qed", "--recipe", "edits"], "--operators graph=0.7,edits=0.3"),
         "share": (["--oracle", "qed", "--operators", "graph=much"], "'much' is no share"),
     }
 
@@ -100,6 +123,51 @@ def test_bad_seeds_are_named_by_line(seeds: Path, capsys: pytest.CaptureFixture)
     seeds.write_text("\n")
     assert evolve("--oracle", "qed") == 2
     assert "holds no molecule" in capsys.readouterr().err
+
+
+def chat(*options: str, out: str = "run") -> int:
+    return evolve("--operators", "chat", "--chat-model", "m", *options, out=out)
+
+
+def test_a_chat_model_is_told_the_sign_and_what_it_leaves_is_counted(seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with chat_server([says("I cannot help with that.")]) as server:
+        assert (
+            chat("--oracle", "qed", "--minimize", "sa", "--reveal", "--recipe", "crossover", "--parents", "rank", "--chat-url", server.url)
+            == 0
+        )
+        asked = next(body for _, body, _ in server.seen if body is not None)
+    assert "scored for high qed and low sa; higher is better" in asked["messages"][1]["content"]
+    report = json.loads((seeds.parent / "run" / "report.json").read_text())["report"]
+    (cost,) = (dict(table["rows"]) for table in report["diagnostics"] if table.get("title") == "Cost of the chat model")
+    assert cost["attempts left to the fallback"] >= 11
+    rows = list(csv.DictReader((seeds.parent / "run" / "top.csv").open()))
+    assert {row["operator"] for row in rows} == {"start", "fallback"}
+    near = EvolveConfig(Path("seeds.smi"), oracle=("tpsa",), target=60.0)
+    assert near.told() == "tpsa near 60"
+
+
+@pytest.mark.parametrize("url", ["https://me:hunter2@host/v1", "https://host/v1?key=hunter2"])
+def test_a_secret_in_an_address_is_written_nowhere(url: str, seeds: Path, capsys: pytest.CaptureFixture) -> None:
+    assert chat("--oracle", "qed", "--chat-url", url) == 2
+    said = capsys.readouterr()
+    assert "put the key into POPFLOW_CHAT_KEY" in " ".join(said.err.split())
+    assert "hunter2" not in said.err + said.out
+    assert not any(b"hunter2" in file.read_bytes() for file in seeds.parent.rglob("*") if file.is_file())
+
+
+def test_a_command_that_was_edited_is_another_run(seeds: Path, capsys: pytest.CaptureFixture) -> None:
+    script = seeds.parent / "score.py"
+    script.write_text("print(len(input()))\n")
+    config = EvolveConfig(seeds, oracle=("cmd:python3 score.py",))
+    assert list(config.inputs()) == [Path("score.py")]
+    assert list(EvolveConfig(seeds, oracle=("cmd:python3 'open",)).inputs()) == []
+    options = ("--oracle", "cmd:python3 score.py", "--budget", "5")
+    assert evolve(*options) == 0
+    script.write_text("print(-len(input()))\n")
+    capsys.readouterr()
+    assert evolve(*options) == 2
+    assert "score.py" in capsys.readouterr().err
 
 
 def test_shares_are_read() -> None:

@@ -86,3 +86,7 @@ def test_fingerprints_count_fragments() -> None:
     assert counts.shape == (3, 2048)
     assert np.array_equal(counts.sum(1), [1, 3, 6 + 6 + 5 - 1])  # atoms of radius 0, 1 and 2, without those that repeat the same bonds
     assert tanimoto("CCO", ["CCO", "c1ccccc1"]) == pytest.approx([1.0, 0.0])
+
+
+def test_atom_maps_are_no_part_of_the_key() -> None:
+    assert canonical("[CH3:1][CH2:2]O") == canonical("CCO") == "CCO"

@@ -108,6 +108,8 @@ def test_a_command_reads_the_molecule_and_prints_the_score(tmp_path) -> None:
     script.write_text("import sys\nprint('loading')\nprint(len(input() if len(sys.argv) < 2 else sys.argv[1]) / 2)\n")
     assert oracle(f"cmd:python3 {script}")("CCO") == 1.5
     assert Command(f"python3 {script} {{}}")("C#C; rm -rf *") == 6.5
+    assert Command(f"python3 {script} --smiles={{}}")("CCO") == 6.0
+    assert oracle(f"cmd:python3 {script}").timeout is None, "the caller owns the limit"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,9 @@ def test_functions_are_found_by_module_and_name(tmp_path, monkeypatch) -> None:
         oracle("my_oracle:limit")
     with pytest.raises(ValueError, match="cannot be imported"):
         oracle("no_such_module:score")
+    (tmp_path / "broken_oracle.py").write_text("def score(smiles:\n")
+    with pytest.raises(ValueError, match=r"cannot be imported \(SyntaxError"):
+        oracle("broken_oracle:score")
 
 
 def test_a_value_to_hit_is_best_at_the_value() -> None:

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from popflow.core.errors import MissingExtraError, unknown
+from popflow.evolve.addresses import plain_address, shown
 from popflow.runs import Ledger, Outcome, key_of
 
 LARGEST_REPLY = 2**20
@@ -66,13 +66,7 @@ class Endpoint:
     workers: int = 4
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"url={shown(self.url)!r}, wanted an address such as 'http://localhost:8000/v1'.")
-        if parts.username or parts.password or parts.query:
-            raise ValueError(
-                f"url={shown(self.url)!r} holds a user, password or query, wanted a plain address: put the key into {self.key_variable}."
-            )
+        plain_address("url", self.url, self.key_variable)
         for name in ("max_tokens", "seconds", "attempts", "breaker", "workers"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}, wanted a positive number.")
@@ -269,20 +263,6 @@ class ChatClient:
             return None, f"no reply in {self.endpoint.seconds:g} s", None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return None, f"the connection failed ({type(error).__name__})", None
-
-
-def shown(url: str) -> str:
-    """An address as it may be shown: without user, password and query.
-
-    >>> shown("https://me:secret@host:8000/v1?key=secret")
-    'https://host:8000/v1'
-    """
-    parts = urlsplit(url)
-    try:
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        port = ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
 
 
 def _read(body: str) -> Reply | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Annotated, Literal
 
 from popflow import citations
 from popflow.core.errors import unknown
+from popflow.evolve.addresses import plain_address
 from popflow.runs.config import Flag, check
 
 OPERATORS = ("graph", "mutation", "edits", "lm", "chat")
@@ -22,7 +24,7 @@ class EvolveConfig:
     """Breed molecules against an oracle, with an exact budget of calls.
 
     Attributes:
-        seeds: File with a SMILES on each line, the first population.
+        seeds: File with a SMILES on each line, the first population; those beyond its size are kept in reserve.
         oracle: What is maximised: the name of an objective such as qed or jnk3, MODULE:FUNCTION, 'cmd:COMMAND' or vina:RECEPTOR.pdbqt. Repeat the
             option for several objectives.
         minimize: What is minimised, named as an oracle.
@@ -38,9 +40,9 @@ class EvolveConfig:
         patience: Generations without progress after which to stop. If None: spend the budget.
         target: Value that a single objective is to hit. If None: it is maximised.
         width: Distance from the target at which the score falls to 0.61.
-        require: SMARTS pattern that every child has.
-        forbid: SMARTS pattern that no child has.
-        core: SMILES of a core that every child keeps; attachment points may be marked as [*:1]. If None: no core.
+        require: SMARTS pattern that every molecule has.
+        forbid: SMARTS pattern that no molecule has.
+        core: SMILES of a core that every molecule keeps; attachment points may be marked as [*:1]. If None: no core.
         box: Configuration file of Vina with center and size of the box. If None: there is no docking.
         exhaustiveness: Exhaustiveness of docking.
         chat_url: Base address of a chat endpoint, such as http://localhost:8000/v1. If None: no chat.
@@ -84,21 +86,41 @@ class EvolveConfig:
         several = len(self.oracle) + len(self.minimize) > 1
         if self.goal != "sum" and not several:
             raise ValueError(f"goal={self.goal!r} with one objective, wanted several. Fix: give another --oracle or --minimize.")
+        if self.goal == "nsga2" and self.parents == "proportional":
+            raise ValueError(
+                "goal='nsga2' orders parents by place, which parents='proportional' cannot use. Fix: --parents rank or tournament."
+            )
         if self.target is not None and (several or self.minimize):
             raise ValueError("target with several or minimised objectives, wanted one --oracle whose value is to be hit.")
         if self.target is None and self.width != type(self).width:
             raise ValueError(f"width={self.width!r} has no effect without a target.")
         if any(one.startswith("vina:") for one in self.names()) != (self.box is not None):
             raise ValueError("box and an oracle vina:RECEPTOR.pdbqt belong together. Fix: give both: --box FILE with center and size.")
+        if self.recipe == "edits" and not {"edits", "chat"} & self.mixture().keys():
+            raise ValueError(
+                f"recipe='edits' with operators={self.operators!r} edits nothing, wanted edits or chat among them. Fix: --operators graph=0.7,edits=0.3."
+            )
         chat = "chat" in self.mixture()
         if chat != (self.chat_url is not None) or chat != bool(self.chat_model):
             raise ValueError("the operator chat, chat_url and chat_model belong together. Fix: give all three, or none.")
+        if self.chat_url is not None:
+            plain_address("chat_url", self.chat_url)
         if self.reveal and not chat:
             raise ValueError("reveal has no effect without the operator chat.")
 
     def names(self) -> tuple[str, ...]:
         """Return the oracles, maximised ones first."""
         return (*self.oracle, *self.minimize)
+
+    def objectives(self) -> tuple[str, ...]:
+        """Return the oracles as they are maximised: with a minus, as in -sa, where one is minimised."""
+        return (*self.oracle, *(f"-{one}" for one in self.minimize))
+
+    def told(self) -> str:
+        """Return the objective in words, for a chat model."""
+        if self.target is not None:
+            return f"{self.oracle[0]} near {self.target:g}"
+        return " and ".join([*(f"high {one}" for one in self.oracle), *(f"low {one}" for one in self.minimize)])
 
     def mixture(self) -> dict[str, float]:
         """Return the shares of the operators by name."""
@@ -114,14 +136,20 @@ class EvolveConfig:
         return found
 
     def inputs(self) -> Iterable[Path]:
-        """Yield receptors, and the sources of functions."""
+        """Yield receptors, the sources of functions, and the files that commands name."""
         for text in self.names():
             kind, mark, rest = text.partition(":")
             if kind == "vina":
                 yield Path(rest)
-            elif mark and kind != "cmd":
+            elif kind == "cmd":
+                try:
+                    words = shlex.split(rest)
+                except ValueError:  # loading the oracle says what is wrong with it
+                    continue
+                yield from (Path(word) for word in words if Path(word).is_file())
+            elif mark:
                 if os.getcwd() not in sys.path:
-                    sys.path.append(os.getcwd())
+                    sys.path.insert(0, os.getcwd())
                 try:
                     found = importlib.util.find_spec(kind)
                 except Exception:  # finding a module imports its package; loading the oracle says what is wrong with it

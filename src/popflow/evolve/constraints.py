@@ -184,6 +184,10 @@ def _core(smiles: str) -> tuple[Chem.Mol, tuple[int, ...]]:
     own = () if core is None else tuple(atom.GetIdx() for atom in core.GetAtoms() if atom.GetAtomicNum())
     if not own:
         raise ValueError(f"core {smiles!r} is no molecule, wanted a SMILES such as 'c1ccccc1*', where * is a place to decorate.")
+    for atom in core.GetAtoms():
+        if not atom.GetAtomicNum():  # a label such as [1*] or [*:1] is no part of the query
+            atom.SetIsotope(0)
+            atom.SetAtomMapNum(0)
     stars = Chem.AdjustQueryParameters.NoAdjustments()
     stars.makeDummiesQueries = True
     return Chem.AdjustQueryProperties(core, stars), own

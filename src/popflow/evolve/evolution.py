@@ -24,7 +24,7 @@ import numpy as np
 from popflow.core.checkpoint import write_atomic
 from popflow.core.checks import at_least_one
 from popflow.core.errors import CheckpointError
-from popflow.evolve.operators import Child, Operator, Parent
+from popflow.evolve.operators import Child, Operator, Parent, shares_of
 from popflow.evolve.preranking import PreRanking, Surrogate
 from popflow.evolve.recipes import Recipe
 from popflow.evolve.records import Credit, Scored
@@ -47,9 +47,9 @@ class Evolution:
         seed: Of all randomness.
         shares: Share of the attempts of each operator; equal ones by default.
         adapt: Shares follow the rate at which scored children enter the population, with a tenth kept for equal ones.
-        fallback: Operator for attempts that gave no child.
+        fallback: Operator for attempts that gave no child. What it makes is named "fallback" and earns no credit.
         reserve: Fresh molecules for a population from which no new child comes.
-        accept: Whether a child may be scored.
+        accept: Whether a molecule may be scored, be it of the start, of the reserve or a child.
         key: ``SMILES -> canonical SMILES`` of the start, None for what is no molecule. Operators return canonical SMILES.
         surrogate: The process of pre-ranking.
 
@@ -91,15 +91,15 @@ class Evolution:
     ):
         at_least_one(budget=budget)
         self.recipe, self.budget, self.operators, self.adapt = recipe or Recipe(), budget, dict(operators), adapt
-        self.shares = _shares(self.operators, shares)
+        self.shares = shares_of(self.operators, shares)
         self.fallback, self.accept, self.key = fallback, accept, key or _canonical_or_none
         self.rng, self.surrogate = np.random.default_rng(seed), surrogate or Surrogate()
-        keys = dict.fromkeys(found for one in (*start, *reserve) if (found := self.key(one)) is not None)
-        first = dict.fromkeys(found for one in start if (found := self.key(one)) is not None)
-        self._start = list(first)[: self.recipe.population]
-        self._reserve = [one for one in keys if one not in set(self._start)]
+        first = self._allowed(start)
+        self._start = first[: self.recipe.population]
+        self._reserve = [one for one in self._allowed((*first, *reserve)) if one not in set(self._start)]
         if not self._start:
-            raise ValueError("start holds no molecule, wanted at least one SMILES.")
+            refused = " that accept allows" if accept is not None else ""
+            raise ValueError(f"start holds no molecule{refused} among {len(start)}, wanted at least one SMILES{refused}.")
         if budget < len(self._start):
             raise ValueError(
                 f"budget={budget} is smaller than the start population of {len(self._start)}, so nothing could be bred. Fix: a budget above it, or "
@@ -221,9 +221,10 @@ class Evolution:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the state after a generation, by atomic rename."""
+        """Write the state, with the batch that was asked for and not told, by atomic rename."""
         content = {
             "scored": [[one.smiles, one.values, one.operator, one.parents, one.generation] for one in self.scored],
+            "pending": self._pending,
             "population": self.population,
             "credit": {name: asdict(one) for name, one in self.credit.items()},
             "reserve": self._reserve,
@@ -234,7 +235,7 @@ class Evolution:
         write_atomic(path, json.dumps(content))
 
     def load(self, path: str | Path) -> None:
-        """Continue from a state of the same start, operators and recipe.
+        """Continue from a state of the same start, operators and recipe; a larger budget goes on where a smaller one ended.
 
         Raises:
             CheckpointError: when the file is no such state.
@@ -248,10 +249,12 @@ class Evolution:
             self.generation, self.fresh, self._stale, self.stopped = (counts[k] for k in ("generation", "fresh", "stale", "stopped"))
             self.rng.bit_generator.state = content["rng"]
             self.surrogate.ratio, self.surrogate.scale, self.surrogate.updates = content["surrogate"]
+            self._pending = [(smiles, name, tuple(parents)) for smiles, name, parents in content["pending"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is no state of this evolution ({error}). Fix: delete it; the ledger keeps its calls.") from error
         self._place = {one.smiles: place for place, one in enumerate(self.scored)}
-        self._pending = []
+        if self.stopped == "budget" and len(self.scored) < self.budget:
+            self.stopped = ""
 
     def _batch(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """The next molecules: new children, chosen; fresh molecules when there are none."""
@@ -269,6 +272,8 @@ class Evolution:
 
                 order = np.argsort(-tanimoto(self.best.smiles, list(found)), kind="stable")[: recipe.offspring]
                 found = {one: found[one] for one in (list(found)[i] for i in sorted(order))}
+            elif len(found) > recipe.offspring:
+                found = {one: found[one] for one in self.rng.permutation(list(found)).tolist()}
             if found:
                 return [(one, *origin) for one, origin in list(found.items())[: recipe.offspring]]
         fresh = [one for one in self._reserve if one not in self._place][: recipe.offspring]
@@ -293,17 +298,17 @@ class Evolution:
             credit = self.credit[name]
             children: list[Child] = list(operator(parents, int(n), self.rng))[:n]
             credit.asked, credit.made = credit.asked + int(n), credit.made + len(children)
+            made = [(name, child) for child in children]
             if self.fallback is not None and len(children) < n:
                 credit.fallbacks += int(n) - len(children)
-                children += self.fallback(parents, int(n) - len(children), self.rng)
-            for child in children:
-                smiles = child.smiles
-                if self.accept is not None and not self.accept(smiles):
-                    credit.refused += 1
-                elif smiles in self._place or smiles in found or smiles in known:
-                    credit.repeated += 1
-                else:
-                    found[smiles] = (name, child.parents)
+                made += [("fallback", child) for child in self.fallback(parents, int(n) - len(children), self.rng)]
+            for maker, child in made:
+                refused = self.accept is not None and not self.accept(child.smiles)
+                repeated = not refused and (child.smiles in self._place or child.smiles in found or child.smiles in known)
+                if not refused and not repeated:
+                    found[child.smiles] = (maker, child.parents)
+                elif maker == name:
+                    credit.refused, credit.repeated = credit.refused + refused, credit.repeated + repeated
         return found
 
     def _preranked(self, found: dict[str, tuple[str, tuple[str, ...]]], how: PreRanking) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -314,8 +319,7 @@ class Evolution:
         self.surrogate.refit = how.refit
         self.surrogate.update(known, np.where(np.isfinite(fitness), fitness, fitness[np.isfinite(fitness)].min() - 1.0))
         if self.generation == 1:
-            fresh = (key for one in how.screen if (key := self.key(one)) is not None)
-            found = found | {one: ("fresh", ()) for one in fresh if one not in self._place and one not in found}
+            found = found | {one: ("fresh", ()) for one in self._allowed(how.screen) if one not in self._place and one not in found}
         for _ in range(how.inner):
             names = [*(known[place] for place in self.population), *found]
             bound = self.surrogate.posterior(names).upper(how.beta)
@@ -330,6 +334,11 @@ class Evolution:
         """The scored molecules from which a child of inner generations comes."""
         reached = (ancestor for one in parents for ancestor in ((one,) if one in self._place else found[one][1] if one in found else ()))
         return tuple(dict.fromkeys(reached))
+
+    def _allowed(self, molecules: Sequence[str]) -> list[str]:
+        """The different molecules that may be scored, as keys."""
+        keys = dict.fromkeys(key for one in molecules if (key := self.key(one)) is not None)
+        return [one for one in keys if self.accept is None or self.accept(one)]
 
     def _mixture(self) -> np.ndarray:
         shares = np.array([self.shares[name] for name in self.operators])
@@ -369,16 +378,6 @@ class Evolution:
 
     def _objectives(self, places: Sequence[int]) -> np.ndarray:
         return np.array([self.scored[place].values for place in places], dtype=float)
-
-
-def _shares(operators: Mapping[str, Operator], shares: Mapping[str, float] | None) -> dict[str, float]:
-    if not operators:
-        raise ValueError("operators is empty, wanted at least one by name.")
-    given = dict(shares) if shares is not None else dict.fromkeys(operators, 1.0)
-    if given.keys() != operators.keys() or not all(0 <= one < float("inf") for one in given.values()) or sum(given.values()) <= 0:
-        raise ValueError(f"shares={given}, wanted one number >= 0 for each of {', '.join(operators)}, not all zero.")
-    total = sum(given.values())
-    return {name: given[name] / total for name in operators}
 
 
 def _canonical_or_none(smiles: str) -> str | None:

@@ -66,9 +66,14 @@ def run(config: EvolveConfig, run: Run) -> Report:
         def told(evolution: Evolution) -> None:
             fitness = np.sort(evolution.fitness())[::-1]
             finite = fitness[np.isfinite(fitness)]
-            if len(finite):
-                row = {"calls": len(fitness), "best": float(finite[0]), "top_10": float(finite[:10].mean())}
-                run.metrics.add("evolve", evolution.generation, row)
+            if not len(finite):
+                first = ledger[evolution.scored[0].smiles]
+                raise ConfigError(
+                    f"the oracle gave no value for any of {len(fitness)} molecules. The first: {first.kind}: {first.message}. Fix: mend it, then delete "
+                    f"{run.path} or give another --out."
+                )
+            row = {"calls": len(fitness), "best": float(finite[0]), "top_10": float(finite[:10].mean())}
+            run.metrics.add("evolve", evolution.generation, row)
             run.progress("evolve", len(evolution.scored), config.budget)
 
         try:
@@ -78,12 +83,6 @@ def run(config: EvolveConfig, run: Run) -> Report:
         counts = {kind: count for kind, count in ledger.counts().items() if count}
     if chat is not None:
         chat.client.close()
-    if all(one.values is None for one in evolution.scored):
-        with Ledger.read(run.path / "calls.jsonl") as ledger:
-            first = ledger[evolution.scored[0].smiles]
-        raise ConfigError(
-            f"the oracle gave no value for any of {len(evolution.scored)} molecules. The first: {first.kind}: {first.message}."
-        )
     return report(Result(config, evolution, {str(kind): count for kind, count in counts.items()}, chat), run)
 
 
@@ -113,7 +112,7 @@ def operators_of(config: EvolveConfig, run: Run) -> tuple[dict[str, Operator], A
         elif name == "chat":
             endpoint = Endpoint(str(config.chat_url), config.chat_model)
             client = ChatClient(endpoint, Ledger(run.path / "replies.jsonl"))
-            chat = AskChat(client, objective=Objective(" and ".join(config.names()), reveal=config.reveal))
+            chat = AskChat(client, objective=Objective(config.told(), reveal=config.reveal))
             client.check()
             found[name] = chat
         else:
@@ -126,7 +125,6 @@ def evolution_of(config: EvolveConfig, seeds: list[str], operators: dict[str, Op
     constraints = [*map(Required, config.require), *map(Forbidden, config.forbid), *([Core(config.core)] if config.core else [])]
     mixture = config.mixture()
     shares = {name: mixture[name] if name in mixture else mixture["lm"] / 2 for name in operators}
-    fresh = [one for one in start_pool() if refused(one, constraints) is None]
     return Evolution(
         seeds,
         operators,
@@ -136,7 +134,7 @@ def evolution_of(config: EvolveConfig, seeds: list[str], operators: dict[str, Op
         shares=shares,
         adapt=config.adapt,
         fallback=Crossover(),
-        reserve=fresh,
+        reserve=start_pool(),
         accept=(lambda smiles: refused(smiles, constraints) is None) if constraints else None,
     )
 

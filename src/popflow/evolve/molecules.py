@@ -33,7 +33,7 @@ _SHOWN = 8
 
 
 def parse(smiles: str, most_atoms: int = MOST_ATOMS) -> Chem.Mol:
-    """Return the sanitised molecule of a SMILES, or say what is wrong with it.
+    """Return the sanitised molecule of a SMILES, without the numbers of atom maps, or say what is wrong with it.
 
     Args:
         smiles: One connected molecule.
@@ -70,6 +70,8 @@ def parse(smiles: str, most_atoms: int = MOST_ATOMS) -> Chem.Mol:
         raise ValueError(f"SMILES {shown} has a dummy atom (*), wanted a whole molecule.")
     if molecule.GetNumHeavyAtoms() > most_atoms:
         raise ValueError(f"SMILES {shown} has {molecule.GetNumHeavyAtoms()} heavy atoms, wanted at most {most_atoms}.")
+    for atom in molecule.GetAtoms():
+        atom.SetAtomMapNum(0)
     return molecule
 
 

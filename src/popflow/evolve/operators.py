@@ -6,7 +6,7 @@ than n children, none of them checked against what was seen before: that is the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -52,3 +52,18 @@ class Operator(Protocol):
     def __call__(self, parents: Sequence[Parent], n: int, rng: np.random.Generator) -> list[Child]:
         """Return at most ``n`` children of ``parents``, with randomness from ``rng`` alone."""
         ...
+
+
+def shares_of(operators: Mapping[str, Operator], shares: Mapping[str, float] | None) -> dict[str, float]:
+    """Return the shares of operators, which add up to 1; equal ones where none are given.
+
+    Raises:
+        ValueError: without operators, for shares that do not fit them, are negative or all zero.
+    """
+    if not operators:
+        raise ValueError("operators is empty, wanted at least one by name.")
+    given = dict(shares) if shares is not None else dict.fromkeys(operators, 1.0)
+    if given.keys() != operators.keys() or not all(0 <= one < float("inf") for one in given.values()) or sum(given.values()) <= 0:
+        raise ValueError(f"shares={given}, wanted one number >= 0 for each of {', '.join(operators)}, not all zero.")
+    total = sum(given.values())
+    return {name: given[name] / total for name in operators}

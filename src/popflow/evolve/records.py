@@ -12,7 +12,7 @@ class Scored:
     Attributes:
         smiles: Its key.
         values: What the oracle gave; None when it gave no value.
-        operator: Name of the operator in the mixture, "start" or "fresh".
+        operator: Name of the operator in the mixture, "fallback", "start" or "fresh".
         parents: What it was made from.
         generation: 0 for the start.
     """

@@ -50,12 +50,12 @@ def report(result: Result, run: Run) -> Report:
     """Write the files of the best molecules, and return the report."""
     evolution, config = result.evolution, result.config
     best = ranked(evolution)
-    write_atomic(run.path / "top.csv", table_of(best, evolution, config.names()))
-    write_atomic(run.path / "top.sdf", structures(best, evolution, config.names()))
+    write_atomic(run.path / "top.csv", table_of(best, evolution, config.objectives()))
+    write_atomic(run.path / "top.sdf", structures(best, evolution, config.objectives()))
     fitness = evolution.fitness()
     start = [value for value, one in zip(fitness, evolution.scored, strict=True) if one.generation == 0 and np.isfinite(value)]
     gain = float(fitness.max()) - max(start, default=-np.inf)
-    names = ", ".join(config.names())
+    names = ", ".join(config.objectives())
     several = len(config.names()) > 1
     return Report(
         title=f"Molecules for {names}",
@@ -72,7 +72,7 @@ def report(result: Result, run: Run) -> Report:
         figure=drawing(best[:DRAWN]),
         comparison=(_best_table(best), *([_front_table(evolution, config)] if several else []), _lineage(evolution, best[0][0])),
         diagnostics=(_curve(fitness), _credit(evolution), *([_front_figure(evolution, config)] if len(config.names()) == 2 else []))
-        + ((_cost(result.chat),) if result.chat is not None else ())
+        + ((_cost(result.chat, evolution),) if result.chat is not None else ())
         + (_calls(result),),
         results=_results(fitness, best, result),
         files={
@@ -166,7 +166,7 @@ def _best_table(best: Sequence[tuple[Scored, float]]) -> Table:
 
 def _front_table(evolution: Evolution, config: EvolveConfig) -> Table:
     found = evolution.front()
-    names = (*config.oracle, *(f"-{one}" for one in config.minimize))
+    names = config.objectives()
     rows = tuple((one.smiles, *(one.values or ())) for one in found[:20])
     return Table("Pareto front", ("SMILES", *names), rows, f"{len(found)} molecules are dominated by none; at most 20 are shown.")
 
@@ -175,7 +175,7 @@ def _front_figure(evolution: Evolution, config: EvolveConfig) -> Figure:
     found = [one.values for one in evolution.scored if one.values is not None]
     edge = [one.values for one in evolution.front() if one.values is not None]
     clouds = {"scored": torch.tensor(found, dtype=torch.float64), "front": torch.tensor(edge, dtype=torch.float64)}
-    x_label, y_label = (*config.oracle, *(f"-{one}" for one in config.minimize))
+    x_label, y_label = config.objectives()
     return Figure(scatter(clouds, x_label=x_label, y_label=y_label), "All molecules, and those that none dominates.", "a Pareto front")
 
 
@@ -210,11 +210,17 @@ def _credit(evolution: Evolution) -> Table:
     return Table("Credit of the operators", head, rows, note)
 
 
-def _cost(chat: AskChat) -> Table:
-    rows = tuple((name.replace("_", " "), value) for name, value in (*asdict(chat.client.counts).items(), *asdict(chat.counts).items()))
-    return Table(
-        "Cost of the chat model", ("what", "count"), rows, "Counted by this process; questions answered from the replay file cost nothing."
+def _cost(chat: AskChat, evolution: Evolution) -> Table:
+    made = {
+        "children": chat.counts.children,
+        "empty replies": chat.counts.empty,
+        "attempts left to the fallback": evolution.credit["chat"].fallbacks,
+    }
+    rows = tuple((name.replace("_", " "), value) for name, value in (*asdict(chat.client.counts).items(), *made.items()))
+    note = (
+        "Counted by this process, the attempts left to the fallback by the whole run; questions answered from the replay file cost nothing."
     )
+    return Table("Cost of the chat model", ("what", "count"), rows, note)
 
 
 def _calls(result: Result) -> Table:

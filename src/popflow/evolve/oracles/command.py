@@ -16,12 +16,12 @@ _SHOWN = 300
 class Command:
     """A command that reads one SMILES and prints its score, ``command(smiles) -> value``.
 
-    The SMILES is given on standard input, or in place of the word ``{}`` if the command has one. It never passes through a shell. The last line
+    The SMILES is given on standard input, or in place of ``{}`` if the command has it. It never passes through a shell. The last line
     that the command prints on standard output is the score; what it prints before is ignored.
 
     Args:
         text: The command as one would type it, such as "python score.py" or "score --smiles {}".
-        timeout: Seconds allowed for a call.
+        timeout: Seconds allowed for a call; None for any number.
 
     Raises:
         ValueError: for an empty command, an unclosed quotation, a program that is not there; by a call, when the last line is no number.
@@ -34,12 +34,13 @@ class Command:
     """
 
     text: str
-    timeout: float = 600.0
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
-        real(timeout=self.timeout)
-        if not 0 < self.timeout < float("inf"):
-            raise ValueError(f"timeout={self.timeout!r}, wanted seconds above 0.")
+        if self.timeout is not None:
+            real(timeout=self.timeout)
+            if not 0 < self.timeout < float("inf"):
+                raise ValueError(f"timeout={self.timeout!r}, wanted seconds above 0, or None.")
         try:
             words = shlex.split(self.text)
         except ValueError as error:
@@ -53,7 +54,7 @@ class Command:
 
     def __call__(self, smiles: str) -> float:
         """Return the score that the command prints for one molecule."""
-        words = [smiles if word == "{}" else word for word in shlex.split(self.text)]
+        words = [word.replace("{}", smiles) for word in shlex.split(self.text)]
         try:
             done = subprocess.run(words, input=smiles + "\n", capture_output=True, text=True, timeout=self.timeout, check=False)
         except subprocess.TimeoutExpired as error:

@@ -9,6 +9,7 @@ Source: Eberhardt, Santos-Martins, Tillack and Forli, "AutoDock Vina 1.2.0", J. 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -86,7 +87,7 @@ class Docking:
 
     Raises:
         ValueError: when the receptor cannot be read, has no atoms, or none of them lies in the box; by a call, for text that is no molecule.
-        MissingExtraError: by a call, without vina and meeko.
+        MissingExtraError: without vina and meeko.
         RuntimeError: by a call, when a molecule gets no conformer or no pose.
     """
 
@@ -97,6 +98,7 @@ class Docking:
 
     def __post_init__(self) -> None:
         at_least_one(exhaustiveness=self.exhaustiveness, seed=self.seed)
+        _imported()
         atoms = receptor_atoms(self.receptor)
         if not self.box.holds(atoms).any():
             low, high = (tuple(map(float, np.round(corner, 1))) for corner in (atoms.min(0), atoms.max(0)))
@@ -149,13 +151,10 @@ def ligand(smiles: str, seed: int = 1) -> str:
     """Return a molecule with a conformer as PDBQT text.
 
     Raises:
-        MissingExtraError: without meeko.
+        MissingExtraError: without vina and meeko.
         RuntimeError: when it gets no conformer or has no atom types.
     """
-    try:
-        from meeko import MoleculePreparation, PDBQTWriterLegacy
-    except ImportError as error:
-        raise MissingExtraError("meeko is not installed and is needed for docking. Fix: pip install 'popflow[chem]'.") from error
+    meeko, _ = _imported()
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
     molecule = Chem.AddHs(parse(smiles))
@@ -163,7 +162,7 @@ def ligand(smiles: str, seed: int = 1) -> str:
         raise RuntimeError(f"no conformer of {smiles!r} was found.")
     if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
         rdForceFieldHelpers.MMFFOptimizeMolecule(molecule)
-    text, fine, reason = PDBQTWriterLegacy.write_string(MoleculePreparation().prepare(molecule)[0])
+    text, fine, reason = meeko.PDBQTWriterLegacy.write_string(meeko.MoleculePreparation().prepare(molecule)[0])
     if not fine:
         raise RuntimeError(f"meeko cannot write {smiles!r}: {reason}")
     return text
@@ -172,11 +171,16 @@ def ligand(smiles: str, seed: int = 1) -> str:
 @lru_cache(maxsize=4)
 def _engine(docking: Docking) -> Any:
     """Vina with a receptor and the maps of its box, one for each process."""
-    try:
-        from vina import Vina
-    except ImportError as error:
-        raise MissingExtraError("vina is not installed and is needed for docking. Fix: pip install 'popflow[chem]'.") from error
-    engine = Vina(sf_name="vina", cpu=1, seed=docking.seed, verbosity=0)
+    _, vina = _imported()
+    engine = vina.Vina(sf_name="vina", cpu=1, seed=docking.seed, verbosity=0)
     engine.set_receptor(docking.receptor)
     engine.compute_vina_maps(center=list(docking.box.center), box_size=list(docking.box.size))
     return engine
+
+
+def _imported() -> tuple[Any, Any]:
+    """The packages meeko and vina."""
+    try:
+        return importlib.import_module("meeko"), importlib.import_module("vina")
+    except ImportError as error:
+        raise MissingExtraError(f"docking needs vina and meeko ({error}). Fix: pip install 'popflow[chem]'.") from error

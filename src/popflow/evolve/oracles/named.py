@@ -64,9 +64,9 @@ def imported(module: str, name: str) -> Oracle:
         sys.path.insert(0, here)
     try:
         holder: Any = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # a module of the user's may raise anything
         raise ValueError(
-            f"oracle '{module}:{name}': the module cannot be imported ({error}). Fix: install it, or go to its folder."
+            f"oracle '{module}:{name}': the module cannot be imported ({type(error).__name__}: {error}). Fix: mend or install it, or go to its folder."
         ) from error
     found: Any = getattr(holder, name, None)
     if not callable(found):
