@@ -39,7 +39,7 @@ def fallback(parents, n, rng):
 
 def breed(behaviours, n=4, replay=None, **settings):
     with server_module.chat_server(behaviours) as server:
-        client = ChatClient(Endpoint(server.url, "m", **{"pause": 0.001, "seconds": 0.5, "attempts": 1, "workers": 1, **settings}), replay)
+        client = ChatClient(Endpoint(server.url, "m", **{"pause": 0.001, "seconds": 5.0, "attempts": 1, "workers": 1, **settings}), replay)
         chat = AskChat(client, fallback)
         return chat(PARENTS, n, np.random.default_rng(0)), chat, server
 
@@ -96,7 +96,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_every_bad_answer_ends_in_the_fallback_and_is_counted(kind):
-    kids, chat, _ = breed([BAD[kind], says(GOOD)], seconds=0.3)
+    kids, chat, _ = breed([BAD[kind], says(GOOD)], seconds=1.5)
     assert [kid.operator for kid in kids] == ["chat", "chat", "graph", "graph"]
     assert (chat.counts.children, chat.counts.asked_of_fallback, chat.counts.by_fallback) == (2, 2, 2)
     counts = chat.client.counts

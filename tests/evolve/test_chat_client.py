@@ -30,7 +30,7 @@ def _direct(monkeypatch):
 
 
 def endpoint(server, **settings):
-    return Endpoint(server.url, "m", **{"pause": 0.001, "seconds": 0.6, "workers": 1, **settings})
+    return Endpoint(server.url, "m", **{"pause": 0.001, "seconds": 2.0, "workers": 1, **settings})
 
 
 def ask(server, n=1, replay=None, **settings):
