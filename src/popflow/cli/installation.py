@@ -34,7 +34,7 @@ EXTRAS = {
     "cells": ("anndata",),
     "md": ("openmm", "mdtraj", "ase", "tblite"),
     "qm": ("pyscf",),
-    "chem": ("rdkit", "selfies", "httpx", "vina", "meeko"),
+    "chem": ("rdkit", "selfies", "httpx", "vina", "meeko", "gemmi"),
     "circuits": ("pennylane", "openqasm3", "onnx"),
     "data": ("pooch",),
     "view": ("starlette", "uvicorn"),
