@@ -17,6 +17,7 @@ of the many-electron Schroedinger equation with deep neural networks*, Phys. Rev
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -81,15 +82,15 @@ class System(Protocol):
         ...
 
 
-class WaveFunction(nn.Module):
+class WaveFunction(nn.Module, ABC):
     """``log|psi|`` of electrons. A subclass says in `evaluate` how it is computed, from `popflow.electrons.forward_laplacian` operations.
 
     Called with positions ``[B, N, d]`` it gives ``log|psi| [B]``.
     """
 
+    @abstractmethod
     def evaluate(self, x: Quantity) -> tuple[Tensor, Quantity]:
         """Sign ``[B]`` and ``log|psi|`` of ``[B, N, d]``, or its jet from the local jet of the positions."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """``log|psi|``: ``[B, N, d] -> [B]``."""

@@ -142,6 +142,19 @@ class ChildCounts:
     asked_of_fallback: int = 0
     by_fallback: int = 0
 
+    def completed(
+        self, kids: list[Child], n: int, fallback: Operator | None, parents: Sequence[Parent], rng: np.random.Generator
+    ) -> list[Child]:
+        """Count children, and let the fallback (if there is one) make what is missing of ``n``."""
+        self.children += len(kids)
+        missing = n - len(kids)
+        if not missing or fallback is None:
+            return kids
+        made = fallback(parents, missing, rng)
+        self.asked_of_fallback += missing
+        self.by_fallback += len(made)
+        return [*kids, *made]
+
 
 @dataclass
 class AskChat:
@@ -173,14 +186,7 @@ class AskChat:
         for pair, count, reply in zip(pairs, wanted, self.client.round(asked), strict=True):
             for smiles in self._read(pair, count, reply):
                 kids.setdefault(smiles, Child(smiles, self.name, tuple(parent.smiles for parent in pair)))
-        self.counts.children += len(kids)
-        missing = n - len(kids)
-        if not missing or self.fallback is None:
-            return list(kids.values())
-        made = self.fallback(parents, missing, rng)
-        self.counts.asked_of_fallback += missing
-        self.counts.by_fallback += len(made)
-        return [*kids.values(), *made]
+        return self.counts.completed(list(kids.values()), n, self.fallback, parents, rng)
 
     def _read(self, pair: Sequence[Parent], count: int, reply: Reply) -> list[str]:
         if reply.text is None:

@@ -192,14 +192,7 @@ class EditText:
                 self.counts.empty += 1
             else:
                 kids.setdefault(smiles, Child(smiles, self.name, origin))
-        self.counts.children += len(kids)
-        missing = n - len(kids)
-        if not missing or self.fallback is None:
-            return list(kids.values())
-        made = self.fallback(parents, missing, rng)
-        self.counts.asked_of_fallback += missing
-        self.counts.by_fallback += len(made)
-        return [*kids.values(), *made]
+        return self.counts.completed(list(kids.values()), n, self.fallback, parents, rng)
 
     def _prompt(self, chosen: Sequence[Parent]) -> str:
         if self.template is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from popflow.core.errors import MissingExtraError
-from popflow.paths.openmm_force import along
+from popflow.paths.differences import Differenced
 from popflow.runs.costly import CostlyFunction
 from popflow.runs.ledger import Ledger, key_of
 from popflow.runs.outcomes import Infeasible
@@ -78,7 +78,7 @@ class Call:
         return [EV * float(energy), *(EV / ANGSTROM * forces).reshape(-1).tolist()]
 
 
-class ASEForce:
+class ASEForce(Differenced):
     """Energy of an ASE calculator, ``potential(x [*batch, 3 N]) -> [*batch]``, and ``potential.force(x)``, differentiable once.
 
     A conformation that the calculator fails at has the energy and the forces NaN, or ``failed`` for both where it is given, so that training goes on:
@@ -121,26 +121,16 @@ class ASEForce:
     ):
         if not symbols:
             raise ValueError("symbols is empty, wanted one for each atom.")
-        if not 0 < step < 0.1:
-            raise ValueError(f"step={step!r}, wanted a displacement in nm between 0 and 0.1.")
+        super().__init__(len(symbols), step)
         own = f"{getattr(calculator, '__module__', '')}.{getattr(calculator, '__qualname__', '<lambda>')}"
         if name is None and ledger is not None and "<lambda>" in own:
             raise ValueError(f"calculator={calculator!r} has no name by which a ledger knows it. Fix: name='...', other for each setting.")
         head = "/".join([name or own, *symbols])
-        self.atoms, self.step = len(symbols), step
         self.failed = float("nan") if failed is None else failed
         self.costly = CostlyFunction(
             Call(symbols, calculator), ledger, key=lambda x: f"{head}/{key_of(torch.tensor(x, dtype=torch.float64))}", values=1 + 3 * len(symbols), workers=workers, on_error="skip",
             backend="sequential" if workers == 1 else None,
         )  # fmt: skip
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Energy ``[*batch]`` in kJ/mol of positions in nm, differentiable once."""
-        return _Energy.apply(x, self)  # pyright: ignore[reportReturnType]
-
-    def force(self, x: Tensor) -> Tensor:
-        """Force ``[*batch, 3 N]`` in kJ/mol/nm."""
-        return _Force.apply(x, self)  # pyright: ignore[reportReturnType]
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``[*batch]`` and forces ``[*batch, 3 N]``, without derivatives."""
@@ -148,38 +138,12 @@ class ASEForce:
 
     def recorded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `evaluate`, with NaN at failures."""
-        if x.shape[-1] != 3 * self.atoms:
-            raise ValueError(f"x has {x.shape[-1]} coordinates, wanted 3 for each of {self.atoms} atoms: {3 * self.atoms}.")
+        self._check(x)
         rows = x.detach().cpu().double().reshape(-1, 3 * self.atoms).tolist()
         values = self.costly(rows).to(x)
         return values[:, 0].reshape(x.shape[:-1]), values[:, 1:].reshape(x.shape)
 
-
-class _Energy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, potential: ASEForce) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        energy, force = potential.evaluate(x)
-        ctx.save_for_backward(force)
-        return energy
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return -gradient[..., None] * ctx.saved_tensors[0], None
-
-
-class _Force(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, potential: ASEForce) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(x)
-        ctx.potential = potential
-        return potential.evaluate(x)[1]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,), potential = ctx.saved_tensors, ctx.potential
-        product = along(lambda y: potential.recorded(y)[1], x, gradient, potential.step)
-        if math.isfinite(potential.failed):
-            product = torch.where(product.isnan() & gradient.isfinite(), 0.0, product)
-        return product, None
+    def product(self, x: Tensor, c: Tensor) -> Tensor:
+        """``-H c``; NaN, or zero with ``failed``, where either side of the difference failed."""
+        found = self.difference(lambda y: self.recorded(y)[1], x, c)
+        return torch.where(found.isnan() & c.isfinite(), 0.0, found) if math.isfinite(self.failed) else found

@@ -15,6 +15,7 @@ per dimension at ``s0 = 0.01 xi sqrt(T)``); the forms above, the clock and the k
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -28,7 +29,7 @@ from popflow.paths.curves import CLOCK, Curve, Widths, bridge, log_linear, with_
 from popflow.paths.moments import Diagonal, Full, Kinematic, Moments
 
 
-class GaussianPath(nn.Module):
+class GaussianPath(nn.Module, ABC):
     """What the Gaussian paths share: end states, clock, network and the algebra of mixtures. Use `DiagonalPath`, `FullPath`, `KinematicPath`.
 
     Args:
@@ -111,13 +112,13 @@ class GaussianPath(nn.Module):
         """Number of coordinates that noise drives."""
         return self.dim
 
+    @abstractmethod
     def shape_dim(self) -> int:
         """Number of network outputs for the shape of a component."""
-        raise NotImplementedError
 
+    @abstractmethod
     def moments(self, t: Tensor) -> Moments:
         """Moments of all components at times ``[rows]``."""
-        raise NotImplementedError
 
     def _line(self, s: Tensor) -> Tensor:
         return torch.lerp(self.start, self.end, s[:, None])
