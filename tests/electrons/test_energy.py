@@ -15,6 +15,7 @@ from popflow.electrons import (
     Molecule,
     Objective,
     PsiFormer,
+    SlaterJastrow,
     System,
     Trap,
     WaveFunction,
@@ -36,6 +37,7 @@ SOLVED: dict[str, Trap | Molecule] = {
     "H": Molecule.of("H"),
     "He+": Molecule.of("He", charge=1),
 }
+LITHIUM = Molecule.of("Li")
 EXACT = {"oscillator": 2.55, "hooke": 2.0, "dot": 3.0, "H": -0.5, "He+": -2.0}
 
 
@@ -257,3 +259,19 @@ def test_weights_follow_a_schedule_and_bad_ones_are_refused() -> None:
         Objective(cost="tan")
     with pytest.raises(ValueError, match="growth=-1"):
         Objective(growth=-1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "psi",
+    [
+        PsiFormer(LITHIUM, width=8, layers=1, heads=2, determinants=2, dtype=torch.float64),
+        SlaterJastrow(LITHIUM, width=4, dtype=torch.float64),
+    ],
+)
+def test_a_compiled_local_energy_is_the_eager_one(psi: WaveFunction) -> None:
+    x = torch.randn(4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    eager = LocalEnergy(psi, LITHIUM, chunk=4)(x, gradient=True)
+    compiled = LocalEnergy(psi, LITHIUM, chunk=4, compile=True)(x, gradient=True)
+    torch.testing.assert_close(compiled.energy, eager.energy, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(compiled.gradient, eager.gradient, rtol=1e-8, atol=1e-8)
