@@ -93,7 +93,7 @@ def mistakes() -> dict[str, tuple[list[str], str]]:
         "no objective": ([], "oracle is empty"),
         "unknown oracle": (["--oracle", "qedd"], "did you mean 'qed'"),
         "text": (["--oracle", "fickle:text"], "text 'high', wanted one number"),
-        "no module": (["--oracle", "absent_one:score"], "cannot be imported"),
+        "no module": (["--oracle", "absent_one:score"], "cannot import it"),
         "small budget": (["--oracle", "qed", "--budget", "3"], "budget=3 is smaller than the start population of 5"),
         "negative": (["--oracle", "fickle:score", "--recipe", "graph-ga"], "Fix: choose rank selection, or shift=True"),
         "goal": (["--oracle", "qed", "--goal", "front"], "wanted several"),

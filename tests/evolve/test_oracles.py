@@ -139,12 +139,12 @@ def test_functions_are_found_by_module_and_name(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert oracle("my_oracle:score")("CCO") == 3.0
-    with pytest.raises(ValueError, match="no function 'limit'"):
+    with pytest.raises(ValueError, match="is a int, wanted a function"):
         oracle("my_oracle:limit")
-    with pytest.raises(ValueError, match="cannot be imported"):
+    with pytest.raises(ValueError, match="cannot import it"):
         oracle("no_such_module:score")
     (tmp_path / "broken_oracle.py").write_text("def score(smiles:\n")
-    with pytest.raises(ValueError, match=r"cannot be imported \(SyntaxError"):
+    with pytest.raises(ValueError, match="cannot import it: SyntaxError"):
         oracle("broken_oracle:score")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from popflow.compose.expert_spec import ExpertSpec, find_modules_here
+from popflow.compose.expert_spec import ExpertSpec
 from popflow.compose.experts import kernel_mixture
 from popflow.compose.target import Expert
 from popflow.compose.zoo import catalogue
 from popflow.compose.zoo.catalogue import OF_DATA, Recipe
+from popflow.runs.user_code import load
 
 
 def load_experts(texts: Sequence[str], device: torch.device | str = "cpu") -> list[Expert]:
@@ -89,12 +89,7 @@ def _from_file(spec: ExpertSpec, device: torch.device | str) -> Expert:
 
 def _from_python(spec: ExpertSpec, device: torch.device | str) -> Expert:
     """Import an expert; it stays on the device that its module has put it on."""
-    find_modules_here()
-    try:
-        expert = getattr(importlib.import_module(spec.name), spec.detail)
-    except Exception as error:
-        why = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"expert {spec.text!r}: cannot import it: {why}. Wanted python:MODULE:NAME of a module on the path.") from error
+    expert = load(f"expert {spec.text!r}", spec.name, spec.detail)
     if not isinstance(expert, Expert):
         raise ValueError(f"expert {spec.text!r} is a {type(expert).__name__}, wanted a popflow.compose.Expert.")
     return expert

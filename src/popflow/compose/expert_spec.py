@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from popflow.runs.user_code import source_of
 
 _WIDTH = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?")
 
@@ -61,15 +60,4 @@ class ExpertSpec:
             return Path(self.name)
         if self.kind == "zoo":
             return None
-        find_modules_here()
-        try:
-            found = importlib.util.find_spec(self.name)
-        except Exception:  # finding a module imports its package; loading the expert says what is wrong with it
-            return None
-        return Path(found.origin) if found is not None and found.has_location and found.origin else None
-
-
-def find_modules_here() -> None:
-    """Make modules of the current folder importable, after all others: an installed command has only the folder of its script on the path."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+        return source_of(self.name)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shlex
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from popflow import citations
 from popflow.core.errors import unknown
 from popflow.evolve.addresses import plain_address
 from popflow.runs.config import Flag, check
+from popflow.runs.user_code import source_of
 
 OPERATORS = ("graph", "mutation", "edits", "lm", "chat")
 
@@ -148,14 +146,9 @@ class EvolveConfig:
                     continue
                 yield from (Path(word) for word in words if Path(word).is_file())
             elif mark:
-                if os.getcwd() not in sys.path:
-                    sys.path.insert(0, os.getcwd())
-                try:
-                    found = importlib.util.find_spec(kind)
-                except Exception:  # finding a module imports its package; loading the oracle says what is wrong with it
-                    continue
-                if found is not None and found.has_location and found.origin:
-                    yield Path(found.origin)
+                found = source_of(kind)
+                if found is not None:
+                    yield found
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from popflow import citations
-from popflow.compose.expert_spec import find_modules_here
 from popflow.runs.config import Flag, check
+from popflow.runs.user_code import source_of
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,9 @@ class OptimizeConfig:
     def inputs(self) -> Iterable[Path]:
         """Yield the source of the objective."""
         if self.objective is not None:
-            find_modules_here()
-            try:
-                found = importlib.util.find_spec(self.objective.partition(":")[0])
-            except Exception:  # finding a module imports its package; loading the objective says what is wrong with it
-                return
-            if found is not None and found.has_location and found.origin:
-                yield Path(found.origin)
+            found = source_of(self.objective.partition(":")[0])
+            if found is not None:
+                yield found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +14,8 @@ from popflow.compose.constrained.config import OptimizeConfig
 from popflow.compose.constrained.estimator import DiffOPT
 from popflow.compose.constrained.files import Offline, read_table, write_rows
 from popflow.compose.constrained.report import Outcome, report
-from popflow.compose.expert_spec import find_modules_here
 from popflow.core import State, Streams
-from popflow.runs import ConfigError, Ledger, Report, Run, simulation, training
+from popflow.runs import ConfigError, Ledger, Report, Run, simulation, training, user_code
 
 
 def run(config: OptimizeConfig, run: Run) -> Report:
@@ -75,13 +73,7 @@ def load(text: str) -> Callable[[Any], Any]:
         ValueError: when there is no such module or function.
     """
     module, _, name = text.partition(":")
-    find_modules_here()
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:
-        raise ValueError(
-            f"cannot load the objective {text!r}: {type(error).__name__}: {error}. Wanted MODULE:FUNCTION of a module on the path."
-        ) from error
+    function = user_code.load(f"objective {text!r}", module, name)
     if not callable(function):
         raise ValueError(f"the objective {text!r} is a {type(function).__name__}, wanted a function of one row.")
     return function

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 from popflow.core.errors import unknown
 from popflow.evolve.oracles.command import Command
 from popflow.evolve.oracles.docking import Box, Docking
 from popflow.evolve.oracles.pmo import OTHERS, TASKS, Objective
+from popflow.runs.user_code import load
 
 Oracle = Callable[[str], float]
 
@@ -59,16 +57,7 @@ def imported(module: str, name: str) -> Oracle:
         >>> imported("math", "sqrt")(9.0)
         3.0
     """
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        holder: Any = importlib.import_module(module)
-    except Exception as error:  # a module of the user's may raise anything
-        raise ValueError(
-            f"oracle '{module}:{name}': the module cannot be imported ({type(error).__name__}: {error}). Fix: mend or install it, or go to its folder."
-        ) from error
-    found: Any = getattr(holder, name, None)
+    found = load(f"oracle '{module}:{name}'", module, name)
     if not callable(found):
-        raise ValueError(f"oracle '{module}:{name}': the module has no function {name!r}.")
+        raise ValueError(f"oracle '{module}:{name}' is a {type(found).__name__}, wanted a function of one SMILES.")
     return cast(Oracle, found)
