@@ -381,24 +381,20 @@ def test_a_call_that_hangs_and_one_that_kills_its_process_end_alone(backend):
     assert costly.ledger["json:5"].message == "the process of the objective died (exit code 7)"
 
 
-class Order:
-    """What executes a command where it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def test_what_an_objective_writes_is_never_unpickled(tmp_path):
+    class Order:
+        """What executes a command where it is unpickled."""
+
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
     def forger(x):
         print("printed")
         os.write(1, b"written")
         if x == 2:
             for fd in range(3, 64):
                 with suppress(OSError):
-                    os.write(fd, pickle.dumps(Order(tmp_path / "executed")) + b"\n")
+                    os.write(fd, pickle.dumps(Order()) + b"\n")
         return float(x)
 
     costly = CostlyFunction(forger, timeout=60.0, on_error="skip")
