@@ -83,8 +83,10 @@ Quantity = TypeVar("Quantity", Tensor, Jet)
 
 def elementwise(jet: Jet, value: Tensor, first: Tensor, second: Tensor) -> Jet:
     """Apply the chain rule for a function with this value and these two derivatives at ``jet.value``."""
-    laplacian = first * jet.laplacian + second * jet.jacobian.square().sum(1)
-    return Jet.of(value, first.unsqueeze(1) * jet.jacobian, laplacian)
+    parts = jet.parts * first.unsqueeze(1)
+    parts[:, 0] = value
+    parts[:, -1] += second * jet.jacobian.square().sum(1)
+    return Jet(parts)
 
 
 def tanh(h: Quantity) -> Quantity:
@@ -127,7 +129,11 @@ def scale(h: Quantity, factor: Tensor | float) -> Quantity:
 
 def add(h: Quantity, constant: Tensor | float) -> Quantity:
     """Add a constant to the value."""
-    return h + constant if isinstance(h, Tensor) else Jet(torch.cat([h.parts[:, :1] + constant, h.parts[:, 1:]], 1))
+    if isinstance(h, Tensor):
+        return h + constant
+    parts = h.parts.clone()
+    parts[:, 0] += constant
+    return Jet(parts)
 
 
 def join(*parts: Quantity) -> Quantity:
@@ -165,8 +171,10 @@ def linear(layer: nn.Linear, h: Quantity) -> Quantity:
     """Apply a linear layer to the last dimension; a plain tensor goes through the module, whose hooks then see it."""
     if isinstance(h, Tensor):
         return layer(h)
-    out = Jet(nn.functional.linear(h.parts, layer.weight))
-    return out if layer.bias is None else add(out, layer.bias)
+    parts = nn.functional.linear(h.parts, layer.weight)
+    if layer.bias is not None:
+        parts[:, 0] += layer.bias
+    return Jet(parts)
 
 
 def displacements(x: Quantity, centres: Tensor) -> tuple[Quantity, Quantity]:
@@ -240,9 +248,8 @@ def attend(q: Quantity, k: Quantity, v: Quantity, *, local: bool) -> Quantity:
         local: Whether the jets given are local; the answer is dense. Of no meaning for tensors.
     """
     if isinstance(q, Tensor) or isinstance(k, Tensor) or isinstance(v, Tensor):
-        a = _softmax(torch.einsum("bihe,bjhe->bhij", q / math.sqrt(q.shape[-1]), k))
+        a = _softmax(torch.einsum("bihe,bjhe->bhij", q, k) / math.sqrt(q.shape[-1]))
         return torch.einsum("bhij,bjhe->bihe", a, v)
-    q = Jet(q.parts / math.sqrt(q.parts.shape[-1]))
     return _attend_local(q, k, v) if local else _attend_dense(q, k, v)
 
 
@@ -251,13 +258,17 @@ def _attend_dense(q: Jet, k: Jet, v: Jet) -> Jet:
     left = torch.einsum("bpihe,bjhe->bhpij", q.parts, k.value)
     right = torch.einsum("bihe,bpjhe->bhpij", q.value, k.parts)
     cross = 2 * torch.einsum("bpihe,bpjhe->bhij", q.jacobian, k.jacobian)
-    whole = (left + right).movedim(2, 1)
-    a = _softmax(Jet.of(left[:, :, 0], whole[:, 1:-1], whole[:, -1] + cross))  # [B, parts, h, i, j]
+    logits = (left + right).movedim(2, 1)  # [B, parts, h, i, j]
+    logits[:, 0] = left[:, :, 0]
+    logits[:, -1] += cross
+    a = _softmax(Jet(logits / math.sqrt(q.parts.shape[-1])))
     first = torch.einsum("bphij,bjhe->bpihe", a.parts, v.value)
     second = torch.einsum("bhij,bpjhe->bpihe", a.value, v.parts)
     cross = 2 * torch.einsum("bphij,bpjhe->bihe", a.jacobian, v.jacobian)
     whole = first + second
-    return Jet.of(first[:, 0], whole[:, 1:-1], whole[:, -1] + cross)
+    whole[:, 0] = first[:, 0]
+    whole[:, -1] += cross
+    return Jet(whole)
 
 
 def _attend_local(q: Jet, k: Jet, v: Jet) -> Jet:
@@ -270,7 +281,7 @@ def _attend_local(q: Jet, k: Jet, v: Jet) -> Jet:
     by_j = eye[:, None, None, None, :] * right[:, None, 1:-1]
     cross = 2 * torch.einsum("bcihe,bcihe->bhi", q.jacobian, k.jacobian)  # electron i attending to itself
     laplacian = left[:, -1] + right[:, -1] + torch.diag_embed(cross)
-    a = _softmax(Jet.of(left[:, 0], (by_i + by_j).flatten(1, 2), laplacian))
+    a = _softmax(scale(Jet.of(left[:, 0], (by_i + by_j).flatten(1, 2), laplacian), 1 / math.sqrt(q.parts.shape[-1])))
     first = torch.einsum("bphij,bjhe->bpihe", a.parts, v.value)
     second = torch.einsum("bhij,bcjhe->bjcihe", a.value, v.jacobian).flatten(1, 2)
     by_own = a.jacobian.unflatten(1, (n, -1)).diagonal(dim1=1, dim2=5)  # [B, c, h, i, j], derivative by electron j
