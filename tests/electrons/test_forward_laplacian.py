@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
-from popflow.electrons import Molecule, System, WaveFunction, forward_laplacian as fl
+from popflow.electrons import Molecule, System, WaveFunction, forward_laplacian as fl, oscillator
 
 
 def by_reverse(psi: WaveFunction, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,3 +173,21 @@ def test_determinants_of_opposite_sign_are_subtracted(x: Tensor, system: System)
     m = torch.randn(3, n, 4, n, dtype=torch.float64, generator=generator)
     sign, log = fl.log_sum_det(m)
     assert torch.allclose(sign * log.exp(), torch.linalg.det(m.transpose(1, 2)).sum(1))
+
+
+def test_the_middle_of_a_trap_is_as_smooth_as_any_other_place(psiformer, slater_jastrow) -> None:
+    trap = oscillator(dim=2)
+    x = torch.zeros(1, 1, 2, dtype=torch.float64)
+    for make in (psiformer, slater_jastrow):
+        jet, near = make(trap).forward_laplacian(x), make(trap).forward_laplacian(x + 1e-7)
+        assert torch.allclose(jet.parts, near.parts, atol=1e-5)
+
+
+def test_no_step_turns_decay_into_growth_or_a_cusp_into_a_pole(psiformer, points) -> None:
+    lithium = Molecule.of("Li")
+    psi, x = psiformer(lithium), points(lithium, 3)
+    before = psi.forward_laplacian(x).parts
+    with torch.no_grad():
+        for parameter in (psi.jastrow.length, *(one.decay for one in psi.envelope)):
+            parameter.neg_()
+    assert torch.equal(psi.forward_laplacian(x).parts, before)

@@ -241,3 +241,11 @@ def test_woodbury_is_the_dense_solve(psiformer, points) -> None:
     assert torch.allclose(torch.cat([found[name].flatten() for name in names]), exact, rtol=1e-8, atol=1e-10)
     with pytest.raises(ValueError, match="damping=0"):
         woodbury(rows, split, 0.0)
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.1, math.nan, math.inf])
+def test_a_rate_that_leads_nowhere_is_refused_by_name(lr: float) -> None:
+    psi, system = Decay(1.6, power=2, dim=1), oscillator(dim=1)
+    walkers, rng = begin(psi, system, 4)
+    with pytest.raises(ValueError, match="lr=.*wanted finite and above 0.*adam"):
+        search(psi, system, walkers, steps=1, rng=rng, optimiser="adam", lr=lr)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from popflow.core.checkpoint import load_tensors, save_tensors
-from popflow.core.checks import at_least_one
+from popflow.core.checks import at_least_one, real
 from popflow.core.errors import CheckpointError, DivergenceError, NonFiniteError
 from popflow.core.streams import Streams
 from popflow.electrons.descent import RATES, Descent, Name, descent
@@ -151,6 +151,7 @@ def search(
         checkpoint_every: Steps between two checkpoints.
 
     Raises:
+        ValueError: unless ``lr`` is finite and above 0.
         DivergenceError: when steps were not finite more than five times, although each time the last good state was restored and the rate halved.
         CheckpointError: for a checkpoint of another system, wave function or setting, naming what differs.
 
@@ -170,6 +171,9 @@ def search(
     rate = RATES[optimiser] if lr is None and optimiser in RATES else lr
     mover = descent(optimiser, psi)
     assert rate is not None
+    real(lr=rate)
+    if not 0 < rate < math.inf:
+        raise ValueError(f"lr={rate!r}, wanted finite and above 0. Fix: leave it out for the usual one, {RATES[optimiser]:g} for {optimiser}.")
     chosen = {"optimiser": optimiser, "steps": steps, "lr": float(rate), "moves": moves, "objective": _weights(objective)}
     state = _State(psi, walkers, mover, rng, _electrons(system, walkers) | chosen)
     if checkpoint and Path(checkpoint).exists():

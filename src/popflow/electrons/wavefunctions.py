@@ -123,7 +123,7 @@ class Features(nn.Module):
         """Features ``[B, N, size]`` and distances from the centres ``[B, N, A]`` (squared in a trap)."""
         a, r = fl.displacements(x, self.centres)
         if self.smooth:
-            r = r * r
+            r = fl.total(a * a, -1)  # smooth at the centre too, where r is not
         b = len(a) if isinstance(a, Tensor) else len(a.parts)
         n = self.spins.shape[0]
         inverse = fl.reciprocal(r, 1.0)
@@ -138,7 +138,7 @@ class Features(nn.Module):
 
 
 class Envelope(nn.Module):
-    """``sum_A pi_oA exp(-sigma_oA r_A)``: decay of the orbitals of one spin channel."""
+    """``sum_A pi_oA exp(-|sigma_oA| r_A)``: decay of the orbitals of one spin channel, which no step can turn into growth."""
 
     def __init__(self, centres: int, orbitals: int, decay: float = 1.0):
         super().__init__()
@@ -148,12 +148,12 @@ class Envelope(nn.Module):
     def forward(self, r: Quantity) -> Quantity:
         """``[B, n, A] -> [B, n, orbitals]``."""
         n, count = (r.shape if isinstance(r, Tensor) else r.value.shape)[1:]
-        each = fl.exp(fl.scale(fl.shaped(r, n, 1, count), -self.decay))
+        each = fl.exp(fl.scale(fl.shaped(r, n, 1, count), -self.decay.abs()))
         return fl.total(fl.scale(each, self.weight), -1)
 
 
 class Jastrow(nn.Module):
-    """Electron-electron cusps: ``sum_{i<j} -c a^2 / (a + r_ij)``, with one length ``a`` for equal and one for opposite spins."""
+    """Electron-electron cusps: ``sum_{i<j} -c a^2 / (a + r_ij)``, with one length ``a = |length|`` for equal and one for opposite spins."""
 
     def __init__(self, system: System):
         super().__init__()
@@ -173,7 +173,7 @@ class Jastrow(nn.Module):
 
     def forward(self, x: Quantity) -> Quantity:
         """``[B, N, d] -> [B]``."""
-        a = self.length[self.kinds]
+        a = self.length.abs()[self.kinds]  # a pole at r = -a otherwise
         return fl.pair_sum(x, self.pairs, lambda r: fl.scale(fl.reciprocal(r, a), -self.slopes * a * a))
 
 
