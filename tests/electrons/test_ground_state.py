@@ -247,5 +247,5 @@ def test_woodbury_is_the_dense_solve(psiformer, points) -> None:
 def test_a_rate_that_leads_nowhere_is_refused_by_name(lr: float) -> None:
     psi, system = Decay(1.6, power=2, dim=1), oscillator(dim=1)
     walkers, rng = begin(psi, system, 4)
-    with pytest.raises(ValueError, match="lr=.*wanted finite and above 0.*adam"):
+    with pytest.raises(ValueError, match=r"lr=.*wanted finite and above 0.*adam"):
         search(psi, system, walkers, steps=1, rng=rng, optimiser="adam", lr=lr)

@@ -12,7 +12,8 @@ parameters run away within tens of steps; the published method uses Kronecker fa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch.func import functional_call, grad, vmap
 from popflow.core.errors import unknown
 from popflow.electrons.objective import Pull, surrogate
 from popflow.electrons.wavefunctions import WaveFunction
+from popflow.learn.distributed import processes, shard_rows
 from popflow.learn.learner import pack, unpack
 from popflow.optim import SINGD, Kernel, spring
 from popflow.optim.gram import Update, apply
@@ -62,7 +64,8 @@ def jacobian(psi: WaveFunction, x: Tensor, chunk: int = 256) -> Kernel:
     def one(params: dict[str, Tensor], point: Tensor) -> Tensor:
         return functional_call(psi, (params, rest), (point.unsqueeze(0),)).squeeze(0)
 
-    loose = vmap(grad(one), in_dims=(None, 0), chunk_size=chunk)(params, x)
+    slopes = vmap(grad(one), in_dims=(None, 0), chunk_size=chunk)
+    loose = processes(x.device).in_shares(partial(slopes, params), x)
     return Kernel({value: name for name, value in psi.named_parameters() if value.requires_grad}, [], loose, len(x), True)
 
 
@@ -106,11 +109,12 @@ class SampleSpace:
             update, self.previous = {name: torch.zeros_like(part[0]) for name, part in rows.loose.items()}, {}
         if towards.velocity is not None:
             alone = Pull(torch.zeros_like(towards.excess), towards.velocity)
-            value, _ = surrogate(self.psi, x, alone)
+            value, _ = surrogate(self.psi, *_share(x, alone))
             names = [name for name, parameter in self.psi.named_parameters() if parameter.requires_grad]
             parts = torch.autograd.grad(
                 value / 2, [dict(self.psi.named_parameters())[name] for name in names], allow_unused=True, materialize_grads=True
             )
+            parts = processes(x.device).mean(parts)
             moved = woodbury(rows, dict(zip(names, parts, strict=True)), self.transport_damping)
             update = {name: part + moved[name] for name, part in update.items()}
         length = float(rows.times(update).norm())  # of the change of log|psi| at the walkers, per unit of lr
@@ -136,10 +140,13 @@ class Torch:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        value, log_psi = surrogate(self.psi, x, towards)
+        value, log_psi = surrogate(self.psi, *_share(x, towards))
         if isinstance(self.optimizer, SINGD):
             self.optimizer.observe(log_psi, torch.ones_like(log_psi))
         value.backward()
+        learned = [parameter for parameter in self.psi.parameters() if parameter.grad is not None]
+        for parameter, mean in zip(learned, processes(x.device).mean([cast(Tensor, p.grad) for p in learned]), strict=True):
+            parameter.grad = mean
         self.optimizer.step()
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
@@ -152,6 +159,13 @@ class Torch:
         copies = {name: value.clone() for name, value in tensors.items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": unpack(structure, copies), "param_groups": groups})
+
+
+def _share(x: Tensor, towards: Pull) -> tuple[Tensor, Pull]:
+    """Return what this process descends along: all of it, or its share where ``torchrun`` launched several."""
+    these = processes(x.device)
+    x, excess = shard_rows((x, towards.excess), these.rank, these.size)
+    return x, Pull(excess, None if towards.velocity is None else shard_rows(towards.velocity, these.rank, these.size))
 
 
 def descent(name: Name, psi: WaveFunction) -> Descent:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from popflow.core.checks import at_least_one
 from popflow.electrons.wavefunctions import System, WaveFunction
+from popflow.learn.distributed import processes
 
 
 class Local(NamedTuple):
@@ -66,11 +68,14 @@ class LocalEnergy:
             self._compiled = torch.compile(self._evaluate, dynamic=False)
 
     def __call__(self, x: Tensor, *, gradient: bool = False) -> Local:
-        """Evaluate at ``x [B, N, d]``."""
+        """Evaluate at ``x [B, N, d]``; processes launched by ``torchrun`` share the walkers."""
         with frozen(self.psi), highest_precision():
-            parts = [self._part(part, gradient) for part in x.detach().split(self.chunk)]
+            return Local(*processes(x.device).in_shares(partial(self._in_chunks, gradient=gradient), x.detach()))
+
+    def _in_chunks(self, x: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        parts = [self._part(part, gradient) for part in x.split(self.chunk)]
         grads = [part.gradient for part in parts if part.gradient is not None]
-        return Local(torch.cat([p.energy for p in parts]), torch.cat([p.score for p in parts]), torch.cat(grads) if grads else None)
+        return torch.cat([p.energy for p in parts]), torch.cat([p.score for p in parts]), torch.cat(grads) if grads else None
 
     def _part(self, x: Tensor, gradient: bool) -> Local:
         evaluate = self._compiled if self._compiled and len(x) == self.chunk else self._evaluate

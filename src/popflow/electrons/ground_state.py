@@ -26,6 +26,7 @@ from popflow.electrons.objective import Objective, pull
 from popflow.electrons.walkers import Walkers, sweep
 from popflow.electrons.wavefunctions import System, WaveFunction
 from popflow.learn import Progress
+from popflow.learn.distributed import processes
 
 EVERY = 10
 """Steps over which metrics are averaged."""
@@ -133,6 +134,9 @@ def search(
 ) -> Search:
     """Lower the energy of a wave function, whose parameters are changed in place.
 
+    Launched by ``torchrun``, all processes search as one: each holds all walkers, evaluates an equal share of them, and gathers what the others found.
+    The path is that of one process, to rounding. The first process alone calls recorders and writes checkpoints.
+
     Args:
         psi: The wave function.
         system: Its potential.
@@ -173,12 +177,18 @@ def search(
     assert rate is not None
     real(lr=rate)
     if not 0 < rate < math.inf:
-        raise ValueError(f"lr={rate!r}, wanted finite and above 0. Fix: leave it out for the usual one, {RATES[optimiser]:g} for {optimiser}.")
+        raise ValueError(
+            f"lr={rate!r}, wanted finite and above 0. Fix: leave it out for the usual one, {RATES[optimiser]:g} for {optimiser}."
+        )
     chosen = {"optimiser": optimiser, "steps": steps, "lr": float(rate), "moves": moves, "objective": _weights(objective)}
+    these = processes(walkers.x.device)
+    these.same(dict(psi.named_parameters()), rng.seed)
+    if these.rank:  # the first process keeps what is kept
+        record = ()
     state = _State(psi, walkers, mover, rng, _electrons(system, walkers) | chosen)
     if checkpoint and Path(checkpoint).exists():
         state.resume(checkpoint)
-    local = LocalEnergy(psi, system, chunk=len(walkers.x) if compile else 256, compile=compile)
+    local = LocalEnergy(psi, system, chunk=max(1, len(walkers.x) // these.size) if compile else 256, compile=compile)
     good = state.tensors()
     while state.step < steps:
         try:
@@ -200,7 +210,7 @@ def search(
             _record(state, rate, steps, record)
         if state.step % SNAPSHOT == 0:
             good = state.tensors()
-        if checkpoint and (state.step % checkpoint_every == 0 or state.step == steps):
+        if checkpoint and not these.rank and (state.step % checkpoint_every == 0 or state.step == steps):
             save_tensors(checkpoint, *state.tensors())
     return Search(state.walkers, state.curve(), state.rollbacks)
 

@@ -20,6 +20,7 @@ from popflow.core.checks import at_least_one
 from popflow.core.errors import NonFiniteError
 from popflow.core.streams import Streams
 from popflow.electrons.wavefunctions import System
+from popflow.learn.distributed import processes
 
 LogPsi = Callable[[Tensor], Tensor]
 """``log|psi|``: ``[B, N, d] -> [B]``."""
@@ -149,8 +150,9 @@ def equilibrate(psi: LogPsi, walkers: Walkers, rng: Streams, *, sweeps: int = 30
 
 
 def _evaluate(psi: LogPsi, x: Tensor) -> Tensor:
+    """Evaluate ``psi``; processes launched by ``torchrun`` share the walkers."""
     with torch.no_grad():
-        return psi(x)
+        return processes(x.device).in_shares(psi, x)
 
 
 def _look(x: Tensor, log_psi: Tensor, age: Tensor) -> None:

@@ -45,6 +45,30 @@ class Processes:
         back = (part.reshape(x.shape).to(x.dtype) for part, x in zip(parts, real, strict=True))
         return tuple(torch.view_as_complex(y) if x.is_complex() else y for x, y in zip(tensors, back, strict=True))
 
+    def in_shares(self, function: Callable[..., Any], *rows: Tensor) -> Any:
+        """Apply a function of rows to this process's share of them; every process gets what all found.
+
+        Args:
+            function: Takes tensors of rows and returns tensors with as many rows, in any tree.
+            rows: Tensors with equal first dimensions, a multiple of the number of processes; the same in every process.
+
+        Raises:
+            ValueError: when the rows cannot be shared equally.
+
+        >>> Processes().in_shares(lambda x: {"square": x * x}, torch.tensor([1.0, 2.0]))
+        {'square': tensor([1., 4.])}
+        """
+        if self.size == 1:
+            return function(*rows)
+        mine = function(*shard_rows(rows, self.rank, self.size))
+        return tree_map(lambda part: self._whole(part) if isinstance(part, Tensor) else part, mine)
+
+    def _whole(self, part: Tensor) -> Tensor:
+        whole = part.new_zeros(self.size, *part.shape)
+        whole[self.rank] = part.detach()
+        _reduce(whole, dist.ReduceOp.SUM)
+        return whole.flatten(0, 1)
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag of any process is set; all return together."""
         return flag if self.size == 1 else self._largest(float(flag), device) > 0
