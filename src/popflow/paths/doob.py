@@ -90,16 +90,22 @@ CELLS = 256
 
 def draw(path: Any, rows: int, rng: Streams) -> tuple[Tensor, Tensor]:
     """Draw stratified times ``[rows]`` and base points ``[rows, .]``, opposite in neighbouring strata."""
-    like, strata = path.start, torch.arange(rows, dtype=torch.float64, device=rng.device)
-    u = (strata + rng.uniform("times", (rows,))) / rows
-    return (u * path.time).to(like), _base(path, rows, rng)
+    return (_strata(path, rows, rng) * path.time).to(path.start), _base(path, rows, rng)
+
+
+def _strata(path: Any, rows: int, rng: Streams) -> Tensor:
+    """Stratified numbers ``[rows]`` in [0, 1], each for as many rows as share a time."""
+    together = getattr(path, "together", 1)
+    groups = -(-rows // together)
+    u = (torch.arange(groups, dtype=torch.float64, device=rng.device) + rng.uniform("times", (groups,))) / groups
+    return u.repeat_interleave(together)[:rows]
 
 
 def _draw_by_clock(path: Any, rows: int, rng: Streams) -> tuple[Tensor, Tensor, Tensor]:
     """As `draw`, with times by the clock of the path, and their weights ``[rows]`` of mean one."""
     delta = min(path.ends) ** 2 / float(path.noise.square().max() * path.time ** (3 if path.base_dim() > path.dim else 1))
     edges = clock_grid(1.0, CELLS, min(1.0, max(1e-6, delta))).to(rng.device)
-    u = (torch.arange(rows, dtype=torch.float64, device=rng.device) + rng.uniform("times", (rows,))) / rows * CELLS
+    u = _strata(path, rows, rng) * CELLS
     cell = u.long().clamp(max=CELLS - 1)
     width = edges.diff()[cell]
     return ((edges[cell] + (u - cell) * width) * path.time).to(path.start), _base(path, rows, rng), width * CELLS
@@ -191,7 +197,7 @@ def action(process: Process, path: Any, n: int, rng: Streams, chunk: int = 8192)
         NonFiniteError: when forces are not finite.
     """
     at_least_one(n=n, chunk=chunk)
-    total = n // path.components
+    chunk, total = min(chunk, getattr(path, "most", chunk)), n // path.components
     rows = min(chunk, max(2, total // 32)) // 2 * 2
     blocks = total // rows if rows else 0
     if blocks < 2:
