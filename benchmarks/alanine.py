@@ -1,6 +1,6 @@
 """Alanine dipeptide from C5 to C7ax in one picosecond at 300 K: a physical ensemble, its energies, and what they are beside.
 
-    python benchmarks/alanine.py [--only reference internal distances] [--quick]
+    python benchmarks/alanine.py [--only reference internal-1 internal-2 distances-1 distances-2] [--quick]
 
 AMBER ff14SB without solvent, friction 1/ps, both states minimised. Thermal paths begin on internal coordinates or on even distances, with one and with two components, at the
 sizes of ``popflow path``. Force evaluations are those of learning, Hessian-vector products for the first widths included. Paths are simulated at 1 fs.
@@ -53,12 +53,12 @@ def beginnings(kind: str, molecule: Molecule, process: Underdamped) -> list[torc
     return [superposed(idpp(a, b, DISTANCES, start=one[::every].unflatten(1, (-1, 3))), a, b) for one in internal]
 
 
-def family(kind: str, options: argparse.Namespace) -> list[Row]:
-    """Rows of the thermal paths that begin in one way."""
+def family(kind: str, count: int, options: argparse.Namespace) -> list[Row]:
+    """Rows of the thermal path that begins in one way."""
     molecule, process = setting()
-    paths = beginnings(kind, molecule, process)
+    rows = fitted(kind, beginnings(kind, molecule, process)[:count], molecule, process, options.quick)
     # bars are for what ``popflow path`` begins on; the others are beside it
-    return [row for count in (1, 2) for row in fitted(kind, paths[:count], molecule, process, options.quick)]
+    return rows if kind == "internal" else [replace(row, target=None) for row in rows]
 
 
 def fitted(kind: str, first: list[torch.Tensor], molecule: Molecule, process: Underdamped, quick: bool) -> list[Row]:
@@ -94,7 +94,7 @@ def fitted(kind: str, first: list[torch.Tensor], molecule: Molecule, process: Un
         "paths": len(x),
     }
     error = float(top.std()) / len(top) ** 0.5
-    rows = [
+    return [
         Row(f"highest energy over A, {name}", float(top.mean()), error, "kJ/mol", peers=dict(PUBLISHED), seconds=seconds, notes=notes),
         Row(f"action, {name}", cost.value, cost.error, "nats"),
         Row(f"arrival at 1 fs, {name}", arrived, target=0.99, direction=">="),
@@ -106,7 +106,6 @@ def fitted(kind: str, first: list[torch.Tensor], molecule: Molecule, process: Un
         ),
         Row(f"force evaluations, {name}", float(spent), target=5e6, notes={"Hessian-vector products": learned.hvps + start.prepared}),
     ]
-    return rows if kind == "internal" else [replace(row, target=None) for row in rows]
 
 
 def bond_ratios(process: Underdamped, x: torch.Tensor) -> torch.Tensor:
@@ -128,10 +127,10 @@ def reference(options: argparse.Namespace) -> list[Row]:
     """What fluctuates at A in molecular dynamics, and the barrier of the nudged elastic band."""
     molecule, process = setting()
     zero = float(process.potential(molecule.a.flatten()))
-    energies = dynamics(molecule, 2.0 if options.quick else 100.0) - zero
+    energies = dynamics(molecule, 2.0 if options.quick else 40.0) - zero
     top = energies.unflatten(0, (-1, 100)).max(1).values
     barriers = {
-        name: band(images, molecule, process, 3 if options.quick else 400) - zero for name, images in starts(molecule, process).items()
+        name: band(images, molecule, process, 3 if options.quick else 200) - zero for name, images in starts(molecule, process).items()
     }
     notes = {"barriers from the first paths": barriers, "images": DISTANCES}
     return [
@@ -199,7 +198,10 @@ def band(images: torch.Tensor, molecule: Molecule, process: Underdamped, steps: 
     return max(frame.get_potential_energy() for frame in frames) / kj
 
 
-PARTS = {"reference": reference, "internal": partial(family, "internal"), "distances": partial(family, "distances")}
+PARTS = {
+    "reference": reference,
+    **{f"{kind}-{count}": partial(family, kind, count) for kind in ("internal", "distances") for count in (1, 2)},
+}
 
 
 def main(options: argparse.Namespace) -> list[Row]:

@@ -27,7 +27,7 @@ class Preset:
     paths: int = 2000
 
 
-MOLECULES = Preset(time=1.0, noise=math.nan, sigma0=0.01, dt=1e-3, steps=1000, batch=256, evaluations=40_000, paths=100)
+MOLECULES = Preset(time=1.0, noise=math.nan, sigma0=0.01, dt=1e-3, steps=500, batch=256, evaluations=20_000, paths=100)
 """The usual setting of molecules: ps and nm; their noise follows from temperature and friction."""
 PRESETS = {
     "mueller-brown": Preset(time=0.0275, noise=5.0, sigma0=0.025, dt=1e-4),
@@ -64,10 +64,10 @@ class PathConfig:
             on time (``flow``), which comes closest but takes two coordinates or more. For molecules: positions and velocities near thermal equilibrium about a
             moving mean (``thermal``), or with independent coordinates (``kinematic``). If None: thermal for molecules, else flow.
         components: Gaussians in the mixture, for transitions by several channels. A flow has one.
-        steps: Training steps. If None: 2500, or 1000 for molecules.
+        steps: Training steps. If None: 2500, or 500 for molecules.
         batch: Force evaluations in a training step, 512, or 256 for molecules, unless given; as many Hessian-vector products follow.
         lr: Highest learning rate.
-        evaluations: Force evaluations for the action and its error. If None: 400 000, or 40 000 for molecules.
+        evaluations: Force evaluations for the action and its error. If None: 400 000, or 20 000 for molecules.
         paths: Paths to simulate and to weigh, one force evaluation each per step. If None: 2000, or 100 for molecules.
         shots: Moves of shooting that accepts every path, beside the fitted paths, in 200 chains; 0 leaves them out.
         seed: Random seed.

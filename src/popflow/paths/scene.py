@@ -187,7 +187,7 @@ def path(config: PathConfig, scene: Scene, rng: Streams) -> Any:
     """Make the path to fit: in float32 for potentials; a molecule's positions need float64, and begin on paths of whole molecules."""
     if scene.molecule is not None and isinstance(scene.process, Underdamped):
         if config.kind() == "thermal":
-            curves = [through(images) for images in first_paths(scene.molecule, scene.process.potential, config.components)]
+            curves = [through(images) for images in first_paths(scene.molecule, scene.process.potential, config.components, scene.kt)]
             return thermal_path(scene.process, curves, scene.time, sigma0=scene.sigma0, rng=rng)
         thermal = (scene.kt / torch.as_tensor(scene.process.mass)).sqrt()
         given = {

@@ -34,6 +34,8 @@ from popflow.paths.gaussian_path import Mixture
 from popflow.paths.moments import Comoving
 from popflow.paths.process import Counted, Underdamped, force
 
+_ROUNDS, _STEP, _SPRING, _MOBILITY = 400, 0.002, 1000.0, 2e-6
+"""Elastic band: rounds, longest step of an atom in nm, spring in kJ/mol/nm^2, nm per round and kJ/mol/nm."""
 _NUMBERS = 1 << 23
 """Numbers of a matrix for each row that an estimate holds at once."""
 
@@ -125,6 +127,8 @@ def thermal_path(
 ) -> ThermalPath:
     r"""Begin a `ThermalPath` on given curves, one component for each, with the precision of the self-consistent harmonic approximation.
 
+    A mean that rises by more than ``3 N kT`` over its ends, where atoms are too close to one another, is first relaxed as an elastic band, at no more than ``400`` times ``2 P`` points.
+
     ``kT Lambda = E_q[H]_+ + (pi / T)^2``, the mean Hessian over the law itself, mass-weighted, without its negative part: a mode slower than the path
     does not reach its equilibrium, and negative ones have none. At both ends ``kT / (m sigma0^2)`` is added: thermal laws seen through ``N(A, sigma0^2)``.
     It takes ``coefficients * rounds * samples * D`` Hessian-vector products for each component.
@@ -145,7 +149,7 @@ def thermal_path(
     process, knots = replace(process, potential=counted), _knots(coefficients)
     s = torch.stack([knots[j + 1 : j + 4].mean() for j in range(coefficients)])
     s[1], s[-2] = 0.0, 1.0
-    means = torch.stack([curve(s).detach() for curve in curves])
+    means = torch.stack([_relaxed(process, curve(s).detach(), rng) for curve in curves])
     mass = torch.as_tensor(process.mass, dtype=means.dtype).expand(means.shape[-1])
     found: list[Tensor] = []
     for k, one in enumerate(means):
@@ -158,6 +162,37 @@ def thermal_path(
             )
         found.append(torch.stack(rows))
     return ThermalPath(process, time, means, torch.stack(found), learn_weights, counted.hvps)
+
+
+def _relaxed(process: Underdamped, means: Tensor, rng: Streams) -> Tensor:
+    """Coefficients ``[P, D]`` relaxed across the path, at random times, by damped dynamics with short steps; unless energies are thermal already."""
+    p, d = means.shape
+    rows, speed, means = 2 * p, torch.zeros_like(means[2:-2]), means.clone()
+    with torch.no_grad():
+        bound = float(process.potential(means[[0, -1]]).max()) + d * process.kt
+        even = torch.linspace(0, 1, 4 * p + 1).to(means)
+        if float(process.potential(basis(even, p) @ means).max()) < bound:
+            return means
+        for _ in range(_ROUNDS):
+            s = (torch.arange(rows).to(means) + rng.uniform("band", (rows,)).to(means)) / rows
+            spline = basis(s, p)
+            line, place = torch.cat([means[:1], spline @ means, means[-1:]]), torch.cat([s.new_zeros(1), s, s.new_ones(1)])
+            rate = line.diff(dim=0) / place.diff()[:, None]
+            along = nn.functional.normalize(rate[1:] + rate[:-1], dim=1)
+            pull = force(process.potential, line[1:-1])
+            gap = (rate[1:].norm(dim=1) - rate[:-1].norm(dim=1))[:, None] / rows
+            pull = pull + (_SPRING * gap - (pull * along).sum(1, keepdim=True)) * along
+            kick = torch.linalg.pinv(spline[:, 2:-2], rtol=0.05) @ _short(_MOBILITY * pull)
+            speed = (0.9 * speed + 0.1 * kick * (speed.norm() / kick.norm()) if (kick * speed).sum() > 0 else 0.0) + kick
+            speed = _short(speed)
+            means[2:-2] += speed
+    return means
+
+
+def _short(step: Tensor) -> Tensor:
+    """Rows of a step, shortened so that no atom moves farther than `_STEP`."""
+    size = step.unflatten(1, (-1, 3)).norm(dim=-1).amax(1) if step.shape[1] % 3 == 0 else step.norm(dim=1)
+    return step * (_STEP / size.clamp_min(1e-300)).clamp(max=1)[:, None]
 
 
 def _self_consistent(
