@@ -217,4 +217,4 @@ def main(options: argparse.Namespace) -> list[Row]:
 
 
 if __name__ == "__main__":
-    run("alanine", main, parts=tuple(PARTS))
+    run("alanine", main, seeds=1, parts=tuple(PARTS))

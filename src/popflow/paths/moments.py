@@ -219,16 +219,16 @@ class Comoving:
     def point(self, z: Tensor) -> Tensor:
         """States of base points."""
         z1, z2 = z.chunk(2, -1)
-        y = _apply(self.factor, z1)
-        w = _apply(self.stretch, y) + math.sqrt(self.kt) * z2
+        y = _carry(self.factor, z1)
+        w = _carry(self.stretch, y) + math.sqrt(self.kt) * z2
         return torch.cat([self.mean + y / self.root_mass, self.speed + w / self.root_mass], -1)
 
     def base(self, x: Tensor) -> Tensor:
         """Base points of states."""
         position, velocity = x.chunk(2, -1)
         y = self.root_mass * (position - self.mean)
-        r = self.root_mass * (velocity - self.speed) - _apply(self.stretch, y)
-        return torch.cat([_apply(self.lower.mT, y), r / math.sqrt(self.kt)], -1)
+        r = self.root_mass * (velocity - self.speed) - _carry(self.stretch, y)
+        return torch.cat([_carry(self.lower.mT, y), r / math.sqrt(self.kt)], -1)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density at the states of base points."""
@@ -239,7 +239,7 @@ class Comoving:
         """Drift ``[..., D]`` of the velocities."""
         z1, z2 = z.chunk(2, -1)
         r = math.sqrt(self.kt) * z2
-        return self.speed_rate + (_apply(self.pull, z1) + _apply(self.stretch, r) - self.friction * r) / self.root_mass
+        return self.speed_rate + (_carry(self.pull, z1) + _carry(self.stretch, r) - self.friction * r) / self.root_mass
 
     def velocity(self, z: Tensor) -> Tensor:
         """Probability flow ``[..., 2 D]``."""
@@ -257,3 +257,8 @@ Moments = Diagonal | Full | Kinematic | Comoving
 
 def _apply(matrix: Tensor, z: Tensor) -> Tensor:
     return (matrix @ z[..., None])[..., 0]
+
+
+def _carry(matrix: Tensor, z: Tensor) -> Tensor:
+    """As `_apply`, without a copy of the matrices ``[rows, K, D, D]`` for each of many points ``[..., rows, K, D]``."""
+    return torch.einsum("rkij,...rkj->...rki", matrix, z)
