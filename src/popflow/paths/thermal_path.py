@@ -110,7 +110,7 @@ class ThermalPath(Mixture):
         factor = torch.linalg.solve_triangular(lower, eye, upper=False).mT
         pull = (stretch_rate + stretch @ stretch) @ factor - self.kt * lower
         found = (mean, speed, speed_rate, lower, factor, stretch, pull)
-        return Comoving(*(one[place] for one in found), self.root_mass, self.friction, self.kt)
+        return Comoving(*(one[place] for one in found), root_mass=self.root_mass, friction=self.friction, kt=self.kt)
 
 
 def thermal_path(
