@@ -142,7 +142,7 @@ def search(
         system: Its potential.
         walkers: Where to begin, from `popflow.electrons.walkers.place`, equilibrated.
         objective: The geometry; None: Fisher-Rao.
-        optimiser: ``minsr``, ``spring``, ``singd`` or ``adam``.
+        optimiser: ``minsr``, ``spring``, ``singd``, ``ikfac`` or ``adam``.
         steps: Steps in all.
         lr: First learning rate; None: the usual one of the optimiser. It falls to a third.
         moves: Metropolis moves of every walker between two steps.
