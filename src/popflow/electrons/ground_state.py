@@ -188,7 +188,7 @@ def search(
     state = _State(psi, walkers, mover, rng, _electrons(system, walkers) | chosen)
     if checkpoint and Path(checkpoint).exists():
         state.resume(checkpoint)
-    local = LocalEnergy(psi, system, chunk=max(1, len(walkers.x) // these.size) if compile else 256, compile=compile)
+    local = LocalEnergy(psi, system, chunk=max(1, len(walkers.x) // these.size) if compile else None, compile=compile)
     good = state.tensors()
     while state.step < steps:
         try:
