@@ -140,7 +140,7 @@ def path(options: argparse.Namespace) -> list[Row]:
     """The path's highest energy against the relaxed scan and ASE's band, and whether the ensemble arrives."""
     steps, batch, images = (4, 4, 5) if options.quick else (200, 16, IMAGES)
     start = time.perf_counter()
-    _, _, base, other = states()
+    (_, *shape), _, base, other = states()
     process, potential, best, first = learned(PARTS / f"calls-{steps}.jsonl", steps, batch, images)
     spent, seconds = len(potential.costly.ledger), time.perf_counter() - start
     t = torch.linspace(0, TIME, 61, dtype=torch.float64)
@@ -148,7 +148,7 @@ def path(options: argparse.Namespace) -> list[Row]:
         mean = best.moments(t).mean[:, 0]
     highest = float((potential(mean) - base).max())
     scan = ASEForce(SYMBOLS, workers=1)
-    relaxing, shape = [], one[1:]
+    relaxing = []
     for degrees in range(170, 20, -30 if options.quick else -10):
         energy, (_, *shape) = relaxed(scan, degrees * torch.pi / 180, tuple(shape))  # pyright: ignore[reportArgumentType]
         relaxing.append((energy - base, degrees))
