@@ -56,7 +56,7 @@ def relaxed(potential: ASEForce, angle: float, first: tuple[float, float]) -> tu
     return float(found.fun), (angle, float(found.x[0]) / 10, float(found.x[1]) / 10)
 
 
-def band(images: Tensor, base: float) -> tuple[float, int]:
+def band(images: Tensor, base: float, steps: int) -> tuple[float, int]:
     """Highest energy over HCN of ASE's climbing-image band that begins on images ``[P, 9]``, and its force calls."""
     from ase import Atoms
     from ase.mep import NEB
@@ -67,7 +67,7 @@ def band(images: Tensor, base: float) -> tuple[float, int]:
         one.calc = gfn2_xtb()
     neb = NEB(chain, climb=True, method="improvedtangent")
     optimiser = FIRE(neb, logfile=None)
-    optimiser.run(fmax=0.05, steps=300)
+    optimiser.run(fmax=0.05, steps=steps)
     energies = [EV * one.get_potential_energy() for one in chain]
     return max(energies) - base, optimiser.nsteps * (len(chain) - 2)
 
@@ -116,7 +116,7 @@ def states() -> tuple[Shape, Shape, float, float]:
     return one, two, a, b
 
 
-def learned(file: Path, steps: int, batch: int, images: int) -> tuple[Overdamped, ASEForce, Any, Tensor]:
+def learned(file: Path, steps: int, batch: int, images: int, beginning: int) -> tuple[Overdamped, ASEForce, Any, Tensor]:
     """Process, potential, the fitted path, and its first images ``[P, 9]``; every force is in the ledger ``file``."""
     one, two, _, _ = states()
     potential = ASEForce(SYMBOLS, gfn2_xtb, file, workers=1, failed=0.0)
@@ -127,7 +127,7 @@ def learned(file: Path, steps: int, batch: int, images: int) -> tuple[Overdamped
     path = FullPath(first[0], first[-1], TIME, noise=process.noise, sigma0=SIGMA0, rng=Streams(0), initial=through(first))
     envelope = torch.linspace(0, 1, images, dtype=torch.float64)
     widest = (SIGMA0**2 + (WIDEST**2 - SIGMA0**2) * 4 * envelope * (1 - envelope)).sqrt()
-    begin(path, first, thermal(hessians(potential, first), widest), 1000)
+    begin(path, first, thermal(hessians(potential, first), widest), beginning)
     return (
         process,
         potential,
@@ -138,10 +138,10 @@ def learned(file: Path, steps: int, batch: int, images: int) -> tuple[Overdamped
 
 def path(options: argparse.Namespace) -> list[Row]:
     """The path's highest energy against the relaxed scan and ASE's band, and whether the ensemble arrives."""
-    steps, batch, images = (4, 4, 5) if options.quick else (200, 16, IMAGES)
+    steps, batch, images, beginning, moves = (4, 4, 5, 30, 200) if options.quick else (200, 16, IMAGES, 1000, 2000)
     start = time.perf_counter()
     (_, *shape), _, base, other = states()
-    process, potential, best, first = learned(PARTS / f"calls-{steps}.jsonl", steps, batch, images)
+    process, potential, best, first = learned(PARTS / f"calls-{steps}.jsonl", steps, batch, images, beginning)
     spent, seconds = len(potential.costly.ledger), time.perf_counter() - start
     t = torch.linspace(0, TIME, 61, dtype=torch.float64)
     with torch.no_grad():
@@ -153,8 +153,8 @@ def path(options: argparse.Namespace) -> list[Row]:
         energy, (_, *shape) = relaxed(scan, degrees * torch.pi / 180, tuple(shape))  # pyright: ignore[reportArgumentType]
         relaxing.append((energy - base, degrees))
     top, at = max(relaxing)
-    climbed, climbing = band(first, base)
-    walks = simulate(process, best, 20 if options.quick else 200, clock_grid(TIME, 2000), Streams(1), keep=[0, 2000], weigh=False)
+    climbed, climbing = band(first, base, 20 if options.quick else 300)
+    walks = simulate(process, best, 20 if options.quick else 200, clock_grid(TIME, moves), Streams(1), keep=[0, moves], weigh=False)
     last = walks.x[:, -1]
     near = (last - best.end).norm(dim=-1) < 3 * SIGMA0 * 3
     gap = last.reshape(-1, 3, 3)
@@ -184,11 +184,11 @@ def path(options: argparse.Namespace) -> list[Row]:
 
 def short(file: str) -> None:
     """A small fit, for the part `resume`."""
-    learned(Path(file), 6, 8, 5)
+    learned(Path(file), 6, 8, 5, 30)
 
 
 def resume(options: argparse.Namespace) -> list[Row]:
-    """Kill a fit by signal 9 in the midst of its calls, start it again, and compare with one that was never stopped."""
+    """Kill a fit by signal 9 in the midst of its calls, start it again, and count against one that was never stopped."""
     with tempfile.TemporaryDirectory() as folder:
         whole, torn = Path(folder, "whole.jsonl"), Path(folder, "torn.jsonl")
         short(str(whole))
@@ -202,11 +202,10 @@ def resume(options: argparse.Namespace) -> list[Row]:
         before = set(Ledger.read(torn))
         subprocess.run(command, cwd=Path(__file__).parent, check=True)
         keys = [line.split('"key": "')[1].split('"')[0] for line in torn.read_text().splitlines() if '"key"' in line]
-        same = set(keys) == set(Ledger.read(whole))
     notes = {"calls before the kill": len(before), "calls in all": wanted}
     return [
         Row("calls made twice after a kill", float(len(keys) - len(set(keys))), target=0.0, notes=notes),
-        Row("calls after a kill that a run without one does not make", float(not same), target=0.0),
+        Row("calls of a run that was killed, beyond those of one that was not", float(len(keys) - wanted), target=0.0),
     ]
 
 
