@@ -16,8 +16,8 @@ from popflow.core.statistics import Z_95, tail_shape
 from popflow.paths.ensemble import guided, spanning
 from popflow.paths.process import Process, require_finite
 
-HEAVY = 0.7
-"""Shape of the tail of the weights above which neither estimate nor interval can be trusted."""
+HEAVY = 0.5
+"""Shape of the tail of the weights above which they have no variance: the interval is then too short."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Probability:
         error: Standard error; infinite when no simulated path has the event.
         hits: Share of simulated paths with the event: what is not simulated is not weighed, and a reverse divergence may miss tails.
         ess: Effective number of paths with the event.
-        tail: Shape of the tail of their weights (`popflow.core.statistics.tail_shape`): above 0.7 the interval is too short.
+        tail: Shape of the tail of their weights (`popflow.core.statistics.tail_shape`): above 0.5 the interval is too short.
         forces: Force evaluations.
     """
 
