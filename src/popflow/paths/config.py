@@ -63,7 +63,9 @@ class PathConfig:
         lr: Highest learning rate.
         evaluations: Force evaluations for the action and its error.
         paths: Paths to simulate and to weigh, one force evaluation each per step.
-        shots: Moves of shooting that accepts every path, beside the fitted paths, in 200 chains; 0 leaves them out.
+        shots: Moves of shooting beside the fitted paths, in 200 chains; 0 leaves them out.
+        shooting: Accept every path and weigh it (``always``), or go on from fitted paths that arrive by two-way shots, most of which are rejected
+            (``two-way``).
         seed: Random seed.
     """
 
@@ -88,6 +90,7 @@ class PathConfig:
     evaluations: Annotated[int, Flag(ge=64)] = 400_000
     paths: Annotated[int, Flag(ge=2)] = 2000
     shots: Annotated[int, Flag(ge=0)] = 0
+    shooting: Literal["always", "two-way"] = "always"
     seed: Annotated[int, Flag(ge=0)] = 0
 
     def __post_init__(self) -> None:
@@ -98,6 +101,8 @@ class PathConfig:
         if (self.kind() == "kinematic") != self.molecular:
             wanted = "kinematic for molecules" if self.molecular else "flow, full or diagonal for a potential"
             raise ValueError(f"family={self.kind()!r}, wanted {wanted}.")
+        if self.shooting != "always" and not self.shots:
+            raise ValueError(f"shooting={self.shooting!r} with shots=0, wanted shots to make. Fix: shots=20.")
         if self.batch < 2 * self.components:
             raise ValueError(f"batch={self.batch} for components={self.components}, wanted at least {2 * self.components}.")
         if self.evaluations < 4 * self.components:
@@ -113,7 +118,9 @@ class PathConfig:
         if (self.a is None) != (self.b is None):
             raise ValueError(f"a={_told(self.a)} and b={_told(self.b)}, wanted both PDB files of a molecule, or neither.")
         others = (
-            ("potential", "start", "end", "noise", "shots") if self.molecular else ("forcefield", "temperature", "friction", "minimise")
+            ("potential", "start", "end", "noise", "shots", "shooting")
+            if self.molecular
+            else ("forcefield", "temperature", "friction", "minimise")
         )
         for name in others:
             if getattr(self, name) != getattr(type(self), name):
