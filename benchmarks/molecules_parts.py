@@ -210,22 +210,25 @@ def stored(file: Path = FILE) -> dict[tuple[str, str, int], dict]:
 
 def renew(name: str, file: Path = FILE) -> None:
     """Keep or drop the parts of a contender whose code has changed: the cheapest is made again, and all stay if its curve is the same."""
-    lines = stored(file)
-    old = [one for one in lines.values() if one["recipe"] == name and one["digest"] != digest(name)]
+    old = [one for one in stored(file).values() if one["recipe"] == name and one["digest"] != digest(name)]
     if not old:
         return
     cheapest = min(old, key=lambda one: one["seconds"])
     same = made(cheapest["task"], name, cheapest["seed"])["curve"] == cheapest["curve"]
     print(f"{name}: code has changed, its results have {'not: parts stay' if same else 'too: parts go'}", file=sys.stderr, flush=True)
-    for one in old:
-        one["digest"] = digest(name) if same else None
-    text = "".join(json.dumps(one) + "\n" for one in lines.values() if one["digest"] is not None)
-    file.write_text(text, encoding="utf-8")
+    lines = list(stored(file).values())  # read again: another process may have added some meanwhile
+    for one in lines:
+        if one["recipe"] == name and one["digest"] != digest(name):
+            one["digest"] = digest(name) if same else None
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines if one["digest"] is not None), encoding="utf-8")
 
 
 def fill(names: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], file: Path = FILE, budget: int = BUDGET) -> Iterator[dict]:
     """Make the parts that are missing, whole seeds one after another, and write each down."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists() and not file.read_text(encoding="utf-8").endswith("\n"):
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write("\n")  # a line that a killed run left torn
     for name in names:
         renew(name, file)
     for seed in seeds:
