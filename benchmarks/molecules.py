@@ -11,6 +11,7 @@ operator. Intervals are those of 95 % of a mean over seeds, differences are pair
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -152,7 +153,7 @@ def main(options: argparse.Namespace) -> list[Row]:
 
 
 MADE = "--made" in sys.argv
-QUICK = Path(tempfile.gettempdir()) / "molecules_quick.jsonl"
+QUICK = Path(tempfile.gettempdir()) / f"molecules-{os.getpid()}.jsonl"
 if __name__ == "__main__":
     sys.argv = [one for one in sys.argv if one != "--made"]
     QUICK.unlink(missing_ok=True)
