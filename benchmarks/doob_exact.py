@@ -1,6 +1,6 @@
 """Doob's Lagrangian against closed forms: bridges, exact sampling, underdamped bridges, and a rare event of the double well.
 
-python benchmarks/doob_exact.py [--only bridges sampler underdamped rare] [--quick]
+python benchmarks/doob_exact.py [--only bridges sampler underdamped rare] [--quick] [--keep]
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def rare(options: argparse.Namespace) -> list[Row]:
     time_, steps, n = 1.0, (100 if options.quick else 1000), (500 if options.quick else 20_000)
     process = Overdamped(well, noise=1.0)
     a = torch.tensor([-b], dtype=torch.float64)
-    path = FullPath if len(a) > 1 else DiagonalPath
-    learned = path(a, -a, time_, noise=1.0, sigma0=(0.05, 0.15), rng=Streams(0))
+    ends = {"noise": 1.0, "sigma0": (0.05, 0.15), "rng": Streams(0)}
+    learned = DiagonalPath(a, -a, time_, components=3, **ends)  # paths cross early, in the middle or late
     learned = fit(process, learned, steps=20 if options.quick else 800, batch=256, rng=Streams(0), lr=5e-3, bar=False).path
     exact = Grid(process, (-3.0,), (3.0,), 0.01 if options.quick else 0.0025)
     rows = []
@@ -204,6 +204,8 @@ def rare(options: argparse.Namespace) -> list[Row]:
             "forces": got.forces,
             "share of simulated paths in the set": got.hits,
             "effective paths": got.ess,
+            "shape of the tail of the weights": got.tail,
+            "truth lies in the interval": got.low <= truth <= got.high,
         }
         rows += [
             Row(
@@ -240,7 +242,13 @@ PARTS = {"bridges": bridges, "sampler": sampler, "underdamped": underdamped, "ra
 def main(options: argparse.Namespace) -> list[Row]:
     """Measure Doob's Lagrangian against closed forms."""
     torch.manual_seed(0)
-    return [row for name in options.only for row in PARTS[name](options)]
+    rows = []
+    for name in options.only:
+        found = PARTS[name](options)
+        for row in found:
+            row.notes["part"] = name
+        rows += found
+    return rows
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from popflow.compose import VP, both, feynman_kac, from_network
 from popflow.core import Population, Streams, simulate, systematic
 from popflow.core.calculus import value_and_grad
 from popflow.core.checks import put_off
+from popflow.electrons import LocalEnergy, Molecule, Objective, PsiFormer, Walkers, equilibrate, evaluate, place, search
 from popflow.learn.learner import Learner
 from popflow.optim import SINGD
 
@@ -314,6 +315,46 @@ def captured(call: Call) -> Call:
     with torch.cuda.graph(graph):
         call()
     return graph.replay
+
+
+@part("electrons", 120)
+def ground_state(where: Machine) -> list[Row]:
+    """Fisher-Rao and mixed descent of beryllium from one start: variance and time of an iteration; then an iteration with more walkers."""
+    walkers, many, warm, steps = (8, 16, 2, 2) if where.quick else (1024, 4096, 500, 2000)
+    atom, rng = Molecule.of("Be"), Streams(0, where.device)
+    psi = PsiFormer(atom, width=8 if where.quick else 64, layers=1 if where.quick else 4, rng=rng).to(where.device)
+    begun = equilibrate(psi, place(psi, atom, walkers, rng), rng)
+    begun = search(psi, atom, begun, steps=warm, rng=rng).walkers
+    start, streams = {name: value.clone() for name, value in psi.state_dict().items()}, rng.state()
+    objectives = {"Fisher-Rao": Objective.fisher_rao(), "mixed": Objective(0.1, 1.0)}
+
+    def iterations(name: str, count: int) -> tuple[Walkers, float]:
+        """Search from the start; the milliseconds of an iteration."""
+        psi.load_state_dict(start)
+        rng.load(streams)
+        where.wait()
+        before = time.perf_counter()
+        last = search(psi, atom, begun, objective=objectives[name], steps=count, rng=rng).walkers
+        where.wait()
+        return last, 1e3 * (time.perf_counter() - before) / count
+
+    slowest = max(iterations(name, 10)[1] for name in objectives)
+    steps = min(steps, max(2, int(1e3 * where.seconds / 4 / slowest)))
+    seen, took = {}, {"iterations": float(steps)}
+    for name in objectives:
+        last, took[f"{name}, ms an iteration"] = iterations(name, steps)
+        seen[name] = evaluate(psi, atom, last, sweeps=2 if where.quick else 100, rng=rng).energy
+    energies = {f"{name}, mHa above the exact energy": 1e3 * (energy.value + 14.667356) for name, energy in seen.items()}
+    ratio = seen["Fisher-Rao"].variance / seen["mixed"].variance
+    rows = [Row(f"Be, {walkers} walkers: variance of Fisher-Rao over that of mixed", ratio, None, "x", None, ">=", energies | took)]
+    crowd = place(psi, atom, many, rng)
+    locals_ = {"eager": LocalEnergy(psi, atom, chunk=many)} | (
+        {} if where.quick else {"compiled": LocalEnergy(psi, atom, chunk=many, compile=True)}
+    )
+    calls: dict[str, Call] = {name: partial(local, crowd.x, gradient=True) for name, local in locals_.items()}
+    times = {f"local energy and gradient, {name}, ms": value for name, value in where.milliseconds(calls, 0.2).items()}
+    step = where.milliseconds({"one": lambda: search(psi, atom, crowd, objective=Objective(0.1, 1.0), steps=1, rng=rng)}, 0.2)["one"]
+    return [*rows, Row(f"Be, {many} walkers: an iteration of mixed descent, eager", step, None, "ms", None, "<=", times)]
 
 
 @part("core", 10)

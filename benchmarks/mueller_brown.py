@@ -1,6 +1,6 @@
 """Transition paths on the surface of Mueller and Brown, against the exact Schroedinger bridge of a grid.
 
-    python benchmarks/mueller_brown.py [--only diagonal full mixture flow reweighting rare] [--quick]
+    python benchmarks/mueller_brown.py [--only diagonal full mixture flow reweighting rare shooting] [--quick] [--keep]
 
 Published setting: T = 0.0275, noise 5, end laws N(A, 0.025^2 I) and N(B, 0.025^2 I), 512 forces in each of 2500 steps (1.28 million, and as many
 Hessian-vector products, counted apart). All paths have these end laws by construction, so that no action may be below the grid's.
@@ -17,7 +17,26 @@ import torch
 from harness import Row, run
 
 from popflow.core import Streams
-from popflow.paths import DiagonalPath, FlowPath, FullPath, Grid, MuellerBrown, Overdamped, action, clock_grid, fit, probability, simulate
+from popflow.core.statistics import tail_shape
+from popflow.paths import (
+    Always,
+    DiagonalPath,
+    FlowPath,
+    FullPath,
+    Grid,
+    MuellerBrown,
+    Overdamped,
+    Paths,
+    Shooter,
+    action,
+    clock_grid,
+    fit,
+    probability,
+    shoot,
+    simulate,
+    transitions,
+    two_way,
+)
 
 T, NOISE, SIGMA0, RADIUS = 0.0275, 5.0, 0.025, 0.1
 A, B = (torch.tensor(MuellerBrown.minima[k]) for k in (0, -1))
@@ -137,6 +156,7 @@ def reweighting(options: argparse.Namespace) -> list[Row]:
         "log-probability bound, times the density of B": [bound, bound_error],
         "moments": table,
         "effective share towards P alone": paths.ess / n,
+        "shape of the tail of the weights": tail_shape(weighted.log_w),
     }
     return [
         Row(
@@ -166,6 +186,7 @@ def rare(options: argparse.Namespace) -> list[Row]:
         "share of paths that end there": got.hits,
         "effective paths": got.ess,
         "forces": got.forces,
+        "shape of the tail of the weights": got.tail,
         "forces of the fit": fitted.forces,
         "forces of brute force at this error": EXACT_PROBABILITY / got.error**2 * steps if got.error else math.nan,
     }
@@ -182,13 +203,107 @@ def rare(options: argparse.Namespace) -> list[Row]:
     ]
 
 
-PARTS = {"truth": truth, **{name: partial(family, name) for name in FAMILIES}, "reweighting": reweighting, "rare": rare}
+def near_a(x: torch.Tensor) -> torch.Tensor:
+    """Whether states are within 0.1 of A."""
+    return (x - A.to(x)).square().sum(-1) < RADIUS**2
+
+
+def at_saddle(x: torch.Tensor) -> torch.Tensor:
+    """How much to shoot from states ``[n, 2]``: around the higher saddle."""
+    return (-(x - x.new_tensor(MuellerBrown.saddles[0])).square().sum(-1) / (2 * 0.2**2)).exp()
+
+
+def first_marks(n: int, steps: int, rng: Streams) -> torch.Tensor:
+    """States ``[n, 2]`` outside of A and B with the law ``exp(-U / kT) at_saddle``, by Metropolis' method: energies alone, no forces."""
+
+    def log_density(x: torch.Tensor) -> torch.Tensor:
+        inside = near_a(x) | near_b(x)
+        return torch.where(inside, -math.inf, at_saddle(x).log() - PROCESS.potential(x) / (NOISE**2 / 2))
+
+    x = torch.tensor(MuellerBrown.saddles[0], dtype=torch.float64).expand(n, 2).clone()
+    now = log_density(x)
+    for _ in range(steps):
+        new = x + 0.1 * rng.normal("proposal", x)
+        then = log_density(new)
+        taken = rng.uniform("taken", (n,)).log() < then - now
+        x, now = torch.where(taken[:, None], new, x), torch.where(taken, then, now)
+    return x
+
+
+def shooting(options: argparse.Namespace) -> list[Row]:
+    """Shooting that accepts every path and two-way shooting, each with its own count of forces; frequency and committor against the grid's."""
+    chains, moves, settle, dt = (20, 2, 20, 1e-4) if options.quick else (400, 20, 1000, 2.5e-5)
+    grid = Grid(PROCESS, *MuellerBrown.domain, 0.05 if options.quick else 0.0125)
+    a, b, pi = grid.where(near_a), grid.where(near_b), grid.equilibrium
+    committor = grid.committor(a, b)
+    exact = 2 * grid.rate(a, b) * float(pi @ (1 - committor))  # both directions
+    mass = float((pi * ~a * ~b) @ at_saddle(grid.points))
+    shooter, rng = Shooter(PROCESS, dt, near_a, near_b), Streams(70)
+
+    def observe(paths: Paths) -> torch.Tensor:
+        """Duration in steps, share of both ends in B, and the grid's committor where the path was grown from."""
+        ends = ((shooter.state(paths.x[:, 0]) == 1).double() + (shooter.state(paths.last) == 1).double()) / 2
+        mark = paths.x[torch.arange(len(ends)), paths.mark]
+        return torch.stack([paths.length.double() - 1, ends, grid.at(committor, mark)], -1)
+
+    begin = time.perf_counter()
+    first, forces = shooter.start(first_marks(chains, settle, rng), rng)
+    always = shoot(shooter, Always(at_saddle), first, moves, rng, observe)
+    seconds, begin = time.perf_counter() - begin, time.perf_counter()
+    forces += always.forces
+    found, error = always.frequency(mass, dt)
+    met = always.weight > 0
+    duration, spread = (value[0] for value in always.mean())
+    bins = []
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        here = (always.values[..., 2] >= low) & (always.values[..., 2] < low + 0.2)
+        off = torch.where(here, always.values[..., 1] - always.values[..., 2], 0.0).sum(0)  # [chains], which are independent
+        bins.append(float(off.sum() / (off.square().sum().sqrt() + 1e-12)))
+    start = transitions(shooter, always.paths)
+    twice = shoot(shooter, two_way, start, moves, rng) if len(start.length) else None
+    rows = [
+        Row(
+            "transitions per time, shooting that accepts all: distance to the grid",
+            abs(found - exact) / error if error else math.nan,
+            unit="standard errors",
+            target=3.0,
+            peers={"found": found, "grid": exact},
+            seconds=seconds,
+            notes={"error": error, "forces": forces, "transition paths": int(met.sum()), "paths": met.numel(), "mean duration": float(duration) * dt},
+        ),
+        Row("committor of the shots, five bins: largest distance to the grid", max(map(abs, bins)), unit="standard errors", target=3.0),
+        Row("forces for a transition path, shooting that accepts all", forces / max(1, int(met.sum()))),
+    ]  # fmt: skip
+    if twice is not None:
+        later, after = twice.mean()
+        rows += [
+            Row("forces for an accepted path, two-way shooting", twice.forces / max(1, int(twice.accepted.sum())), seconds=time.perf_counter() - begin,
+                notes={"acceptance": twice.acceptance, "forces": twice.forces, "chains": len(start.length)}),
+            Row("mean duration, two-way shooting against the one that accepts all", float((later - duration).abs() / (after**2 + spread**2).sqrt()),
+                unit="standard errors", target=3.0, notes={"durations": [float(later) * dt, float(duration) * dt]}),
+        ]  # fmt: skip
+    return rows
+
+
+PARTS = {
+    "truth": truth,
+    **{name: partial(family, name) for name in FAMILIES},
+    "reweighting": reweighting,
+    "rare": rare,
+    "shooting": shooting,
+}
 
 
 def main(options: argparse.Namespace) -> list[Row]:
     """Measure the actions of path families, reweighting and a rare event on the Mueller-Brown surface."""
     torch.manual_seed(0)
-    return [row for name in options.only for row in PARTS[name](options)]
+    rows = []
+    for name in options.only:
+        found = PARTS[name](options)
+        for row in found:
+            row.notes["part"] = name
+        rows += found
+    return rows
 
 
 if __name__ == "__main__":

@@ -132,11 +132,14 @@ def main(options: Namespace) -> list[Row]:
     psi = PsiFormer(system, width=64, layers=layers, heads=4, determinants=4, rng=rng)
     placed = equilibrate(psi, place(psi, system, walkers, rng), rng, sweeps=2)
     x = placed.x
-    eager = LocalEnergy(psi, system, chunk=walkers)
+    eager = LocalEnergy(psi, system)
     times = {"energy, eager": timed(lambda: eager(x), repeats), "gradient, eager": timed(lambda: eager(x, gradient=True), repeats)}
     with torch.no_grad():
-        times["Laplacian, forward"] = timed(lambda: psi.forward_laplacian(x), repeats)
-        times["Laplacian, jvp of grad"] = timed(lambda: jvp_of_grad(psi, x), max(1, repeats // 3))
+        for name, laplacian in (("forward", psi.forward_laplacian), ("jvp of grad", lambda part: jvp_of_grad(psi, part))):
+            in_chunks = [
+                timed(lambda f=laplacian, size=size: [f(part) for part in x.split(size)], repeats) for size in {walkers, min(64, walkers)}
+            ]
+            times[f"Laplacian, {name}"] = min(in_chunks)  # at once or in chunks that stay in the cache, whichever is faster
         times["log psi"] = timed(lambda: psi(x), repeats)
     steps = {name: parameter_step(psi, x, eager, objective) for name, objective in (("FR", Objective()), ("W", Objective.wasserstein()))}
     times |= {f"step {name}, eager": timed(step, repeats) for name, step in steps.items()}

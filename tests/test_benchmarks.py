@@ -177,3 +177,39 @@ def test_jets_give_the_residual_of_nested_derivatives_and_its_gauss_newton_rows(
         jacobian = torch.stack([torch.autograd.grad(value, one.layer.weight, retain_graph=True)[0] for value in nested])
         captured = torch.einsum("nrd,nrp->ndp", one.g[0], one.a[0])
         torch.testing.assert_close(captured.flatten(1).T @ captured.flatten(1), jacobian.flatten(1).T @ jacobian.flatten(1))
+
+
+def test_parts_of_molecules_stay_while_their_results_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A docstring changes no digest; a changed digest keeps the parts if the cheapest one comes out the same, and drops them if not."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    parts = importlib.import_module("molecules_parts")
+    assert parts.bare('"""A."""\nx = 1  # one') == parts.bare("x = 1")
+    assert parts.bare("x = 1") != parts.bare("x = 2")
+    file = tmp_path / "parts.jsonl"
+    areas = {("a", 0): 0.5, ("b", 0): 0.25}
+    monkeypatch.setattr(parts, "digest", lambda name: "old")
+    monkeypatch.setattr(
+        parts,
+        "made",
+        lambda task, name, seed, budget=10: {
+            "task": task,
+            "recipe": name,
+            "seed": seed,
+            "area": areas[task, seed],
+            "curve": [areas[task, seed]],
+            "seconds": 1.0,
+            "digest": parts.digest(name),
+        },
+    )
+    assert len(list(parts.fill(["lm"], ["a", "b"], [0], file, 10))) == 2
+    with file.open("a") as lines:
+        lines.write('{"task": "a", "rec')  # a torn line
+    areas["b", 1] = 0.75
+    assert [one["area"] for one in parts.fill(["lm"], ["b"], [0, 1], file, 10)] == [0.75]
+    assert not list(parts.fill(["lm"], ["b"], [0, 1], file, 10))
+    monkeypatch.setattr(parts, "digest", lambda name: "new")
+    parts.renew("lm", file)
+    assert [one["digest"] for one in parts.stored(file).values()] == ["new", "new", "new"]
+    monkeypatch.setattr(parts, "digest", lambda name: "newer")
+    areas["a", 0] = 0.6
+    assert [one["area"] for one in parts.fill(["lm"], ["a", "b"], [0], file, 10)] == [0.6, 0.25]

@@ -30,6 +30,7 @@ from popflow.paths import (
     simulate_exactly,
 )
 from popflow.paths.curves import with_rates
+from popflow.paths.doob import draw
 from popflow.paths.moments import Kinematic
 
 ENDS = torch.tensor([-1.0], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
@@ -242,6 +243,37 @@ def test_paths_of_other_noise_or_kind_are_refused_by_weights_too() -> None:
             call()
     with pytest.raises(ValueError, match="requires_grad_"):
         fit(_spring(1.0), path, steps=2, batch=4, rng=Streams(0))
+
+
+def test_a_guide_that_is_too_narrow_is_told_of() -> None:
+    """P(x_1 > 0) = 1/2 of Brownian motion by paths that end in N(1, 0.1^2): the weights of paths that end elsewhere have no mean square."""
+    free = Overdamped(lambda x: 0 * x.sum(-1), noise=1.0)
+    a = torch.zeros(1, dtype=torch.float64)
+    narrow, wide = (DiagonalPath(a, a + 1, 1.0, noise=1.0, sigma0=(0.05, sd), rng=Streams(0)).requires_grad_(False) for sd in (0.1, 1.2))
+    missed, found = (
+        probability(free, one, lambda x: x[:, 0] > 0, 4000, clock_grid(1.0, 100), Streams(1), start=a) for one in (narrow, wide)
+    )
+    assert missed.value < 0.4
+    assert missed.tail > 0.5
+    assert "too small and too sure" in str(missed)
+    assert found.tail < 0.5
+    assert abs(found.value - 0.5) < 4 * found.error
+    assert "too sure" not in str(found)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_times_of_learning_and_of_estimates_are_weighed_to_uniform_ones(share: float) -> None:
+    """Means of 1, t and t^2 over weighted times are those of uniform times; a larger share sees the ends more often."""
+    path = DiagonalPath(*ENDS, 2.0, noise=1.0, sigma0=0.01, rng=Streams(0))
+    t, z, weight = draw(path, 4096, Streams(1), share)
+    for power in (0, 1, 2):
+        assert float((weight * t**power).mean()) == pytest.approx(2.0**power / (power + 1), rel=2e-3)
+    assert (
+        float((t < 0.002).double().mean()) == pytest.approx(0.001, abs=3e-4)
+        if share == 0
+        else float((t < 0.002).double().mean()) > 0.1 * share
+    )
+    assert torch.equal(z[0::2], -z[1::2])
 
 
 def test_probability_tells_what_it_cannot_know() -> None:

@@ -40,7 +40,7 @@ from popflow.electrons.wavefunctions import System
 from popflow.optim import spring
 from popflow.runs import Measured
 
-OPTIMISERS = ["minsr", "spring", "singd", "adam"]
+OPTIMISERS = ["minsr", "spring", "singd", "ikfac", "adam"]
 
 
 def begin(psi: WaveFunction, system: System, count: int = 64, seed: int = 0) -> tuple[Walkers, Streams]:

@@ -84,6 +84,17 @@ def variance_after(covariance: np.ndarray, chosen: list[int], noise: float) -> n
     return covariance.diagonal() - (cross @ np.linalg.inv(covariance[np.ix_(chosen, chosen)] + noise * np.eye(len(chosen))) * cross).sum(1)
 
 
+def test_posteriors_are_joined_and_cut(scored: tuple[list[str], np.ndarray]) -> None:
+    known, scores = scored
+    surrogate, others = Surrogate(counts), list(TABLE)[40:]
+    surrogate.update(known, scores)
+    whole = surrogate.posterior(others)
+    parts = surrogate.posterior(others[:7]).joined(surrogate.posterior(others[7:]))
+    assert np.allclose(parts.mean, whole.mean, atol=1e-12)
+    assert np.allclose(parts.variance, whole.variance, atol=1e-12)
+    assert parts.since(7).batch(4) == surrogate.posterior(others[7:]).batch(4)
+
+
 def test_twins_are_not_both_chosen() -> None:
     TABLE["twin"] = TABLE["other twin"] = np.eye(24, dtype=int)[0] * 3
     TABLE["third"] = np.eye(24, dtype=int)[5] * 2

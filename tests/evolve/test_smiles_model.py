@@ -54,6 +54,10 @@ def test_one_token_at_a_time_equals_all_at_once(small):
     for k in range(t):
         logits, state = small.step(tokens[:, k], state)
         assert torch.allclose(logits, whole[:, k], atol=1e-5)
+    one, after = small.step(tokens[:, -1], state, torch.tensor([False, True]))
+    both, same = small.step(tokens[:, -1], state)
+    assert torch.allclose(one, both[1:], atol=1e-6)
+    assert all(torch.equal(x, y) for x, y in zip(after, same, strict=True))
 
 
 def test_draws_follow_the_model(small):

@@ -14,6 +14,7 @@ from popflow.paths.config import PathConfig
 from popflow.paths.doob import fit
 from popflow.paths.job import run
 from popflow.paths.scene import path, scene
+from popflow.paths.shooting import Shooter
 from popflow.runs import Run, point_figures
 
 TINY = ("--steps", "4", "--batch", "8", "--evaluations", "256", "--paths", "6")
@@ -51,6 +52,25 @@ def test_a_known_potential_with_shooting_beside_it(tmp_path: Path, capsys) -> No
     page = (tmp_path / "run/report.html").read_text()
     for part in ("Highest energy of a path", "Hessian-vector products", "U - U(A)", "points moving from A to B"):
         assert part in page or part.replace("-", "−") in page
+
+
+def test_two_way_shots_go_on_from_fitted_paths(tmp_path: Path, capsys) -> None:
+    sizes = ("--potential", "double-well", "--dt", "0.02", "--shots", "2", "--shooting", "two-way", "--family", "full")
+    found = told(capsys, *sizes, *TINY, "--out", str(tmp_path / "run"))
+    (table,) = [one for one in found["comparison"] if "Highest energy" in one.get("title", "")]
+    (shot,) = [one for one in table["rows"] if one[0].startswith("two-way shooting, ")]
+    assert shot[0].endswith("% accepted")
+    costs = {one[0]: one[1] for one in found["diagnostics"][1]["rows"]}
+    assert costs["shooting"] == 2 * 200 * 50  # no first paths to grow: the fitted ones are there
+
+
+def test_two_way_shots_without_a_fitted_path_that_joins_both_states_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PathConfig(
+        potential="double-well", family="diagonal", dt=0.05, steps=4, batch=8, evaluations=256, paths=6, shots=2, shooting="two-way"
+    )
+    monkeypatch.setattr(Shooter, "joins", lambda self, paths: torch.zeros(len(paths.x)))
+    with Run.open(tmp_path / "run", config, job="path") as one:
+        assert "no fitted path joins A and B" in str(run(config, one).plain())
 
 
 def test_a_run_goes_on_and_gives_the_same(tmp_path: Path) -> None:
@@ -98,6 +118,7 @@ def test_a_potential_of_ones_own_in_any_number_of_coordinates(states, family, tm
         (["--potential", "absent.py:energy"], "start, end, time, noise, sigma0, dt not given"),
         (["--potential", "double-wel"], "did you mean 'double-well'"),
         (["--time", "-1"], "time"),
+        (["--shooting", "two-way"], "shots=0, wanted shots to make"),
     ],
     ids=lambda one: one[0] if isinstance(one, list) else "",
 )

@@ -70,7 +70,7 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 }
 
 
-_RESERVED_OPTIONS = {"--out", "--config", "--device", "--json", "--help", "-h"}
+_RESERVED_OPTIONS = {"--all", "--out", "--config", "--device", "--json", "--help", "-h"}
 _RESERVED_FIELDS = {"job", "inputs", "method_name", *_SHARED}
 """Names that no field may have: keys of config.json beside the fields, and parameters of every verb."""
 
@@ -87,9 +87,18 @@ def verb(name: str, task: Task) -> Callable[..., None]:
 def demo_verb(method: Method) -> Callable[..., None]:
     """Return the command ``popflow demo``, with the options of one method's demo."""
 
-    def command(method_name: str, out: Path | None, config: Path | None, device: Device, as_json: bool, **given: Any) -> None:
-        from popflow.registry import UnknownMethodError, method as find
+    def command(method_name: str, every: bool, out: Path | None, config: Path | None, device: Device, as_json: bool, **given: Any) -> None:
+        from popflow.registry import UnknownMethodError, method as find, methods
 
+        if every:
+            from popflow.cli.gallery import demonstrate
+
+            others = [name for name, value in given.items() if value not in (None, []) and name != "quick"] + ["config"] * bool(config)
+            if others or method_name != method.name:
+                raise typer.BadParameter(
+                    "runs every demo with its quick settings. Fix: leave out METHOD and its options.", param_hint="--all"
+                )
+            raise typer.Exit(demonstrate(list(methods().methods.values()), out or Path("runs/demos"), device.value, as_json))
         try:
             found = find(method_name)
         except UnknownMethodError as error:
@@ -101,7 +110,8 @@ def demo_verb(method: Method) -> Callable[..., None]:
         f"that each know only one of the two.\n\nThe options below are those of `popflow demo {method.name}`."
     )
     which = Annotated[str, typer.Argument(metavar="METHOD", help="See `popflow methods`.")]
-    return _declared(command, "demo", text, method.demo, method_name=(which, method.name))
+    every = Annotated[bool, typer.Option("--all", help="Run every method's demo in turn, quick, and write one page that links them.")]
+    return _declared(command, "demo", text, method.demo, method_name=(which, method.name), every=(every, False))
 
 
 def carry_out(

@@ -56,7 +56,7 @@ class GroundConfig:
     cost: Literal["tanh", "sign", "clip"] = "tanh"
     growth: Annotated[float, Flag(gt=0)] = 1.0
     warm: Annotated[float, Flag(ge=0, lt=1)] = 0.3
-    optimiser: Literal["minsr", "spring", "singd", "adam"] | None = None
+    optimiser: Literal["minsr", "spring", "singd", "ikfac", "adam"] | None = None
     network: Literal["psiformer", "slater-jastrow"] = "psiformer"
     width: Annotated[int, Flag(ge=1)] = 32
     layers: Annotated[int, Flag(ge=1)] = 2

@@ -1,4 +1,4 @@
-r"""Updates of the parameters: SPRING and MinSR in the space of samples, SINGD, Adam.
+r"""Updates of the parameters: SPRING and MinSR in the space of samples, SINGD, IKFAC, Adam.
 
 With ``J`` the centred, scaled rows of ``d_theta log|psi|`` and ``e`` the energies in excess::
 
@@ -27,8 +27,8 @@ from popflow.learn.learner import pack, unpack
 from popflow.optim import SINGD, Kernel, spring
 from popflow.optim.gram import Update, apply
 
-Name = Literal["spring", "minsr", "singd", "adam"]
-RATES: dict[str, float] = {"minsr": 0.2, "spring": 0.02, "singd": 0.02, "adam": 3e-3}
+Name = Literal["spring", "minsr", "singd", "ikfac", "adam"]
+RATES: dict[str, float] = {"minsr": 0.2, "spring": 0.02, "singd": 0.02, "ikfac": 0.02, "adam": 3e-3}
 """First learning rate of each."""
 
 
@@ -180,7 +180,8 @@ def descent(name: Name, psi: WaveFunction) -> Descent:
         return SampleSpace(psi, decay=0.0)
     if name == "adam":
         return Torch(psi, torch.optim.Adam(psi.parameters(), lr=RATES[name]))
-    if name == "singd":
-        optimizer = SINGD(psi, lr=RATES[name], interval=1, momentum=0.9, damping=1e-3, listen=False, stochastic_rounding=False)
-        return Torch(psi, optimizer)
+    if name in ("singd", "ikfac"):
+        adaptive = name == "singd"
+        rest = {"interval": 1, "momentum": 0.9, "damping": 1e-3, "listen": False, "stochastic_rounding": False}
+        return Torch(psi, SINGD(psi, lr=RATES[name], adaptive=adaptive, **rest))
     raise ValueError(unknown("optimiser", str(name), RATES))

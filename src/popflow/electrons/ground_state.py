@@ -142,7 +142,7 @@ def search(
         system: Its potential.
         walkers: Where to begin, from `popflow.electrons.walkers.place`, equilibrated.
         objective: The geometry; None: Fisher-Rao.
-        optimiser: ``minsr``, ``spring``, ``singd`` or ``adam``.
+        optimiser: ``minsr``, ``spring``, ``singd``, ``ikfac`` or ``adam``.
         steps: Steps in all.
         lr: First learning rate; None: the usual one of the optimiser. It falls to a third.
         moves: Metropolis moves of every walker between two steps.
@@ -188,7 +188,7 @@ def search(
     state = _State(psi, walkers, mover, rng, _electrons(system, walkers) | chosen)
     if checkpoint and Path(checkpoint).exists():
         state.resume(checkpoint)
-    local = LocalEnergy(psi, system, chunk=max(1, len(walkers.x) // these.size) if compile else 256, compile=compile)
+    local = LocalEnergy(psi, system, chunk=max(1, len(walkers.x) // these.size) if compile else None, compile=compile)
     good = state.tensors()
     while state.step < steps:
         try:

@@ -320,15 +320,18 @@ class Evolution:
         self.surrogate.update(known, np.where(np.isfinite(fitness), fitness, fitness[np.isfinite(fitness)].min() - 1.0))
         if self.generation == 1:
             found = found | {one: ("fresh", ()) for one in self._allowed(how.screen) if one not in self._place and one not in found}
+        first = len(self.population) if how.inner else 0
+        names = [*(known[place] for place in self.population[:first]), *found]
+        posterior = self.surrogate.posterior(names)
         for _ in range(how.inner):
-            names = [*(known[place] for place in self.population), *found]
-            bound = self.surrogate.posterior(names).upper(how.beta)
+            bound = posterior.upper(how.beta)
             best = np.argsort(-bound, kind="stable")[: self.recipe.population]
             breeding = [Parent(names[i], float(bound[i])) for i in best]
             made = self._children(breeding, bound[best], rank(), how.children, found)
             found = found | {one: (name, self._scored_ancestors(parents, found)) for one, (name, parents) in made.items()}
-        names = list(found)
-        return {names[i]: found[names[i]] for i in self.surrogate.posterior(names).batch(self.recipe.offspring, how.beta)}
+            if made:
+                names, posterior = [*names, *made], posterior.joined(self.surrogate.posterior(list(made)))
+        return {one: found[one] for one in (names[first + i] for i in posterior.since(first).batch(self.recipe.offspring, how.beta))}
 
     def _scored_ancestors(self, parents: tuple[str, ...], found: Mapping[str, tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
         """The scored molecules from which a child of inner generations comes."""

@@ -297,7 +297,7 @@ def _exchange(old: int, new: int) -> Edit:
     return Edit("change_atom", 1.0, f"[#{old}]", (), freed=(0,), element=new)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _graph(smiles: str) -> Graph:
     return Graph(parse(smiles))
 

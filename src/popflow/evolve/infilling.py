@@ -26,7 +26,7 @@ class FillGap:
     Args:
         model: The model; the one that comes with the library unless given.
         temperature: Of the draws, see `popflow.evolve.smiles_model.continued`.
-        draws: Gaps drawn for each try; the first that gives a child counts.
+        draws: Gaps filled for a try at most, one after another, until one gives a child.
 
     Example:
         >>> import numpy as np
@@ -64,7 +64,7 @@ class LinkFragments:
     Args:
         model: The model; the one that comes with the library unless given.
         temperature: Of the draws, see `popflow.evolve.smiles_model.continued`.
-        draws: Gaps drawn for each try; the first that gives a child counts.
+        draws: Gaps filled for a try at most, one after another, until one gives a child.
     """
 
     model: SmilesModel | None = None
@@ -186,12 +186,14 @@ def _children(
     gap: Callable[[tuple[str, ...]], tuple[str, str] | None],
     rng: np.random.Generator,
 ) -> list[Child]:
-    """Draw ``operator.draws`` gaps for each origin and fill them all at once; the first that gives a molecule, and none of its parents, is the child."""
-    drawn = [(k, one) for k, origin in enumerate(origins) for _ in range(operator.draws) if (one := gap(origin)) is not None]
-    texts = fill(operator.model or shipped(), [one for _, one in drawn], _generator(rng), temperature=operator.temperature)
+    """Fill a gap for each origin, then another one where that gave no molecule but a parent or nothing, up to ``operator.draws`` times."""
+    model, generator = operator.model or shipped(), _generator(rng)
     found: dict[int, str] = {}
-    for (k, _), text in zip(drawn, texts, strict=True):
-        smiles = canonical_or_none(text) if k not in found else None
-        if smiles is not None and smiles not in origins[k]:
-            found[k] = smiles
+    for _ in range(operator.draws):
+        drawn = [(k, one) for k, origin in enumerate(origins) if k not in found and (one := gap(origin)) is not None]
+        texts = fill(model, [one for _, one in drawn], generator, temperature=operator.temperature)
+        for (k, _), text in zip(drawn, texts, strict=True):
+            smiles = canonical_or_none(text)
+            if smiles is not None and smiles not in origins[k]:
+                found[k] = smiles
     return [Child(found[k], operator.name, origins[k]) for k in sorted(found)]

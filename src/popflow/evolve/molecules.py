@@ -63,14 +63,15 @@ def parse(smiles: str, most_atoms: int = MOST_ATOMS) -> Chem.Mol:
     molecule = Chem.MolFromSmiles(text)
     if molecule is None or molecule.GetNumAtoms() == 0:
         raise ValueError(f"SMILES {shown} is no molecule that RDKit can read: {_reason(text)}.")
-    parts = len(Chem.GetMolFrags(molecule))
+    parts = len(Chem.GetMolFrags(molecule)) if "." in text else 1
     if parts > 1:
         raise ValueError(f"SMILES {shown} has {parts} parts, wanted one molecule: keep the largest part, without the salt.")
-    if any(atom.GetAtomicNum() == 0 for atom in molecule.GetAtoms()):
+    heavy = molecule.GetNumHeavyAtoms()
+    if heavy < molecule.GetNumAtoms() and any(atom.GetAtomicNum() == 0 for atom in molecule.GetAtoms()):
         raise ValueError(f"SMILES {shown} has a dummy atom (*), wanted a whole molecule.")
-    if molecule.GetNumHeavyAtoms() > most_atoms:
-        raise ValueError(f"SMILES {shown} has {molecule.GetNumHeavyAtoms()} heavy atoms, wanted at most {most_atoms}.")
-    for atom in molecule.GetAtoms():
+    if heavy > most_atoms:
+        raise ValueError(f"SMILES {shown} has {heavy} heavy atoms, wanted at most {most_atoms}.")
+    for atom in molecule.GetAtoms() if ":" in text else ():
         atom.SetAtomMapNum(0)
     return molecule
 

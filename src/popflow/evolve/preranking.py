@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.linalg import cho_factor, eigh, solve_triangular
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
@@ -121,6 +121,16 @@ class Posterior:
         """Return the upper confidence bounds ``mu + beta sqrt(v)``, ``[m]``."""
         return self.mean + beta * np.sqrt(np.maximum(self.variance, 0.0))
 
+    def joined(self, more: Posterior) -> Posterior:
+        """Return the posterior at these candidates, then at those of ``more``, of the same process."""
+        rows = csr_matrix(vstack([self.rows, more.rows]))
+        mean, variance = np.concatenate([self.mean, more.mean]), np.concatenate([self.variance, more.variance])
+        return Posterior(rows, mean, variance, np.hstack([self.solved, more.solved]), self.noise, self.scale)
+
+    def since(self, first: int) -> Posterior:
+        """Return the posterior without the first candidates."""
+        return Posterior(self.rows[first:], self.mean[first:], self.variance[first:], self.solved[:, first:], self.noise, self.scale)
+
     def batch(self, size: int, beta: float = 1.0) -> list[int]:
         """Return a greedy batch: the largest bound first, then the largest once the variance knows of the ones before.
 
@@ -209,8 +219,6 @@ class Surrogate:
     def _grow(self, molecules: list[str]) -> None:
         if not molecules:
             return
-        from scipy.sparse import vstack
-
         new = self._unary(molecules)
         if self._rows is None:
             self._rows, self._kernel = new, minmax(new, new)

@@ -54,13 +54,16 @@ class SmilesModel(nn.Module):
         q, k, v = self._heads(h)
         return self._logits(h, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
-    def step(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits ``[n, vocabulary]`` of the token after ``tokens`` [n], and the state to go on from."""
+    def step(self, tokens: Tensor, state: State | None = None, wanted: Tensor | None = None) -> tuple[Tensor, State]:
+        """Logits ``[n, vocabulary]`` of the token after ``tokens`` [n], of the ``wanted`` rows alone where given, and the state to go on from."""
         h, last = self.recur(self.embed(tokens)[:, None], None if state is None else state[0])
         q, k, v = self._heads(h)
         if state is not None:
             k, v = torch.cat([state[1], k], 2), torch.cat([state[2], v], 2)
-        return self._logits(h, F.scaled_dot_product_attention(q, k, v))[:, 0], (last, k, v)
+        state = (last, k, v)
+        if wanted is not None and not wanted.all():  # what is looked up does not enter the state
+            h, q, k, v = h[wanted], q[wanted], k[wanted], v[wanted]
+        return self._logits(h, F.scaled_dot_product_attention(q, k, v))[:, 0], state
 
     def _heads(self, h: Tensor) -> Tensor:
         n, t, _ = h.shape
@@ -121,12 +124,13 @@ def continued(
     drawn: list[list[int]] = [[] for _ in prompts]
     alive, tokens, state = torch.arange(len(prompts)), given[:, 0], None
     for t in range(1, int(lengths.max()) + longest):
-        logits, state = model.step(tokens, state)
-        logits[:, _NEVER] = -math.inf
-        new = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)[:, 0]
         fed = lengths[alive] > t
-        tokens = torch.where(fed, given[alive, min(t, given.shape[1] - 1)], new)
-        for row, number in zip(alive[~fed].tolist(), new[~fed].tolist(), strict=True):
+        logits, state = model.step(tokens, state, ~fed)
+        logits[:, _NEVER] = -math.inf
+        new = torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator)[:, 0] if len(logits) else tokens[:0]
+        tokens = given[alive, min(t, given.shape[1] - 1)]
+        tokens[~fed] = new
+        for row, number in zip(alive[~fed].tolist(), new.tolist(), strict=True):
             drawn[row].append(number)
         going = fed | ((tokens != EOS) & (t - lengths[alive] + 1 < longest))
         if not going.any():

@@ -69,7 +69,9 @@ class PathConfig:
         lr: Highest learning rate.
         evaluations: Force evaluations for the action and its error. If None: 400 000, or 20 000 for molecules.
         paths: Paths to simulate and to weigh, one force evaluation each per step. If None: 2000, or 100 for molecules.
-        shots: Moves of shooting that accepts every path, beside the fitted paths, in 200 chains; 0 leaves them out.
+        shots: Moves of shooting beside the fitted paths, in 200 chains; 0 leaves them out.
+        shooting: Accept every path and weigh it (``always``), or go on from fitted paths that arrive by two-way shots, most of which are rejected
+            (``two-way``).
         seed: Random seed.
     """
 
@@ -94,6 +96,7 @@ class PathConfig:
     evaluations: Annotated[int | None, Flag(ge=64)] = None
     paths: Annotated[int | None, Flag(ge=2)] = None
     shots: Annotated[int, Flag(ge=0)] = 0
+    shooting: Literal["always", "two-way"] = "always"
     seed: Annotated[int, Flag(ge=0)] = 0
 
     def __post_init__(self) -> None:
@@ -104,6 +107,8 @@ class PathConfig:
         if (self.kind() in ("thermal", "kinematic")) != self.molecular:
             wanted = "thermal or kinematic for molecules" if self.molecular else "flow, full or diagonal for a potential"
             raise ValueError(f"family={self.kind()!r}, wanted {wanted}.")
+        if self.shooting != "always" and not self.shots:
+            raise ValueError(f"shooting={self.shooting!r} with shots=0, wanted shots to make. Fix: shots=20.")
         batch, evaluations = self.setting("batch"), self.setting("evaluations")
         if batch < 2 * self.components:
             raise ValueError(f"batch={batch} for components={self.components}, wanted at least {2 * self.components}.")
@@ -120,7 +125,9 @@ class PathConfig:
         if (self.a is None) != (self.b is None):
             raise ValueError(f"a={_told(self.a)} and b={_told(self.b)}, wanted both PDB files of a molecule, or neither.")
         others = (
-            ("potential", "start", "end", "noise", "shots") if self.molecular else ("forcefield", "temperature", "friction", "minimise")
+            ("potential", "start", "end", "noise", "shots", "shooting")
+            if self.molecular
+            else ("forcefield", "temperature", "friction", "minimise")
         )
         for name in others:
             if getattr(self, name) != getattr(type(self), name):

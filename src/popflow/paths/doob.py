@@ -80,17 +80,29 @@ class _Cost(nn.Module):
         parts = (self.process.share(drift - pull) - control, self.process.share(drift) - control, self.process.share(pull))
         return tuple(self.path.time * (weights[:, None] * part).sum(0) for part in parts)  # pyright: ignore[reportReturnType]
 
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        return self.rows(t, z)[0].mean()
+    def forward(self, t: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        return (weight * self.rows(t, z)[0]).mean()
 
 
 CELLS = 256
 """Cells of the density of times of an estimate: uniform within a cell, so that its weights are exact."""
+LEARNING = 0.1
+"""Share of the times of learning that are dense at both ends: enough to see narrow ends, without taking draws from the middle."""
 
 
-def draw(path: Any, rows: int, rng: Streams) -> tuple[Tensor, Tensor]:
-    """Draw stratified times ``[rows]`` and base points ``[rows, .]``, opposite in neighbouring strata."""
-    return (_strata(path, rows, rng) * path.time).to(path.start), _base(path, rows, rng)
+def draw(path: Any, rows: int, rng: Streams, share: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw stratified times ``[rows]``, base points ``[rows, .]``, opposite in neighbouring strata, and weights ``[rows]`` of mean one.
+
+    A share of the times is dense at both ends by the clock of the path, the others are uniform.
+    """
+    delta = min(path.ends) ** 2 / float(path.noise.square().max() * path.time ** (3 if path.base_dim() > path.dim else 1))
+    edges = clock_grid(1.0, CELLS, min(1.0, max(1e-6, delta))).to(rng.device)  # half uniform itself
+    mass = torch.lerp(edges, torch.linspace(0, 1, CELLS + 1, dtype=edges.dtype, device=rng.device), 2 * share)
+    u = _strata(path, rows, rng)
+    cell = torch.searchsorted(mass, u, right=True).clamp(1, CELLS) - 1
+    width, part = edges.diff()[cell], mass.diff()[cell]
+    times = (edges[cell] + (u - mass[cell]) / part * width) * path.time
+    return times.to(path.start), _base(path, rows, rng), (width / part).to(path.start)
 
 
 def _strata(path: Any, rows: int, rng: Streams) -> Tensor:
@@ -99,16 +111,6 @@ def _strata(path: Any, rows: int, rng: Streams) -> Tensor:
     groups = -(-rows // together)
     u = (torch.arange(groups, dtype=torch.float64, device=rng.device) + rng.uniform("times", (groups,))) / groups
     return u.repeat_interleave(together)[:rows]
-
-
-def _draw_by_clock(path: Any, rows: int, rng: Streams) -> tuple[Tensor, Tensor, Tensor]:
-    """As `draw`, with times by the clock of the path, and their weights ``[rows]`` of mean one."""
-    delta = min(path.ends) ** 2 / float(path.noise.square().max() * path.time ** (3 if path.base_dim() > path.dim else 1))
-    edges = clock_grid(1.0, CELLS, min(1.0, max(1e-6, delta))).to(rng.device)
-    u = _strata(path, rows, rng) * CELLS
-    cell = u.long().clamp(max=CELLS - 1)
-    width = edges.diff()[cell]
-    return ((edges[cell] + (u - cell) * width) * path.time).to(path.start), _base(path, rows, rng), width * CELLS
 
 
 def _base(path: Any, rows: int, rng: Streams) -> Tensor:
@@ -175,7 +177,7 @@ def fit(
     result = learn(
         loss,
         learned,
-        lambda rng: draw(path, rows, rng),
+        lambda rng: draw(path, rows, rng, LEARNING),
         steps=steps,
         rng=rng,
         optimizer=partial(torch.optim.Adam, lr=lr, betas=(0.9, 0.99)),
@@ -205,7 +207,7 @@ def action(process: Process, path: Any, n: int, rng: Streams, chunk: int = 8192)
     cost = _Cost(process, path)
     means = []
     for _ in range(blocks):
-        t, z, weight = _draw_by_clock(path, rows, rng)
+        t, z, weight = draw(path, rows, rng)
         with torch.no_grad():
             means.append(torch.stack([(weight * part.double()).mean() for part in cost.rows(t, z)]))
     values = require_finite("the action", torch.stack(means))

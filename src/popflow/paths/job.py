@@ -16,7 +16,7 @@ from popflow.paths.doob import Action, action, fit
 from popflow.paths.ensemble import PathEnsemble, grid, simulate
 from popflow.paths.report import FILES, Outcome, Shot, report
 from popflow.paths.scene import Scene, path, scene
-from popflow.paths.shooting import Always, Shooter, shoot
+from popflow.paths.shooting import Always, Paths, Shooter, shoot, two_way
 from popflow.paths.thermal_path import ThermalPath
 from popflow.paths.trajectory import write
 from popflow.runs import ConfigError, Report, Run, once, training
@@ -115,13 +115,38 @@ def shot(config: PathConfig, made: Scene, ensemble: PathEnsemble, run: Run) -> S
 
     def measure() -> dict[str, Tensor]:
         rng = streams(config, "shots")
-        which = torch.randint(len(ensemble.x), (CHAINS,), generator=rng("which"))
-        first, forces = shooter.start(ensemble.x[which, steps // 2], rng)
-        shots = shoot(shooter, Always(), first, config.shots, rng, lambda paths: made.energy(paths.x).max(1).values)
+        if config.shooting == "always":
+            move, (first, forces) = Always(), shooter.start(chosen(ensemble.x, rng)[:, steps // 2], rng)
+        else:
+            move, (first, forces) = two_way, (joined(shooter, ensemble.x, rng), 0)
+        if first is None:
+            none = torch.zeros(config.shots, 1, dtype=torch.float64)
+            return {"highest": none, "weight": none, "accepted": torch.tensor(0.0), "forces": torch.tensor(0)}
+        shots = shoot(shooter, move, first, config.shots, rng, lambda paths: made.energy(paths.x).max(1).values)
         later = slice(config.shots // 2, None)  # the first moves remember the start
-        return {"highest": shots.values[later], "weight": shots.weight[later], "forces": torch.tensor(shots.forces + forces)}
+        return {
+            "highest": shots.values[later],
+            "weight": shots.weight[later],
+            "accepted": torch.tensor(shots.acceptance),
+            "forces": torch.tensor(shots.forces + forces),
+        }
 
     run.progress("shots", 0, 1)
     saved = once(run, "shots", measure)
     run.progress("shots", 1, 1)
-    return Shot(saved["highest"], saved["weight"], int(saved["forces"]))
+    return Shot(saved["highest"], saved["weight"], float(saved["accepted"]), int(saved["forces"]), config.shooting)
+
+
+def chosen(x: Tensor, rng: Streams) -> Tensor:
+    """A path for each chain, of paths ``x [n, frames, D]``."""
+    return x[torch.randint(len(x), (CHAINS,), generator=rng("which"))]
+
+
+def joined(shooter: Shooter, x: Tensor, rng: Streams) -> Paths | None:
+    """A path for each chain, of those in ``x [n, frames, D]`` that join A and B; None when none does."""
+    paths = Paths(x, torch.full((len(x),), x.shape[1]), torch.full((len(x),), x.shape[1] // 2))
+    arrived = x[shooter.joins(paths) > 0]
+    if not len(arrived):
+        return None
+    first = chosen(arrived, rng)
+    return Paths(first, paths.length[:1].expand(CHAINS), paths.mark[:1].expand(CHAINS))

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from popflow.core import Population, Streams, simulate as follow
 from popflow.core.checks import at_least_one, shaped
-from popflow.core.statistics import Z_95
+from popflow.core.statistics import Z_95, tail_shape
 from popflow.paths.ensemble import guided, spanning
 from popflow.paths.process import Process, require_finite
+
+HEAVY = 0.5
+"""Shape of the tail of the weights above which they have no variance: the interval is then too short."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Probability:
         error: Standard error; infinite when no simulated path has the event.
         hits: Share of simulated paths with the event: what is not simulated is not weighed, and a reverse divergence may miss tails.
         ess: Effective number of paths with the event.
+        tail: Shape of the tail of their weights (`popflow.core.statistics.tail_shape`): above 0.5 the interval is too short.
         forces: Force evaluations.
     """
 
@@ -37,11 +41,16 @@ class Probability:
     error: float
     hits: float
     ess: float
+    tail: float
     forces: int
 
     def __str__(self) -> str:
         text = f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
-        return text if self.hits > 0 else f"{text}: no simulated path hits the set. Fix: move the end of the path into it."
+        if self.hits == 0:
+            return f"{text}: no simulated path hits the set. Fix: move the end of the path into it."
+        if self.tail > HEAVY:
+            return f"{text}: too small and too sure, for few paths carry the weight (tail {self.tail:.2f}, wanted at most {HEAVY}). Fix: more components."
+        return text
 
 
 def probability(
@@ -91,7 +100,8 @@ def probability(
     require_finite("the log-weights of the paths", pop.log_w)
     value, error = float(w.mean()), float(w.std()) / math.sqrt(n)
     if not bool(hit.any()):
-        return Probability(0.0, 0.0, 1.0, math.inf, 0.0, 0.0, n * (len(times) - 1))
+        return Probability(0.0, 0.0, 1.0, math.inf, 0.0, 0.0, math.nan, n * (len(times) - 1))
     low, high = max(0.0, value - Z_95 * error), value + Z_95 * error
     ess = float(w.sum() ** 2 / w.square().sum()) if value > 0 else 0.0
-    return Probability(value, low, high, error, float(hit.double().mean()), ess, n * (len(times) - 1))
+    tail = tail_shape(w[hit].log())
+    return Probability(value, low, high, error, float(hit.double().mean()), ess, tail, n * (len(times) - 1))

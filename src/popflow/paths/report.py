@@ -27,13 +27,18 @@ FRAMES, DRAWN, FEW, ARRIVE = 40, 60, 10, 0.95
 
 @dataclass(frozen=True)
 class Shot:
-    """Paths of fixed length between balls around A and B by shooting that accepts every path: highest energies and weights in the second
-    half of the moves, and what all of them cost.
+    """Paths of fixed length between balls around A and B by shooting: highest energies and weights in the second half of the moves, the share of
+    moves that were accepted, and what all of them cost.
     """
 
     highest: Tensor
     weight: Tensor
+    accepted: float
     forces: int
+    move: str
+
+    def __str__(self) -> str:
+        return "shooting, every path accepted" if self.move == "always" else f"two-way shooting, {self.accepted:.2%} accepted"
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,9 +192,10 @@ def _energies(outcome: Outcome) -> Table:
     if outcome.weighed:
         (mean, error), second = outcome.ensemble.mean(top), outcome.ensemble.mean(top.square())[0]
         rows.append(("weighted", Measured(float(mean), float(error)), float((second - mean**2).clamp_min(0).sqrt()), None, 0))
-    shooting = "shooting, every path accepted"
+    shooting = str(outcome.shot)
     if outcome.shot is not None and not bool((outcome.shot.weight > 0).any()):
-        rows.append((shooting, f"no transition in {len(outcome.shot.weight)} moves", None, None, outcome.shot.forces))
+        missing = f"no transition in {len(outcome.shot.weight)} moves" if outcome.shot.move == "always" else "no fitted path joins A and B"
+        rows.append((shooting, missing, None, None, outcome.shot.forces))
     elif outcome.shot is not None:
         weight, highest = outcome.shot.weight, outcome.shot.highest
         total = weight.sum()

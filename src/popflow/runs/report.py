@@ -127,7 +127,7 @@ class Report:
         return plain(self)
 
 
-def render(content: Mapping[str, Any]) -> str:
+def render(content: Mapping[str, Any], template: str = "report.html.jinja") -> str:
     """Return the page for the content of a ``report.json``. All text is escaped, and the page loads nothing."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -143,7 +143,7 @@ def render(content: Mapping[str, Any]) -> str:
     environment.filters["setting"] = _setting
     environment.tests["image"] = lambda uri: isinstance(uri, str) and bool(_IMAGE.fullmatch(uri))
     environment.tests["numeric"] = lambda value: isinstance(value, int | float | Mapping) and not isinstance(value, bool)
-    return environment.get_template("report.html.jinja").render(content)
+    return environment.get_template(template).render(content)
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
