@@ -184,7 +184,7 @@ def test_a_molecule_from_two_files_to_a_trajectory_that_mdtraj_opens(files, tmp_
         ({}, ("--forcefield", "amber14/absent.xml"), "absent.xml"),
         ({}, ("--dt", "0.0003"), "does not divide"),
         ({}, ("--noise", "1"), "is for a potential, not for the molecule"),
-        ({}, ("--family", "full"), "wanted kinematic for molecules"),
+        ({}, ("--family", "full"), "wanted thermal or kinematic for molecules"),
     ],
 )
 def test_bad_molecules_are_refused_with_the_fix(change, options, message, files, pdb, tmp_path: Path, capsys) -> None:

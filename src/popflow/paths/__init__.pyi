@@ -16,6 +16,7 @@ from .exact import (
     committor_by_quadrature as committor_by_quadrature,
     mean_first_passage_by_quadrature as mean_first_passage_by_quadrature,
 )
+from .first_paths import first_paths as first_paths
 from .flow_path import FlowPath as FlowPath
 from .forcefield import TorchForce as TorchForce
 from .gaussian_path import DiagonalPath as DiagonalPath, FullPath as FullPath, KinematicPath as KinematicPath
@@ -34,4 +35,5 @@ from .shooting import (
     transitions as transitions,
     two_way as two_way,
 )
+from .thermal_path import ThermalPath as ThermalPath, thermal_path as thermal_path
 from .trajectory import film as film, to_mdtraj as to_mdtraj, write as write

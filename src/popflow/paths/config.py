@@ -15,15 +15,19 @@ from popflow.runs.config import Flag, check
 
 @dataclass(frozen=True)
 class Preset:
-    """The usual setting of a known potential; duration, noise and widths in its own units."""
+    """The usual setting of a known potential; duration, noise and widths in its own units. And the usual sizes of a run."""
 
     time: float
     noise: float
     sigma0: float
     dt: float
+    steps: int = 2500
+    batch: int = 512
+    evaluations: int = 400_000
+    paths: int = 2000
 
 
-MOLECULES = Preset(time=1.0, noise=math.nan, sigma0=0.005, dt=1e-3)
+MOLECULES = Preset(time=1.0, noise=math.nan, sigma0=0.01, dt=1e-3, steps=500, batch=256, evaluations=20_000, paths=100)
 """The usual setting of molecules: ps and nm; their noise follows from temperature and friction."""
 PRESETS = {
     "mueller-brown": Preset(time=0.0275, noise=5.0, sigma0=0.025, dt=1e-4),
@@ -31,6 +35,8 @@ PRESETS = {
     "dual-channel": Preset(time=1.0, noise=0.1, sigma0=0.025, dt=2e-3),
 }
 """Known potentials of `popflow.paths.POTENTIALS` by name."""
+OWN = Preset(time=math.nan, noise=math.nan, sigma0=math.nan, dt=math.nan)
+"""Sizes for a user's own potential, whose other settings are given."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +58,17 @@ class PathConfig:
         end: State B. If None: the last minimum of a known potential.
         time: Duration of the transition; ps for molecules. If None: 1 ps, or that of the known potential.
         noise: Noise, a length per square root of time. If None: that of the known potential.
-        sigma0: Standard deviation of the Gaussian laws around A and B; nm for molecules. If None: 0.005 nm, or that of the known potential.
+        sigma0: Standard deviation of the Gaussian laws around A and B; nm for molecules. If None: 0.01 nm, or that of the known potential.
         dt: Mean time step of the simulated paths, which are denser in time at both ends; it must divide the time. If None: 0.001 ps, or that of the known potential.
         family: Paths of Gaussians with independent coordinates (``diagonal``) or any covariance (``full``), or a Gaussian path bent by a flow that depends
-            on time (``flow``), which comes closest but takes two coordinates or more; Gaussians of positions and their velocities (``kinematic``) for
-            molecules. If None: kinematic for molecules, else flow.
+            on time (``flow``), which comes closest but takes two coordinates or more. For molecules: positions and velocities near thermal equilibrium about a
+            moving mean (``thermal``), or with independent coordinates (``kinematic``). If None: thermal for molecules, else flow.
         components: Gaussians in the mixture, for transitions by several channels. A flow has one.
-        steps: Training steps.
-        batch: Force evaluations in a training step; as many Hessian-vector products follow.
+        steps: Training steps. If None: 2500, or 500 for molecules.
+        batch: Force evaluations in a training step, 512, or 256 for molecules, unless given; as many Hessian-vector products follow.
         lr: Highest learning rate.
-        evaluations: Force evaluations for the action and its error.
-        paths: Paths to simulate and to weigh, one force evaluation each per step.
+        evaluations: Force evaluations for the action and its error. If None: 400 000, or 20 000 for molecules.
+        paths: Paths to simulate and to weigh, one force evaluation each per step. If None: 2000, or 100 for molecules.
         shots: Moves of shooting beside the fitted paths, in 200 chains; 0 leaves them out.
         shooting: Accept every path and weigh it (``always``), or go on from fitted paths that arrive by two-way shots, most of which are rejected
             (``two-way``).
@@ -82,13 +88,13 @@ class PathConfig:
     noise: Annotated[float | None, Flag(gt=0)] = None
     sigma0: Annotated[float | None, Flag(gt=0)] = None
     dt: Annotated[float | None, Flag(gt=0)] = None
-    family: Literal["flow", "full", "diagonal", "kinematic"] | None = None
+    family: Literal["flow", "full", "diagonal", "thermal", "kinematic"] | None = None
     components: Annotated[int, Flag(ge=1)] = 1
-    steps: Annotated[int, Flag(ge=1)] = 2500
-    batch: Annotated[int, Flag(ge=2)] = 512
+    steps: Annotated[int | None, Flag(ge=1)] = None
+    batch: Annotated[int | None, Flag(ge=2)] = None
     lr: Annotated[float, Flag(gt=0)] = 1e-2
-    evaluations: Annotated[int, Flag(ge=64)] = 400_000
-    paths: Annotated[int, Flag(ge=2)] = 2000
+    evaluations: Annotated[int | None, Flag(ge=64)] = None
+    paths: Annotated[int | None, Flag(ge=2)] = None
     shots: Annotated[int, Flag(ge=0)] = 0
     shooting: Literal["always", "two-way"] = "always"
     seed: Annotated[int, Flag(ge=0)] = 0
@@ -98,15 +104,16 @@ class PathConfig:
         self._check_states()
         if self.kind() == "flow" and self.components > 1:
             raise ValueError(f"components={self.components} with family='flow', which has one. Fix: family='full'.")
-        if (self.kind() == "kinematic") != self.molecular:
-            wanted = "kinematic for molecules" if self.molecular else "flow, full or diagonal for a potential"
+        if (self.kind() in ("thermal", "kinematic")) != self.molecular:
+            wanted = "thermal or kinematic for molecules" if self.molecular else "flow, full or diagonal for a potential"
             raise ValueError(f"family={self.kind()!r}, wanted {wanted}.")
         if self.shooting != "always" and not self.shots:
             raise ValueError(f"shooting={self.shooting!r} with shots=0, wanted shots to make. Fix: shots=20.")
-        if self.batch < 2 * self.components:
-            raise ValueError(f"batch={self.batch} for components={self.components}, wanted at least {2 * self.components}.")
-        if self.evaluations < 4 * self.components:
-            raise ValueError(f"evaluations={self.evaluations} for components={self.components}, wanted at least {4 * self.components}.")
+        batch, evaluations = self.setting("batch"), self.setting("evaluations")
+        if batch < 2 * self.components:
+            raise ValueError(f"batch={batch} for components={self.components}, wanted at least {2 * self.components}.")
+        if evaluations < 4 * self.components:
+            raise ValueError(f"evaluations={evaluations} for components={self.components}, wanted at least {4 * self.components}.")
         time, dt = self.setting("time"), self.setting("dt")
         steps = round(time / dt)
         if steps < 1 or not math.isclose(steps * dt, time, rel_tol=1e-6):
@@ -152,7 +159,7 @@ class PathConfig:
 
     def kind(self) -> str:
         """The family of paths."""
-        return self.family or ("kinematic" if self.molecular else "flow")
+        return self.family or ("thermal" if self.molecular else "flow")
 
     def source(self) -> Preset | None:
         """The setting of a known potential, or None for the user's own file.
@@ -169,7 +176,7 @@ class PathConfig:
     def setting(self, name: str) -> Any:
         """A setting, or that of molecules or of the known potential."""
         given = getattr(self, name)
-        return getattr(MOLECULES if self.molecular else self.source(), name) if given is None else given
+        return getattr(MOLECULES if self.molecular else self.source() or OWN, name) if given is None else given
 
     def state(self, name: str) -> tuple[float, ...] | None:
         """The coordinates of ``start`` or ``end``, or None.

@@ -98,11 +98,19 @@ def draw(path: Any, rows: int, rng: Streams, share: float = 0.5) -> tuple[Tensor
     delta = min(path.ends) ** 2 / float(path.noise.square().max() * path.time ** (3 if path.base_dim() > path.dim else 1))
     edges = clock_grid(1.0, CELLS, min(1.0, max(1e-6, delta))).to(rng.device)  # half uniform itself
     mass = torch.lerp(edges, torch.linspace(0, 1, CELLS + 1, dtype=edges.dtype, device=rng.device), 2 * share)
-    u = (torch.arange(rows, dtype=torch.float64, device=rng.device) + rng.uniform("times", (rows,))) / rows
+    u = _strata(path, rows, rng)
     cell = torch.searchsorted(mass, u, right=True).clamp(1, CELLS) - 1
     width, part = edges.diff()[cell], mass.diff()[cell]
     times = (edges[cell] + (u - mass[cell]) / part * width) * path.time
     return times.to(path.start), _base(path, rows, rng), (width / part).to(path.start)
+
+
+def _strata(path: Any, rows: int, rng: Streams) -> Tensor:
+    """Stratified numbers ``[rows]`` in [0, 1], each for as many rows as share a time."""
+    together = getattr(path, "together", 1)
+    groups = -(-rows // together)
+    u = (torch.arange(groups, dtype=torch.float64, device=rng.device) + rng.uniform("times", (groups,))) / groups
+    return u.repeat_interleave(together)[:rows]
 
 
 def _base(path: Any, rows: int, rng: Streams) -> Tensor:
@@ -191,7 +199,7 @@ def action(process: Process, path: Any, n: int, rng: Streams, chunk: int = 8192)
         NonFiniteError: when forces are not finite.
     """
     at_least_one(n=n, chunk=chunk)
-    total = n // path.components
+    chunk, total = min(chunk, getattr(path, "most", chunk)), n // path.components
     rows = min(chunk, max(2, total // 32)) // 2 * 2
     blocks = total // rows if rows else 0
     if blocks < 2:

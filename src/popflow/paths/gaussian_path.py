@@ -29,7 +29,78 @@ from popflow.paths.curves import CLOCK, Curve, Widths, bridge, log_linear, with_
 from popflow.paths.moments import Diagonal, Full, Kinematic, Moments
 
 
-class GaussianPath(nn.Module, ABC):
+class Mixture(nn.Module, ABC):
+    """The algebra of mixtures of Gaussian laws: a path of ``components`` with ``logits``, a ``start`` and a duration ``time``, and their `moments`."""
+
+    components: int
+    dim: int
+    time: float
+    start: Tensor
+    logits: Tensor
+    together = 1
+    """Rows of a batch that share a time, where moments of a time are dear."""
+
+    @abstractmethod
+    def moments(self, t: Tensor) -> Any:
+        """Moments of all components at times ``[rows]``, see `popflow.paths.moments`."""
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights of the components, ``[K]``."""
+        return self.logits.softmax(0)
+
+    def forward(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Points, drifts, control variates and weights of every component at times ``[rows]`` and base points ``z [rows, .]``.
+
+        Returns:
+            States ``[K, rows, .]``, drifts of the driven coordinates ``[K, rows, D]``, a known mean-zero part of the cost ``[K, rows]``, weights ``[K]``.
+        """
+        moments = self.moments(t)
+        z = z[:, None, :].expand(-1, self.components, -1)
+        x = moments.point(z)
+        if self.components == 1:
+            return x.movedim(1, 0), moments.drift(z).movedim(1, 0), moments.control(z).movedim(1, 0), self.weights
+        x = x.movedim(1, 0)
+        own = torch.eye(self.components, dtype=torch.bool, device=z.device)[:, None, :, None]
+        base = torch.where(own, z.movedim(1, 0)[:, :, None, :], moments.base(x[:, :, None, :]))  # [K of x, rows, K, .]
+        return x, self._mix(moments, base, moments.drift(base)), x.new_zeros(x.shape[:2]), self.weights
+
+    def _mix(self, moments: Moments, base: Tensor, values: Tensor) -> Tensor:
+        shares = (moments.log_prob(base) + self.logits.log_softmax(0)).softmax(-1)
+        return (shares[..., None] * values).sum(-2)
+
+    def drift(self, t: float, x: Tensor) -> Tensor:
+        """Drift of the driven coordinates at time ``t`` and states ``[n, .]``."""
+        moments = self.moments(self._times(t))
+        base = moments.base(x[:, None, :])
+        return self._mix(moments, base, moments.drift(base))
+
+    def velocity(self, t: float, x: Tensor) -> Tensor:
+        """Probability flow at time ``t`` and states ``[n, .]``: the same marginals without noise."""
+        moments = self.moments(self._times(t))
+        base = moments.base(x[:, None, :])
+        return self._mix(moments, base, moments.velocity(base))
+
+    def log_prob(self, t: float, x: Tensor) -> Tensor:
+        """Log-density ``[n]`` of the marginal at time ``t``."""
+        moments = self.moments(self._times(t))
+        return (moments.log_prob(moments.base(x[:, None, :])) + self.logits.log_softmax(0)).logsumexp(-1)
+
+    def sample(self, t: float, n: int, rng: Streams) -> Tensor:
+        """Draw states ``[n, .]`` of the marginal at time ``t``, component by component."""
+        moments, z = self.moments(self._times(t)), rng.normal("noise", self.start.new_empty(n, 1, self.base_dim()))
+        which = torch.multinomial(self.weights.detach(), n, replacement=True, generator=rng("component"))
+        return moments.point(z)[torch.arange(n), which]
+
+    def base_dim(self) -> int:
+        """Number of base coordinates of a state."""
+        return self.dim
+
+    def _times(self, t: float) -> Tensor:
+        return self.start.new_full((1,), t)
+
+
+class GaussianPath(Mixture):
     """What the Gaussian paths share: end states, clock, network and the algebra of mixtures. Use `DiagonalPath`, `FullPath`, `KinematicPath`.
 
     Args:
@@ -116,10 +187,6 @@ class GaussianPath(nn.Module, ABC):
     def shape_dim(self) -> int:
         """Number of network outputs for the shape of a component."""
 
-    @abstractmethod
-    def moments(self, t: Tensor) -> Moments:
-        """Moments of all components at times ``[rows]``."""
-
     def _line(self, s: Tensor) -> Tensor:
         return torch.lerp(self.start, self.end, s[:, None])
 
@@ -134,61 +201,6 @@ class GaussianPath(nn.Module, ABC):
     def _mean(self, s: Tensor, h: Tensor) -> Tensor:
         scale = self._spread() if self.chart_dim == self.dim and self.chart is _same else 1.0
         return self.chart(self.initial(s)[:, None] + (s * (1 - s))[:, None, None] * scale * h)
-
-    @property
-    def weights(self) -> Tensor:
-        """Weights of the components, ``[K]``."""
-        return self.logits.softmax(0)
-
-    def forward(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Points, drifts, control variates and weights of every component at times ``[rows]`` and base points ``z [rows, .]``.
-
-        Returns:
-            States ``[K, rows, .]``, drifts of the driven coordinates ``[K, rows, D]``, a known mean-zero part of the cost ``[K, rows]``, weights ``[K]``.
-        """
-        moments = self.moments(t)
-        z = z[:, None, :].expand(-1, self.components, -1)
-        x = moments.point(z)
-        if self.components == 1:
-            return x.movedim(1, 0), moments.drift(z).movedim(1, 0), moments.control(z).movedim(1, 0), self.weights
-        x = x.movedim(1, 0)
-        own = torch.eye(self.components, dtype=torch.bool, device=z.device)[:, None, :, None]
-        base = torch.where(own, z.movedim(1, 0)[:, :, None, :], moments.base(x[:, :, None, :]))  # [K of x, rows, K, .]
-        return x, self._mix(moments, base, moments.drift(base)), x.new_zeros(x.shape[:2]), self.weights
-
-    def _mix(self, moments: Moments, base: Tensor, values: Tensor) -> Tensor:
-        shares = (moments.log_prob(base) + self.logits.log_softmax(0)).softmax(-1)
-        return (shares[..., None] * values).sum(-2)
-
-    def drift(self, t: float, x: Tensor) -> Tensor:
-        """Drift of the driven coordinates at time ``t`` and states ``[n, .]``."""
-        moments = self.moments(self._times(t))
-        base = moments.base(x[:, None, :])
-        return self._mix(moments, base, moments.drift(base))
-
-    def velocity(self, t: float, x: Tensor) -> Tensor:
-        """Probability flow at time ``t`` and states ``[n, .]``: the same marginals without noise."""
-        moments = self.moments(self._times(t))
-        base = moments.base(x[:, None, :])
-        return self._mix(moments, base, moments.velocity(base))
-
-    def log_prob(self, t: float, x: Tensor) -> Tensor:
-        """Log-density ``[n]`` of the marginal at time ``t``."""
-        moments = self.moments(self._times(t))
-        return (moments.log_prob(moments.base(x[:, None, :])) + self.logits.log_softmax(0)).logsumexp(-1)
-
-    def sample(self, t: float, n: int, rng: Streams) -> Tensor:
-        """Draw states ``[n, .]`` of the marginal at time ``t``, component by component."""
-        moments, z = self.moments(self._times(t)), rng.normal("noise", self.start.new_empty(n, 1, self.base_dim()))
-        which = torch.multinomial(self.weights.detach(), n, replacement=True, generator=rng("component"))
-        return moments.point(z)[torch.arange(n), which]
-
-    def base_dim(self) -> int:
-        """Number of base coordinates of a state."""
-        return self.dim
-
-    def _times(self, t: float) -> Tensor:
-        return self.start.new_full((1,), t)
 
 
 class DiagonalPath(GaussianPath):

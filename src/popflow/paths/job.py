@@ -13,10 +13,11 @@ from popflow.core import Streams
 from popflow.paths.config import PathConfig
 from popflow.paths.curves import clock_grid
 from popflow.paths.doob import Action, action, fit
-from popflow.paths.ensemble import PathEnsemble, simulate
+from popflow.paths.ensemble import PathEnsemble, grid, simulate
 from popflow.paths.report import FILES, Outcome, Shot, report
 from popflow.paths.scene import Scene, path, scene
 from popflow.paths.shooting import Always, Paths, Shooter, shoot, two_way
+from popflow.paths.thermal_path import ThermalPath
 from popflow.paths.trajectory import write
 from popflow.runs import ConfigError, Report, Run, once, training
 
@@ -37,20 +38,21 @@ def run(config: PathConfig, run: Run) -> Report:
 def solve(config: PathConfig, made: Scene, run: Run) -> Outcome:
     """Carry out the stages."""
     start = path(config, made, streams(config, "path"))
+    steps, batch = config.setting("steps"), config.setting("batch")
     fitted = fit(
         made.process,
         start,
-        steps=config.steps,
-        batch=config.batch,
+        steps=steps,
+        batch=batch,
         rng=streams(config, "fit"),
         lr=config.lr,
-        **training(run, "fit", config.steps),
+        **training(run, "fit", steps),
     )
     best = fitted.path.double()
     measured = acted(config, made, best, run)
     run.log(f"action {measured} from {measured.forces} force evaluations")
     ensemble = walked(config, made, best, run)
-    spent = config.steps * (config.batch // start.components) * start.components
+    spent = steps * (batch // start.components) * start.components + getattr(start, "prepared", 0)
     if made.molecule is not None:
         one = made.place(ensemble.x[0])
         for name in FILES:
@@ -67,7 +69,7 @@ def acted(config: PathConfig, made: Scene, best: Any, run: Run) -> Action:
     """The action of the fitted path, once per run."""
 
     def measure() -> dict[str, Tensor]:
-        found = action(made.process, best, config.evaluations, streams(config, "action"))
+        found = action(made.process, best, config.setting("evaluations"), streams(config, "action"))
         return {"action": torch.tensor([found.value, found.error, found.free, found.force, found.forces], dtype=torch.float64)}
 
     run.progress("action", 0, 1)
@@ -79,22 +81,24 @@ def acted(config: PathConfig, made: Scene, best: Any, run: Run) -> Action:
 def walked(config: PathConfig, made: Scene, best: Any, run: Run) -> PathEnsemble:
     """Simulated paths with their weights towards the reference with its end seen through N(B, sigma0^2), once per run."""
     steps = round(made.time / config.setting("dt"))
-    times = clock_grid(made.time, steps)
+    dense = not isinstance(best, ThermalPath)  # laws of thermal width at the ends need no small steps there
+    times = clock_grid(made.time, steps) if dense else grid(made.time, config.setting("dt"))
+    size = config.setting("paths")
 
     def measure() -> dict[str, Tensor]:
-        found = simulate(made.process, best, config.paths, times, streams(config, "paths"))
+        found = simulate(made.process, best, size, times, streams(config, "paths"))
         return {"x": found.x, "log_w": found.log_w}
 
     run.progress("paths", 0, 1)
     saved = once(run, "paths", measure)
     run.progress("paths", 1, 1)
-    away, size = float((made.place(saved["x"]) - made.start).abs().max()), max(float((made.end - made.start).abs().max()), made.reach)
-    if not made.place(saved["x"]).isfinite().all() or away > FAR * size:
+    away, apart = float((made.place(saved["x"]) - made.start).abs().max()), max(float((made.end - made.start).abs().max()), made.reach)
+    if not made.place(saved["x"]).isfinite().all() or away > FAR * apart:
         raise ConfigError(
-            f"dt={config.setting('dt')!r} is too long: simulated paths went {away:.3g} away, and A and B are {size:.3g} apart. Fix: a smaller dt."
+            f"dt={config.setting('dt')!r} is too long: simulated paths went {away:.3g} away, and A and B are {apart:.3g} apart. Fix: a smaller dt."
         )
-    law = f"P: the reference chain of {steps} steps, dense at both ends, from the start law of the path"
-    found = PathEnsemble(saved["x"], times, saved["log_w"], law, config.paths * steps)
+    law = f"P: the reference chain of {steps} steps{', dense at both ends' if dense else ''}, from the start law of the path"
+    found = PathEnsemble(saved["x"], times, saved["log_w"], law, size * steps)
     return found.pinned(made.log_end, "N(B, sigma0^2)" if made.molecule is None else "N(B, sigma0^2) with Maxwell velocities")
 
 

@@ -197,8 +197,68 @@ class Kinematic:
         return (0.5 * (moved.square() - first.square() - second.square()) + self.speed_rate / self.noise * moved).sum(-1)
 
 
-Moments = Diagonal | Full | Kinematic
+@dataclass(frozen=True, eq=False)
+class Comoving:
+    """Positions and velocities at some times: tensors ``[rows, K, D]`` and matrices ``[rows, K, D, D]`` of the mass-weighted frame.
+
+    Base points are ``[z1, z2]``: ``y = factor z1`` and ``r = sqrt(kT) z2``; ``lower`` is the inverse of the transposed factor, ``stretch`` is N,
+    ``pull`` is ``(N' + N^2 - kT Lambda) factor``.
+    """
+
+    mean: Tensor
+    speed: Tensor
+    speed_rate: Tensor
+    lower: Tensor
+    factor: Tensor
+    stretch: Tensor
+    pull: Tensor
+    root_mass: Tensor
+    friction: float
+    kt: float
+
+    def point(self, z: Tensor) -> Tensor:
+        """States of base points."""
+        z1, z2 = z.chunk(2, -1)
+        y = _carry(self.factor, z1)
+        w = _carry(self.stretch, y) + math.sqrt(self.kt) * z2
+        return torch.cat([self.mean + y / self.root_mass, self.speed + w / self.root_mass], -1)
+
+    def base(self, x: Tensor) -> Tensor:
+        """Base points of states."""
+        position, velocity = x.chunk(2, -1)
+        y = self.root_mass * (position - self.mean)
+        r = self.root_mass * (velocity - self.speed) - _carry(self.stretch, y)
+        return torch.cat([_carry(self.lower.mT, y), r / math.sqrt(self.kt)], -1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density at the states of base points."""
+        volume = self.lower.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 2 * self.root_mass.log().sum()
+        return log_normal(z) + volume - 0.5 * len(self.root_mass) * math.log(self.kt)
+
+    def drift(self, z: Tensor) -> Tensor:
+        """Drift ``[..., D]`` of the velocities."""
+        z1, z2 = z.chunk(2, -1)
+        r = math.sqrt(self.kt) * z2
+        return self.speed_rate + (_carry(self.pull, z1) + _carry(self.stretch, r) - self.friction * r) / self.root_mass
+
+    def velocity(self, z: Tensor) -> Tensor:
+        """Probability flow ``[..., 2 D]``."""
+        z2 = z.chunk(2, -1)[1]
+        score = self.friction * math.sqrt(self.kt) * z2 / self.root_mass
+        return torch.cat([self.point(z).chunk(2, -1)[1], self.drift(z) + score], -1)
+
+    def control(self, z: Tensor) -> Tensor:
+        """None: drift and force are large and cancel, so that the drift alone says nothing about the noise of the cost."""
+        return torch.zeros_like(z[..., 0])
+
+
+Moments = Diagonal | Full | Kinematic | Comoving
 
 
 def _apply(matrix: Tensor, z: Tensor) -> Tensor:
     return (matrix @ z[..., None])[..., 0]
+
+
+def _carry(matrix: Tensor, z: Tensor) -> Tensor:
+    """As `_apply`, without a copy of the matrices ``[rows, K, D, D]`` for each of many points ``[..., rows, K, D]``."""
+    return torch.einsum("rkij,...rkj->...rki", matrix, z)

@@ -12,18 +12,17 @@ from torch import Tensor
 from popflow.core import Streams
 from popflow.core.checks import function
 from popflow.paths.config import PathConfig
-from popflow.paths.coordinates import idpp
 from popflow.paths.curves import through
 from popflow.paths.exact import Grid
+from popflow.paths.first_paths import distance_path, first_paths
 from popflow.paths.flow_path import FlowPath
 from popflow.paths.forcefield import TorchForce
 from popflow.paths.gaussian_path import DiagonalPath, FullPath, KinematicPath
 from popflow.paths.molecule import Molecule
 from popflow.paths.potentials import POTENTIALS
 from popflow.paths.process import Overdamped, Potential, Process, Underdamped
+from popflow.paths.thermal_path import thermal_path
 
-IMAGES = 11
-"""Images of the initial path of a molecule."""
 BEND = 0.05
 """Bends of the first paths of a mixture, as a share of the way of an atom: larger ones push atoms into one another."""
 
@@ -185,16 +184,17 @@ def load(config: PathConfig) -> Potential:
 
 
 def path(config: PathConfig, scene: Scene, rng: Streams) -> Any:
-    """Make the path to fit: in float32 for potentials; a molecule's positions need float64, and begin on a path along which distances go evenly."""
+    """Make the path to fit: in float32 for potentials; a molecule's positions need float64, and begin on paths of whole molecules."""
     if scene.molecule is not None and isinstance(scene.process, Underdamped):
-        images = idpp(scene.molecule.a, scene.molecule.b, IMAGES).flatten(1)
-        images[0], images[-1] = scene.start, scene.end
+        if config.kind() == "thermal":
+            curves = [through(images) for images in first_paths(scene.molecule, scene.process.potential, config.components, scene.kt)]
+            return thermal_path(scene.process, curves, scene.time, sigma0=scene.sigma0, rng=rng)
         thermal = (scene.kt / torch.as_tensor(scene.process.mass)).sqrt()
         given = {
             "noise": scene.process.noise,
             "sigma0": scene.sigma0,
             "components": config.components,
-            "initial": through(images),
+            "initial": through(distance_path(scene.molecule)),
             "bend": BEND,
             "rng": rng,
         }
