@@ -59,8 +59,9 @@ def test_commands(page, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(Run, "open", opened)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FOLDER").mkdir()
-    (tmp_path / "two").mkdir()
-    (tmp_path / "two" / "config.json").write_text("{}")
+    for folder in ("two", "MODEL"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text("{}")
     commands, alone = _commands(TEXTS[page])
     own = re.findall(r'Method\(name="(\w+)"', TEXTS[page])  # methods that the page itself defines
     jobs = [command for command in commands if command[0] in {*TASKS, "demo"} and len(command) > 1 and command[-1] not in own]

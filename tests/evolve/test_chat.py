@@ -130,6 +130,9 @@ def test_a_repeated_run_makes_the_same_children_offline(tmp_path):
     assert again(PARENTS, 6, np.random.default_rng(0)) == kids
     assert again.client.counts.requests == 0
     assert again.counts == chat.counts
+    made = chat.client.counts
+    assert again.client.spent() == chat.client.spent() == made, "what the first process paid is known to the second"
+    assert (made.requests, made.failed, made.replies) == (3, 1, 2)
 
 
 def test_parents_are_no_children_and_without_fallback_children_are_missing():

@@ -18,7 +18,7 @@ from popflow.evolve import RECIPES, Child, Evolution, Parent, PreRanking, Recipe
 from popflow.evolve.graph_moves import Crossover, Mutation
 from popflow.evolve.oracles.pmo import Objective
 from popflow.evolve.preranking import Surrogate
-from popflow.evolve.selection import front, nsga2, rank
+from popflow.evolve.selection import front, nsga2, rank, truncation
 from popflow.runs import CostlyFunction, Ledger, RunBusyError
 
 SLOW_RUN = Path(__file__).parent / "slow_run.py"
@@ -298,3 +298,20 @@ def test_recipes_improve_real_molecules() -> None:
         assert len(found.scored) == 60, name
         kept = [found.scored[place].values[0] for place in found.population[:20]]
         assert np.mean(kept) > np.mean([qed(one) for one in start]) + 0.02, name
+
+
+def test_the_process_learns_ranks_where_a_front_is_kept() -> None:
+    """In units that differ a millionfold the batch is the same as in like ones; a sum is learned as it is."""
+
+    def batch(survive, unit: float) -> list[str]:
+        recipe = Recipe(
+            population=8, offspring=4, parents=rank(), survive=survive, by_place=survive is nsga2, preranking=PreRanking(children=40)
+        )
+        found = Evolution(["CCO", "CCN", "CCCC", "c1ccccc1", "CC(C)O", "OCCO"], {"graph": Crossover()}, recipe, budget=60, seed=3)
+        for _ in range(3):
+            asked = found.ask()
+            found.tell(asked, [[float(len(one)), unit * one.count("O")] for one in asked])
+        return found.ask()
+
+    assert batch(nsga2, 1.0) == batch(nsga2, 1e6)
+    assert batch(truncation, 1.0) != batch(truncation, 1e6)

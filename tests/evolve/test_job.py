@@ -12,6 +12,7 @@ import pytest
 
 from popflow.cli.app import main
 from popflow.evolve.config import EvolveConfig
+from popflow.evolve.constraints import Alerts, Similarity, refused
 from popflow.evolve.molecules import Chem
 from popflow.evolve.oracles.pmo import Objective
 
@@ -173,3 +174,59 @@ def test_a_command_that_was_edited_is_another_run(seeds: Path, capsys: pytest.Ca
 def test_shares_are_read() -> None:
     config = EvolveConfig(Path("seeds.smi"), oracle=("qed",), operators="lm=0.7, graph=0.3")
     assert config.mixture() == {"lm": 0.7, "graph": 0.3}
+
+
+def test_the_front_is_a_file(seeds: Path) -> None:
+    assert evolve("--oracle", "qed", "--minimize", "sa", "--recipe", "graph-ga", "--goal", "front", "--parents", "rank") == 0
+    top, front = (list(csv.DictReader((seeds.parent / "run" / f"{name}.csv").open())) for name in ("top", "front"))
+    values = {row["smiles"]: (float(row["value: qed"]), float(row["value: -sa"])) for row in top}
+    free = {a for a in values if not any(values[b] != values[a] and all(map(float.__ge__, values[b], values[a])) for b in values)}
+    assert {row["smiles"] for row in front} == free
+    assert front[0].keys() == top[0].keys()
+
+
+def test_constraints_hold_for_all_that_is_scored(seeds: Path) -> None:
+    window = ("--similar-to", SEEDS[1], "--least-similarity", "0.1", "--most-similarity", "0.9")
+    assert evolve("--oracle", "qed", "--alerts", "BRENK", "--alerts", "PAINS", *window) == 0
+    rows = [row["smiles"] for row in csv.DictReader((seeds.parent / "run" / "top.csv").open())]
+    assert rows
+    assert all(refused(one, [Alerts("BRENK"), Alerts("PAINS"), Similarity(SEEDS[1], 0.1, 0.9)]) is None for one in rows)
+    assert SEEDS[1] not in rows, "it is too near to itself"
+
+
+def test_the_language_model_learns_from_parents(seeds: Path) -> None:
+    assert evolve("--oracle", "qed", "--operators", "lm", "--learn", "--budget", "9") == 0
+    made = {row["operator"] for row in csv.DictReader((seeds.parent / "run" / "top.csv").open())}
+    assert made & {"lm: fill gap", "lm: link fragments"}
+
+
+def test_a_model_in_a_folder_breeds(seeds: Path, causal: Path) -> None:
+    options = ("--recipe", "graph-ga", "--operators", f"hf:{causal}", "--template", "{smiles}>", "--budget", "9")
+    assert evolve("--oracle", "qed", *options) == 0
+    report = json.loads((seeds.parent / "run" / "report.json").read_text())["report"]
+    (credit,) = (table for table in report["diagnostics"] if table.get("title") == "Credit of the operators")
+    assert credit["rows"][0][0] == f"hf:{causal}"
+    rows = {row["smiles"]: row["operator"] for row in csv.DictReader((seeds.parent / "run" / "top.csv").open())}
+    assert rows["OCCc1ccccc1"] == f"hf:{causal}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--operators", "hf:nowhere"), "holds no config.json"),
+        (("--template", "{smiles}"), "--operators graph,hf:FOLDER"),
+        (("--learn",), "--operators lm,graph --learn"),
+        (("--similar-to", "CCO"), "belong together"),
+        (("--least-similarity", "0.4"), "belong together"),
+        (("--similar-to", "CCO", "--least-similarity", "0.4", "--most-similarity", "0.3"), "wanted least <= most"),
+        (("--alerts", "PAIN"), "did you mean 'PAINS'"),
+        (("--operators", "graph,graph"), "names 'graph' twice"),
+        (("--wish", "Better"), "holds {goal}"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_a_folder_is_made(
+    options: tuple[str, ...], message: str, seeds: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert evolve("--oracle", "qed", *options) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (seeds.parent / "run").exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from popflow.core.resampling import multinomial
-from popflow.evolve.selection import boltzmann, crowding, front, fronts, nsga2, proportional, rank, tournament, truncation
+from popflow.evolve.selection import boltzmann, crowding, front, fronts, nsga2, proportional, rank, scalarised, tournament, truncation
 
 FITNESS = np.array([0.1, 0.7, 0.2, 0.4])
 N = 40_000
@@ -86,3 +86,15 @@ def test_nsga2_fills_by_front_and_keeps_the_ends() -> None:
     assert {0, 10} <= set(kept[11:].tolist()), "then the ends of the second"
     assert np.isinf(crowding(arc)[[0, 10]]).all()
     assert truncation(both, 1).tolist() == [11 + int((arc.sum(1)).argmax())]
+
+
+def test_a_scalarisation_knows_no_units_and_finds_a_dented_front() -> None:
+    rng = np.random.default_rng(0)
+    dent = np.array([[0.0, 1.0], [0.4, 0.4], [1.0, 0.0], [0.3, 0.3]])
+    assert dent.sum(1).argmax() != 1, "no sum with these weights chooses the dent"
+    weights = rng.dirichlet(np.ones(2), size=200)
+    chosen = {int(scalarised(dent, one).argmax()) for one in weights}
+    assert chosen == {0, 1, 2}, "the whole front, and nothing that is dominated"
+    units = np.exp(3 * dent) * np.array([1e-3, 1e6]) - 7.0
+    for one in weights:
+        assert scalarised(units, one) == pytest.approx(scalarised(dent, one), abs=0)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from popflow.core.errors import MissingExtraError, unknown
@@ -196,6 +196,14 @@ class ChatClient:
             self.counts.add(reply)
         return replies
 
+    def spent(self) -> ChatCounts:
+        """Return what all questions in the replay file came to, in whatever process they were asked; none of them counts as replayed."""
+        total = ChatCounts()
+        for key in self.replay:
+            note = self.replay.note(key)
+            total.add(replace(_replayed(self.replay[key], note), attempts=note.get("requests", 0), replayed=False))
+        return total
+
     def close(self) -> None:
         """Close the connections; the replay file belongs to who opened it."""
         self._http.close()
@@ -215,11 +223,13 @@ class ChatClient:
         reply = Reply(None, SKIPPED) if self._breaker.open else self._attempts(sent)
         if reply.error != SKIPPED:
             self._breaker.report(reply.text is not None)
-        kept = {"reply": reply.text, "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+        kept = {"requests": reply.attempts}
+        if reply.text is not None:
+            kept |= {"reply": reply.text, "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
         ok = reply.text is not None
         outcome = Outcome("value" if ok else "error", float(reply.completion_tokens) if ok else None, reply.error, time.monotonic() - start)
         with self._breaker.lock:
-            self.replay.record(key, outcome, note=kept if ok else None)
+            self.replay.record(key, outcome, note=kept)
         return reply
 
     def _attempts(self, sent: Mapping[str, Any]) -> Reply:

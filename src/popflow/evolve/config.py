@@ -27,7 +27,12 @@ class EvolveConfig:
             option for several objectives.
         minimize: What is minimised, named as an oracle.
         operators: What makes children, separated by commas, in equal shares: graph, mutation, edits (mutations of the best), lm (the language
-            model that comes with the library), chat (an endpoint). A name may have a share, as in lm=0.7,graph=0.3.
+            model that comes with the library), chat (an endpoint), hf:FOLDER (a language model saved with save_pretrained). A name may have a share,
+            as in lm=0.7,graph=0.3.
+        learn: Let the language model that comes with the library learn from the parents, anew in each generation.
+        template: Prompt for the models in folders, with {smiles} or {selfies} for the parent, {score} and {goal}; one with {selfies} is answered in
+            SELFIES. The word biot5 stands for the form of BioT5. If None: the chat template of the folder.
+        wish: What a template puts for {goal}.
         recipe: How a generation is made.
         goal: How several objectives are traded: by their sum, by the Pareto front, or by NSGA-II.
         parents: How parents are drawn. The default is what the recipe says.
@@ -40,6 +45,10 @@ class EvolveConfig:
         width: Distance from the target at which the score falls to 0.61.
         require: SMARTS pattern that every molecule has.
         forbid: SMARTS pattern that no molecule has.
+        alerts: Catalogue of structural alerts, none of which a molecule has.
+        similar_to: SMILES to which every molecule has a Tanimoto similarity (ECFP4) from least_similarity to most_similarity. If None: no such window.
+        least_similarity: Lower end of the window.
+        most_similarity: Upper end of the window; below 1 it asks for something new.
         core: SMILES of a core that every molecule keeps; attachment points may be marked as [*:1]. If None: no core.
         box: Configuration file of Vina with center and size of the box. If None: there is no docking.
         exhaustiveness: Exhaustiveness of docking.
@@ -55,6 +64,9 @@ class EvolveConfig:
     oracle: Annotated[tuple[str, ...], Flag(metavar="ORACLE")] = ()
     minimize: Annotated[tuple[str, ...], Flag(metavar="ORACLE")] = ()
     operators: Annotated[str, Flag(metavar="NAMES")] = "graph"
+    learn: bool = False
+    template: Annotated[str | None, Flag(metavar="TEXT")] = None
+    wish: Annotated[str, Flag(metavar="TEXT")] = ""
     recipe: Literal["graph-ga", "crossover", "edits", "preranked", "gp-bo"] = "preranked"
     goal: Literal["sum", "front", "nsga2"] = "sum"
     parents: Literal["recipe", "proportional", "shifted", "rank", "tournament"] = "recipe"
@@ -67,6 +79,10 @@ class EvolveConfig:
     width: Annotated[float, Flag(gt=0)] = 1.0
     require: Annotated[tuple[str, ...], Flag(metavar="SMARTS")] = ()
     forbid: Annotated[tuple[str, ...], Flag(metavar="SMARTS")] = ()
+    alerts: tuple[Literal["PAINS", "BRENK", "NIH", "ZINC"], ...] = ()
+    similar_to: Annotated[str | None, Flag(metavar="SMILES")] = None
+    least_similarity: Annotated[float, Flag(ge=0, le=1)] = 0.0
+    most_similarity: Annotated[float, Flag(ge=0, le=1)] = 1.0
     core: Annotated[str | None, Flag(metavar="SMILES")] = None
     box: Path | None = None
     exhaustiveness: Annotated[int, Flag(ge=1)] = 1
@@ -103,8 +119,34 @@ class EvolveConfig:
             raise ValueError("the operator chat, chat_url and chat_model belong together. Fix: give all three, or none.")
         if self.chat_url is not None:
             plain_address("chat_url", self.chat_url)
-        if self.reveal and not chat:
-            raise ValueError("reveal has no effect without the operator chat.")
+        if self.reveal and not chat and not (self.folders() and self.template is None):
+            raise ValueError("reveal has no effect without the operator chat, or a folder that is asked by its chat template.")
+        self._check_window()
+        self._check_models()
+
+    def _check_window(self) -> None:
+        low, high = self.least_similarity, self.most_similarity
+        if (self.similar_to is None) != ((low, high) == (0.0, 1.0)):
+            raise ValueError("similar_to and a window of similarities belong together. Fix: --similar-to SMILES --least-similarity 0.4.")
+        if low > high:
+            raise ValueError(f"least_similarity={low!r} is above most_similarity={high!r}, wanted least <= most.")
+
+    def _check_models(self) -> None:
+        if self.learn and "lm" not in self.mixture():
+            raise ValueError("learn has no effect without the operator lm, the model that learns. Fix: --operators lm,graph --learn.")
+        folders = self.folders()
+        for folder in folders:
+            if not (folder / "config.json").is_file():
+                raise ValueError(
+                    f"operators={self.operators!r}: the folder {str(folder)!r} holds no config.json, wanted one written by "
+                    "model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
+                )
+        if self.template is not None and not folders:
+            raise ValueError("template has no effect without a model in a folder. Fix: --operators graph,hf:FOLDER.")
+        if self.template not in (None, "biot5") and not ("{smiles}" in self.template or "{selfies}" in self.template):
+            raise ValueError(f"template={self.template!r} shows the model no molecule, wanted {{smiles}} or {{selfies}} in it, or biot5.")
+        if self.wish and self.template != "biot5" and "{goal}" not in (self.template or ""):
+            raise ValueError("wish has no effect without a template that holds {goal}. Fix: --template '{goal}: {smiles} ->', or biot5.")
 
     def names(self) -> tuple[str, ...]:
         """Return the oracles, maximised ones first."""
@@ -125,16 +167,25 @@ class EvolveConfig:
         found: dict[str, float] = {}
         for part in self.operators.split(","):
             name, mark, share = part.strip().partition("=")
-            if name not in OPERATORS:
-                raise ValueError(unknown("operators", name, OPERATORS))
+            if name not in OPERATORS and not name.startswith("hf:"):
+                raise ValueError(unknown("operators", name, (*OPERATORS, "hf:FOLDER")))
+            if name in found:
+                raise ValueError(
+                    f"operators={self.operators!r} names {name!r} twice, wanted each once. Fix: give it a share, as in {name}=2."
+                )
             try:
                 found[name] = float(share) if mark else 1.0
             except ValueError:
                 raise ValueError(f"operators={self.operators!r}: {share!r} is no share, wanted a number as in lm=0.7,graph=0.3.") from None
         return found
 
+    def folders(self) -> list[Path]:
+        """Return the folders of language models."""
+        return [Path(name.removeprefix("hf:")) for name in self.mixture() if name.startswith("hf:")]
+
     def inputs(self) -> Iterable[Path]:
-        """Yield receptors, the sources of functions, and the files that commands name."""
+        """Yield receptors, the sources of functions, the files that commands name, and folders of models."""
+        yield from self.folders()
         for text in self.names():
             kind, mark, rest = text.partition(":")
             if kind == "vina":

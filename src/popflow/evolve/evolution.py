@@ -28,7 +28,7 @@ from popflow.evolve.operators import Child, Operator, Parent, shares_of
 from popflow.evolve.preranking import PreRanking, Surrogate
 from popflow.evolve.recipes import Recipe
 from popflow.evolve.records import Credit, Scored
-from popflow.evolve.selection import Parents, rank
+from popflow.evolve.selection import Parents, rank, scalarised, truncation
 
 ROUNDS = 3
 """Rounds of children without a new one before fresh molecules are taken."""
@@ -313,7 +313,7 @@ class Evolution:
 
     def _preranked(self, found: dict[str, tuple[str, tuple[str, ...]]], how: PreRanking) -> dict[str, tuple[str, tuple[str, ...]]]:
         """The batch that the process chooses among children, and among their children on its bound alone."""
-        known, fitness = [one.smiles for one in self.scored], self.fitness()
+        known, fitness = [one.smiles for one in self.scored], self._learned()
         if len(known) < 2 or not np.isfinite(fitness).any():
             return found
         self.surrogate.refit = how.refit
@@ -332,6 +332,15 @@ class Evolution:
             if made:
                 names, posterior = [*names, *made], posterior.joined(self.surrogate.posterior(list(made)))
         return {one: found[one] for one in (names[first + i] for i in posterior.since(first).batch(self.recipe.offspring, how.beta))}
+
+    def _learned(self) -> np.ndarray:
+        """What the process learns: the sum of objectives or, where a front is kept, their scalarisation by weights drawn anew."""
+        fitness = self.fitness()
+        good = np.flatnonzero(np.isfinite(fitness))
+        if self.recipe.survive is not truncation and len(good):
+            values = self._objectives(good.tolist())
+            fitness[good] = scalarised(values, self.rng.dirichlet(np.ones(values.shape[1])))
+        return fitness
 
     def _scored_ancestors(self, parents: tuple[str, ...], found: Mapping[str, tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
         """The scored molecules from which a child of inner generations comes."""

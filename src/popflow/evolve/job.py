@@ -11,7 +11,7 @@ from popflow.core.errors import CheckpointError
 from popflow.evolve.chat import AskChat, Objective
 from popflow.evolve.chat_client import ChatClient, ChatError, Endpoint
 from popflow.evolve.config import EvolveConfig
-from popflow.evolve.constraints import Core, Forbidden, Hit, Required, refused
+from popflow.evolve.constraints import Alerts, Constraint, Core, Forbidden, Hit, Required, Similarity, refused
 from popflow.evolve.evolution import Evolution
 from popflow.evolve.graph_moves import Crossover, Mutation
 from popflow.evolve.molecules import read_seeds
@@ -104,11 +104,14 @@ def operators_of(config: EvolveConfig, run: Run) -> tuple[dict[str, Operator], A
     chat = None
     for name in config.mixture():
         if name == "lm":
-            from popflow.evolve.infilling import FillGap, LinkFragments
+            from popflow.evolve.infilling import FillGap, LearnFirst, LinkFragments
             from popflow.evolve.smiles_model import shipped
 
             shipped()
-            found |= {"lm: fill gap": FillGap(), "lm: link fragments": LinkFragments()}
+            for label, one in (("lm: fill gap", FillGap()), ("lm: link fragments", LinkFragments())):
+                found[label] = LearnFirst(one) if config.learn else one
+        elif name.startswith("hf:"):
+            found[name] = model_in_folder(config, name)
         elif name == "chat":
             endpoint = Endpoint(str(config.chat_url), config.chat_model)
             client = ChatClient(endpoint, Ledger(run.path / "replies.jsonl"))
@@ -120,9 +123,32 @@ def operators_of(config: EvolveConfig, run: Run) -> tuple[dict[str, Operator], A
     return found, chat
 
 
+def model_in_folder(config: EvolveConfig, name: str) -> Operator:
+    """Return the operator ``hf:FOLDER``; the same one whatever process makes it, so that a resumed run goes on alike."""
+    from popflow.evolve.language_models import BIOT5, EditText, Template, load_text_model
+
+    template = None
+    if config.template == "biot5":
+        template = replace(BIOT5, goal=config.wish or BIOT5.goal)
+    elif config.template is not None:
+        template = Template(config.template, config.wish, selfies="{selfies}" in config.template)
+    told = Objective(config.told(), reveal=config.reveal)
+    return EditText(load_text_model(name.removeprefix("hf:")), template, objective=told, name=name)
+
+
+def constraints_of(config: EvolveConfig) -> list[Constraint]:
+    """Return what every molecule must or must not be."""
+    found: list[Constraint] = [*map(Required, config.require), *map(Forbidden, config.forbid), *map(Alerts, config.alerts)]
+    if config.similar_to is not None:
+        found.append(Similarity(config.similar_to, config.least_similarity, config.most_similarity))
+    if config.core:
+        found.append(Core(config.core))
+    return found
+
+
 def evolution_of(config: EvolveConfig, seeds: list[str], operators: dict[str, Operator]) -> Evolution:
     """Return the evolution of a configuration; molecules of the start pool stand by for a population from which no new child comes."""
-    constraints = [*map(Required, config.require), *map(Forbidden, config.forbid), *([Core(config.core)] if config.core else [])]
+    constraints = constraints_of(config)
     mixture = config.mixture()
     shares = {name: mixture[name] if name in mixture else mixture["lm"] / 2 for name in operators}
     return Evolution(

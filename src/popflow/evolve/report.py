@@ -14,7 +14,7 @@ from rdkit.Chem import Descriptors, rdDepictor
 from rdkit.Chem.Draw import rdMolDraw2D
 
 from popflow.core.checkpoint import write_atomic
-from popflow.evolve.chat import AskChat
+from popflow.evolve.chat import AskChat, molecules_in
 from popflow.evolve.config import EvolveConfig
 from popflow.evolve.evolution import Evolution
 from popflow.evolve.molecules import Chem, parse
@@ -52,11 +52,13 @@ def report(result: Result, run: Run) -> Report:
     best = ranked(evolution)
     write_atomic(run.path / "top.csv", table_of(best, evolution, config.objectives()))
     write_atomic(run.path / "top.sdf", structures(best, evolution, config.objectives()))
+    several = len(config.names()) > 1
+    if several:
+        write_atomic(run.path / "front.csv", table_of(front_of(evolution), evolution, config.objectives(), None))
     fitness = evolution.fitness()
     start = [value for value, one in zip(fitness, evolution.scored, strict=True) if one.generation == 0 and np.isfinite(value)]
     gain = float(fitness.max()) - max(start, default=-np.inf)
     names = ", ".join(config.objectives())
-    several = len(config.names()) > 1
     return Report(
         title=f"Molecules for {names}",
         summary=(
@@ -77,7 +79,8 @@ def report(result: Result, run: Run) -> Report:
         results=_results(fitness, best, result),
         files={
             "top.csv": f"the best {LISTED} molecules with scores, origin and properties",
-            "top.sdf": "the same with drawings' coordinates, for any chemistry program",
+            **({"front.csv": "all molecules that no other dominates, with the same columns"} if several else {}),
+            "top.sdf": "the best with drawings' coordinates, for any chemistry program",
             "calls.jsonl": "the ledger: every call with its outcome, operator and parents",
             "state.json": "the population after the last generation",
         },
@@ -89,6 +92,12 @@ def ranked(evolution: Evolution) -> list[tuple[Scored, float]]:
     fitness = evolution.fitness()
     order = [int(i) for i in np.argsort(-fitness, kind="stable") if np.isfinite(fitness[i])]
     return [(evolution.scored[i], float(fitness[i])) for i in order]
+
+
+def front_of(evolution: Evolution) -> list[tuple[Scored, float]]:
+    """Return the molecules that none dominates with their sums of objectives, the best first."""
+    edge = {one.smiles for one in evolution.front()}
+    return [(one, score) for one, score in ranked(evolution) if one.smiles in edge]
 
 
 def properties(smiles: str) -> dict[str, float]:
@@ -112,15 +121,17 @@ def _row(place: int, one: Scored, score: float, call: int, names: Sequence[str])
     return {"place": place, "smiles": one.smiles, "score": score, **values, **origin, **properties(one.smiles)}
 
 
-def rows_of(best: Sequence[tuple[Scored, float]], evolution: Evolution, names: Sequence[str]) -> list[dict[str, object]]:
-    """Return the rows of ``top.csv``."""
+def rows_of(
+    best: Sequence[tuple[Scored, float]], evolution: Evolution, names: Sequence[str], most: int | None = LISTED
+) -> list[dict[str, object]]:
+    """Return the rows of ``top.csv`` or, with ``most=None``, of ``front.csv``."""
     calls = {one.smiles: call for call, one in enumerate(evolution.scored, start=1)}
-    return [_row(place, one, score, calls[one.smiles], names) for place, (one, score) in enumerate(best[:LISTED], start=1)]
+    return [_row(place, one, score, calls[one.smiles], names) for place, (one, score) in enumerate(best[:most], start=1)]
 
 
-def table_of(best: Sequence[tuple[Scored, float]], evolution: Evolution, names: Sequence[str]) -> str:
-    """Return the text of ``top.csv``."""
-    rows, text = rows_of(best, evolution, names), io.StringIO()
+def table_of(best: Sequence[tuple[Scored, float]], evolution: Evolution, names: Sequence[str], most: int | None = LISTED) -> str:
+    """Return the text of ``top.csv`` or, with ``most=None``, of ``front.csv``."""
+    rows, text = rows_of(best, evolution, names, most), io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -211,15 +222,16 @@ def _credit(evolution: Evolution) -> Table:
 
 
 def _cost(chat: AskChat, evolution: Evolution) -> Table:
+    credit, replay = evolution.credit["chat"], chat.client.replay
+    replies = [note["reply"] for key in replay if "reply" in (note := replay.note(key))]
     made = {
-        "children": chat.counts.children,
-        "empty replies": chat.counts.empty,
-        "attempts left to the fallback": evolution.credit["chat"].fallbacks,
+        "children": credit.made,
+        "replies without a molecule": sum(not molecules_in(text, 1) for text in replies),
+        "attempts left to the fallback": credit.fallbacks,
     }
-    rows = tuple((name.replace("_", " "), value) for name, value in (*asdict(chat.client.counts).items(), *made.items()))
-    note = (
-        "Counted by this process, the attempts left to the fallback by the whole run; questions answered from the replay file cost nothing."
-    )
+    spent = {name.replace("_", " "): value for name, value in asdict(chat.client.spent()).items() if name != "replayed"}
+    rows = (*spent.items(), *made.items())
+    note = "Counted over the whole run, in however many processes: every question and its tokens are in replies.jsonl."
     return Table("Cost of the chat model", ("what", "count"), rows, note)
 
 

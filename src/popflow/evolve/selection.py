@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 
 from popflow.core.checks import at_least_one
 from popflow.core.resampling import systematic
@@ -25,6 +26,30 @@ from popflow.core.resampling import systematic
 Parents = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 Survival = Callable[[np.ndarray, int], np.ndarray]
 Resampler = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+
+def scalarised(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    r"""Return one score for several objectives in any units: the augmented Chebyshev form of ParEGO, of ranks.
+
+    .. math:: s_i = -\max_k w_k (1 - r_{ik}) - 0.05 \sum_k w_k (1 - r_{ik}),
+
+    where :math:`r_{ik} \in [0, 1]` is the rank of molecule i among all by objective k (ties share their mean rank), so that no monotone change of
+    an objective alters it. The score keeps the order of dominance, and but for the small last term each place of a front, a dented one too, is best
+    for some weights; a sum would find the bulges alone.
+
+    Args:
+        values: Objectives, all to be maximised, ``[n, k]``.
+        weights: Positive weights ``[k]``.
+
+    Example:
+        >>> scalarised(np.array([[0.1, 500.0], [0.9, 100.0], [0.5, 300.0]]), np.array([0.5, 0.5])).round(3).tolist()
+        [-0.525, -0.525, -0.275]
+
+    Source: Knowles, *ParEGO* (2006), whose normalised values are ranks here.
+    """
+    ranks = (rankdata(values, axis=0) - 1) / max(len(values) - 1, 1)
+    missing = weights * (1 - ranks)
+    return -missing.max(1) - 0.05 * missing.sum(1)
 
 
 def proportional(shift: bool = False) -> Parents:
