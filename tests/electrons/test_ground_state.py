@@ -35,6 +35,7 @@ from popflow.electrons import (
 )  # fmt: skip
 from popflow.electrons.demo import verdict
 from popflow.electrons.descent import SampleSpace
+from popflow.electrons.energy import Local
 from popflow.electrons.objective import Pull
 from popflow.electrons.wavefunctions import System
 from popflow.optim import spring
@@ -195,6 +196,31 @@ def test_a_step_that_was_taken_back_is_not_repeated(monkeypatch: pytest.MonkeyPa
     walkers, rng = begin(psi, system, 16)
     assert search(psi, system, walkers, steps=1, rng=rng, moves=1, optimiser="adam").rollbacks == 2
     assert not any(torch.equal(seen[i], seen[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("means", "taken_back"),
+    [([-1.0, -1.0, -1.0, 2.0, 5.0, 8.0], 1), ([8.0, 8.0, 8.0, -2.0], 0), ([8.0, 8.0, 8.0, 900.0], 0), ([8.0, 8.0, 8.0], 0)],
+    ids=["slow rise", "one low mean", "one high mean", "level"],
+)
+def test_a_slow_rise_explodes_and_one_outlier_does_not(means: list[float], taken_back: int) -> None:
+    system, psi = oscillator(dim=1), Decay(1.0, 2, dim=1)
+    walkers, rng = begin(psi, system, 16)
+    state = module._State(psi, walkers, module.descent("adam", psi), rng, {})
+    state.rows = [[10.0 * (k + 1), mean, 0.0, 0.0, 0.5] for k, mean in enumerate(means)]
+
+    class Level(LocalEnergy):
+        def __call__(self, x: torch.Tensor, *, gradient: bool = False) -> Local:
+            known = super().__call__(x, gradient=gradient)
+            return known._replace(energy=torch.full_like(known.energy, 8.0))
+
+    advance = partial(module._advance, state, Level(psi, system), Objective.fisher_rao(), 0.01, 100, 1, False)
+    if taken_back:
+        with pytest.raises(NonFiniteError, match="went to 8 from -1 Hartree"):
+            advance()
+    else:
+        advance()
+        assert state.step == 1
 
 
 def test_an_energy_that_is_not_finite_is_no_result() -> None:

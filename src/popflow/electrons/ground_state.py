@@ -34,7 +34,7 @@ SNAPSHOT = 50
 """Steps between two states to roll back to."""
 MAX_ROLLBACKS = 5
 EXPLODED = 3.0
-"""A median local energy this many times ``1 + |E|`` away from the last recorded mean ``E`` counts as not finite."""
+"""A median local energy this many times ``1 + |E|`` away from the level ``E`` that the search has held (`_level`) counts as not finite."""
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,9 @@ def _advance(state: _State, local: LocalEnergy, objective: Objective, rate: floa
     known = local(walkers.x, gradient=gradients or objective.weights(progress)[0] > 0)
     _look(known.energy)
     median = float(known.energy.median())
-    if state.rows and abs(median - state.rows[-1][1]) > EXPLODED * (1 + abs(state.rows[-1][1])):
-        raise NonFiniteError(f"the median local energy went to {median:.4g} from {state.rows[-1][1]:.4g} Hartree.")
+    level = _level(state.rows)
+    if abs(median - level) > EXPLODED * (1 + abs(level)):
+        raise NonFiniteError(f"the median local energy went to {median:.4g} from {level:.4g} Hartree.")
     state.mover.step(walkers.x, pull(objective, known, progress), rate / (1 + 2 * progress))
     if not all(bool(parameter.isfinite().all()) for parameter in state.psi.parameters()):
         raise NonFiniteError("a parameter is not finite.")
@@ -251,6 +252,11 @@ def _advance(state: _State, local: LocalEnergy, objective: Objective, rate: floa
     energy = known.energy.double()
     new = torch.stack([energy.mean().cpu(), energy.var(correction=0).cpu(), slope.cpu(), walkers.acceptance.double().cpu()])
     state.walkers, state.step, state.sums = walkers, state.step + 1, state.sums + new
+
+
+def _level(rows: list[list[float]]) -> float:
+    """Return the lowest median of three recorded means in a row, which neither a slow rise nor one outlier moves; NaN before there are three."""
+    return min((sorted(row[1] for row in rows[k : k + 3])[1] for k in range(len(rows) - 2)), default=math.nan)
 
 
 def _look(energy: Tensor) -> None:
