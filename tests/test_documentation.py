@@ -57,6 +57,7 @@ def test_commands(page, monkeypatch, tmp_path, capsys):
         raise _Understood
 
     monkeypatch.setattr(Run, "open", opened)
+    monkeypatch.setattr("popflow.cli.gallery.demonstrate", opened)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FOLDER").mkdir()
     for folder in ("two", "MODEL"):
