@@ -88,13 +88,13 @@ def demo_verb(method: Method) -> Callable[..., None]:
     """Return the command ``popflow demo``, with the options of one method's demo."""
 
     def command(method_name: str, every: bool, out: Path | None, config: Path | None, device: Device, as_json: bool, **given: Any) -> None:
-        from popflow.registry import UnknownMethodError, method as find, methods
+        from popflow.registry import BUILT_IN, UnknownMethodError, method as find, methods
 
         if every:
             from popflow.cli.gallery import demonstrate
 
             others = [name for name, value in given.items() if value not in (None, []) and name != "quick"] + ["config"] * bool(config)
-            if others or method_name != method.name:
+            if others or method_name != BUILT_IN[0].name:
                 raise typer.BadParameter(
                     "runs every demo with its quick settings. Fix: leave out METHOD and its options.", param_hint="--all"
                 )
