@@ -79,7 +79,7 @@ def qmctorch(name: str, quick: bool) -> Found:
             solver.configure(track=["local_energy"], loss="energy", grad="manual", resampling=every)
             solver.run(2 if quick else 100)
             x, means = sampler(psi.pdf), []
-            sampler.nstep = 20
+            sampler.nstep, sampler.ntherm = 20, 19
             for _ in range(4 if quick else 100):
                 x = sampler(psi.pdf, pos=x, with_tqdm=False).detach().requires_grad_()
                 means.append(psi.local_energy(x).detach().mean())
