@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
-from popflow.core import Streams
-from popflow.electrons import HartreeFock, Molecule, MoleculeError, PsiFormer, pretrain
+from popflow.core import MissingExtraError, Streams
+from popflow.electrons import HartreeFock, Molecule, MoleculeError, PsiFormer, System, pretrain, quantum_dot
+from popflow.electrons.config import GroundConfig
+from popflow.electrons.job import wants_hartree_fock
 from popflow.electrons.pretrain import _solve
+from popflow.electrons.wavefunctions import Jastrow
 
 
 def test_basis_functions_and_determinants_are_those_of_pyscf(points) -> None:
@@ -41,3 +46,19 @@ def test_a_basis_that_is_unknown_or_too_rich_is_refused() -> None:
         HartreeFock(Molecule.of("He"), "cc-pvxx")
     with pytest.raises(MoleculeError, match="functions beyond d"):
         HartreeFock(Molecule.of("Be"), "cc-pvtz")
+
+
+def test_without_pyscf_a_search_begins_at_random_and_hartree_fock_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyscf")
+    helium = Molecule.of("He")
+    assert wants_hartree_fock(GroundConfig(molecule="He"), helium)
+    monkeypatch.setattr("popflow.electrons.job.importlib.util.find_spec", lambda name: None)
+    assert not wants_hartree_fock(GroundConfig(molecule="He"), helium)
+    monkeypatch.setitem(sys.modules, "pyscf", None)
+    with pytest.raises(MissingExtraError, match=r"popflow\[qm\]"):
+        HartreeFock(helium)
+
+
+@pytest.mark.parametrize(("system", "slopes"), [(quantum_dot(), [1.0]), (Molecule.of("He"), [0.5]), (Molecule.of("He", spin=2), [0.25])])
+def test_cusps_of_two_electrons_are_those_of_kato_in_two_and_three_dimensions(system: System, slopes: list[float]) -> None:
+    assert Jastrow(system).slopes.tolist() == slopes
