@@ -230,3 +230,11 @@ def test_settings_that_do_not_fit_are_refused_before_a_folder_is_made(
     assert evolve("--oracle", "qed", *options) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (seeds.parent / "run").exists()
+
+
+def test_a_window_about_no_molecule_is_refused_by_name(tmp_path, capsys) -> None:
+    (tmp_path / "seeds.smi").write_text("CCO\nCCN\n")
+    given = ["--oracle", "qed", "--similar-to", "C1CC(", "--least-similarity", "0.3", "--budget", "4", "--population", "2"]
+    assert main(["evolve", str(tmp_path / "seeds.smi"), *given, "--out", str(tmp_path / "run")]) == 2
+    assert "similar_to='C1CC('" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -140,7 +140,10 @@ def constraints_of(config: EvolveConfig) -> list[Constraint]:
     """Return what every molecule must or must not be."""
     found: list[Constraint] = [*map(Required, config.require), *map(Forbidden, config.forbid), *map(Alerts, config.alerts)]
     if config.similar_to is not None:
-        found.append(Similarity(config.similar_to, config.least_similarity, config.most_similarity))
+        try:
+            found.append(Similarity(config.similar_to, config.least_similarity, config.most_similarity))
+        except ValueError as error:
+            raise ConfigError(f"similar_to={config.similar_to!r}: {error}") from error
     if config.core:
         found.append(Core(config.core))
     return found
