@@ -1,0 +1,125 @@
+// One run: where it stands, what can be done with it, its curves, its population, its settings and its log.
+
+import { ask, element, table } from "./elements.js";
+import { grouped, joined, plot, rangeOf, strip } from "./plots.js";
+import { Population } from "./population.js";
+
+const WORDS = { starting: "starting", running: "running", done: "done", stopped: "stopped", failed: "failed" };
+
+/** The state of a run as a mark. */
+export function badge(run) {
+  return element("span", { class: `state ${run.state}` }, run.stopping ? "stopping" : WORDS[run.state]);
+}
+
+/** The bar of a run's progress, or null. */
+export function progress(run) {
+  if (!run.progress) return null;
+  const [stage, done, total] = run.progress;
+  return element("p", { class: "progress" }, element("progress", { value: done, max: total || 1, "aria-label": stage }), element("span", {}, `${stage} ${done}/${total}`));
+}
+
+export class Run {
+  constructor(key, told) {
+    this.key = key;
+    this.told = told;
+    this.version = -1;
+    this.curves = [];
+    this.head = element("header", { class: "head" });
+    this.reading = element("p", { class: "note" });
+    this.strips = element("div", { class: "strips" });
+    this.plots = element("div", { class: "plots" });
+    this.population = new Population(key);
+    this.settings = element("div", {});
+    this.log = element("pre", { class: "log" });
+    this.facts = element("div", {});
+    this.body = element("article", { class: "run", "aria-label": "Run" }, this.head,
+      section("Effective sample size", this.strips), section("Metrics", this.reading, this.plots), section("Population", this.population.body),
+      section("Settings", this.settings), element("section", {}, element("h2", {}, "Log"), this.log, element("details", {}, element("summary", {}, "Versions and machine"), this.facts)));
+    this.wide = new ResizeObserver(() => this.draw());
+    this.wide.observe(this.body);
+  }
+
+  close() {
+    this.wide.disconnect();
+  }
+
+  /** Show what the list says of the run. */
+  tell(run) {
+    const said = JSON.stringify(run);
+    if (said === this.said) return;
+    this.said = said;
+    const resume = run.state === "stopped" || run.state === "failed" && run.job;
+    const act = (word, does) => element("button", { type: "button", class: "button", click: (event) => {
+      event.target.disabled = true;
+      this.told(ask(`runs/${this.key}/${does}`, {}));
+    } }, word);
+    const elsewhere = run.state === "running" && !run.ours ? "Another process has it open; stop it where it was started." : "";
+    this.head.replaceChildren(...[
+      element("p", { class: "eyebrow" }, run.job || "run", run.seed !== "" ? ` · seed ${run.seed}` : ""),
+      element("h1", {}, run.name, " ", badge(run)),
+      progress(run),
+      element("p", { class: "acts" },
+        run.ours ? act(run.stopping ? "End at once" : "Stop", "stop") : null,
+        resume ? act("Resume", "resume") : null,
+        run.verdict ? element("a", { class: "button", href: `runs/${this.key}/report.html`, target: "_blank", rel: "noopener" }, "Report") : null),
+      element("p", { class: "note" }, run.process ? `Process ${run.process}. ${elsewhere}` : elsewhere),
+      run.why ? element("p", { class: "trouble" }, run.why) : null,
+      run.verdict ? verdict(run.verdict) : null].filter(Boolean));
+  }
+
+  /** Ask for what is new; true when a large file was not read to its end. */
+  async update() {
+    const [metrics, detail] = await Promise.all([ask(`runs/${this.key}/metrics?seen=${this.version}`), ask(`runs/${this.key}`), this.population.update()]);
+    if (!metrics.same) {
+      this.version = metrics.version;
+      this.curves = metrics.curves;
+      this.behind = metrics.behind;
+      const left = metrics.behind ? `Reading: ${(metrics.behind / 2 ** 20).toFixed(0)} MiB to go. ` : "";
+      const skipped = metrics.skipped ? `${metrics.skipped} lines are no rows of metrics. ` : "";
+      const unseen = metrics.unseen ? "There are more curves than are shown. " : "";
+      this.reading.textContent = left + skipped + unseen + (this.curves.length ? "" : "No metrics yet.");
+      this.draw();
+    }
+    this.detail = detail;
+    this.log.textContent = [detail.command && `$ ${detail.command}`, detail.messages, detail.log].filter(Boolean).join("\n\n") || "Nothing yet.";
+    this.facts.replaceChildren(table([["folder", detail.folder], ...detail.environment]));
+    this.compare(this.other);
+    return Boolean(this.behind);
+  }
+
+  /** Draw the curves; with another run beside this one, over the same ranges. */
+  draw() {
+    const width = Math.floor(this.plots.clientWidth);
+    if (!width) return;
+    const { strips, plots } = grouped(this.curves), columns = width > 620 ? 2 : 1, each = Math.floor((width - 20 * (columns - 1)) / columns);
+    const beside = new Map(this.other ? grouped(this.other.curves).plots : []);
+    for (const place of [this.plots, this.strips]) place.classList.toggle("twice", columns === 2);
+    this.plots.replaceChildren(...plots.map(([name, curves]) => {
+      const range = rangeOf(curves), there = beside.get(name);
+      return plot(name, curves, there ? joined(range, rangeOf(there)) : range, each);
+    }));
+    this.strips.replaceChildren(...strips.flatMap(([name, curves]) => curves.map((curve) => strip(name, curve, each))));
+    if (!strips.length) this.strips.replaceChildren(element("p", { class: "note" }, "This run records none."));
+    this.population.paint();
+  }
+
+  /** Mark the settings that differ from those of another run. */
+  compare(other) {
+    this.other = other;
+    const there = other?.detail && new Map(other.detail.settings), mine = this.detail?.settings ?? [];
+    const differing = new Set(there ? mine.filter(([name, value]) => there.get(name) !== value).map(([name]) => name) : []);
+    const key = JSON.stringify([mine, [...differing]]);
+    if (key === this.settled) return;
+    this.settled = key;
+    this.settings.replaceChildren(table(mine, differing));
+  }
+}
+
+function section(title, ...content) {
+  return element("section", {}, element("h2", {}, title), ...content);
+}
+
+function verdict({ passed, statement }) {
+  const [kind, mark] = passed === null ? ["", "No criterion to meet"] : passed ? ["good", "✓ Criterion met"] : ["bad", "✗ Criterion not met"];
+  return element("div", { class: `verdict ${kind}` }, element("p", { class: "mark" }, mark), element("p", { class: "statement" }, statement));
+}
