@@ -1,10 +1,11 @@
 """Populations over time, from the arrays that a run has written.
 
-    NAME.safetensors with x, log_w, k    a state of a simulation. A run keeps the last one alone, so the states before are those seen while the page looked.
-    paths.safetensors with x, log_w      x [paths, times, coordinates]: every time is there
-    NAME.safetensors with x              samples of equal weight
+    NAME.safetensors with x, log_w          a population; the last state of a simulation, if the file says at which step
+    NAME.safetensors with x, or walkers/x   samples, or walkers, of equal weight
+    paths.safetensors with x, log_w         x [paths, times, coordinates]: every time is there
 
-Only a part is kept: particles, coordinates and times are thinned by equal strides.
+A run keeps the last state of a simulation alone, so the states before it are those seen while the page looked. Only a part is kept in memory: particles and
+times are thinned by equal strides, and of the coordinates the first ones.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from numpy.typing import NDArray
 
 from popflow.view.folders import open_file, stamps, text
 
-PARTICLES, COORDINATES, FRAMES = 1_000, 64, 200
+PARTICLES, COORDINATES, FRAMES, FILMS = 600, 48, 100, 16
 LARGEST = 64 * 2**20
 """Bytes of x beyond which an array is not read."""
 _ALONG_TIME = "paths.safetensors"
+_POINTS = ("x", "walkers/x")
 _FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 _HEADER = 2**23
 
@@ -76,8 +78,9 @@ class Populations:
     _seen: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Read the files that have changed."""
-        there = {name: stamp for name, stamp in sorted(stamps(self.folder).items()) if name.endswith(".safetensors")}
+        """Read the files that have changed; the one that changed last comes last."""
+        changed = sorted(stamps(self.folder).items(), key=lambda one: one[1])
+        there = {name: stamp for name, stamp in changed if name.endswith(".safetensors") and name.isprintable()}
         for name in [name for name in self._seen if name not in there]:
             del self._seen[name]
             self.films.pop(name, None)
@@ -87,14 +90,16 @@ class Populations:
                 self._seen[name] = stamp
                 film = read(self.folder, name)
                 if film is not None:
-                    self.films[name] = _joined(self.films.get(name), film)
+                    self.films[name] = _joined(self.films.pop(name, None), film)
                     self.version += 1
+        for name in list(self.films)[:-FILMS]:
+            del self.films[name]
 
     def plain(self) -> dict[str, Any]:
         """What there is to see, for JSON."""
         films = [
             {
-                "name": text(film.name, 200),
+                "name": film.name,
                 "particles": film.particles,
                 "coordinates": film.frames[0].x.shape[1] if film.frames else 0,
                 "frames": [frame.at for frame in film.frames],
@@ -105,15 +110,15 @@ class Populations:
         ]
         return {"version": self.version, "films": films}
 
-    def frame(self, film: int, frame: int, axes: tuple[int, int] | None) -> dict[str, Any]:
+    def frame(self, film: str, frame: int, axes: tuple[int, int] | None) -> dict[str, Any]:
         """One frame in two coordinates, or in the two principal components of the last frame (``axes=None``), for JSON.
 
         Raises:
             LookupError: when there is no such film, frame or coordinate.
         """
-        shown = list(self.films.values())[film]
+        shown = self.films[film]
         one, onto = shown.frames[frame], _plane(shown.frames[-1].x, axes)
-        low, high = zip(*[_bounds(onto(each.x)) for each in shown.frames], strict=True)
+        low, high = _bounds(np.concatenate([onto(each.x) for each in shown.frames]))
         points = onto(one.x)
         kept = np.isfinite(points).all(1) & np.isfinite(one.weights)
         return {
@@ -123,8 +128,8 @@ class Populations:
             "weights": _rounded(one.weights[kept]),
             "ess": one.ess if math.isfinite(one.ess) else None,
             "left_out": int((~kept).sum()),
-            "low": _rounded(np.nanmin(low, 0)),
-            "high": _rounded(np.nanmax(high, 0)),
+            "low": _rounded(low),
+            "high": _rounded(high),
         }
 
 
@@ -133,17 +138,17 @@ def read(folder: Path, name: str) -> Film | None:
     try:
         with open_file(folder, name) as file:
             arrays, begin = _header(file)
-            if "x" not in arrays:
+            points = next((one for one in _POINTS if one in arrays), None)
+            if points is None:
                 return None
-            x = _array(file, arrays["x"], begin)
-            log_w = _array(file, arrays["log_w"], begin) if "log_w" in arrays else None
-            k = int(_integer(file, arrays["k"], begin)) if "k" in arrays else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            x = _array(file, arrays[points], begin)
+            log_w = _array(file, arrays["log_w"], begin) if points == "x" and "log_w" in arrays else np.zeros(x.shape[:1])
+            about = json.loads(arrays.get("__metadata__", {}).get("about", "{}"))
+            step = about.get("k", about.get("step"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return Film(name, why=text(f"it cannot be shown: {error}", 200))
-    if log_w is None:
-        log_w = np.zeros(x.shape[:1])
     particles = log_w.size
-    if not particles or x.shape[: log_w.ndim] != log_w.shape or not x.size:
+    if not (log_w.ndim and x.size) or x.shape[: log_w.ndim] != log_w.shape:
         return Film(name, why="it cannot be shown: x and log_w have shapes that do not fit")
     weights, ess = _weights(log_w)
     some = np.unique(np.linspace(0, particles - 1, min(particles, PARTICLES)).astype(int))
@@ -152,8 +157,8 @@ def read(folder: Path, name: str) -> Film | None:
         frames = [Frame(f"time {i + 1} of {x.shape[1]}", _flat(x[some, i]), weights[some], ess) for i in times]
         return Film(name, particles, frames)
     every = x.reshape(particles, *x.shape[log_w.ndim :])
-    at = "the last state" if k is None else f"step {k}"
-    return Film(name, particles, [Frame(at, _flat(every[some]), weights[some], ess)], grows=k is not None)
+    grows = type(step) is int
+    return Film(name, particles, [Frame(f"step {step}" if grows else "the end", _flat(every[some]), weights[some], ess)], grows=grows)
 
 
 def _joined(before: Film | None, now: Film) -> Film:
@@ -177,29 +182,18 @@ def _header(file: Any) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _bytes(file: Any, about: Any, begin: int, item: int) -> tuple[bytes, list[int]]:
-    """Bytes and shape of a tensor."""
+def _array(file: Any, about: Any, begin: int) -> NDArray[Any]:
+    if about["dtype"] not in _FLOATS:
+        raise ValueError(f"its numbers are {text(about['dtype'], 20)}, not {', '.join(_FLOATS)}")
+    kind = np.dtype(_FLOATS[about["dtype"]])
     shape, (first, last) = [int(n) for n in about["shape"]], about["data_offsets"]
-    size = math.prod(shape) * item
+    size = math.prod(shape) * kind.itemsize
     if min(shape, default=0) < 0 or first < 0 or last - first != size:
         raise ValueError("it is no safetensors file")
     if size > LARGEST:
         raise ValueError(f"x has {size / 2**20:.0f} MiB, more than {LARGEST // 2**20}")
     file.seek(begin + first)
-    return file.read(size), shape
-
-
-def _array(file: Any, about: Any, begin: int) -> NDArray[Any]:
-    if about["dtype"] not in _FLOATS:
-        raise ValueError(f"its numbers are {about['dtype']}, not {', '.join(_FLOATS)}")
-    kind = np.dtype(_FLOATS[about["dtype"]])
-    found, shape = _bytes(file, about, begin, kind.itemsize)
-    return np.frombuffer(found, kind.newbyteorder("<")).reshape(shape)
-
-
-def _integer(file: Any, about: Any, begin: int) -> int:
-    found, _ = _bytes(file, about, begin, 8)
-    return int.from_bytes(found, "little", signed=True)
+    return np.frombuffer(file.read(size), kind.newbyteorder("<")).reshape(shape)
 
 
 def _weights(log_w: NDArray[Any]) -> tuple[Floats, float]:
@@ -232,9 +226,9 @@ def _plane(last: Floats, axes: tuple[int, int] | None) -> Any:
     return lambda x: (x - centre) @ cast(Any, basis).T
 
 
-def _bounds(points: Floats) -> tuple[NDArray[Any], NDArray[Any]]:
+def _bounds(points: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     kept = points[np.isfinite(points).all(1)]
-    return (kept.min(0), kept.max(0)) if len(kept) else (np.full(2, np.nan), np.full(2, np.nan))
+    return (kept.min(0), kept.max(0)) if len(kept) else (np.zeros(2), np.ones(2))
 
 
 def _rounded(values: NDArray[Any]) -> list[float]:

@@ -6,7 +6,7 @@ import json
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +41,7 @@ _REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
 )
 _LARGEST_REPORT = 64 * 2**20
-_REMEMBERED = 12
+_CURVES_OF, _POPULATIONS_OF = 12, 4
 """Runs whose curves and populations are kept in memory."""
 
 
@@ -68,11 +68,11 @@ class View:
 
     def series(self, folder: Path) -> Series:
         """The curves of a run."""
-        return _remembered(self._series, folder, Series)
+        return _remembered(self._series, folder, Series, _CURVES_OF)
 
     def populations(self, folder: Path) -> Populations:
         """The populations of a run."""
-        return _remembered(self._populations, folder, Populations)
+        return _remembered(self._populations, folder, Populations, _POPULATIONS_OF)
 
 
 def application(folders: Folders, token: str, port: int) -> App:
@@ -127,7 +127,8 @@ def serve(named: Iterable[Path], out: Path, *, port: int = 0, ready: Callable[[s
         listening.listen()  # from here on a request waits until it is answered
         ready(f"http://127.0.0.1:{port}/{token}/")
         settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2)
-        uvicorn.Server(settings).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # which is how it ends
+            uvicorn.Server(settings).run(sockets=[listening])
 
 
 def _answer(view: View, handler: Callable[[View, Request, Any], Response]) -> Callable[[Request], Any]:
@@ -171,8 +172,7 @@ def _population(view: View, request: Request, content: Any) -> Response:
     if "frame" in asked:
         try:
             axes = (int(asked["x"]), int(asked["y"])) if "x" in asked else None
-            film, frame = int(asked["film"]), int(asked["frame"])
-            return JSONResponse(found.frame(film, frame, axes))
+            return JSONResponse(found.frame(asked["film"], int(asked["frame"]), axes))
         except (LookupError, ValueError) as error:
             raise HTTPException(404, "there is no such frame.") from error
     found.look()
@@ -204,7 +204,7 @@ def _resume(view: View, request: Request, content: Any) -> Response:
     folder = view.folder(request)
     record = view.record(folder)
     name, device = record.values("config.json").get("job"), str(record.values("env.json").get("device", "auto")).partition(":")[0]
-    if name not in view.jobs:
+    if not isinstance(name, str) or name not in view.jobs:
         raise HTTPException(400, f"no installed method has the job {text(name, 100)!r}. Fix: install the package that has it.")
     if not is_run(folder) or device not in ("auto", "cpu", "cuda"):
         raise HTTPException(400, "the run cannot be resumed: its env.json is damaged.")
@@ -246,9 +246,9 @@ def _seen(request: Request) -> int:
     return int(seen) if seen.isdecimal() and len(seen) < 16 else -1
 
 
-def _remembered(kept: dict[Path, T], folder: Path, make: Callable[[Path], T]) -> T:
+def _remembered(kept: dict[Path, T], folder: Path, make: Callable[[Path], T], most: int) -> T:
     """What is kept for a folder, as the last of a few."""
     kept[folder] = kept.pop(folder, None) or make(folder)
-    if len(kept) > _REMEMBERED:
+    if len(kept) > most:
         del kept[next(iter(kept))]
     return kept[folder]

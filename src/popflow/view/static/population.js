@@ -31,7 +31,7 @@ export class Population {
       return;
     }
     const before = this.film?.name;
-    this.film = usable.find((film) => film.name === before) ?? usable[usable.length - 1];
+    this.film = usable.find((film) => film.name === this.wish) ?? usable[usable.length - 1];
     if (this.film.name !== before) Object.assign(this, { follow: true, axes: null });
     const last = this.film.frames.length - 1;
     this.at = this.follow ? last : Math.min(this.at, last);
@@ -44,8 +44,7 @@ export class Population {
     const d = this.film.coordinates, row = element("p", { class: "controls" });
     if (usable.length > 1) {
       row.append(element("label", {}, "array ", choice(usable.map((film) => [film.name, film.name.replace(/\.safetensors$/, "")]), this.film.name, (name) => {
-        this.film = { name };
-        Object.assign(this, { follow: true, axes: null });
+        this.wish = name;
         this.build();
         this.draw();
       })));
@@ -72,13 +71,31 @@ export class Population {
     } });
     range.value = this.at;
     this.time = element("output", {});
-    return element("p", { class: "time" }, range, this.time);
+    this.range = range;
+    const play = element("button", { type: "button", class: "button", disabled: last === 0, click: async () => {
+      play.disabled = true;
+      await this.play(last);
+      play.disabled = false;
+    } }, "Play");
+    return element("p", { class: "time" }, play, range, this.time);
+  }
+
+  /** Go through the frames, from the first if the last is shown. */
+  async play(last) {
+    const { range } = this;
+    if (this.at === last) this.at = -1;
+    while (this.at < last && this.range === range && range.isConnected) {
+      this.at += 1;
+      this.follow = this.at === last;
+      range.value = this.at;
+      await Promise.all([this.draw(), new Promise((done) => setTimeout(done, 60))]);
+    }
   }
 
   /** Ask for the frame at the slider and draw it; an answer that is no longer wanted is dropped. */
   async draw() {
     if (!this.film?.frames?.length) return;
-    const film = this.films.indexOf(this.film), axes = this.axes ? `&x=${this.axes[0]}&y=${this.axes[1]}` : "";
+    const film = encodeURIComponent(this.film.name), axes = this.axes ? `&x=${this.axes[0]}&y=${this.axes[1]}` : "";
     const wanted = (this.wanted = `${this.path}?film=${film}&frame=${this.at}${axes}`);
     this.frame = await ask(wanted);
     if (wanted === this.wanted) this.paint();
