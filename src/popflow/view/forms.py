@@ -11,6 +11,9 @@ from popflow.registry import TASKS, Task, methods
 from popflow.runs.config import Option, config_of, options, plain
 from popflow.view.folders import text
 
+_FIRST, _FEW = ("seed", "quick"), 8
+"""Fields that come first; a form of so few fields shows all of them at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -47,7 +50,13 @@ def jobs() -> tuple[dict[str, Job], dict[str, str]]:
 def plain_jobs(found: Mapping[str, Job]) -> list[dict[str, Any]]:
     """The forms, for JSON."""
     return [
-        {"name": one.name, "summary": text(one.summary), "fields": [_field(option) for option in one.options]} for one in found.values()
+        {
+            "name": one.name,
+            "summary": text(one.summary),
+            "examples": [text(example) for example in one.task.examples],
+            "fields": [_field(one, option) for option in one.options],
+        }
+        for one in found.values()
     ]
 
 
@@ -94,7 +103,10 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _field(option: Option) -> dict[str, Any]:
+def _field(job: Job, option: Option) -> dict[str, Any]:
+    """A field of a form; the first ones are those that are needed or that an example of the task uses."""
+    sides = {side for name in option.names for side in name.split("/")}
+    used = not sides.isdisjoint(word.partition("=")[0] for example in job.task.examples for word in example.split())
     default = option.otherwise if option.default in (None, ()) else ", ".join(map(str, option.default)) if option.many else option.default
     return {
         "name": option.name,
@@ -107,4 +119,5 @@ def _field(option: Option) -> dict[str, Any]:
         "range": option.range,
         "placeholder": option.metavar or "",
         "required": option.required,
+        "first": len(job.options) <= _FEW or used or option.required or not option.names[0].startswith("-") or option.name in _FIRST,
     }

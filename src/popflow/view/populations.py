@@ -223,6 +223,9 @@ def _plane(last: Floats, axes: tuple[int, int] | None) -> Any:
     whole = last[np.isfinite(last).all(1)]
     centre = whole.mean(0) if len(whole) else np.zeros(d, np.float32)
     basis = np.linalg.svd(whole - centre, full_matrices=False)[2][:2] if len(whole) > 1 else np.eye(2, d)
+    basis = basis * np.sign(
+        np.take_along_axis(basis, np.abs(basis).argmax(1)[:, None], 1)
+    )  # a direction has no sign: take that of its largest part
     return lambda x: (x - centre) @ cast(Any, basis).T
 
 

@@ -73,6 +73,7 @@ def summary(record: Record, name: str, processes: Processes) -> dict[str, Any]:
         "progress": started.progress() if started is not None and started.running else None,
         "changed": changed / 1e9,
         "verdict": record.verdict(),
+        "report": "report.html" in stamps(folder),
     }
 
 
@@ -90,7 +91,6 @@ def detail(record: Record, processes: Processes) -> dict[str, Any]:
         "log": record.log(),
         "messages": text(started.said(), 8_000) if started is not None else "",
         "command": started.command if started is not None else "",
-        "report": "report.html" in stamps(record.folder),
     }
 
 
@@ -122,4 +122,6 @@ def _open_elsewhere(folder: Path) -> bool:
 
 
 def _setting(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
+        return text(", ".join(map(str, value)))
     return text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -30,6 +30,14 @@ export async function ask(path, body) {
   return content;
 }
 
+/** Put what is made of a value into its place, unless it is there already: what is pressed or focused stays. */
+export function put(place, value, make) {
+  const said = JSON.stringify(value);
+  if (place.said === said) return;
+  place.said = said;
+  place.replaceChildren(...make(value).filter((child) => child !== null));
+}
+
 /** A number as a reader wants it. */
 export function shown(value) {
   if (value === null) return "–";

@@ -8,6 +8,7 @@ export class Form {
     this.told = told;
     this.fields = element("div", { class: "fields" });
     this.summary = element("p", { class: "lead" });
+    this.examples = element("p", { class: "examples" });
     this.error = element("p", { class: "trouble", role: "alert", hidden: true });
     this.job = element("select", { id: "job", change: () => this.build() }, this.group("On your input", (name) => !name.startsWith("demo ")), this.group("Demos", (name) => name.startsWith("demo ")));
     this.job.value = "demo fkc";
@@ -15,7 +16,7 @@ export class Form {
     this.folder = element("input", { id: "folder", type: "text", placeholder: "the first free name", autocomplete: "off", spellcheck: "false" });
     this.body = element("form", { class: "new", novalidate: true, submit: (event) => this.submit(event) },
       element("h1", {}, "New run"),
-      row("job", "what to run", this.job, ""), this.summary, this.error, this.fields,
+      row("job", "what to run", this.job, ""), this.summary, this.examples, this.error, this.fields,
       element("div", { class: "fields" }, row("device", "--device", this.device, "Where to compute; auto uses a GPU if there is one."),
         row("folder", "folder", this.folder, "Name of the run folder; a folder of a run with the same settings resumes it.")),
       element("p", { class: "acts" }, element("button", { class: "button strong", type: "submit" }, "Start")),
@@ -28,12 +29,12 @@ export class Form {
   }
 
   build() {
-    const job = this.jobs.find(({ name }) => name === this.job.value), begins = ["seed", "quick"];
+    const job = this.jobs.find(({ name }) => name === this.job.value);
     this.error.hidden = true;
     this.summary.textContent = job.summary;
+    this.examples.replaceChildren(...job.examples.map((line) => element("code", {}, line)));
     this.inputs = job.fields.map((field) => [field, input(field)]);
-    const first = this.inputs.filter(([field]) => field.required || !field.label.startsWith("-") || begins.includes(field.name) || job.fields.length <= 8);
-    const others = this.inputs.filter((one) => !first.includes(one));
+    const first = this.inputs.filter(([field]) => field.first), others = this.inputs.filter(([field]) => !field.first);
     const rows = (some) => some.map(([field, control]) => row(`field-${field.name}`, field.label, control, help(field)));
     this.fields.replaceChildren(...rows(first));
     if (others.length) this.fields.append(element("details", { class: "others" }, element("summary", {}, `${others.length} more settings`), element("div", { class: "fields" }, ...rows(others))));

@@ -31,7 +31,7 @@ export class Population {
       return;
     }
     const before = this.film?.name;
-    this.film = usable.find((film) => film.name === this.wish) ?? usable[usable.length - 1];
+    this.film = usable.find((film) => film.name === this.wish) ?? usable.findLast((film) => film.grows || film.frames.length > 1) ?? usable[usable.length - 1];
     if (this.film.name !== before) Object.assign(this, { follow: true, axes: null });
     const last = this.film.frames.length - 1;
     this.at = this.follow ? last : Math.min(this.at, last);

@@ -1,14 +1,14 @@
 // One run: where it stands, what can be done with it, its curves, its population, its settings and its log.
 
-import { ask, element, table } from "./elements.js";
+import { ask, element, put, table } from "./elements.js";
 import { grouped, joined, plot, rangeOf, strip } from "./plots.js";
 import { Population } from "./population.js";
 
-const WORDS = { starting: "starting", running: "running", done: "done", stopped: "stopped", failed: "failed" };
+
 
 /** The state of a run as a mark. */
 export function badge(run) {
-  return element("span", { class: `state ${run.state}` }, run.stopping ? "stopping" : WORDS[run.state]);
+  return element("span", { class: `state ${run.state}` }, run.stopping ? "stopping" : run.state);
 }
 
 /** The bar of a run's progress, or null. */
@@ -24,7 +24,9 @@ export class Run {
     this.told = told;
     this.version = -1;
     this.curves = [];
-    this.head = element("header", { class: "head" });
+    [this.title, this.bar, this.outcome] = [element("div"), element("div"), element("div")];
+    this.acts = element("p", { class: "acts" });
+    this.head = element("header", { class: "head" }, this.title, this.bar, this.acts, this.outcome);
     this.reading = element("p", { class: "note" });
     this.strips = element("div", { class: "strips" });
     this.plots = element("div", { class: "plots" });
@@ -45,26 +47,23 @@ export class Run {
 
   /** Show what the list says of the run. */
   tell(run) {
-    const said = JSON.stringify(run);
-    if (said === this.said) return;
-    this.said = said;
-    const resume = run.state === "stopped" || run.state === "failed" && run.job;
+    const resume = (run.state === "stopped" || run.state === "failed") && run.job;
     const act = (word, does) => element("button", { type: "button", class: "button", click: (event) => {
       event.target.disabled = true;
       this.told(ask(`runs/${this.key}/${does}`, {}));
     } }, word);
     const elsewhere = run.state === "running" && !run.ours ? "Another process has it open; stop it where it was started." : "";
-    this.head.replaceChildren(...[
-      element("p", { class: "eyebrow" }, run.job || "run", run.seed !== "" ? ` · seed ${run.seed}` : ""),
-      element("h1", {}, run.name, " ", badge(run)),
-      progress(run),
-      element("p", { class: "acts" },
-        run.ours ? act(run.stopping ? "End at once" : "Stop", "stop") : null,
-        resume ? act("Resume", "resume") : null,
-        run.verdict ? element("a", { class: "button", href: `runs/${this.key}/report.html`, target: "_blank", rel: "noopener" }, "Report") : null),
+    put(this.title, [run.job, run.seed, run.name, run.state, run.stopping], () => [
+      element("p", { class: "eyebrow" }, run.job || "run", run.seed !== "" ? ` · seed ${run.seed}` : ""), element("h1", {}, run.name, " ", badge(run))]);
+    put(this.bar, run.progress, () => [progress(run)]);
+    put(this.acts, [run.ours, run.stopping, run.state, run.process, run.report], () => [
+      run.ours ? act(run.stopping ? "End at once" : "Stop", "stop") : null,
+      resume ? act("Resume", "resume") : null,
+      run.report ? element("a", { class: "button", href: `runs/${this.key}/report.html`, target: "_blank", rel: "noopener" }, "Report") : null]);
+    put(this.outcome, [run.process, elsewhere, run.why, run.verdict], () => [
       element("p", { class: "note" }, run.process ? `Process ${run.process}. ${elsewhere}` : elsewhere),
       run.why ? element("p", { class: "trouble" }, run.why) : null,
-      run.verdict ? verdict(run.verdict) : null].filter(Boolean));
+      run.verdict ? verdict(run.verdict) : null]);
   }
 
   /** Ask for what is new; true when a large file was not read to its end. */
@@ -81,7 +80,9 @@ export class Run {
       this.draw();
     }
     this.detail = detail;
-    this.log.textContent = [detail.command && `$ ${detail.command}`, detail.messages, detail.log].filter(Boolean).join("\n\n") || "Nothing yet.";
+    const { log } = this, below = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
+    log.textContent = [detail.command && `$ ${detail.command}`, detail.messages, detail.log].filter(Boolean).join("\n\n") || "Nothing yet.";
+    if (below) log.scrollTop = log.scrollHeight;
     this.facts.replaceChildren(table([["folder", detail.folder], ...detail.environment]));
     this.compare(this.other);
     return Boolean(this.behind);
@@ -108,10 +109,9 @@ export class Run {
     this.other = other;
     const there = other?.detail && new Map(other.detail.settings), mine = this.detail?.settings ?? [];
     const differing = new Set(there ? mine.filter(([name, value]) => there.get(name) !== value).map(([name]) => name) : []);
-    const key = JSON.stringify([mine, [...differing]]);
-    if (key === this.settled) return;
-    this.settled = key;
-    this.settings.replaceChildren(table(mine, differing));
+    const open = ([name, value]) => (value === "null" || value === "") && !differing.has(name), left = mine.filter(open);
+    put(this.settings, [mine, [...differing]], () => [table(mine.filter((row) => !open(row)), differing),
+      left.length ? element("details", {}, element("summary", {}, `${left.length} left open`), table(left)) : null]);
   }
 }
 

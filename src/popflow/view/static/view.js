@@ -1,10 +1,10 @@
 // The page: the list of runs, and what is chosen from it. The part after # says what: a run, two runs side by side (KEY+KEY), or the form (new).
 
-import { ask, element } from "./elements.js";
+import { ask, element, put } from "./elements.js";
 import { Form } from "./form.js";
 import { Run, badge, progress } from "./run.js";
 
-const EVERY = 1200;
+const EVERY = 1200, entries = new Map();
 const list = document.getElementById("runs"), main = document.getElementById("main"), trouble = document.getElementById("trouble");
 let runs = [], shown = [], form = null, place = null, timer = 0, busy = false;
 
@@ -28,16 +28,21 @@ function lay() {
   else if (shown.length) main.replaceChildren(...shown.map((run) => run.body));
   else main.replaceChildren(element("p", { class: "empty" }, runs.length ? "Choose a run, or start a new one." : "No runs yet. Start one with “New run”, or with the command popflow."));
   document.title = [...shown.map(({ key }) => runs.find((run) => run.key === key).name), "popflow"].join(" · ");
+  if (what === "new" || shown.some((run) => !before.includes(run))) scrollTo(0, 0);
   shown.forEach((run) => run.draw());
 }
 
+/** The entry of a run in the list; it stays as long as the run does. */
 function entry(run) {
-  const keys = shown.map((one) => one.key), mine = keys.includes(run.key), beside = keys.length && !mine;
-  const side = mine && keys.length === 2 ? ["alone", run.key] : beside ? ["beside", `${keys[0]}+${run.key}`] : null;
-  return element("li", { class: mine ? "mine" : "" },
+  if (!entries.has(run.key)) entries.set(run.key, element("li", {}, element("div"), element("div")));
+  const keys = shown.map((one) => one.key), mine = keys.includes(run.key), item = entries.get(run.key);
+  const side = mine && keys.length === 2 ? ["alone", run.key] : keys.length && !mine ? ["beside", `${keys[0]}+${run.key}`] : null;
+  item.className = mine ? "mine" : "";
+  put(item.firstChild, [run.name, run.state, run.stopping, run.job, mine, side], () => [
     element("a", { class: "name", href: `#${run.key}`, "aria-current": mine ? "true" : null }, run.name),
-    element("p", { class: "line" }, badge(run), element("span", {}, run.job), side ? element("a", { class: "side", href: `#${side[1]}` }, side[0]) : null),
-    progress(run));
+    element("p", { class: "line" }, badge(run), element("span", {}, run.job), side ? element("a", { class: "side", href: `#${side[1]}` }, side[0]) : null)]);
+  put(item.lastChild, run.progress, () => [progress(run)]);
+  return item;
 }
 
 async function refresh() {
@@ -45,11 +50,8 @@ async function refresh() {
   runs = state.runs.sort((one, other) => other.changed - one.changed);
   document.getElementById("where").textContent = state.roots.join(", ");
   lay();
-  const said = JSON.stringify([runs.map(({ changed, verdict, ...rest }) => rest), place]);
-  if (list.dataset.said !== said) {
-    list.dataset.said = said;
-    list.replaceChildren(...runs.map(entry));
-  }
+  const items = runs.map(entry);
+  if (items.length !== list.children.length || items.some((item, i) => item !== list.children[i])) list.replaceChildren(...items);
   shown.forEach((one) => one.tell(runs.find((run) => run.key === one.key)));
   const behind = await Promise.all(shown.map((run) => run.update()));
   return behind.includes(true);
