@@ -52,7 +52,9 @@ export function plot(name, curves, range, width) {
     figure.append(drawn("text", { x: x(tick), y: HEIGHT - 8, "text-anchor": "middle" }, shown(tick)));
   }
   curves.forEach((curve, i) => figure.append(line(curve, x, (value) => y(f(value)), i)));
-  return framed(name, curves, figure, logarithmic);
+  const whole = framed(name, curves, figure, logarithmic);
+  point(whole, figure, curves, x);
+  return whole;
 }
 
 /** The effective sample size of one stage as a strip: full where all particles count, empty where one does. */
@@ -71,9 +73,32 @@ export function strip(name, curve, width) {
   return element("figure", { class: "strip" }, element("figcaption", {}, element("b", {}, curve.stage), ` ${least}, now ${shown(curve.last)}`), figure);
 }
 
+/** Under the pointer, show the step and the values there instead of the last ones. */
+function point(whole, figure, curves, x) {
+  const mark = drawn("line", { class: "mark", y1: TOP, y2: HEIGHT - BOTTOM }), steps = [...new Set(curves.flatMap((curve) => curve.steps))];
+  const [caption, values] = [whole.querySelector(".at"), [...whole.querySelectorAll(".key b")]];
+  figure.addEventListener("pointermove", (event) => {
+    const at = event.clientX - figure.getBoundingClientRect().left;
+    const step = steps.reduce((best, one) => (Math.abs(x(one) - at) < Math.abs(x(best) - at) ? one : best));
+    mark.setAttribute("x1", x(step));
+    mark.setAttribute("x2", x(step));
+    figure.append(mark);
+    caption.textContent = `step ${step}`;
+    curves.forEach((curve, i) => {
+      const k = curve.steps.indexOf(step);
+      values[i].textContent = k < 0 ? "" : shown(curve.values[k]);
+    });
+  });
+  figure.addEventListener("pointerleave", () => {
+    mark.remove();
+    caption.textContent = "";
+    curves.forEach((curve, i) => { values[i].textContent = shown(curve.last); });
+  });
+}
+
 function framed(name, curves, body, logarithmic) {
   const keys = curves.map((curve, i) => element("span", { class: `key ${look(i)}` }, curve.stage, element("b", {}, shown(curve.last))));
-  const caption = element("figcaption", {}, element("b", {}, name), logarithmic ? element("small", {}, "logarithmic") : null);
+  const caption = element("figcaption", {}, element("b", {}, name), logarithmic ? element("small", {}, "logarithmic") : null, element("small", { class: "at" }));
   return element("figure", { class: "plot" }, caption, body, element("p", { class: "keys" }, ...keys));
 }
 
