@@ -9,14 +9,13 @@ sizes of ``popflow path``. Force evaluations are those of learning, Hessian-vect
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from harness import Row, run
+from harness import Row, dataset, run
 
 from popflow.core import Streams
 from popflow.paths import Molecule, TorchForce, Underdamped, action, dihedrals, first_paths, fit, grid, simulate, thermal_path, through
@@ -25,7 +24,7 @@ from popflow.paths.coordinates import idpp
 from popflow.paths.figures import backbone
 from popflow.paths.first_paths import DISTANCES, IMAGES, distance_path, superposed
 
-FOLDER = Path(os.environ.get("POPFLOW_DATA", "data")) / "md"
+FOLDER = dataset("md") or Path(__file__).parents[1] / "examples"
 PUBLISHED = {
     "published, Cartesian": 726.4,
     "published, internal": 228.11,

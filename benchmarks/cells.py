@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Row, run
+from harness import Row, dataset, run
 
 from popflow.core import Population, Streams
 from popflow.core.metrics import wasserstein
@@ -48,7 +48,7 @@ from popflow.transport.lagrangian import W2, WFR, Lagrangian, MeanAcceleration, 
 from popflow.transport.lagrangian_flow import LagrangianFlow
 
 PARTS = ("embryoid", "hematopoiesis", "genes", "cost", "scale")
-DATA = Path(os.environ.get("POPFLOW_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "cells"
+DATA = dataset("cells")
 STEPS, BATCH, WIDTH, CELLS = 500, 128, 64, 1500
 SIGMA, COPIES = 0.2, 4  # noise in units of the standardised coordinates and the given times; copies of each cell that noise spreads
 OT_CFM, CHOSEN = "OT-CFM", "chosen"
@@ -102,7 +102,9 @@ def cells(part: str, most: int | None = None) -> Snapshots:
     With ``most``, at most this many of each time, or generated ones where the files are absent: enough to show that the benchmark runs.
     """
     v = None
-    if most is not None and not DATA.is_dir():
+    if DATA is None:
+        if most is None:
+            raise SystemExit("no data: set POPFLOW_DATA to the folder of the data sets.")
         d = 5 if part == "embryoid" else 2
         t = np.arange(5).repeat(most)
         x = np.random.default_rng(0).normal(size=(len(t), d)) + t[:, None]

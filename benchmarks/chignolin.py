@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from pathlib import Path
 
 import torch
-from harness import Row, run
+from harness import Row, dataset, run
 
 from popflow.core import Streams
 from popflow.paths import Molecule, OpenMMForce, Underdamped, action, fit, thermal_path, through
@@ -23,7 +22,6 @@ from popflow.paths.config import MOLECULES
 from popflow.paths.first_paths import IMAGES, distance_path, pulled_path
 
 os.environ.setdefault("OPENMM_CPU_THREADS", "1")
-FOLDER = Path(os.environ.get("POPFLOW_DATA", "data")) / "md"
 RADII = {"H": 0.12, "C": 0.17, "N": 0.155, "O": 0.152, "S": 0.18}
 PUBLISHED = {"published barrier": 3000.0}
 SIZES = {"coefficients": 12, "rounds": 3, "samples": 1}
@@ -34,7 +32,10 @@ TIMES, FRAMES = 21, 16
 def main(options: argparse.Namespace) -> list[Row]:
     """Measure folding paths of chignolin: distances, handedness, contacts, energies, time of a step."""
     torch.manual_seed(0)
-    molecule = Molecule.from_pdb(*(FOLDER / f"chignolin_{state}_relaxed.pdb" for state in ("unfolded", "folded")), warn=False).minimised()
+    folder = dataset("md")
+    if folder is None:
+        return [Row("least distance over van der Waals radii", float("nan"), peers={"all": "absent: no data, set POPFLOW_DATA"})]
+    molecule = Molecule.from_pdb(*(folder / f"chignolin_{state}_relaxed.pdb" for state in ("unfolded", "folded")), warn=False).minimised()
     process = Underdamped(OpenMMForce(molecule.system, "CPU", step=1e-4), molecule.masses, friction=1.0, temperature=300.0)
     with torch.no_grad():
         a, b = (float(process.potential(x.flatten())) for x in (molecule.a, molecule.b))

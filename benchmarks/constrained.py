@@ -19,8 +19,8 @@ from functools import partial
 
 import torch
 from constrained_peers import Archive, cma_es, evolution, gaussian_process, gradient_ascent
-from constrained_problems import Problem, code, data_folder, ehrlich, rna, tf_bind_8
-from harness import Row, run
+from constrained_problems import Problem, code, ehrlich, rna, tf_bind_8
+from harness import Row, dataset, run
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -174,13 +174,14 @@ def _branin_figures(rows: Tensor) -> list[float]:
 
 def tfbind(options: argparse.Namespace) -> list[Row]:
     """TF-Bind-8 from its lower half: 256 different sequences, judged by the measured values of all 65 536."""
-    if not (data_folder() / "chem" / "tfbind8_six6.tsv.gz").exists():
+    file = dataset("chem", "tfbind8_six6.tsv.gz")
+    if file is None:
         return [
             Row(
                 "TF-Bind-8: median value of 256 sequences", float("nan"), None, "", None, ">=", {"all": "absent: no data, set POPFLOW_DATA"}
             )
         ]
-    tokens, y = tf_bind_8()
+    tokens, y = tf_bind_8(file)
     rank = torch.empty(len(y), dtype=torch.float64)
     rank[y.argsort(descending=True)] = torch.arange(len(y), dtype=torch.float64)
     half = y.argsort()[: len(y) // 2]

@@ -8,7 +8,6 @@ of ``1/quantization``; the value is ``prod_i q_i``, at most 1. Sequences with a 
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +29,11 @@ class Problem:
     y: Tensor
 
 
-def data_folder() -> Path:
-    return Path(os.environ.get("POPFLOW_DATA", Path(__file__).parents[2] / "shared" / "data"))
-
-
-def tf_bind_8() -> tuple[Tensor, Tensor]:
+def tf_bind_8(file: Path) -> tuple[Tensor, Tensor]:
     """All 65 536 sequences of eight bases and their normalised binding to SIX6: tokens ``[65536, 8]``, ``y`` in [0, 1]. Row ``i`` is ``i`` in base 4."""
     complement, found = str.maketrans("ACGT", "TGCA"), {}
-    with gzip.open(data_folder() / "chem" / "tfbind8_six6.tsv.gz", "rt") as file:
-        for line in file.read().splitlines()[1:]:
+    with gzip.open(file, "rt") as text:
+        for line in text.read().splitlines()[1:]:
             name, _, score, *_ = line.split("\t")
             found[name] = found[name.translate(complement)[::-1]] = float(score)
     names = sorted(found)

@@ -8,17 +8,15 @@ of the same System and has no implicit solvent; ``--seeds`` counts the turns.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from harness import Row, run
+from harness import Row, dataset, run
 from torch import Tensor
 
 from popflow.paths.forcefield import COULOMB, TorchForce
@@ -47,12 +45,12 @@ def main(options: Namespace) -> list[Row]:
 
 def molecules(quick: bool) -> dict[str, tuple[Any, Tensor]]:
     """Topologies and minima ``[N, 3]``."""
-    if quick:
+    folder = dataset("md")
+    if quick or folder is None:
         molecule = water()
         return {"water": (molecule.topology, molecule.a)}
     from openmm import app
 
-    folder = Path(os.environ["POPFLOW_DATA"]) / "md"
     files = {name: app.PDBFile(str(folder / file)) for name, file in FILES.items()}
     return {
         name: (file.topology, torch.tensor(file.getPositions(asNumpy=True)._value, dtype=torch.float64))  # pyright: ignore[reportOptionalMemberAccess]

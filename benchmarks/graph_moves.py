@@ -25,7 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from harness import Row, run
+from harness import Row, dataset, run
 from scipy import stats
 
 from popflow.evolve.graph_moves import Graph, crossover, mutate
@@ -53,8 +53,8 @@ def peer() -> SimpleNamespace | None:
 
 def molecules(n: int, seed: int) -> list[str]:
     """Return random molecules of ZINC, or targets where ZINC is absent."""
-    path = Path(os.environ.get("POPFLOW_DATA", "../shared/data")) / "chem" / "zinc250k.smiles.gz"
-    if not path.exists():
+    path = dataset("chem", "zinc250k.smiles.gz")
+    if path is None:
         return TARGETS
     with gzip.open(path, "rt") as lines:
         return random.Random(seed).sample([line.strip() for line in lines], n)

@@ -56,6 +56,12 @@ def benchmarks(folder: Path = Path(__file__).parent) -> list[Path]:
     return [path for path in sorted(folder.glob("*.py")) if declares(path)]
 
 
+def dataset(*names: str) -> Path | None:
+    """Path of a data set in ``$POPFLOW_DATA``, by default the ``shared/data`` beside the repository; None where it is absent."""
+    path = Path(os.environ.get("POPFLOW_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data").joinpath(*names)
+    return path if path.exists() else None
+
+
 def machine() -> dict:
     """Describe the machine: processor, cores, threads and versions."""
     model = ""

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Row, run
+from harness import Row, dataset, run
 from meta_flow_peers import BasisFlow, both_ends, one_hot
 
 from popflow.core import Population, Streams
@@ -43,7 +43,7 @@ from popflow.transport.meta.baselines import IDEAL, IDENTITY, POOLED, SHIFT, Pre
 from popflow.transport.meta.populations import rows
 
 PARTS = ("gaussians", "letters", "screen", "pbmc", "cost")
-DATA = Path(os.environ.get("POPFLOW_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "cells"
+DATA = dataset("cells")
 PLAIN, KNN, NEAR, HOT, BASIS, ORACLE, BOTH = (
     "plain flow matching",
     "meta, neighbours",
@@ -328,7 +328,9 @@ def pbmc(training_patients: tuple[str, ...], quick: bool) -> Populations:
     """The patients as published, cell types from k-means on the type markers of the training patients."""
     from sklearn.cluster import KMeans
 
-    if quick and not DATA.is_dir():
+    if DATA is None:
+        if not quick:
+            raise SystemExit("no data: set POPFLOW_DATA to the folder of the data sets.")
         g = np.random.default_rng(0)
         patient, condition = np.repeat(["Patient1", "Patient2", "Patient3", "Patient4"], 200), np.tile(np.repeat(["Ref", "BCRXL"], 100), 4)
         x = (

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import os
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Row, run
+from harness import Row, dataset, run
 
 from popflow.core.checkpoint import load_tensors
 from popflow.evolve.infilling import FillGap, LearnFirst, LinkFragments
@@ -35,8 +33,8 @@ POOL = [
 
 def known(quick: bool) -> set[str] | None:
     """The molecules of ZINC-250k, canonical; None without the data."""
-    file = Path(os.environ.get("POPFLOW_DATA", "/nowhere")) / "chem" / "zinc250k.smiles.gz"
-    if not file.exists():
+    file = dataset("chem", "zinc250k.smiles.gz")
+    if file is None:
         return None
     lines = gzip.decompress(file.read_bytes()).decode().split()
     return {smiles for line in (lines[:1000] if quick else lines) if (smiles := canonical_or_none(line)) is not None}

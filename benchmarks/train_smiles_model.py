@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import random
 import sys
 import time
 from pathlib import Path
 
 import torch
+from harness import dataset
 
 from popflow.core.checkpoint import save_tensors
 from popflow.core.streams import Streams
@@ -28,10 +28,10 @@ HELD_OUT = 5000
 
 def zinc() -> tuple[list[str], list[str]]:
     """Molecules to train on, and those held out."""
-    folder = Path(os.environ.get("POPFLOW_DATA", "")) / "chem" / "zinc250k.smiles.gz"
-    if not folder.exists():
-        sys.exit(f"{folder} is missing: set POPFLOW_DATA to the folder of the data sets.")
-    smiles = gzip.decompress(folder.read_bytes()).decode().split()
+    file = dataset("chem", "zinc250k.smiles.gz")
+    if file is None:
+        sys.exit("chem/zinc250k.smiles.gz is missing: set POPFLOW_DATA to the folder of the data sets.")
+    smiles = gzip.decompress(file.read_bytes()).decode().split()
     random.Random(0).shuffle(smiles)
     return smiles[HELD_OUT:], smiles[:HELD_OUT]
 
