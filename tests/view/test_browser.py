@@ -68,7 +68,7 @@ def test_a_run_is_started_seen_stopped_and_resumed(browser, serve, tmp_path, new
         return browser.execute_script("return [...document.querySelectorAll(arguments[0])].map(one => one.textContent).join('|')", selector)
 
     def until(told: Callable[[], Any]) -> None:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 300
         while not told():
             assert time.monotonic() < end, text("body")
             time.sleep(0.05)

@@ -69,6 +69,8 @@ def test_new_runs_have_plain_names_in_the_folder_of_runs(tmp_path, new_run):
     assert folders.new("", "demo fkc") == tmp_path / "runs" / "demo-fkc-1"
     new_run(tmp_path / "runs" / "demo-fkc-1")
     assert folders.new("", "demo fkc") == tmp_path / "runs" / "demo-fkc-2"
+    folders.started["key"] = tmp_path / "runs" / "demo-fkc-2"  # it has no folder yet
+    assert folders.new("", "demo fkc") == tmp_path / "runs" / "demo-fkc-3"
     assert folders.new("my_run-3.b", "flow") == tmp_path / "runs" / "my_run-3.b"
     for name in ("..", "../a", "a/b", "/tmp/a", "-x", ".a", "a\0b", "a b", "é", "a" * 101, "a\\b"):
         with pytest.raises(ValueError, match="wanted a name of letters"):

@@ -116,7 +116,13 @@ def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path, new_run):
     assert (frame["x"], frame["y"], frame["left_out"]) == ([0.0], [1.0], 2)
     lost = found.frame("lost.safetensors", 0, None)
     assert (lost["x"], lost["ess"], lost["left_out"]) == ([], None, 3)
-    json.dumps([frame, lost], allow_nan=False)
+    save_tensors(
+        run / "huge.safetensors", {"x": torch.tensor([[1e300, 3e38, 0.0], [-1e300, -3e38, 1.0], [0.0, 3e38, 2.0]], dtype=torch.float64)}
+    )
+    found.look()
+    huge = found.frame("huge.safetensors", 0, (2, 1))
+    assert huge["x"] == [0.0, 1.0, 2.0]
+    json.dumps([frame, lost, huge], allow_nan=False)
 
 
 def header(about, data=b""):

@@ -88,7 +88,8 @@ class Folders:
             ValueError: for a name that is not one plain word, or a folder that lies behind a link.
         """
         job = job.replace(" ", "-")
-        name = name or next(free for i in range(1, 10**6) if not os.path.lexists(self.out / (free := f"{job}-{i}")))
+        taken = {folder.name for folder in self.started.values()}
+        name = name or next(free for i in range(1, 10**6) if (free := f"{job}-{i}") not in taken and not os.path.lexists(self.out / free))
         plain = name[:1].isalnum() and len(name) <= 100 and all(letter.isalnum() or letter in "._-" for letter in name)
         if not (plain and name.isascii()):
             raise ValueError(

@@ -115,11 +115,14 @@ class Populations:
 
         Raises:
             LookupError: when there is no such film, frame or coordinate.
+            ValueError: when the particles have no principal components, being too large for float32.
         """
         shown = self.films[film]
-        one, onto = shown.frames[frame], _plane(shown.frames[-1].x, axes)
-        low, high = _bounds(np.concatenate([onto(each.x) for each in shown.frames]))
-        points = onto(one.x)
+        one = shown.frames[frame]
+        with np.errstate(all="ignore"):
+            onto = _plane(shown.frames[-1].x, axes)
+            low, high = _bounds(np.concatenate([onto(each.x) for each in shown.frames]))
+            points = onto(one.x)
         kept = np.isfinite(points).all(1) & np.isfinite(one.weights)
         return {
             "at": one.at,
@@ -206,7 +209,8 @@ def _weights(log_w: NDArray[Any]) -> tuple[Floats, float]:
 
 
 def _flat(x: NDArray[Any]) -> Floats:
-    return x.reshape(len(x), -1)[:, :COORDINATES].astype(np.float32)
+    with np.errstate(over="ignore"):
+        return x.reshape(len(x), -1)[:, :COORDINATES].astype(np.float32)
 
 
 def _plane(last: Floats, axes: tuple[int, int] | None) -> Any:
@@ -223,9 +227,8 @@ def _plane(last: Floats, axes: tuple[int, int] | None) -> Any:
     whole = last[np.isfinite(last).all(1)]
     centre = whole.mean(0) if len(whole) else np.zeros(d, np.float32)
     basis = np.linalg.svd(whole - centre, full_matrices=False)[2][:2] if len(whole) > 1 else np.eye(2, d)
-    basis = basis * np.sign(
-        np.take_along_axis(basis, np.abs(basis).argmax(1)[:, None], 1)
-    )  # a direction has no sign: take that of its largest part
+    largest = np.take_along_axis(basis, np.abs(basis).argmax(1)[:, None], 1)
+    basis = basis * np.sign(largest)  # a direction has no sign of its own
     return lambda x: (x - centre) @ cast(Any, basis).T
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ class Record:
     folder: Path
     _seen: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
 
-    def values(self, name: str, limit: int = _JSON) -> dict[str, Any]:
-        """The JSON object in a file; empty when there is none that can be read."""
+    def values(self, name: str, limit: int = _JSON, keep: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> dict[str, Any]:
+        """The JSON object in a file, or what is to be kept of it; empty when there is none that can be read."""
         stamp = stamps(self.folder).get(name)
         if stamp is None:
             return {}
@@ -34,17 +35,12 @@ class Record:
                 found = json.loads(read_file(self.folder, name, limit))
             except (OSError, ValueError, RecursionError):
                 found = {}
-            self._seen[name] = (stamp, found if isinstance(found, dict) else {})
+            self._seen[name] = (stamp, keep(found) if isinstance(found, dict) else {})
         return self._seen[name][1]
 
     def verdict(self) -> dict[str, Any] | None:
         """What the report of the run says of its criterion."""
-        report = self.values("report.json", _REPORT).get("report")
-        verdict = report.get("verdict") if isinstance(report, dict) else None
-        if not isinstance(verdict, dict):
-            return None
-        passed = verdict.get("passed")
-        return {"passed": passed if isinstance(passed, bool) else None, "statement": text(verdict.get("statement", ""))}
+        return self.values("report.json", _REPORT, _verdict) or None
 
     def log(self) -> str:
         """The end of log.txt."""
@@ -72,7 +68,6 @@ def summary(record: Record, name: str, processes: Processes) -> dict[str, Any]:
         "process": started.process.pid if started is not None and started.running else None,
         "progress": started.progress() if started is not None and started.running else None,
         "changed": changed / 1e9,
-        "verdict": record.verdict(),
         "report": "report.html" in stamps(folder),
     }
 
@@ -85,6 +80,7 @@ def detail(record: Record, processes: Processes) -> dict[str, Any]:
     return {
         "folder": text(record.folder),
         "settings": [[text(name, 100), _setting(value)] for name, value in list(config.items())[:300] if name != "inputs"],
+        "verdict": record.verdict(),
         "environment": [
             [text(name, 100), text(value)] for name, value in (facts | (versions if isinstance(versions, dict) else {})).items()
         ],
@@ -111,6 +107,15 @@ def state_of(record: Record, processes: Processes) -> tuple[str, str]:
     if last.startswith("Traceback"):
         return "failed", text(last.splitlines()[-1], 1_000)
     return "stopped", ""
+
+
+def _verdict(content: dict[str, Any]) -> dict[str, Any]:
+    report = content.get("report")
+    verdict = report.get("verdict") if isinstance(report, dict) else None
+    if not isinstance(verdict, dict):
+        return {}
+    passed = verdict.get("passed")
+    return {"passed": passed if isinstance(passed, bool) else None, "statement": text(verdict.get("statement", ""))}
 
 
 def _open_elsewhere(folder: Path) -> bool:

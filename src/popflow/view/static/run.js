@@ -24,9 +24,9 @@ export class Run {
     this.told = told;
     this.version = -1;
     this.curves = [];
-    [this.title, this.bar, this.outcome] = [element("div"), element("div"), element("div")];
+    [this.title, this.bar, this.outcome, this.verdict] = Array.from({ length: 4 }, () => element("div"));
     this.acts = element("p", { class: "acts" });
-    this.head = element("header", { class: "head" }, this.title, this.bar, this.acts, this.outcome);
+    this.head = element("header", { class: "head" }, this.title, this.bar, this.acts, this.outcome, this.verdict);
     this.reading = element("p", { class: "note" });
     this.strips = element("div", { class: "strips" });
     this.plots = element("div", { class: "plots" });
@@ -48,22 +48,25 @@ export class Run {
   /** Show what the list says of the run. */
   tell(run) {
     const resume = (run.state === "stopped" || run.state === "failed") && run.job;
-    const act = (word, does) => element("button", { type: "button", class: "button", click: (event) => {
-      event.target.disabled = true;
-      this.told(ask(`runs/${this.key}/${does}`, {}));
+    const act = (word, does) => element("button", { type: "button", class: "button", click: ({ target }) => {
+      target.disabled = true;
+      this.told(ask(`runs/${this.key}/${does}`, {}).catch((error) => {
+        target.disabled = false;
+        throw error;
+      }));
     } }, word);
     const elsewhere = run.state === "running" && !run.ours ? "Another process has it open; stop it where it was started." : "";
     put(this.title, [run.job, run.seed, run.name, run.state, run.stopping], () => [
       element("p", { class: "eyebrow" }, run.job || "run", run.seed !== "" ? ` · seed ${run.seed}` : ""), element("h1", {}, run.name, " ", badge(run))]);
     put(this.bar, run.progress, () => [progress(run)]);
     put(this.acts, [run.ours, run.stopping, run.state, run.process, run.report], () => [
-      run.ours ? act(run.stopping ? "End at once" : "Stop", "stop") : null,
+      run.ours && !run.stopping ? act("Stop", "stop") : null,
+      run.ours && run.stopping ? later(act("End at once", "stop")) : null,
       resume ? act("Resume", "resume") : null,
       run.report ? element("a", { class: "button", href: `runs/${this.key}/report.html`, target: "_blank", rel: "noopener" }, "Report") : null]);
-    put(this.outcome, [run.process, elsewhere, run.why, run.verdict], () => [
+    put(this.outcome, [run.process, elsewhere, run.why], () => [
       element("p", { class: "note" }, run.process ? `Process ${run.process}. ${elsewhere}` : elsewhere),
-      run.why ? element("p", { class: "trouble" }, run.why) : null,
-      run.verdict ? verdict(run.verdict) : null]);
+      run.why ? element("p", { class: "trouble" }, run.why) : null]);
   }
 
   /** Ask for what is new; true when a large file was not read to its end. */
@@ -84,6 +87,7 @@ export class Run {
     log.textContent = [detail.command && `$ ${detail.command}`, detail.messages, detail.log].filter(Boolean).join("\n\n") || "Nothing yet.";
     if (below) log.scrollTop = log.scrollHeight;
     this.facts.replaceChildren(table([["folder", detail.folder], ...detail.environment]));
+    put(this.verdict, detail.verdict, () => [detail.verdict ? verdict(detail.verdict) : null]);
     this.compare(this.other);
     return Boolean(this.behind);
   }
@@ -113,6 +117,13 @@ export class Run {
     put(this.settings, [mine, [...differing]], () => [table(mine.filter((row) => !open(row)), differing),
       left.length ? element("details", {}, element("summary", {}, `${left.length} left open`), table(left)) : null]);
   }
+}
+
+/** A button that takes the place of another waits, so that a second click meant for that one does nothing. */
+function later(button) {
+  button.disabled = true;
+  setTimeout(() => { button.disabled = false; }, 1500);
+  return button;
 }
 
 function section(title, ...content) {
