@@ -36,7 +36,6 @@ EXTRAS = {
     "qm": ("pyscf",),
     "chem": ("rdkit", "selfies", "httpx", "vina", "meeko", "gemmi"),
     "circuits": ("pennylane", "openqasm3", "onnx"),
-    "data": ("pooch",),
     "view": ("starlette", "uvicorn"),
 }
 _MARKS = {"ok": "ok", "absent": "-", "failed": "FAILED"}
