@@ -83,17 +83,13 @@ def test_a_wrong_figure_an_error_and_a_missing_extra_are_told_apart(capsys, tmp_
         Room("learn", "a difference", lambda: (float("nan"), 0.0, 1.0)),
     )
     monkeypatch.setattr(self_test, "ROOMS", rooms)
-    assert main(["doctor", "--self-test", "--out", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    lines = {
-        line.split("  ")[-2].strip().split()[-1]: line for line in said.splitlines() if "self-test" in line and not line.startswith("Fix")
-    }
-    assert lines["core"].startswith("FAILED")
-    assert "a sum 1, truth 2 within 0.5" in lines["core"]
-    assert lines["evolve"].startswith("-")
-    assert "pip install 'popflow[chem]'" in lines["evolve"]
-    assert "ZeroDivisionError" in lines["paths"]
-    assert lines["learn"].startswith("FAILED")
+    assert main(["doctor", "--self-test", "--out", str(tmp_path), "--json"]) == 1
+    checks = {one["name"].removeprefix("self-test "): one for one in json.loads(capsys.readouterr().out)["checks"]}
+    assert [checks[room.name]["status"] for room in rooms] == ["failed", "absent", "failed", "failed"]
+    assert "a sum 1, truth 2 within 0.5" in checks["core"]["detail"]
+    assert "pip install 'popflow[chem]'" in checks["evolve"]["detail"]
+    assert "ZeroDivisionError" in checks["paths"]["detail"]
+    assert checks["learn"]["found"] is None
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,6 @@ def self_test() -> Iterator[dict[str, Any]]:
             "status": "ok" if passed else "failed",
             "detail": detail,
             "fix": "" if passed else "reinstall popflow and torch with constraints.txt",
-            "found": found,
+            "found": found if math.isfinite(found) else None,
             "truth": truth,
         }
