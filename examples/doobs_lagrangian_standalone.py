@@ -14,7 +14,7 @@ import math
 import torch
 from torch import nn
 
-XI, T, A, B, S0, NEAR = 1.0, 2.0, -1.0, 1.0, 0.1, 0.2
+XI, T, A, B, S0, NEAR = 1.0, 0.5, -1.0, 1.0, 0.1, 0.2
 
 
 def drift(x: torch.Tensor) -> torch.Tensor:

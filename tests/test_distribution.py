@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,6 +19,20 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 DATA = re.compile(r"\.(safetensors|smi|npz|css|jinja|pyi|NOTICE|typed)$|NOTICE$")
+
+PLUGIN = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "popflow-tempering"
+version = "1.0"
+dependencies = ["popflow"]
+[project.entry-points."popflow.methods"]
+tempering = "popflow_tempering:METHOD"
+[tool.hatch.build.targets.wheel]
+only-include = ["popflow_tempering.py"]
+"""
 
 MISSING = """
 import contextlib, io, pathlib, sys
@@ -148,3 +164,24 @@ def test_the_wheel_runs_where_no_extra_is_installed(installed: Path, tmp_path: P
     assert told.keys() == {"cells", "md", "qm", "chem", "diffusers", "circuits"}
     for extra, (code, named, traceback, text) in told.items():
         assert (code, named, traceback) == ("1", "True", "False"), f"{extra}: exit code {code}, {text}"
+
+
+def test_a_package_of_one_file_adds_a_method(installed: Path, tmp_path: Path) -> None:
+    """Built and installed beside the wheel, as its users do it: a line of `popflow methods`, a verb, a demo, a report, a citation."""
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(ROOT / "tests" / "cli" / "plugin" / "popflow_tempering.py", source)
+    (source / "pyproject.toml").write_text(PLUGIN)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    _run(*build, cwd=source, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
+    (wheel,) = tmp_path.glob("popflow_tempering-*.whl")
+    _run(sys.executable, "-m", "pip", "--python", installed, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    command = installed.parent / "popflow"
+    assert "tempering  Tempering between two normal distributions." in _run(command, "methods", cwd=tmp_path).stdout
+    assert "--precision NUMBER" in _run(command, "tempering", "--help", cwd=tmp_path).stdout
+    assert "tempering:--device" in _run(command, "completion", "bash", cwd=tmp_path).stdout
+    for verb in (["tempering", "--precision", "9", "--quick"], ["demo", "tempering", "--quick"]):
+        told = json.loads(_run(command, *verb, "--json", "--out", verb[0], cwd=tmp_path).stdout)
+        assert told["verdict"]["passed"] is True
+        assert "Tempering to a normal distribution" in (tmp_path / verb[0] / "report.html").read_text(encoding="utf-8")
+        assert "neal1998annealed" in _run(command, "cite", verb[0], cwd=tmp_path).stdout

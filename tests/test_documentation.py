@@ -184,3 +184,12 @@ def test_figures_are_looked_up():
     name = "guidance"
     assert [number for _, number, _ in _quoted(f"`{name}.py`\n\n| a 1.5 | 0.123 | 7 ± .5 |")] == ["0.123", ".5"]
     assert not any(abs(one - 0.98765) < 5e-6 for one in MEASURED[name])
+
+
+def test_populations_are_the_same_bits_on_two_processes(torchrun, tmp_path):
+    """The commands of the guide to several machines."""
+    script, files = ROOT / "examples" / "sample_many_populations.py", [tmp_path / f"{count}.json" for count in (1, 2)]
+    for count, file in enumerate(files, 1):
+        torchrun(script, "--quick", "--out", file, processes=count)
+    assert len(json.loads(files[0].read_text())) == 20
+    assert files[0].read_bytes() == files[1].read_bytes()

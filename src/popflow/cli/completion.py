@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -34,7 +34,7 @@ class Verb:
     words: tuple[str, ...] = ()
 
 
-def completion(shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish", help="The shell to complete in.")]) -> None:
+def completion(shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
     """Print a script that completes `popflow` in a shell.
 
     `source <(popflow completion bash)` in ~/.bashrc, `source <(popflow completion zsh)` in ~/.zshrc, or
@@ -57,6 +57,7 @@ def verbs() -> dict[str, Verb]:
     known = methods().methods
     demos = [_verb(_commands(build(["demo", name]))["demo"]).options for name in known]
     found["demo"] = Verb(found["demo"].summary, {name: words for one in demos for name, words in one.items()}, tuple(known))
+    found["completion"] = replace(found["completion"], words=tuple(Shell))
     return dict(sorted(found.items()))
 
 
