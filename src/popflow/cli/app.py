@@ -16,6 +16,7 @@ import typer
 from typer.main import get_command
 
 from popflow import __version__
+from popflow.cli.completion import completion
 from popflow.cli.installation import doctor
 from popflow.cli.output import print_json
 from popflow.cli.page import view
@@ -49,7 +50,7 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
             app.command(name)(verb(name, own))
         else:
             app.command(name, short_help=f"From the package {point.dist.name if point.dist else point.value}.")(_without_task(name))
-    for look in (methods, report, cite, view, doctor):
+    for look in (methods, report, cite, view, doctor, completion):
         app.command()(look)
     return app
 

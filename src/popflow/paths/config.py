@@ -48,7 +48,7 @@ class PathConfig:
 
     Attributes:
         a: PDB file of state A of a molecule. If None: states of ``potential``.
-        b: PDB file of state B: the same atoms in the same order.
+        b: PDB file of state B: the same atoms in the same order. If None: states of ``potential``.
         forcefield: OpenMM's name of a force field file; repeat the option for several, such as implicit/obc2.xml (molecules).
         temperature: Temperature, K (molecules).
         friction: Friction, 1/ps (molecules).
@@ -65,7 +65,7 @@ class PathConfig:
             moving mean (``thermal``), or with independent coordinates (``kinematic``). If None: thermal for molecules, else flow.
         components: Gaussians in the mixture, for transitions by several channels. A flow has one.
         steps: Training steps. If None: 2500, or 500 for molecules.
-        batch: Force evaluations in a training step, 512, or 256 for molecules, unless given; as many Hessian-vector products follow.
+        batch: Force evaluations in a training step; as many Hessian-vector products follow. If None: 512, or 256 for molecules.
         lr: Highest learning rate.
         evaluations: Force evaluations for the action and its error. If None: 400 000, or 20 000 for molecules.
         paths: Paths to simulate and to weigh, one force evaluation each per step. If None: 2000, or 100 for molecules.
