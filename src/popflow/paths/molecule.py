@@ -7,7 +7,7 @@ Positions are in nm, masses in Da, energies in kJ/mol.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,9 @@ class Molecule:
                 field lacks a residue (it names it), and for positions in another unit.
             MissingExtraError: without openmm.
         """
-        app = _openmm().app
-        first, second = (_read(app, Path(path)) for path in (a, b))
-        same_atoms(first.topology, second.topology)
-        molecule = cls.of(first.topology, system_of(first.topology, forcefield), _positions(first), _positions(second))
+        (topology, x), (other, y) = (read_pdb(Path(path)) for path in (a, b))
+        same_atoms(topology, other)
+        molecule = cls.of(topology, system_of(topology, forcefield), x, y)
         molecule.check_forces(warn)
         return molecule
 
@@ -102,14 +101,18 @@ class Molecule:
         """Pairs of bonded atoms."""
         return bonds_of(self.topology)
 
-    def check_forces(self, warn: bool = True) -> None:
+    def check_forces(self, warn: bool = True, force: Callable[[Tensor], Tensor] | None = None) -> None:
         """Refuse absurd forces at the ends, and warn of steep ones.
+
+        Args:
+            warn: Whether to warn.
+            force: Forces ``[3 N]`` at positions ``[3 N]``; those of the system unless given.
 
         Raises:
             ValueError: beyond `ABSURD`.
         """
         for name, x in (("A", self.a), ("B", self.b)):
-            forces = _forces(self.system, x).norm(dim=1)
+            forces = (_forces(self.system, x) if force is None else force(x.flatten()).reshape(-1, 3)).norm(dim=1)
             worst = int(forces.argmax())
             seen = f"state {name}: the force on {self.names[worst]} is {float(forces[worst]):.3g} kJ/mol/nm"
             if not float(forces[worst]) < ABSURD:
@@ -241,15 +244,13 @@ def _openmm() -> Any:
     return openmm
 
 
-def _read(app: Any, path: Path) -> Any:
+def read_pdb(path: Path) -> tuple[Any, Tensor]:
+    """Return the topology of a PDB file and its positions ``[N, 3]`` in nm."""
     try:
-        return app.PDBFile(str(path))
+        pdb = _openmm().app.PDBFile(str(path))
     except (ValueError, IndexError, AssertionError) as error:
         raise ValueError(f"{path} cannot be read as a PDB file: {' '.join(str(error).split()) or type(error).__name__}.") from error
-
-
-def _positions(pdb: Any) -> Tensor:
-    return torch.tensor(pdb.getPositions(asNumpy=True)._value, dtype=torch.float64)
+    return pdb.topology, torch.tensor(pdb.getPositions(asNumpy=True)._value, dtype=torch.float64)
 
 
 def _context(system: Any, x: Tensor) -> Any:
