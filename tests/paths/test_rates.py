@@ -95,6 +95,14 @@ def test_weights_and_frames_count_as_they_are() -> None:
     assert error > 0
 
 
+def test_what_was_not_seen_is_not_known() -> None:
+    x = torch.full((4, 3, 1), -2.0)
+    assert rate(x, torch.zeros(4), torch.arange(3.0), left, right) == (0.0, math.inf)
+    q, error, _ = committor(x, torch.zeros(4), left, right, lambda x: x[:, 0], torch.tensor([-0.5, 0.5]))
+    assert bool(q.isnan().all())
+    assert bool(error.isnan().all())
+
+
 def test_bad_input_is_refused() -> None:
     x, log_w, times = torch.zeros(4, 3, 1), torch.zeros(4), torch.arange(3.0)
     with pytest.raises(ValueError, match="one weight for each trajectory"):

@@ -139,7 +139,7 @@ def _read_xyz(path: Path) -> tuple[Any, Tensor]:
     from openmm import app
 
     try:
-        frames = ase.io.read(str(path), index=":")
+        frames: Any = ase.io.read(str(path), index=":")
     except Exception as error:  # the reader raises what it meets
         raise ValueError(f"{path} cannot be read as an XYZ file: {type(error).__name__}: {error}.") from error
     if len(frames) != 1:

@@ -28,7 +28,7 @@ Indicator = Callable[[Tensor], Tensor]
 
 
 def rate(x: Tensor, log_w: Tensor, times: Tensor, in_a: Indicator, in_b: Indicator, since: float = 0.0) -> tuple[float, float]:
-    """Rate of A -> B, per time, with its standard error, from trajectories that begin in A.
+    """Rate of A -> B, per time, with its standard error, from trajectories that begin in A; the error is infinite when none arrives after ``since``.
 
     Args:
         x: Trajectories ``[n, K + 1, D]``; those that begin outside of A do not count.
@@ -60,6 +60,8 @@ def rate(x: Tensor, log_w: Tensor, times: Tensor, in_a: Indicator, in_b: Indicat
     hits = weight * (arrives & (tau > since))
     lost = torch.where(arrives, weight * (last - tau.clamp_min(since)), 0.0)
     exposure = (last - since) - lost
+    if not bool(hits.any()):
+        return 0.0, float("inf")
     value = float(hits.sum() / exposure.sum())
     scatter = (hits - value * exposure).square().sum().sqrt()
     return value, float(scatter / exposure.sum())
@@ -69,6 +71,8 @@ def committor(
     x: Tensor, log_w: Tensor, in_a: Indicator, in_b: Indicator, coordinate: Callable[[Tensor], Tensor], edges: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Committor in cells of a coordinate: the probability to meet B next, not A; its standard error; and the share of visits that was decided, each ``[m]``.
+
+    A cell without a visit that was decided has NaN.
 
     Args:
         x: Trajectories ``[n, K + 1, D]``, from anywhere.

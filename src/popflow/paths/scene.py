@@ -120,6 +120,8 @@ def scene(config: PathConfig, ledger: Ledger | None = None) -> Scene:
     """
     made = surface(config) if not config.molecular else calculated(config, ledger) if config.costly else molecular(config)
     apart = float((made.end - made.start).norm())
+    if apart < 1e-6 * made.reach:
+        raise ValueError("A and B are the same state, wanted two. Fix: another file; minimising may have led both to one minimum.")
     if 2 * made.reach >= apart:
         raise ValueError(
             f"sigma0={made.sigma0!r} makes balls of radius {made.reach:.3g} around A and B, which are {apart:.3g} apart: they overlap, and a path "
