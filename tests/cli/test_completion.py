@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from popflow.cli.app import main
+from popflow.cli.app import build, main
 from popflow.cli.completion import verbs
 from popflow.registry import BUILT_IN, TASKS
 from popflow.runs import options
@@ -19,7 +19,7 @@ def offered():
     """What bash offers for the words of a command line; the last one is being typed."""
     from popflow.cli.completion import bash
 
-    script = bash(verbs())
+    script = bash(verbs(build))
 
     def ask(*words):
         line = " ".join(f"'{word}'" for word in ("popflow", *words))
@@ -59,13 +59,13 @@ def test_methods_are_offered_after_demo(offered):
 
 def test_methods_of_other_packages_are_completed_and_broken_ones_disturb_nothing(monkeypatch):
     monkeypatch.syspath_prepend(str(PLUGIN))
-    assert "--precision" in verbs()["tempering"].options
+    assert "--precision" in verbs(build)["tempering"].options
     from importlib.metadata import EntryPoint
 
     from popflow import registry
 
     monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint(name="gone", value="no_such_module:METHOD", group=group)])
-    assert "gone" in verbs()
+    assert "gone" in verbs(build)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

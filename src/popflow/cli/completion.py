@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.main import get_command
@@ -34,21 +34,15 @@ class Verb:
     words: tuple[str, ...] = ()
 
 
-def completion(shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
-    """Print a script that completes `popflow` in a shell.
+def verbs(build: Callable[[Sequence[str]], typer.Typer]) -> dict[str, Verb]:
+    """Return what may follow each verb of the application, of other packages too; a package that cannot be loaded has its name alone.
 
-    `source <(popflow completion bash)` in ~/.bashrc, `source <(popflow completion zsh)` in ~/.zshrc, or
-    `popflow completion fish > ~/.config/fish/completions/popflow.fish`. Make it again after an update, or when a package adds a method.
+    Args:
+        build: Makes the application for a command line.
     """
-    typer.echo(SCRIPTS[shell](verbs()), nl=False)
-
-
-def verbs() -> dict[str, Verb]:
-    """Return what may follow each verb, of other packages too; a package that cannot be loaded has its name alone."""
-    from popflow.cli.app import build
     from popflow.registry import methods, plugins
 
-    found = {name: _verb(command) for name, command in _commands(build()).items()}
+    found = {name: _verb(command) for name, command in _commands(build([])).items()}
     for name in plugins().keys() & found.keys():
         try:
             found[name] = _verb(_commands(build([name]))[name])
