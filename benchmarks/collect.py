@@ -1,4 +1,4 @@
-"""Write docs/results.md from the JSON files of the benchmarks: ``python benchmarks/collect.py benchmarks/results/*.json``."""
+"""Write docs/results.md, and the table of the README, from the JSON files of benchmarks: ``python benchmarks/collect.py benchmarks/results/*.json``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,57 @@ HEAD = """# Results
 Each table was written by one script in `benchmarks/`; nothing here is typed by hand. *Wanted* is the target set beforehand, empty for rows that
 are only informative. Ratios of times, medians and peers come from a single process on one machine, described below each table.
 """
+
+
+README = Path(__file__).parents[1] / "README.md"
+START, END = "<!-- measured: written by benchmarks/collect.py -->\n", "<!-- end of what is measured -->"
+FIGURES = {
+    "Feynman-Kac correctors": (
+        "feynman_kac_correctors",
+        "corrector",
+        "64 dimensions, product even prime, 100 levels, 1200 network calls: |error of log Z|",
+    ),
+    "SuperDiff": ("superdiff", "density", "AND of Gaussians of widths .3 and 1.5, 16 dimensions, 50 levels: |mean true gap|"),
+    "DiffOPT": ("diffopt", "constrained", "tilted mixture, beta 4: error of the mean"),
+    "Wasserstein Lagrangian flows": (
+        "wasserstein_lagrangian_flows",
+        "cells",
+        "hematopoiesis: unbalanced, W1 at k = 1 (WFR, masses from counts)",
+    ),
+    "Meta flow matching": ("meta_flow_matching", "meta_flow", "gaussians: W2 on unseen populations, meta over plain"),
+    "SINGD": ("singd", "optimizers_race", "tasks with fewer seconds than tuned AdamW, of 6"),
+    "Quantum hypernetworks": ("quantum_hypernetworks", "circuits_speed", "lightning.qubit adjoint over this, geometric mean"),
+    "Doob's Lagrangian": ("doob", "mueller_brown", "action, coupling flow"),
+    "Wasserstein quantum Monte Carlo": ("wasserstein_qmc", "qmc_energies", "LiH: distance from the exact energy"),
+    "MOLLEO": ("molleo", "molecules", "sum of AUC top-10, preranked: 23 tasks, 1000 calls"),
+}
+"""A figure for each method: its page, a benchmark, a claim."""
+
+
+def figures(documents: dict[str, dict]) -> str:
+    """Return the table of the README: one figure of each method, and how many bars of its benchmark are held and missed."""
+    lines = ["| method | claim | figure | wanted | beside it | bars of its benchmark |", "|---|---|---|---|---|---|"]
+    for method, (page, name, claim) in FIGURES.items():
+        rows = documents[name]["rows"]
+        row = next(row for row in rows if row["claim"] == claim)
+        held, missed = (sum(one["holds"] is value for one in rows) for value in (True, False))
+        bars = f"{held} held, {missed} missed" if held + missed else "no bar"
+        wanted, peers = _wanted(row), _peers(row, 2)
+        lines.append(f"| [{method}](docs/methods/{page}.md) | {cell(claim)} | {_value(row)} | {wanted} | {peers} | {bars} (`{name}.py`) |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(row: dict) -> str:
+    error = "" if row["error"] is None else f" ± {row['error']:.2g}"
+    return f"{cell(float(row['value']))}{error} {row['unit']}"
+
+
+def _wanted(row: dict) -> str:
+    return "" if row["target"] is None else f"{cell(row['direction'])} {row['target']:g}"
+
+
+def _peers(row: dict, most: int | None = None) -> str:
+    return "; ".join(f"{cell(name)} {cell(value)}" for name, value in list(row["peers"].items())[:most])
 
 
 def cell(value: object) -> str:
@@ -31,11 +82,8 @@ def section(name: str, document: dict) -> str:
     """Return one file of results as a heading, a table and a description of the machine."""
     lines = [f"\n## {name}\n", *_of_parts(name, document), "| claim | value | wanted | held | beside it |", "|---|---|---|---|---|"]
     for row in document["rows"]:
-        error = "" if row["error"] is None else f" ± {row['error']:.2g}"
-        wanted = "" if row["target"] is None else f"{cell(row['direction'])} {row['target']:g}"
         held = {True: "yes", False: "**no**", None: ""}[row["holds"]]
-        peers = "; ".join(f"{cell(name)} {cell(value)}" for name, value in row["peers"].items())
-        lines.append(f"| {cell(row['claim'])} | {cell(float(row['value']))}{error} {row['unit']} | {wanted} | {held} | {peers} |")
+        lines.append(f"| {cell(row['claim'])} | {_value(row)} | {_wanted(row)} | {held} | {_peers(row)} |")
     machine, options = document["machine"], document["options"]
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     lines.append(
@@ -53,9 +101,12 @@ def _of_parts(name: str, document: dict) -> list[str]:
 
 
 def main(files: list[str]) -> None:
-    """Write the page from the named files."""
+    """Write the page from the named files, and the table of the README where they hold its figures."""
     documents = {Path(file).stem: json.loads(Path(file).read_text()) for file in sorted(files)}
     PAGE.write_text(HEAD + "".join(section(name, document) for name, document in documents.items()))
+    if all(name in documents for _, name, _ in FIGURES.values()):
+        before, _, rest = README.read_text().partition(START)
+        README.write_text(before + START + figures(documents) + END + rest.partition(END)[2])
     print(f"{len(documents)} benchmarks -> {PAGE}")
 
 

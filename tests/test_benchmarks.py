@@ -213,3 +213,10 @@ def test_parts_of_molecules_stay_while_their_results_do(monkeypatch: pytest.Monk
     monkeypatch.setattr(parts, "digest", lambda name: "newer")
     areas["a", 0] = 0.6
     assert [one["area"] for one in parts.fill(["lm"], ["a", "b"], [0], file, 10)] == [0.6, 0.25]
+
+
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    page = _module("collect")
+    documents = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    table = (ROOT / "README.md").read_text().partition(page.START)[2].partition(page.END)[0]
+    assert table == page.figures(documents), "run benchmarks/collect.py benchmarks/results/*.json"

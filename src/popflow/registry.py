@@ -5,7 +5,7 @@ A package adds a method with a `Method` object and, in its ``pyproject.toml``,
     [project.entry-points."popflow.methods"]
     mine = "my_package.popflow:METHOD"
 
-which gives it ``popflow mine``, ``popflow demo mine`` and a line of ``popflow methods``. Importing this module imports no room, no torch and no extra.
+which gives it ``popflow mine``, ``popflow demo mine``, forms of ``popflow view`` and a line of ``popflow methods``. Importing this module imports no room, no torch and no extra.
 """
 
 from __future__ import annotations

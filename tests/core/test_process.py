@@ -98,3 +98,11 @@ def test_rates_that_do_not_fit_are_named(rates, message: str) -> None:
     pop = Population.of(torch.zeros(4, 2), a=torch.zeros(4))
     with pytest.raises(ValueError, match=message):
         advance(pop, rates(pop.x), 0.1)
+
+
+def test_a_growth_that_is_no_integral_is_refused() -> None:
+    pop = Population.of(torch.zeros(3, 1))
+    with pytest.raises(TypeError, match="growth"):
+        Rates(drift=pop.x, growth=pop.x[..., 0])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="track"):
+        Rates(drift=pop.x, track={"a": 1.0})  # pyright: ignore[reportArgumentType]

@@ -19,6 +19,7 @@ from popflow import __version__
 from popflow.cli.completion import SCRIPTS, Shell, verbs
 from popflow.cli.installation import doctor
 from popflow.cli.output import print_json
+from popflow.cli.page import view
 from popflow.cli.records import cite, methods, report
 from popflow.cli.verbs import ARGUMENTS, InterruptedRun, demo_verb, verb
 from popflow.core.errors import RunDirectoryError
@@ -49,7 +50,7 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
             app.command(name)(verb(name, own))
         else:
             app.command(name, short_help=f"From the package {point.dist.name if point.dist else point.value}.")(_without_task(name))
-    for look in (methods, report, cite, doctor, completion):
+    for look in (methods, report, cite, view, doctor, completion):
         app.command()(look)
     return app
 

@@ -1,47 +1,18 @@
-"""Atomic files: tensors and text, written under a temporary name and renamed; locks on files."""
+"""Atomic files: tensors and text, written under a temporary name and renamed."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torch import Tensor
 
 from popflow.core.errors import CheckpointError
-
-_LOCKED: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
-
-
-def lock(file: IO[Any]) -> bool:
-    """Lock an open file for this process, until the file is closed or the process ends, however it ends; say whether it could be locked.
-
-    A process forked from this one does not share the lock, which would outlive this one: there the file is closed. Without effect on Windows.
-    """
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        _LOCKED.add(file)
-    return True
-
-
-def _close_in_fork() -> None:
-    for file in list(_LOCKED):
-        file.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_fork)
 
 
 @contextmanager

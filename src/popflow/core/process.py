@@ -35,12 +35,20 @@ class Rates:
         diffusion: ``sigma``, per square root of time: a number or a tensor that broadcasts against ``x``; None draws no noise.
         growth: ``g`` as an `Ito` integral into ``log_w``; None leaves the weights alone.
         track: Name -> `Ito` integral into ``aux[name]``: log-densities, Girsanov weights, likelihoods.
+
+    Raises:
+        TypeError: when growth or a tracked quantity is no `Ito`.
     """
 
     drift: Tensor
     diffusion: Tensor | float | None = None
     growth: Ito | None = None
     track: Mapping[str, Ito] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, rate in {"growth": self.growth, **{f"track[{key!r}]": one for key, one in self.track.items()}}.items():
+            if not isinstance(rate, Ito) and not (rate is None and name == "growth"):
+                raise TypeError(f"{name} is a {type(rate).__name__}, wanted an Ito integral. Fix: Ito(dt=...) for a rate per time.")
 
 
 Process = Callable[[float, Population], Rates]

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from popflow.core.checkpoint import lock
 from popflow.core.errors import CheckpointError, PopflowWarning
+from popflow.core.locks import lock
 from popflow.runs.outcomes import KINDS, Kind, Outcome
 from popflow.runs.run import RunBusyError
 

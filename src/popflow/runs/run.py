@@ -30,8 +30,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from popflow.core.checkpoint import load_tensors, lock, save_tensors, write_atomic
+from popflow.core.checkpoint import load_tensors, save_tensors, write_atomic
 from popflow.core.errors import CheckpointError, RunDirectoryError
+from popflow.core.locks import lock
 from popflow.runs.config import ConfigError, inputs, plain, read_values
 from popflow.runs.metrics import Metrics
 from popflow.runs.report import Report, render
