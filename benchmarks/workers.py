@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import workers_jobs
 from harness import Row, run
 from ledger import dask, peer, ray, speed_up
 from memory import peak_megabytes
@@ -53,10 +54,9 @@ def oracles(options: argparse.Namespace, folder: Path) -> list[Row]:
 
 def costs(job: str, size: int, team: int) -> list[dict]:
     """What each of a team of processes spent on a job, and found."""
-    script = Path(__file__).with_name("workers_jobs.py")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(team)] if team > 1 else []
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *launcher, str(script), job, str(size), folder]
+        command = [sys.executable, *launcher, workers_jobs.__file__, job, str(size), folder]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
         if done.returncode:
             raise RuntimeError(f"{job} on {team} processes failed:\n{done.stderr}")
@@ -97,7 +97,7 @@ def memory(options: argparse.Namespace) -> list[Row]:
     """Peak memory of many populations, ten at once."""
     particles, counts = (1000, (10, 20)) if options.quick else (5000, (10, 100, 1000))
     begin = time.perf_counter()
-    found = {count: peak_megabytes("workers_jobs", "memory", count, particles) for count in counts}
+    found = {count: peak_megabytes(workers_jobs.__name__, "memory", count, particles) for count in counts}
     if None in found.values():
         return [Row("peak memory of many populations", math.nan, peers={"memory": "absent: /proc/self/clear_refs cannot be written"})]
     first, last = counts[0], counts[-1]

@@ -152,7 +152,7 @@ def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 
 def test_the_wheel_runs_where_no_extra_is_installed(installed: Path, tmp_path: Path) -> None:
     """The first thing that a stranger does, and what is said where an extra is missing."""
-    for name in ("anndata", "rdkit", "openmm", "diffusers", "pyscf", "onnx", "httpx"):
+    for name in ("anndata", "rdkit", "openmm", "diffusers", "pyscf", "onnx", "httpx", "starlette"):
         asked = subprocess.run([installed, "-c", f"import {name}"], cwd=tmp_path, capture_output=True, check=False)
         assert asked.returncode == 1, f"{name} is there: the environment is not empty"
     command = installed.parent / "popflow"
