@@ -171,6 +171,17 @@ def test_figures_in_tables_are_those_of_the_benchmark(page):
     assert wrong == []
 
 
+def test_troubleshooting_quotes_messages_and_errors_that_exist():
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "popflow").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a text over several lines is one
+    text = TEXTS[ROOT / "docs" / "troubleshooting.md"]
+    quoted = [words.strip(". ") for words in re.findall(r'"([^"]+)"', text)] + [
+        f"class {name}" for name in re.findall(r"`(\w+Error)`", text)
+    ]
+    assert len(quoted) > 12
+    assert [words for words in quoted if words not in source] == []
+
+
 def test_pictures_are_light():
     """Those of the first page and of the methods load at once."""
     pictures = [picture for picture in (ROOT / "docs").rglob("*") if picture.suffix in {".svg", ".png"}]
