@@ -29,6 +29,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 def _hook(name):
     """A module of the documentation, which is no package."""
     found = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
