@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +11,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = """# Results
 
 Each table was written by one script in `benchmarks/`; nothing here is typed by hand. *Wanted* is the target set beforehand, empty for rows that
-are only informative. Ratios of times, medians and peers come from a single process on one machine, described below each table.
+are only informative; *reached* says whether the value met it. Ratios of times, medians and peers come from a single process on one machine, described below each
+table with the day of the run (where a run did not record it, the day on which its file was committed).
 """
-
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- measured: written by benchmarks/collect.py -->\n", "<!-- end of what is measured -->"
@@ -78,17 +79,43 @@ def seeds_of(document: dict) -> str:
     return f"{asked} seed{'s' * (asked > 1)}" + "".join(f"; {part}: {count}" for part, count in own.items())
 
 
+def day(name: str, document: dict) -> str:
+    """The day of a run, or that on which its file was committed."""
+    if "date" in document["machine"]:
+        return document["machine"]["date"]
+    log = ["git", "log", "-1", "--format=%as", "--", f"benchmarks/results/{name}.json"]
+    committed = subprocess.run(log, cwd=PAGE.parents[1], capture_output=True, text=True, check=False).stdout.strip()
+    return f"committed {committed}" if committed else "day not recorded"
+
+
+def summary(documents: dict[str, dict]) -> str:
+    """Return how many claims of each file were reached, and a table of all that were not."""
+    every = [row for document in documents.values() for row in document["rows"]]
+    held, missed = (sum(row["holds"] is value for row in every) for value in (True, False))
+    lines = [f"\n{held} of {held + missed} targets were reached; {len(every) - held - missed} further figures have none.\n"]
+    lines += ["| benchmark | reached | not reached | no target |", "|---|---|---|---|"]
+    for name, document in documents.items():
+        counts = [sum(row["holds"] is value for row in document["rows"]) for value in (True, False, None)]
+        lines.append(f"| [{name}](#{name}) | {' | '.join(str(count) for count in counts)} |")
+    lines += ["\n## Not reached\n", "| benchmark | claim | value | wanted |", "|---|---|---|---|"]
+    for name, document in documents.items():
+        for row in document["rows"]:
+            if row["holds"] is False:
+                lines.append(f"| [{name}](#{name}) | {cell(row['claim'])} | {_value(row)} | {_wanted(row)} |")
+    return "\n".join(lines) + "\n"
+
+
 def section(name: str, document: dict) -> str:
     """Return one file of results as a heading, a table and a description of the machine."""
-    lines = [f"\n## {name}\n", *_of_parts(name, document), "| claim | value | wanted | held | beside it |", "|---|---|---|---|---|"]
+    lines = [f"\n## {name}\n", *_of_parts(name, document), "| claim | value | wanted | reached | beside it |", "|---|---|---|---|---|"]
     for row in document["rows"]:
-        held = {True: "yes", False: "**no**", None: ""}[row["holds"]]
-        lines.append(f"| {cell(row['claim'])} | {_value(row)} | {_wanted(row)} | {held} | {_peers(row)} |")
+        reached = {True: "yes", False: "**no**", None: ""}[row["holds"]]
+        lines.append(f"| {cell(row['claim'])} | {_value(row)} | {_wanted(row)} | {reached} | {_peers(row)} |")
     machine, options = document["machine"], document["options"]
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     lines.append(
         f"\n{machine['processor']}, {machine['cores']} cores, {machine['torch_threads']} torch thread(s){gpu}; Python {machine['python']}, "
-        f"torch {machine['torch']}; {seeds_of(document)}{', quick' if options['quick'] else ''}."
+        f"torch {machine['torch']}; {seeds_of(document)}{', quick' if options['quick'] else ''}; {day(name, document)}."
     )
     return "\n".join(lines) + "\n"
 
@@ -103,7 +130,7 @@ def _of_parts(name: str, document: dict) -> list[str]:
 def main(files: list[str]) -> None:
     """Write the page from the named files, and the table of the README where they hold its figures."""
     documents = {Path(file).stem: json.loads(Path(file).read_text()) for file in sorted(files)}
-    PAGE.write_text(HEAD + "".join(section(name, document) for name, document in documents.items()))
+    PAGE.write_text(HEAD + summary(documents) + "".join(section(name, document) for name, document in documents.items()))
     if all(name in documents for _, name, _ in FIGURES.values()):
         before, _, rest = README.read_text().partition(START)
         README.write_text(before + START + figures(documents) + END + rest.partition(END)[2])

@@ -63,12 +63,13 @@ def dataset(*names: str) -> Path | None:
 
 
 def machine() -> dict:
-    """Describe the machine: processor, cores, threads and versions."""
+    """Describe the machine: processor, cores, threads, versions, and the day."""
     model = ""
     if Path("/proc/cpuinfo").exists():
         names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else ""
     return {
+        "date": time.strftime("%Y-%m-%d"),
         "processor": model or platform.processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),

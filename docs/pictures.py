@@ -1,15 +1,19 @@
 """Draw the pictures of the documentation: ``python docs/pictures.py [FOLDER]``.
 
-``assets/equation.png`` shows the three terms of the equation. ``assets/gallery`` has the key figure of each method's quick demo; with a FOLDER the demos are
+``assets/equation.svg`` shows the three terms of the equation. ``assets/gallery`` has the key figure of each method's quick demo; with a FOLDER the demos are
 read from there, where ``popflow demo --all`` left them, instead of run anew.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -22,6 +26,7 @@ from popflow.runs.canvas import COLOURS, blank, style
 from popflow.runs.report import read_report
 
 ASSETS = Path(__file__).parent / "assets"
+LARGEST = 60_000  # bytes of a picture
 
 
 def moved(t: float, pop: Population) -> Rates:
@@ -42,24 +47,34 @@ def grown(t: float, pop: Population) -> Rates:
 def equation() -> None:
     """Three populations that start alike, each under one term: paths over time, opaque where the weight is."""
     terms: dict[str, Process] = {"drift  v  moves": moved, "diffusion  σ  spreads": spread, "growth  g  weighs and breeds": grown}
-    times = torch.linspace(0, 1, 61)
+    times = torch.linspace(0, 1, 27)
     with style():
         figure = blank(9.0, 2.6)
         for k, (title, process) in enumerate(terms.items()):
-            axes = figure.add_axes((0.045 + k * 0.325, 0.15, 0.29, 0.72))
+            axes = figure.add_axes((0.045 + k * 0.325, 0.19, 0.29, 0.68))
             trace = Trace(x=lambda state: state.pop.x[:, 0], w=lambda state: state.pop.weights())
-            start = Population.of(0.45 * Streams(3).normal("start", torch.empty(48, 1)))
+            start = Population.of(0.45 * Streams(3).normal("start", torch.empty(20, 1)))
             step = chain(resample_if(0.3), euler(process)) if process is grown else euler(process)
             simulate(step, start, times, rng=Streams(4), record=[trace])
-            x, opacity = trace["x"], (trace["w"] / trace["w"].amax(1, keepdim=True)).clamp(0.12, 1)
-            for i in range(len(times) - 1):
-                jump = (x[i + 1] - x[i]).abs() > 0.35  # one that was chosen anew
-                for a, b, alpha in zip(x[i][~jump].tolist(), x[i + 1][~jump].tolist(), opacity[i][~jump].tolist(), strict=True):
-                    axes.plot(times[i : i + 2].tolist(), [a, b], color=COLOURS[k], alpha=0.8 * alpha, linewidth=0.9)
+            opacity = (trace["w"] / trace["w"].amax(1, keepdim=True)).mul(4).round().clamp_min(0.6) / 4
+            for shade in opacity.unique().tolist():
+                axes.plot(*_paths(times, trace["x"], opacity == shade), color=COLOURS[k], alpha=0.8 * shade, linewidth=0.9)
             axes.set(title=title, xlabel="time", xlim=(0, 1), ylim=(-1.9, 1.9), yticks=[-1, 0, 1])
         content = io.BytesIO()
-        figure.savefig(content, dpi=160, format="png")
-    _small(Image.open(content), ASSETS / "equation.png", 1440)
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    (ASSETS / "equation.svg").write_text(_light(content.getvalue().decode()))
+
+
+def _paths(times: torch.Tensor, x: torch.Tensor, chosen: torch.Tensor) -> tuple[list[float], list[float]]:
+    """The steps that begin where ``chosen``, as one line with gaps; a sample that was chosen anew leaves a gap too."""
+    across, up = [], []
+    for column, mask in zip(x.T.tolist(), chosen.T.tolist(), strict=True):
+        for i, (a, b) in enumerate(pairwise(column)):
+            if mask[i] and abs(b - a) < 0.35:
+                joined = bool(up) and up[-1] == a
+                across += [float(times[i + 1])] if joined else [math.nan, float(times[i]), float(times[i + 1])]
+                up += [b] if joined else [math.nan, a, b]
+    return across, up
 
 
 def gallery(folder: Path) -> None:
@@ -70,14 +85,34 @@ def gallery(folder: Path) -> None:
         with urlopen(read_report(folder / method.name)["report"]["figure"]["image"]) as data:  # a data URI that the run wrote
             kind, content = data.headers.get_content_subtype(), data.read()
         if kind == "png":
-            _small(Image.open(io.BytesIO(content)), target / f"{method.name}.png", 720)
+            _small(Image.open(io.BytesIO(content)), target / f"{method.name}.png")
         else:
-            (target / f"{method.name}.svg").write_bytes(content)
+            (target / f"{method.name}.svg").write_text(_light(content.decode()))
 
 
-def _small(image: Image.Image, file: Path, widest: int) -> None:
-    image.thumbnail((widest, widest))
-    image.convert("RGB").quantize(96).save(file, optimize=True)
+def _small(image: Image.Image, file: Path) -> None:
+    """Save a picture of at most 560 points a side, with as many colours as fit into the limit."""
+    image.thumbnail((560, 560))
+    for colours in (96, 48, 24, 12):
+        image.convert("RGB").quantize(colours).save(file, optimize=True)
+        if file.stat().st_size < LARGEST:
+            return
+
+
+def _light(drawing: str) -> str:
+    """Round the coordinates of an SVG to tenths of a point, and thin clouds of more than 200 equal markers."""
+    rounded = re.sub(
+        r"(scale\([^)]*\))|-?\d+\.\d{3,}", lambda found: found[1] or f"{float(found[0]):.1f}", re.sub(r" *\n *", "\n", drawing)
+    )
+    lines, seen = rounded.splitlines(keepends=True), Counter()
+    looks = [found[0] if (found := re.search(r'style="fill: [^"]*"', line)) and "<use" in line else "" for line in lines]
+    every = {look: 1 + (count - 1) // 200 for look, count in Counter(looks).items() if look}
+    kept = []
+    for line, look in zip(lines, looks, strict=True):
+        seen[look] += 1
+        if not look or seen[look] % every[look] == 0 or seen[look] == looks.count(look):  # the last one is that of the legend
+            kept.append(line)
+    return "".join(kept)
 
 
 def main() -> None:

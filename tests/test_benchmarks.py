@@ -127,6 +127,8 @@ def test_the_page_of_results_tells_of_a_further_run_in_part() -> None:
     machine = {"processor": "a", "cores": 1, "torch_threads": 1, "gpu": None, "python": "3", "torch": "2"}
     document = {"benchmark": "race", "machine": machine, "options": {"quick": False, "seeds": 1, "only": ["a", "b"]}, "rows": []}
     page = _module("collect")
+    assert "1 seed; day not recorded." in page.section("race_newer", document)
+    assert "1 seed; 2026-12-01." in page.section("race", {**document, "machine": machine | {"date": "2026-12-01"}})
     assert "A further run of `race.py`; parts: a, b." in page.section("race_newer", document)
     assert "further run" not in page.section("race", document)
 
@@ -220,3 +222,15 @@ def test_the_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
     documents = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     table = (ROOT / "README.md").read_text().partition(page.START)[2].partition(page.END)[0]
     assert table == page.figures(documents), "run benchmarks/collect.py benchmarks/results/*.json"
+
+
+def test_the_page_of_results_says_what_was_not_reached() -> None:
+    """Every missed target stands in a table of its own, and the page that is committed says of each claim whether it was reached."""
+    page = _module("collect")
+    documents = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))}
+    text = page.PAGE.read_text()
+    assert page.summary(documents) in text, "run benchmarks/collect.py benchmarks/results/*.json"
+    for name, document in documents.items():
+        assert page.section(name, document).rpartition("; ")[0] in text
+    missed = [row for document in documents.values() for row in document["rows"] if row["holds"] is False]
+    assert text.partition("## Not reached")[2].partition("\n## ")[0].count("\n| [") == len(missed) > 0

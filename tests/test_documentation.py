@@ -27,6 +27,19 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
+def _hook(name):
+    """A module of the documentation, which is no package."""
+    found = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+SOURCES = _hook("sources")
+
+
 def _blocks(language, text):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
@@ -177,6 +190,45 @@ def test_figures_in_tables_are_those_of_the_benchmark(page):
         )
     ]
     assert wrong == []
+
+
+def test_troubleshooting_quotes_messages_and_errors_that_exist():
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "popflow").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a text over several lines is one
+    text = TEXTS[ROOT / "docs" / "troubleshooting.md"]
+    quoted = [words.strip(". ") for words in re.findall(r'"([^"]+)"', text)] + [
+        f"class {name}" for name in re.findall(r"`(\w+Error)`", text)
+    ]
+    assert len(quoted) > 12
+    assert [words for words in quoted if words not in source] == []
+
+
+def test_pictures_are_light():
+    """Those of the first page and of the methods load at once."""
+    pictures = [picture for picture in (ROOT / "docs").rglob("*") if picture.suffix in {".svg", ".png"}]
+    assert len(pictures) >= 10
+    assert [picture.name for picture in pictures if picture.stat().st_size > 60_000] == []
+
+
+METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", METHODS, ids=lambda page: page.stem)
+def test_a_method_has_its_code_and_its_figures(page):
+    """Code from the source, enough to read and not too much; a table with figures of a benchmark."""
+    links = list(SOURCES.LINK.finditer(TEXTS[page]))
+    assert 10 <= sum(len(SOURCES.shown(link[2], link[1].split(", ")).splitlines()) for link in links) <= 60
+    assert page in QUOTING
+    assert "src/popflow" not in SOURCES.LINK.sub("", TEXTS[page]), "a link to a source file stands alone between empty lines"
+
+
+def test_the_code_of_a_page_is_that_of_the_source():
+    page = SOURCES.on_page_markdown("A.\n\n[Population.ess](../../src/popflow/core/population.py)\n\nB.\n")
+    assert page.startswith('A.\n\n```python title="src/popflow/core/population.py"\ndef ess(self')
+    assert page.count('"""') == 2
+    assert page.endswith("```\n\nB.\n")
+    with pytest.raises(LookupError, match=r"core/population\.py defines no Population\.mood"):
+        SOURCES.shown("popflow/core/population.py", ["Population.mood"])
 
 
 def test_figures_are_looked_up():
