@@ -97,7 +97,8 @@ def absent() -> str:
     if missing:
         return f"absent: the environment variable DOCKSTRING names no folder with {', '.join(missing)}"
     try:
-        version("vina"), version("meeko")
+        for package in ("vina", "meeko"):
+            version(package)
     except PackageNotFoundError as error:
         return f"absent: {error}"
     return ""

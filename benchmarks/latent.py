@@ -39,11 +39,12 @@ def gains(operator: Operator, objective, parents: list[Parent], n: int, seed: in
 
 def main(options: argparse.Namespace) -> list[Row]:
     """Mean gain of children of latent edits, less that of infills."""
-    n, rows = 8 if options.quick else 300, []
+    n, size, seeds = (8, 20, 2) if options.quick else (300, 120, options.seeds)
+    rows = []
     for name, objective in OBJECTIVES.items():
         start, each, counts = time.perf_counter(), [], []
-        for seed in range(1000, 1000 + options.seeds):
-            parents = [Parent(one, objective(one)) for one in draw(120, seed)]
+        for seed in range(1000, 1000 + seeds):
+            parents = [Parent(one, objective(one)) for one in draw(size, seed)]
             found = [gains(operator, objective, parents, n, seed) for operator in (FillGap(), LatentEdit())]
             each.append([float(one.mean()) for one in found])
             counts.append([len(one) / n for one in found])

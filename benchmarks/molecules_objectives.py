@@ -127,7 +127,7 @@ def traded(options: argparse.Namespace) -> list[Row]:
             }
             error = float(np.std(each[mine], ddof=1)) if options.seeds > 1 else None
             seconds = sum(one["seconds"] for (a, _, _), one in runs.items() if a == task)
-            rows.append(Row(f"task {task}: {what}", means[mine], error, peers=means, seconds=seconds, notes=notes, **bar))
+            rows.append(Row(f"task {task}: {what}", means[mine], error, peers={**means}, seconds=seconds, notes=notes, **bar))
     return rows
 
 
