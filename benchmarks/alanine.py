@@ -1,9 +1,11 @@
 """Alanine dipeptide from C5 to C7ax in one picosecond at 300 K: a physical ensemble, its energies, and what they are beside.
 
-    python benchmarks/alanine.py [--only reference internal-1 internal-2 distances-1 distances-2] [--quick]
+    python benchmarks/alanine.py [--only reference shooting internal-1 internal-2 distances-1 distances-2] [--quick] [--keep]
 
 AMBER ff14SB without solvent, friction 1/ps, both states minimised. Thermal paths begin on internal coordinates or on even distances, with one and with two components, at the
 sizes of ``popflow path``. Force evaluations are those of learning, Hessian-vector products for the first widths included. Paths are simulated at 1 fs.
+Two-way shooting gets as many forces, and ten times as many: paths of 1 ps in the same dynamics that begin within 60 degrees of phi and psi of A and end
+within 60 degrees of B. Its chains begin on the elastic band, whose forces count.
 """
 
 from __future__ import annotations
@@ -18,7 +20,23 @@ import torch
 from harness import Row, dataset, run
 
 from popflow.core import Streams
-from popflow.paths import Molecule, TorchForce, Underdamped, action, dihedrals, first_paths, fit, grid, simulate, thermal_path, through
+from popflow.paths import (
+    Molecule,
+    Paths,
+    Shooter,
+    TorchForce,
+    Underdamped,
+    action,
+    dihedrals,
+    first_paths,
+    fit,
+    grid,
+    shoot,
+    simulate,
+    thermal_path,
+    through,
+    two_way,
+)
 from popflow.paths.config import MOLECULES
 from popflow.paths.coordinates import idpp
 from popflow.paths.figures import backbone
@@ -32,6 +50,10 @@ PUBLISHED = {
     "published, internal, two, least": 163.63,
 }
 """Highest energies in kJ/mol of Du et al. (2024), of frozen bonds; another group could not reproduce them."""
+BUDGET, SHOTS = 173_276, {"as many forces": (8, 1), "ten times the forces": (32, 10)}
+"""Force evaluations of learning with one component; chains and multiples of it by row."""
+RADIUS = 60.0
+"""Radius of both basins of shooting, degrees."""
 AWAY = (0.1, 0.9)
 """Shares of the time that are away from the barrier."""
 
@@ -78,9 +100,7 @@ def fitted(kind: str, first: list[torch.Tensor], molecule: Molecule, process: Un
     ratios = bond_ratios(process, x[:, middle])
     reach = 3 * MOLECULES.sigma0 * path.dim**0.5
     arrived = float(((x[:, -1] - molecule.b.flatten()).norm(dim=1) < reach).double().mean())
-    angles = dihedrals(
-        path.moments(torch.linspace(0, 1, 11, dtype=torch.float64)).mean.unflatten(-1, (-1, 3)), backbone(molecule)
-    ).rad2deg()
+    angles = angles_of(molecule, path.moments(torch.linspace(0, 1, 11, dtype=torch.float64)).mean)
     name = f"{'internal coordinates' if kind == 'internal' else 'even distances'}, K = {count}"
     spent = learned.forces + start.prepared
     notes = {
@@ -129,7 +149,8 @@ def reference(options: argparse.Namespace) -> list[Row]:
     energies = dynamics(molecule, 2.0 if options.quick else 40.0) - zero
     top = energies.unflatten(0, (-1, 100)).max(1).values
     barriers = {
-        name: band(images, molecule, process, 3 if options.quick else 200) - zero for name, images in starts(molecule, process).items()
+        name: float(process.potential(band(images, molecule, process, 3 if options.quick else 200)[0]).max()) - zero
+        for name, images in starts(molecule, process).items()
     }
     notes = {"barriers from the first paths": barriers, "images": DISTANCES}
     return [
@@ -168,8 +189,8 @@ def dynamics(molecule: Molecule, picoseconds: float) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-def band(images: torch.Tensor, molecule: Molecule, process: Underdamped, steps: int) -> float:
-    """Highest energy in kJ/mol of a climbing nudged elastic band that begins on images."""
+def band(images: torch.Tensor, molecule: Molecule, process: Underdamped, steps: int) -> tuple[torch.Tensor, int]:
+    """Images ``[P, 3 N]`` of a climbing nudged elastic band that begins on images, and the forces it took."""
     from ase import Atoms, units
     from ase.calculators.calculator import Calculator, all_changes
     from ase.mep import NEB
@@ -193,12 +214,70 @@ def band(images: torch.Tensor, molecule: Molecule, process: Underdamped, steps: 
     for frame in frames:
         frame.calc = Amber()
     chain = NEB(frames, climb=True, method="improvedtangent")
-    FIRE(chain, logfile=None).run(fmax=0.05, steps=steps)
-    return max(frame.get_potential_energy() for frame in frames) / kj
+    optimiser = FIRE(chain, logfile=None)
+    optimiser.run(fmax=0.05, steps=steps)
+    return torch.stack([torch.tensor(frame.positions / 10).flatten() for frame in frames]), (optimiser.nsteps + 1) * (len(frames) - 2)
+
+
+def shooting(options: argparse.Namespace) -> list[Row]:
+    """Rows of two-way shooting, with as many forces as learning and with ten times as many."""
+    molecule, process = setting()
+    images, used = band(first_paths(molecule, process.potential)[0], molecule, process, 3 if options.quick else 200)
+    found = []
+    for name, (chains, share) in SHOTS.items():
+        found += shot(
+            name, images, used, 2 if options.quick else chains, 2 * 2 * 1002 if options.quick else share * BUDGET - used, molecule, process
+        )
+    return found
+
+
+def shot(name: str, images: torch.Tensor, used: int, chains: int, forces: int, molecule: Molecule, process: Underdamped) -> list[Row]:
+    """Acceptance, independent paths and highest energies of chains that begin on images ``[P, 3 N]``."""
+    begin, frames, zero = time.perf_counter(), 1001, process.potential(molecule.a.flatten())
+    at = [angles_of(molecule, x.flatten()) for x in (molecule.a, molecule.b)]
+
+    def near(x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return (torch.remainder(angles_of(molecule, x) - state + 180, 360) - 180).norm(dim=-1) < RADIUS
+
+    shooter = Shooter(process, 1e-3, partial(near, state=at[0]), partial(near, state=at[1]), frames=frames)
+    x = through(images)(torch.linspace(0, 1, frames, dtype=torch.float64)).detach()
+    first = torch.cat([x, torch.zeros_like(x)], 1).expand(chains, -1, -1)
+    paths = Paths(first, torch.full((chains,), frames), torch.full((chains,), frames // 2))
+    moves = max(1, forces // (chains * (frames + 1)))
+    shots = shoot(
+        shooter, two_way, paths, moves, Streams(3), lambda paths: (process.potential(paths.x[..., : x.shape[1]]) - zero).max(1).values
+    )
+    taken = shots.accepted.sum(0)
+    later = shots.values[moves // 2 :, shots.accepted[: moves // 2 + 1].any(0)]  # second half of chains that had left the band by then
+    spread = float(later.mean(0).std()) / later.shape[1] ** 0.5 if later.shape[1] > 1 else None
+    notes = {
+        "chains": chains,
+        "moves": moves,
+        "forces": shots.forces + used,
+        "of the band": used,
+        "chains that left the band": int((taken > 0).sum()),
+        "basins, phi and psi": [one.tolist() for one in at],
+        "chains in the mean": later.shape[1],
+    }
+    n = shots.accepted.numel()
+    share = shots.acceptance
+    return [
+        Row(
+            f"two-way shooting, {name}: accepted", share, (share * (1 - share) / n) ** 0.5, notes=notes, seconds=time.perf_counter() - begin
+        ),
+        Row(f"two-way shooting, {name}: paths without a common frame", float(((taken + 1) // 2).sum())),
+        Row(f"two-way shooting, {name}: highest energy over A", float(later.mean()), spread, "kJ/mol"),
+    ]
+
+
+def angles_of(molecule: Molecule, x: torch.Tensor) -> torch.Tensor:
+    """Phi and psi ``[..., 2]`` in degrees of positions ``[..., 3 N]``."""
+    return dihedrals(x.unflatten(-1, (-1, 3)), backbone(molecule)).rad2deg()
 
 
 PARTS = {
     "reference": reference,
+    "shooting": shooting,
     **{f"{kind}-{count}": partial(family, kind, count) for kind in ("internal", "distances") for count in (1, 2)},
 }
 

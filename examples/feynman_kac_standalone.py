@@ -1,5 +1,7 @@
 """Feynman-Kac correctors on one page, without the library: the product of two mixtures, wrong by adding scores, right by weights.
 
+    python examples/feynman_kac_standalone.py           # seconds
+
 The same in five lines with popflow is at the end.
 """
 

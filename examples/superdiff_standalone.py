@@ -1,5 +1,7 @@
 """SuperDiff AND on one page, without the library: stay where two models find the sample equally likely.
 
+    python examples/superdiff_standalone.py           # seconds
+
 The log-densities are tracked along the path by Ito's formula; the share of each model is solved for at every step. For models of one width, as here, the true
 densities follow; for others see docs/methods/superdiff.md.
 """

@@ -1,5 +1,7 @@
 """Wasserstein Lagrangian flows on one page, without the library: optimal transport and growth as one regression along paths of mass.
 
+    python examples/wasserstein_lagrangian_standalone.py           # half a minute
+
 Two snapshots; a plan says which samples belong together; each pair moves along its own path of least action; a potential s(t, x) learns the
 velocity grad s (and the growth lam s) of all of them. Minus the loss is a lower bound on the action. The same in a few lines with popflow
 is at the end.

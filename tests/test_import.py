@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 # what distributions are called when they are imported
 IMPORTED_AS = {"POT": "ot", "scikit-learn": "sklearn", "pytest-xdist": "xdist", "mkdocs-material": "material"}
 MEASURE = """
-import json, sys, time
+import json, sys
 import torch, numpy
-before, start = set(sys.modules), time.process_time()
+before = set(sys.modules)
 import popflow
-seconds = time.process_time() - start
-print(json.dumps({"seconds": seconds, "brought": sorted({name.split(".")[0] for name in set(sys.modules) - before})}))
+new = set(sys.modules) - before
+print(json.dumps({"modules": len(new), "brought": sorted({name.split(".")[0] for name in new})}))
 """
 
 
@@ -33,8 +33,9 @@ def measured(code: str = MEASURE) -> dict:
 
 
 def test_import_is_quick_and_brings_no_extra() -> None:
+    """By what is imported, which is the same on every machine: a room that slipped in would bring a hundred modules and a second."""
     run = measured()
-    assert run["seconds"] < 0.3, f"import popflow took {run['seconds']:.2f} s of one processor beyond torch, wanted under 0.3"
+    assert run["modules"] <= 10, f"import popflow brings {run['modules']} modules beyond torch, wanted at most 10: {run['brought']}"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name for extra in project["optional-dependencies"].values() for name in map(_distribution, extra)}
     core = {name for name in map(_distribution, project["dependencies"])} - {"torch", "numpy", "jaxtyping", "lazy-loader"}

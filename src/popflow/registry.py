@@ -322,5 +322,5 @@ def _load(point: Any) -> Method:
     return method
 
 
-RESERVED = {*TASKS, *(method.name for method in BUILT_IN), "demo", "methods", "report", "cite", "doctor", "view"}
+RESERVED = {*TASKS, *(method.name for method in BUILT_IN), "demo", "methods", "report", "cite", "completion", "doctor", "view"}
 """Names that no other package may take."""

@@ -12,7 +12,22 @@ from popflow.cli.app import build, main
 from popflow.registry import TASKS
 from popflow.runs import options
 
-VERBS = ["cite", "demo", "doctor", "evolve", "flow", "ground", "methods", "optimize", "path", "report", "sample", "search", "view"]
+VERBS = [
+    "cite",
+    "completion",
+    "demo",
+    "doctor",
+    "evolve",
+    "flow",
+    "ground",
+    "methods",
+    "optimize",
+    "path",
+    "report",
+    "sample",
+    "search",
+    "view",
+]
 
 
 def popflow(*arguments, **kwargs):

@@ -4,11 +4,14 @@ import json
 import tomllib
 from pathlib import Path
 
+import pytest
 import torch
 
-from popflow.cli import installation
+from popflow.cli import installation, self_test
 from popflow.cli.app import main
-from popflow.cli.installation import EXTRAS, REQUIRED
+from popflow.cli.installation import EXTRAS, REQUIRED, UNLOCKS
+from popflow.cli.self_test import ROOMS, Room
+from popflow.core import MissingExtraError
 
 
 def names(requirements):
@@ -34,6 +37,7 @@ def test_it_tells_versions_extras_and_the_folder(capsys, tmp_path, monkeypatch):
     for extra in EXTRAS:
         one = checks[f"extra {extra}"]
         assert one["status"] == "ok" or one["fix"] == f'pip install "popflow[{extra}]"'
+        assert one["detail"].startswith(UNLOCKS[extra])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -53,3 +57,44 @@ def test_an_absent_requirement_fails(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(installation, "_version", lambda name: None if name == "POT" else found(name))
     assert main(["doctor", "--out", str(tmp_path)]) == 1
     assert 'Fix    POT: pip install "POT"' in capsys.readouterr().out
+
+
+def test_every_room_is_tested_and_its_figure_is_the_truth(capsys, tmp_path):
+    """All rooms that `import popflow` offers."""
+    import popflow
+
+    assert {room.name for room in ROOMS} == set(popflow.__all__)
+    assert main(["doctor", "--self-test", "--out", str(tmp_path), "--json"]) == 0
+    checks = {one["name"]: one for one in json.loads(capsys.readouterr().out)["checks"] if one["name"].startswith("self-test ")}
+    assert len(checks) == len(ROOMS)
+    assert {name for name, one in checks.items() if one["status"] != "ok"} <= {"self-test evolve"}
+    for one in checks.values():
+        assert one["status"] == "absent" or f"truth {one['truth']:.4g}" in one["detail"]
+
+
+def test_a_wrong_figure_an_error_and_a_missing_extra_are_told_apart(capsys, tmp_path, monkeypatch):
+    def missing():
+        raise MissingExtraError("rdkit is not installed. Fix: pip install 'popflow[chem]'.")
+
+    rooms = (
+        Room("core", "a sum", lambda: (1.0, 2.0, 0.5)),
+        Room("evolve", "a molecule", missing),
+        Room("paths", "a quotient", lambda: (1 / 0, 1.0, 0.0)),
+        Room("learn", "a difference", lambda: (float("nan"), 0.0, 1.0)),
+    )
+    monkeypatch.setattr(self_test, "ROOMS", rooms)
+    assert main(["doctor", "--self-test", "--out", str(tmp_path), "--json"]) == 1
+    checks = {one["name"].removeprefix("self-test "): one for one in json.loads(capsys.readouterr().out)["checks"]}
+    assert [checks[room.name]["status"] for room in rooms] == ["failed", "absent", "failed", "failed"]
+    assert "a sum 1, truth 2 within 0.5" in checks["core"]["detail"]
+    assert "pip install 'popflow[chem]'" in checks["evolve"]["detail"]
+    assert "ZeroDivisionError" in checks["paths"]["detail"]
+    assert checks["learn"]["found"] is None
+
+
+@pytest.mark.parametrize(
+    "room", [room for room in ROOMS if room.name in ("optim", "runs", "electrons", "circuits")], ids=lambda room: room.name
+)
+def test_exact_figures_are_exact(room):
+    found, truth, within = room.run()
+    assert abs(found - truth) <= within <= 1e-6

@@ -16,7 +16,9 @@ from popflow.electrons import (
     LocalEnergy,
     Molecule,
     Objective,
+    ParameterSpace,
     PsiFormer,
+    SampleSpace,
     SlaterJastrow,
     Trap,
     Walkers,
@@ -34,7 +36,6 @@ from popflow.electrons import (
     woodbury,
 )  # fmt: skip
 from popflow.electrons.demo import verdict
-from popflow.electrons.descent import SampleSpace
 from popflow.electrons.energy import Local
 from popflow.electrons.objective import Pull
 from popflow.electrons.wavefunctions import System
@@ -157,6 +158,103 @@ def test_a_checkpoint_of_another_search_is_refused_by_name(tmp_path: Path) -> No
     for name, other in (others | {k: {k: v} for k, v in {"optimiser": "singd", "steps": 3, "moves": 2, "lr": 1e-5}.items()}).items():
         with pytest.raises(CheckpointError, match=f"another search: {name} is"):
             go(**other)
+
+
+def test_a_step_taken_back_after_a_resume_goes_where_it_would_have_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both roll back to the checkpoint, which the one that goes on has no state before."""
+    system, real, ends = quantum_dot(), module.pull, []
+
+    class Stopped(Exception):
+        pass
+
+    for name in ("whole", "cut"):
+        left = [name == "cut", True]  # still to be stopped at step 5, still to be spoiled at step 6
+
+        def spoiled(objective, local, progress, left=left):
+            if left[0] and round(12 * progress) == 5:
+                left[0] = False
+                raise Stopped
+            towards = real(objective, local, progress)
+            if left[1] and round(12 * progress) == 6:
+                left[1] = False
+                return type(towards)(towards.excess * math.nan, None)
+            return towards
+
+        monkeypatch.setattr(module, "pull", spoiled)
+        while True:
+            psi = SlaterJastrow(system, width=4)
+            walkers, rng = begin(psi, system, 16)
+            try:
+                found = search(
+                    psi, system, walkers, optimiser="adam", steps=12, rng=rng, moves=2, checkpoint=tmp_path / name, checkpoint_every=4
+                )
+            except Stopped:
+                continue
+            break
+        assert found.rollbacks == 1
+        assert left == [False, False]
+        ends.append((dict(psi.named_parameters()), found.walkers.x))
+    (a, first), (b, second) = ends
+    assert torch.equal(first, second)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_descent_of_ones_own_is_the_named_one_with_the_same_settings(tmp_path: Path) -> None:
+    system, ends = quantum_dot(), []
+    makers: list = [
+        lambda psi: "minsr", lambda psi: SampleSpace(psi, decay=0.0), lambda psi: SampleSpace(psi, decay=0.0, damping=1.0),
+        lambda psi: "adam", lambda psi: ParameterSpace(psi, torch.optim.Adam(psi.parameters())),
+    ]  # fmt: skip
+    for k, make in enumerate(makers):
+        psi = SlaterJastrow(system, width=4)
+        rng = Streams(0)
+        search(
+            psi, system, place(psi, system, 8, rng), optimiser=make(psi), lr=0.01, steps=2, rng=rng, moves=1, checkpoint=tmp_path / str(k)
+        )
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in psi.parameters()]))
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+    assert torch.equal(ends[3], ends[4])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_search_is_refused_by_name() -> None:
+    system, psi = quantum_dot(), SlaterJastrow(quantum_dot(), width=4)
+    walkers, rng = begin(psi, system, 4)
+    other = SlaterJastrow(system, width=4)
+    go = partial(search, psi, system, walkers, steps=1, moves=1, rng=rng)
+    wrong: list[tuple[dict, type[Exception], str]] = [
+        ({"optimiser": SampleSpace(psi)}, ValueError, "lr=None, wanted finite.*give the learning rate of SampleSpace"),
+        ({"optimiser": SampleSpace(other), "lr": 0.1}, ValueError, "moves another wave function than psi"),
+        ({"optimiser": torch.optim.Adam(psi.parameters())}, TypeError, r"optimiser is a Adam, wanted .*ParameterSpace\(psi"),
+        ({"objective": "mixed"}, TypeError, r"objective='mixed', wanted an Objective"),
+    ]
+    for options, kind, said in wrong:
+        with pytest.raises(kind, match=said):
+            go(**options)
+    helium = Molecule.of("He")
+    for run in (partial(search, steps=1), partial(evaluate, sweeps=1)):
+        with pytest.raises(ValueError, match=r"walkers.x has the shape \(4, 2, 2\), wanted \(at least 1, 2, 3\) for He"):
+            run(psi, helium, walkers, rng=rng)
+    with pytest.raises(ValueError, match="burn=-1"):
+        evaluate(psi, system, walkers, burn=-1, rng=rng)
+    psi.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter with requires_grad=True"):
+        go()
+
+
+def test_a_checkpoint_of_other_attention_heads_is_refused(tmp_path: Path) -> None:
+    """Their parameters have the same shapes."""
+    system = quantum_dot()
+    for heads in (2, 4):
+        psi = PsiFormer(system, width=4, layers=1, heads=heads, determinants=1)
+        walkers, rng = begin(psi, system, 4)
+        go = partial(search, psi, system, walkers, steps=1, moves=1, rng=rng, optimiser="adam", checkpoint=tmp_path / "c")
+        if heads == 2:
+            go()
+        else:
+            with pytest.raises(CheckpointError, match=r"network is 'PsiFormer\(heads=2\)' there and 'PsiFormer\(heads=4\)' here"):
+                go()
 
 
 def test_a_step_that_is_not_finite_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:

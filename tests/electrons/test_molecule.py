@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from popflow.core import PopflowWarning, Streams
-from popflow.electrons import Molecule, MoleculeError, Trap, exact_state, quantum_dot
+from popflow.electrons import LocalEnergy, Molecule, MoleculeError, Trap, exact_state, quantum_dot
 from popflow.electrons.config import GroundConfig
 from popflow.electrons.molecule import BOHR
 from popflow.electrons.references import reference
@@ -66,15 +66,28 @@ def test_lone_ions_follow_hund_and_assumed_spins_are_told(atom: str, charge: int
         ("H 0 0 zero", {}, "wanted an element and three numbers"),
         ("H 0 0 inf; H 0 0 0", {}, "three finite coordinates"),
         ("H 0 0 0; H 0 0 0.01", {}, "two atoms at one place"),
+        ("N 0 0 0; N 0 0 0.053; H 0 3 0; H 0 3 0.048", {}, "two atoms at one place"),
         ("H", {"charge": 1}, "wanted at least one electron"),
         ("He", {"spin": 1}, "spin=1 is impossible with 2 electrons"),
         ("He", {"spin": 4}, "spin=4 is impossible"),
         ("", {}, "0 symbols"),
+        ("H", {"charge": -2}, "makes 3 electrons for 1 protons, wanted at most 2"),
+        ("He", {"charge": True}, "charge=True, wanted a whole number"),
+        ("Li", {"spin": True}, "spin=True, wanted a whole number"),
+        ("H2O", {}, "unknown element 'H2O'.*every atom with its place"),
+        ("CO", {}, "'CO' may be a formula.*'Co'"),
     ],
 )
 def test_what_cannot_be_is_refused(text: str, options: dict, said: str) -> None:
     with pytest.raises(MoleculeError, match=said):
         Molecule.of(text, **options)
+
+
+def test_capital_letters_are_an_element_where_it_can_be_nothing_else() -> None:
+    assert Molecule.of("HE").symbols == ("He",)
+    assert Molecule.of("Co").electrons == 27
+    assert Molecule.of("CL 0 0 0; H 0 0 1.27").symbols == ("Cl", "H")
+    assert Molecule.of("H", charge=-1).electrons == 2  # bound, as no H2- is
 
 
 def test_a_crystal_is_no_molecule() -> None:
@@ -110,9 +123,32 @@ def test_a_file_that_is_no_xyz_file_is_refused(tmp_path: Path) -> None:
         Molecule.from_xyz(tmp_path / "text.xyz")
 
 
+def test_comments_of_xyz_files_may_be_anything_and_further_geometries_are_told(tmp_path: Path) -> None:
+    frame = "2\n\xe9tat\nH 0 0 0\nH 0 0 0.74\n".encode("latin-1")
+    (tmp_path / "one.xyz").write_bytes(frame)
+    (tmp_path / "two.xyz").write_bytes(frame + frame)
+    one = Molecule.from_xyz(tmp_path / "one.xyz")
+    with pytest.warns(PopflowWarning, match="its first geometry was read"):
+        assert Molecule.from_xyz(tmp_path / "two.xyz") == one
+
+
+def test_one_electron_at_a_nucleus_has_the_energy_of_hydrogen_times_the_charge_squared() -> None:
+    for atom, charge, energy in (("H", 0, -0.5), ("He", 1, -2.0), ("Be", 3, -8.0)):
+        ion = Molecule.of(atom, charge=charge)
+        assert reference(ion) == energy
+        x = torch.randn(5, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(LocalEnergy(exact_state(ion), ion)(x).energy, torch.tensor(energy, dtype=torch.float64))
+    assert reference(Molecule.of("Li", charge=1)) is None
+
+
 def test_suspicious_units_are_questioned_and_usual_distances_are_not() -> None:
     with pytest.warns(PopflowWarning, match="closer than any bond"):
         Molecule.of("H 0 0 0; H 0 0 0.74", unit="bohr")
+    with pytest.warns(PopflowWarning, match=r"O1 and H2 are 0\.957 bohr apart, closer than any bond"):
+        Molecule.of(WATER, unit="bohr")
+    methylamine = "C 0.0517 0.7044 0; N 0.0517 -0.7596 0; H -0.9417 1.1762 0; H -0.4582 -1.0994 0.8124; H -0.4582 -1.0994 -0.8124; "
+    with pytest.warns(PopflowWarning, match="closer than any bond"):
+        Molecule.of(methylamine + "H 0.5928 1.0567 0.8807; H 0.5928 1.0567 -0.8807", unit="bohr")
     with pytest.warns(PopflowWarning, match="were these bohr, read as Angstrom"):
         Molecule.of("Li 0 0 0; Li 0 0 9", unit="angstrom")
     with warnings.catch_warnings():
@@ -120,6 +156,8 @@ def test_suspicious_units_are_questioned_and_usual_distances_are_not() -> None:
         Molecule.of("H 0 0 0; H 0 0 1.4", unit="bohr")
         Molecule.of("N 0 0 0; N 0 0 1.098")
         Molecule.of(WATER)
+        Molecule.of(methylamine + "H 0.5928 1.0567 0.8807; H 0.5928 1.0567 -0.8807")
+        Molecule.of("F 0 0 0; H 0 0 0.917")
 
 
 def test_electrons_begin_at_their_atoms_with_spins_alternating() -> None:
@@ -142,4 +180,4 @@ def test_traps_are_checked_and_references_are_known() -> None:
     assert reference(quantum_dot()) == 3.0
     assert reference(Molecule.of("Li 0 0 0; H 0 0 3.015", unit="bohr")) == -8.070548
     assert reference(Molecule.of("He", spin=2)) is None
-    assert reference(Molecule.of("He", charge=1)) is None
+    assert reference(Molecule.of("Li", charge=1)) is None

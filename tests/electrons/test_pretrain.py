@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import pytest
 import torch
 
 from popflow.core import MissingExtraError, Streams
+from popflow.core.checkpoint import load_tensors, save_tensors
 from popflow.electrons import HartreeFock, Molecule, MoleculeError, PsiFormer, System, pretrain, quantum_dot
 from popflow.electrons.config import GroundConfig
 from popflow.electrons.job import wants_hartree_fock
@@ -44,8 +46,34 @@ def test_a_basis_that_is_unknown_or_too_rich_is_refused() -> None:
     pytest.importorskip("pyscf")
     with pytest.raises(MoleculeError, match="no basis 'cc-pvxx'"):
         HartreeFock(Molecule.of("He"), "cc-pvxx")
+    with pytest.raises(MoleculeError, match="no functions for He"):
+        HartreeFock(Molecule.of("He"), "")
     with pytest.raises(MoleculeError, match="functions beyond d"):
         HartreeFock(Molecule.of("Be"), "cc-pvtz")
+
+
+def test_what_is_advised_instead_of_a_rich_basis_has_no_functions_beyond_d(monkeypatch: pytest.MonkeyPatch) -> None:
+    gto = pytest.importorskip("pyscf.gto")
+    highest = {}
+    for basis in ("cc-pvdz", "6-31g", "sto-6g"):
+        mol = gto.M(atom="Sc", basis=basis, spin=1, verbose=0)
+        highest[basis] = max(mol.bas_angular(k) for k in range(mol.nbas))
+        if basis == "cc-pvdz":
+            monkeypatch.setattr(import_module("popflow.electrons.pretrain"), "_solve", lambda *_, mol=mol: (mol, None))
+    assert highest == {"cc-pvdz": 3, "6-31g": 2, "sto-6g": 2}
+    with pytest.raises(MoleculeError, match=r"wanted s, p and d\. Fix: 6-31g or sto-6g"):
+        HartreeFock(Molecule.of("Sc"))
+
+
+def test_orbitals_that_were_kept_are_the_same_and_need_no_calculation(points, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    pytest.importorskip("pyscf")
+    boron = Molecule.of("B")
+    first = HartreeFock(boron)
+    save_tensors(tmp_path / "kept", first.tensors())
+    monkeypatch.setitem(sys.modules, "pyscf", None)
+    second, x = HartreeFock(boron, kept=load_tensors(tmp_path / "kept")[0]), points(boron, 3)
+    assert second.energy == first.energy
+    assert torch.allclose(first.orbitals(x), second.orbitals(x), rtol=1e-13, atol=1e-15)
 
 
 def test_without_pyscf_a_search_begins_at_random_and_hartree_fock_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from popflow.core import Streams
-from popflow.electrons import Molecule, Walkers, equilibrate, exact_state, oscillator, place, sweep
+from popflow.electrons import Molecule, PsiFormer, SlaterJastrow, Walkers, equilibrate, exact_state, oscillator, place, quantum_dot, sweep
 from popflow.electrons.walkers import STUCK, WalkerError
 
 
@@ -66,3 +66,26 @@ def test_lost_and_stuck_walkers_are_told_before_widths_collapse() -> None:
     age[:2] = STUCK
     with pytest.raises(WalkerError, match="2 of 8 walkers have not moved"):
         sweep(psi, Walkers(walkers.x, walkers.log_psi, walkers.width, age, walkers.acceptance), rng)
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_width_that_moves_nothing_is_refused(width: float) -> None:
+    line = oscillator(dim=1)
+    with pytest.raises(ValueError, match=r"width=.*wanted finite and above 0"):
+        place(exact_state(line), line, 4, Streams(0), width=width)
+
+
+def test_more_walkers_than_there_are_cannot_be_taken() -> None:
+    line = oscillator(dim=1)
+    walkers = place(exact_state(line), line, 4, Streams(0))
+    assert torch.equal(walkers.first(3).x, walkers.x[:3])
+    for count in (0, 5):
+        with pytest.raises(ValueError, match=f"count={count}, wanted at"):
+            walkers.first(count)
+
+
+def test_positions_of_other_electrons_are_refused_by_their_shape() -> None:
+    with pytest.raises(ValueError, match=r"x has the shape \(2, 2, 3\), wanted \(walkers, 2, 2\)"):
+        SlaterJastrow(quantum_dot())(torch.zeros(2, 2, 3))
+    with pytest.raises(ValueError, match=r"wanted \(walkers, 3, 3\)"):
+        PsiFormer(Molecule.of("Li")).forward_laplacian(torch.zeros(2, 2, 3))

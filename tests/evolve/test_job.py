@@ -96,22 +96,46 @@ def mistakes() -> dict[str, tuple[list[str], str]]:
         "text": (["--oracle", "fickle:text"], "text 'high', wanted one number"),
         "no module": (["--oracle", "absent_one:score"], "cannot import it"),
         "small budget": (["--oracle", "qed", "--budget", "3"], "budget=3 is smaller than the start population of 5"),
-        "negative": (["--oracle", "fickle:score", "--recipe", "graph-ga"], "Fix: choose rank selection, or shift=True"),
+        "negative": (["--oracle", "fickle:score", "--recipe", "graph-ga"], "Here: --parents rank or --parents shifted."),
         "goal": (["--oracle", "qed", "--goal", "front"], "wanted several"),
         "box": (["--oracle", "vina:receptor.pdbqt"], "--box FILE"),
         "chat": (["--oracle", "qed", "--operators", "graph,chat"], "belong together"),
         "nsga2": (["--oracle", "qed", "--minimize", "sa", "--goal", "nsga2", "--parents", "proportional"], "--parents rank"),
         "edits": (["--oracle", "qed", "--recipe", "edits"], "--operators graph=0.7,edits=0.3"),
         "share": (["--oracle", "qed", "--operators", "graph=much"], "'much' is no share"),
+        "no function": (["--oracle", "fickle:number"], "is of the type int"),
+        "twice": (["--oracle", "qed", "--minimize", "qed"], "'qed' is named twice as an objective"),
+        "core": (
+            ["--oracle", "qed", "--core", "c1ccc2ccccc2c1"],
+            "none of the 5 seeds is what a molecule must be. The first, 'CCOc1ccccc1':",
+        ),
+        "workers": (["--oracle", "qed", "--workers", "100000"], "8 for each core: every worker is a process"),
     }
 
 
 @pytest.mark.parametrize("name", mistakes())
 def test_a_mistake_is_named(name: str, seeds: Path, capsys: pytest.CaptureFixture) -> None:
-    (seeds.parent / "fickle.py").write_text("def score(smiles):\n    return -1.0 * len(smiles)\n\ndef text(smiles):\n    return 'high'\n")
+    (seeds.parent / "fickle.py").write_text(
+        "def score(smiles):\n    return -1.0 * len(smiles)\n\ndef text(smiles):\n    return 'high'\n\nnumber = 3\n"
+    )
     options, message = mistakes()[name]
     assert evolve(*options) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_is_no_file_of_seeds(seeds: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["evolve", ".", "--oracle", "qed", "--out", "run"]) == 2
+    assert "seeds='.' is a folder, wanted a file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_each_pair_of_three_objectives_is_drawn(seeds: Path) -> None:
+    given = ("--oracle", "qed", "--oracle", "tpsa", "--minimize", "sa", "--goal", "nsga2", "--recipe", "graph-ga")
+    assert evolve(*given, "--budget", "9") == 0
+    report = json.loads((seeds.parent / "run" / "report.json").read_text())["report"]
+    drawn = [figure for figure in report["diagnostics"] if "by two of the 3 objectives" in figure.get("caption", "")]
+    assert len(drawn) == 3
+    (front,) = (table for table in report["comparison"] if table.get("title") == "Pareto front")
+    assert {len(row) for row in front["rows"]} == {4}
 
 
 def test_bad_seeds_are_named_by_line(seeds: Path, capsys: pytest.CaptureFixture) -> None:

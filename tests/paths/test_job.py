@@ -180,6 +180,7 @@ def test_a_molecule_from_two_files_to_a_trajectory_that_mdtraj_opens(files, tmp_
         ({"swap": (0, 2)}, (), "wanted one order"),
         ({"mirror": True}, (), "has one handedness in A and the other in B"),
         ({"scale": 0.1}, (), "PDB files hold angstroms"),
+        ({"scale": 1.89}, (), "hold angstroms, not bohr"),
         ({}, ("--forcefield", "amber14/tip3p.xml"), "has no parameters for residue ACE1"),
         ({}, ("--forcefield", "amber14/absent.xml"), "absent.xml"),
         ({}, ("--dt", "0.0003"), "does not divide"),
@@ -191,6 +192,22 @@ def test_bad_molecules_are_refused_with_the_fix(change, options, message, files,
     (tmp_path / "B.pdb").write_text(pdb(1, **change))
     assert main(["path", str(files[0]), str(tmp_path / "B.pdb"), *options, *MOLECULE, "--out", str(tmp_path / "run")]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_files_that_are_not_there_or_empty_and_one_state_twice_are_refused(files, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty.pdb").write_text("")
+    (tmp_path / "ligand.pdb").write_text(files[0].read_text().replace("NME", "LIG"))
+    ligand = str(tmp_path / "ligand.pdb")
+    for pair, message in (
+        ((str(files[0]), str(tmp_path / "absent.pdb")), "absent.pdb cannot be read: No such file"),
+        ((str(files[0]), str(tmp_path)), "cannot be read: Is a directory"),
+        ((str(files[0]), str(tmp_path / "empty.pdb")), "it holds no atoms"),
+        ((str(files[0]), str(files[0])), "A and B are the same state"),
+        ((ligand, ligand), "LIG3 (6 atoms)"),  # beside ALA2, which only its neighbour makes unknown
+    ):
+        assert main(["path", *pair, "--out", str(tmp_path / "run")]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "run").exists()
 
 
 def test_one_file_is_no_pair(files, capsys) -> None:

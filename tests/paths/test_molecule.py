@@ -47,6 +47,13 @@ def test_minimisation_ends_where_no_force_is_left(dipeptide: Molecule) -> None:
     assert float((again.a - dipeptide.a).abs().max()) < 2e-3
 
 
+def test_a_molecule_that_a_box_has_cut_is_refused(dipeptide: Molecule) -> None:
+    cut = dipeptide.b.clone()
+    cut[16:] += torch.tensor([2.4, 0.0, 0.0], dtype=torch.float64)  # the last residue, by a box of 24 angstroms
+    with pytest.raises(ValueError, match=r"the bond ALA2:C to NME3:N is 2\.\d+ nm long in B, wanted below 0\.28"):
+        Molecule.of(dipeptide.topology, dipeptide.system, dipeptide.a, cut)
+
+
 def test_other_order_element_and_count_are_refused(tmp_path: Path, pdb: PDB) -> None:
     a, b = written(tmp_path, pdb(0), pdb(1, swap=(10, 14)))
     with pytest.raises(ValueError, match="atom 11 is ALA2:CB in A and ALA2:C in B"):

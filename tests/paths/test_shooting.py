@@ -190,6 +190,9 @@ def test_what_cannot_be_shot_is_refused(shooter: Shooter) -> None:
     stay, _ = shooter.start(torch.zeros(40, 1, dtype=torch.float64), rng)
     with pytest.raises(ValueError, match="does not lead from A to B"):
         shoot(shooter, two_way, stay, 1, rng)
+    none = Paths(stay.x[:0], stay.length[:0], stay.mark[:0])
+    with pytest.raises(ValueError, match="paths holds none, or one"):
+        shoot(shooter, two_way, none, 1, rng)
 
 
 def test_chains_that_cannot_move_and_figures_without_ground_are_refused(shooter: Shooter, always) -> None:

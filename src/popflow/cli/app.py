@@ -16,6 +16,7 @@ import typer
 from typer.main import get_command
 
 from popflow import __version__
+from popflow.cli.completion import SCRIPTS, Shell, verbs
 from popflow.cli.installation import doctor
 from popflow.cli.output import print_json
 from popflow.cli.page import view
@@ -49,9 +50,18 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
             app.command(name)(verb(name, own))
         else:
             app.command(name, short_help=f"From the package {point.dist.name if point.dist else point.value}.")(_without_task(name))
-    for look in (methods, report, cite, view, doctor):
+    for look in (methods, report, cite, view, doctor, completion):
         app.command()(look)
     return app
+
+
+def completion(shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
+    """Print a script that completes `popflow` in a shell.
+
+    `source <(popflow completion bash)` in ~/.bashrc, `source <(popflow completion zsh)` in ~/.zshrc, or
+    `popflow completion fish > ~/.config/fish/completions/popflow.fish`. Make it again after an update, or when a package adds a method.
+    """
+    typer.echo(SCRIPTS[shell](verbs(build)), nl=False)
 
 
 def _verb(arguments: Sequence[str]) -> str | None:
@@ -107,12 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             command = get_command(build(arguments))
-            verbs: Iterable[str] = getattr(command, "commands", {})
+            known: Iterable[str] = getattr(command, "commands", {})
             typed = _verb(arguments)
-            if typed is not None and typed not in verbs:
+            if typed is not None and typed not in known:
                 from popflow.core.errors import unknown
 
-                return _fail(arguments, 2, "UsageError", unknown("command", typed, verbs))
+                return _fail(arguments, 2, "UsageError", unknown("command", typed, known))
             code = command.main(args=arguments or ["--help"], prog_name="popflow", standalone_mode=False)
     except InterruptedRun as error:
         return _fail(arguments, 1, "KeyboardInterrupt", str(error))

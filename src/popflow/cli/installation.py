@@ -36,8 +36,16 @@ EXTRAS = {
     "qm": ("pyscf",),
     "chem": ("rdkit", "selfies", "httpx", "vina", "meeko", "gemmi"),
     "circuits": ("pennylane", "openqasm3", "onnx"),
-    "data": ("pooch",),
     "view": ("starlette", "uvicorn"),
+}
+UNLOCKS = {
+    "diffusers": "pretrained pipelines and language models",
+    "cells": "h5ad files in and out",
+    "md": "force fields, trajectories, GFN2-xTB",
+    "qm": "Hartree-Fock orbitals to start from",
+    "chem": "molecules, chat endpoints, docking",
+    "circuits": "ONNX files of networks; what runs and reads exported circuits",
+    "view": "the live local page",
 }
 _MARKS = {"ok": "ok", "absent": "-", "failed": "FAILED"}
 
@@ -45,9 +53,12 @@ _MARKS = {"ok": "ok", "absent": "-", "failed": "FAILED"}
 def doctor(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder that runs will be written to.")] = Path("."),
     as_json: AsJson = False,
+    test: Annotated[
+        bool, typer.Option("--self-test", help="Also compute one small figure with a known answer in each room, in about a minute.")
+    ] = False,
 ) -> None:
-    """Check the installation: versions, GPU, optional dependencies, run folder, data sets."""
-    checks = [*_installed(), *_computing(), *_extras(), _writing(out), _data(), *_plugins()]
+    """Check the installation: versions, GPU, optional dependencies and what they are for, run folder, data sets."""
+    checks = [*_installed(), *_computing(), *_extras(), _writing(out), _data(), *_plugins(), *(_tested() if test else ())]
     failed = any(check["status"] == "failed" for check in checks)
     if as_json:
         print_json({"ok": not failed, "checks": checks})
@@ -110,7 +121,7 @@ def _extras() -> list[dict[str, Any]]:
         missing = [name for name, found in there.items() if found is None]
         found = ", ".join(f"{name} {number}" for name, number in there.items() if number)
         fix = f'pip install "popflow[{extra}]"'
-        detail = "; ".join(filter(None, [found, f"without {', '.join(missing)}: {fix}" if missing else ""]))
+        detail = f"{UNLOCKS[extra]}: " + "; ".join(filter(None, [found, f"without {', '.join(missing)}: {fix}" if missing else ""]))
         checks.append(_check(f"extra {extra}", "absent" if missing else "ok", detail, fix if missing else ""))
     return checks
 
@@ -141,6 +152,16 @@ def _data() -> dict[str, Any]:
     if Path(folder).is_dir():
         return _check("POPFLOW_DATA", "ok", folder)
     return _check("POPFLOW_DATA", "failed", f"{folder} is not a folder", "set it to the folder of the data sets, or unset it")
+
+
+def _tested() -> list[dict[str, Any]]:
+    from popflow.cli.self_test import ROOMS, self_test
+
+    checks = []
+    for one in self_test():
+        checks.append(one)
+        typer.echo(f"self-test {len(checks)}/{len(ROOMS)}", err=True)
+    return checks
 
 
 def _plugins() -> list[dict[str, Any]]:

@@ -61,7 +61,10 @@ _SHARED: dict[str, tuple[Any, Any]] = {
         Annotated[
             Device,
             typer.Option(
-                "--device", metavar="auto|cpu|cuda", help="Where to compute; auto uses a GPU if there is one.", show_default=False
+                "--device",
+                metavar="auto|cpu|cuda",
+                help="Where to compute; auto uses a GPU if there is one.  [default: auto]",
+                show_default=False,
             ),
         ],
         Device.auto,
@@ -248,8 +251,7 @@ def _default(option: Option) -> str:
         return option.otherwise
     if option.kind is bool:
         on, _, off = option.names[0].partition("/")
-        side = on if option.default else off
-        return "" if side.startswith("--no-") else side.removeprefix("--")
+        return (on if option.default else off).removeprefix("--")
     return ", ".join(map(str, option.default)) if option.many else str(option.default)
 
 

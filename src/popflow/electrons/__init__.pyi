@@ -1,4 +1,10 @@
-from .descent import jacobian as jacobian, woodbury as woodbury
+from .descent import (
+    Descent as Descent,
+    ParameterSpace as ParameterSpace,
+    SampleSpace as SampleSpace,
+    jacobian as jacobian,
+    woodbury as woodbury,
+)
 from .energy import Energy as Energy, Local as Local, LocalEnergy as LocalEnergy, blocked_error as blocked_error, clip as clip
 from .exact import Decay as Decay, exact_state as exact_state
 from .forward_laplacian import Jet as Jet, sign_log_det as sign_log_det

@@ -41,7 +41,7 @@ class GroundConfig:
         pretrain: Fit the orbitals to Hartree-Fock first; auto does where PySCF is installed and there are two electrons or more.
         basis: Basis of Hartree-Fock, with functions up to d.
         pretrain_steps: Steps of this fit.
-        start: Run whose wave function to begin from, of the same electrons and centres at another geometry.
+        start: Run whose wave function to begin from, of the same electrons and centres at another geometry. If None: it begins anew.
         sweeps: Sweeps of the evaluation with frozen parameters.
         gradients: Also compute the gradient of the local energy where the descent does not need it.
         double: Compute in float64.

@@ -34,7 +34,7 @@ RATES: dict[str, float] = {"minsr": 0.2, "spring": 0.02, "singd": 0.02, "ikfac":
 
 @runtime_checkable
 class Descent(Protocol):
-    """Moves the parameters of a wave function."""
+    """Moves the parameters of a wave function: `SampleSpace`, `ParameterSpace`, or one of your own."""
 
     def step(self, x: Tensor, towards: Pull, lr: float) -> None:
         """Make one step of size ``lr`` from walkers ``x``."""
@@ -129,8 +129,13 @@ class SampleSpace:
         self.previous = {name: value.clone() for name, value in tensors.items()}
 
 
-class Torch:
-    """A `torch.optim` optimiser, or SINGD with curvature from ``log|psi|`` of each walker."""
+class ParameterSpace:
+    """A `torch.optim` optimiser, or SINGD with curvature from ``log|psi|`` of each walker.
+
+    Args:
+        psi: The wave function.
+        optimizer: Of its parameters; its learning rate is set at every step.
+    """
 
     def __init__(self, psi: WaveFunction, optimizer: torch.optim.Optimizer):
         self.psi, self.optimizer = psi, optimizer
@@ -179,9 +184,9 @@ def descent(name: Name, psi: WaveFunction) -> Descent:
     if name == "minsr":
         return SampleSpace(psi, decay=0.0)
     if name == "adam":
-        return Torch(psi, torch.optim.Adam(psi.parameters(), lr=RATES[name]))
+        return ParameterSpace(psi, torch.optim.Adam(psi.parameters(), lr=RATES[name]))
     if name in ("singd", "ikfac"):
         adaptive = name == "singd"
         rest = {"interval": 1, "momentum": 0.9, "damping": 1e-3, "listen": False, "stochastic_rounding": False}
-        return Torch(psi, SINGD(psi, lr=RATES[name], adaptive=adaptive, **rest))
+        return ParameterSpace(psi, SINGD(psi, lr=RATES[name], adaptive=adaptive, **rest))
     raise ValueError(unknown("optimiser", str(name), RATES))

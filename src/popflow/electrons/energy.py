@@ -143,6 +143,8 @@ class Energy:
 
     >>> str(Energy(-1.17443, 0.00021)), str(Energy(-0.5, 0.0)), str(Energy(-14.667, 0.013))
     ('-1.1744(2) Hartree', '-0.5000000 Hartree', '-14.667(13) Hartree')
+    >>> str(Energy(-1.17443, math.nan))  # of one walker at one time
+    '-1.1744300 Hartree, of unknown error'
     """
 
     value: float
@@ -150,7 +152,9 @@ class Energy:
     variance: float = math.nan
 
     def __str__(self) -> str:
-        if not math.isfinite(self.error) or self.error < 1e-12:
+        if not math.isfinite(self.error):
+            return f"{self.value:.7f} Hartree, of unknown error"
+        if self.error < 1e-12:
             return f"{self.value:.7f} Hartree"
         digits = max(0, -math.floor(math.log10(self.error)))
         last = round(self.error * 10**digits)

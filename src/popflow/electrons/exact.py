@@ -45,6 +45,10 @@ class Decay(WaveFunction):
     centre: Tensor
     pairs: Tensor
 
+    def extra_repr(self) -> str:
+        """Say what the parameter does not."""
+        return f"power={self.power}, pair={self.pair}"
+
     def evaluate(self, x: Quantity) -> tuple[Tensor, Quantity]:
         """Sign (+1) and ``log|psi|``, or its jet."""
         _, r = fl.displacements(x, self.centre)

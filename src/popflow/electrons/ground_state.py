@@ -121,7 +121,7 @@ def search(
     walkers: Walkers,
     *,
     objective: Objective | None = None,
-    optimiser: Name = "minsr",
+    optimiser: Name | Descent = "minsr",
     steps: int = 1000,
     lr: float | None = None,
     moves: int = 10,
@@ -142,9 +142,10 @@ def search(
         system: Its potential.
         walkers: Where to begin, from `popflow.electrons.walkers.place`, equilibrated.
         objective: The geometry; None: Fisher-Rao.
-        optimiser: ``minsr``, ``spring``, ``singd``, ``ikfac`` or ``adam``.
+        optimiser: ``minsr``, ``spring``, ``singd``, ``ikfac`` or ``adam`` with their usual settings, or a `Descent` of this wave function with your own:
+            ``SampleSpace(psi, damping=1e-2)``, ``ParameterSpace(psi, torch.optim.RAdam(psi.parameters()))``.
         steps: Steps in all.
-        lr: First learning rate; None: the usual one of the optimiser. It falls to a third.
+        lr: First learning rate; None: the usual one of an optimiser that was named. It falls to a third.
         moves: Metropolis moves of every walker between two steps.
         rng: Streams.
         gradients: Compute ``|grad E_loc|`` for the curve where the objective does not need it; that doubles the cost of a Fisher-Rao step.
@@ -155,7 +156,8 @@ def search(
         checkpoint_every: Steps between two checkpoints.
 
     Raises:
-        ValueError: unless ``lr`` is finite and above 0.
+        ValueError: unless ``lr`` is finite and above 0, and walkers and wave function are those of the system.
+        TypeError: for an optimiser or an objective that is none.
         DivergenceError: when steps were not finite more than five times, although each time the last good state was restored and the rate halved.
         CheckpointError: for a checkpoint of another system, wave function or setting, naming what differs.
 
@@ -171,16 +173,14 @@ def search(
         True
     """
     at_least_one(steps=steps, moves=moves, checkpoint_every=checkpoint_every)
-    objective = objective or Objective.fisher_rao()
-    rate = RATES[optimiser] if lr is None and optimiser in RATES else lr
-    mover = descent(optimiser, psi)
-    assert rate is not None
-    real(lr=rate)
-    if not 0 < rate < math.inf:
-        raise ValueError(
-            f"lr={rate!r}, wanted finite and above 0. Fix: leave it out for the usual one, {RATES[optimiser]:g} for {optimiser}."
-        )
-    chosen = {"optimiser": optimiser, "steps": steps, "lr": float(rate), "moves": moves, "objective": _weights(objective)}
+    objective = Objective.fisher_rao() if objective is None else objective
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective={objective!r}, wanted an Objective: Objective.mixed().")
+    _match(system, walkers)
+    mover, rate = _mover(psi, optimiser, lr)
+    name = optimiser if isinstance(optimiser, str) else type(mover).__name__
+    chosen = {"optimiser": name, "steps": steps, "lr": rate, "moves": moves, "objective": _weights(objective)}
+    chosen |= {"network": f"{type(psi).__name__}({psi.extra_repr()})"}
     these = processes(walkers.x.device)
     these.same(dict(psi.named_parameters()), rng.seed)
     if these.rank:  # the first process keeps what is kept
@@ -208,11 +208,47 @@ def search(
             continue
         if state.step % EVERY == 0 or state.step == steps:
             _record(state, rate, steps, record)
-        if state.step % SNAPSHOT == 0:
+        due = bool(checkpoint) and state.step % checkpoint_every == 0
+        if due or state.step % SNAPSHOT == 0:  # one that goes on from a checkpoint has no state before it to roll back to
             good = state.tensors()
-        if checkpoint and not these.rank and (state.step % checkpoint_every == 0 or state.step == steps):
+        if checkpoint and not these.rank and (due or state.step == steps):
             save_tensors(checkpoint, *state.tensors())
     return Search(state.walkers, state.curve(), state.rollbacks)
+
+
+def _mover(psi: WaveFunction, optimiser: Name | Descent, lr: float | None) -> tuple[Descent, float]:
+    """Return the descent and its first learning rate."""
+    if isinstance(optimiser, str):
+        mover, usual = descent(optimiser, psi), RATES[optimiser]
+        advice = f"leave it out for the usual one, {usual:g} for {optimiser}"
+    elif isinstance(optimiser, Descent):
+        mover, usual, advice = optimiser, None, f"give the learning rate of {type(optimiser).__name__}"
+        if getattr(mover, "psi", psi) is not psi:
+            raise ValueError(
+                f"optimiser moves another wave function than psi. Fix: {type(mover).__name__}(psi, ...) of the one that is searched."
+            )
+    else:
+        kind = type(optimiser).__name__
+        raise TypeError(
+            f"optimiser is a {kind}, wanted a name or a Descent. Fix: {', '.join(RATES)}; ParameterSpace(psi, a torch optimizer)."
+        )
+    rate = usual if lr is None else lr
+    real(lr=rate)
+    if rate is None or not 0 < rate < math.inf:
+        raise ValueError(f"lr={rate!r}, wanted finite and above 0. Fix: {advice}.")
+    if not any(parameter.requires_grad for parameter in psi.parameters()):
+        raise ValueError("psi has no parameter with requires_grad=True, wanted at least one to search over. Fix: psi.requires_grad_(True).")
+    return mover, float(rate)
+
+
+def _match(system: System, walkers: Walkers) -> None:
+    """Refuse walkers of other electrons than those of the system."""
+    seen, wanted = tuple(walkers.x.shape[1:]), (system.electrons, system.dim)
+    if not len(walkers.x) or seen != wanted:
+        raise ValueError(
+            f"walkers.x has the shape {tuple(walkers.x.shape)}, wanted (at least 1, {wanted[0]}, {wanted[1]}) for {system.formula}. "
+            "Fix: place(psi, system, count, rng)."
+        )
 
 
 def _electrons(system: System, walkers: Walkers) -> dict:
@@ -318,6 +354,7 @@ def evaluate(
         progress: Called with the sweeps done and their number, every ten.
 
     Raises:
+        ValueError: for walkers of other electrons than those of the system, or a negative ``burn``.
         WalkerError: for walkers that are stuck or not finite.
         NonFiniteError: for a local energy that is not finite.
 
@@ -331,6 +368,9 @@ def evaluate(
         3.0000000 Hartree
     """
     at_least_one(sweeps=sweeps, moves=moves)
+    if burn < 0:
+        raise ValueError(f"burn={burn!r}, wanted 0 or more.")
+    _match(system, walkers)
     local = LocalEnergy(psi, system)
     for _ in range(burn):
         walkers = sweep(psi, walkers, rng, moves)

@@ -30,7 +30,7 @@ def run(config: GroundConfig, run: Run) -> Report:
         system = system_of(config)
         rng = Streams(config.seed, run.device)
         psi = wave_function(config, system, rng).to(run.device)
-        hartree_fock = HartreeFock(system, config.basis) if isinstance(system, Molecule) and wants_hartree_fock(config, system) else None
+        hartree_fock = hartree_fock_of(config, system, run) if isinstance(system, Molecule) else None
     except MoleculeError as error:
         raise ConfigError(str(error)) from error
     if config.start is not None:
@@ -45,14 +45,15 @@ def run(config: GroundConfig, run: Run) -> Report:
     else:
         walkers = place(psi, system, config.walkers, rng)
     walkers = equilibrate(psi, walkers, rng, moves=config.moves)
-    run.log(f"the search will take about {seconds(config, psi, system, walkers):.0f} s on this machine")
+    if not run.has("search"):
+        run.log(f"the search will take about {seconds(config, psi, system, walkers):.0f} s on this machine")
     stage = training(run, "search", config.steps)
     found = search(
         psi, system, walkers, objective=objective(config), optimiser=optimiser(config), steps=config.steps, lr=config.lr, moves=config.moves,
         rng=rng, gradients=config.gradients, record=stage["record"], checkpoint=stage["checkpoint"],
     )  # fmt: skip
-    last = evaluated(config, psi, system, found.walkers, run)
     save_tensors(run.path / "psi.safetensors", dict(psi.named_parameters()), {"system": system.formula})
+    last = evaluated(config, psi, system, found.walkers, run)
     return report(GroundResult(config, system, found, last, hartree_fock and hartree_fock.energy), run)
 
 
@@ -80,6 +81,14 @@ def dtype_of(config: GroundConfig) -> torch.dtype:
     return torch.float64 if config.double else torch.float32
 
 
+def hartree_fock_of(config: GroundConfig, molecule: Molecule, run: Run) -> HartreeFock | None:
+    """Calculate the orbitals to fit once per run, if orbitals are fitted: a run that began with them goes on with the same ones, without PySCF too."""
+    if not (run.has("hartree-fock") or wants_hartree_fock(config, molecule)):
+        return None
+    kept = once(run, "hartree-fock", lambda: HartreeFock(molecule, config.basis).tensors())
+    return HartreeFock(molecule, config.basis, kept=kept)
+
+
 def wants_hartree_fock(config: GroundConfig, system: Molecule) -> bool:
     """Say whether orbitals are fitted to Hartree-Fock first."""
     if config.pretrain != "auto":
@@ -91,7 +100,10 @@ def wants_hartree_fock(config: GroundConfig, system: Molecule) -> bool:
 def begin_from(psi: WaveFunction, config: GroundConfig) -> None:
     """Take the parameters of another run."""
     assert config.start is not None
-    tensors, _ = load_tensors(config.start / "psi.safetensors")
+    file = config.start / "psi.safetensors"
+    if not file.exists():
+        raise ConfigError(f"start={str(config.start)!r} has no {file.name}, wanted the folder of a run whose search has ended.")
+    tensors, _ = load_tensors(file)
     mine = dict(psi.named_parameters())
     if {name: value.shape for name, value in tensors.items()} != {name: value.shape for name, value in mine.items()}:
         raise ConfigError(

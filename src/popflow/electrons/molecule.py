@@ -9,6 +9,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,46 +20,10 @@ from popflow.core.errors import PopflowWarning, unknown
 
 BOHR = 0.529177210903
 """One bohr in Angstrom (CODATA 2018)."""
-ELEMENTS: tuple[str, ...] = tuple(
-    [
-        "H",
-        "He",
-        "Li",
-        "Be",
-        "B",
-        "C",
-        "N",
-        "O",
-        "F",
-        "Ne",
-        "Na",
-        "Mg",
-        "Al",
-        "Si",
-        "P",
-        "S",
-        "Cl",
-        "Ar",
-        "K",
-        "Ca",
-        "Sc",
-        "Ti",
-        "V",
-        "Cr",
-        "Mn",
-        "Fe",
-        "Co",
-        "Ni",
-        "Cu",
-        "Zn",
-        "Ga",
-        "Ge",
-        "As",
-        "Se",
-        "Br",
-        "Kr",
-    ]
-)
+ELEMENTS: tuple[str, ...] = (
+    "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar",
+    "K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr",
+)  # fmt: skip
 """Symbols of the elements that are known, by charge minus one. All electrons are treated; there are no pseudopotentials."""
 UNPAIRED = (1, 0, 1, 0, 1, 2, 3, 2, 1, 0, 1, 0, 1, 2, 3, 2, 1, 0, 1, 0, 1, 2, 3, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0)
 """Unpaired electrons of the ground state of each neutral atom, by electrons minus one."""
@@ -106,7 +71,15 @@ class Molecule:
             if len(place) != 3 or not all(math.isfinite(one) for one in place):
                 raise MoleculeError(f"the nucleus {symbol} is at {place}, wanted three finite coordinates.")
         self._look_at_distances()
+        for name, value in (("charge", self.charge), ("spin", self.spin)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise MoleculeError(f"{name}={value!r}, wanted a whole number.")
         n = self.electrons
+        most = 2 * sum(self.charges) + len(self.charges) - 1  # Lieb, Phys. Rev. A 29, 3018 (1984)
+        if n > most:
+            raise MoleculeError(
+                f"charge={self.charge} makes {n} electrons for {sum(self.charges)} protons, wanted at most {most}: further ones are bound by no nuclei."
+            )
         if n < 1:
             raise MoleculeError(f"charge={self.charge} leaves {n} electrons of {sum(self.charges)} protons, wanted at least one electron.")
         if self.spin is not None and (not 0 <= self.spin <= n or (n - self.spin) % 2):
@@ -117,7 +90,7 @@ class Molecule:
     def of(cls, geometry: str, *, unit: Unit = "angstrom", charge: int = 0, spin: int | None = None) -> Molecule:
         """Read ``"H 0 0 0; H 0 0 1.4"``: an element and three coordinates per atom, separated by semicolons or line breaks.
 
-        A lone element is an atom at the origin: ``Molecule.of("Li")``.
+        A lone element is an atom at the origin: ``Molecule.of("Li")``. ``CO`` is neither cobalt nor a geometry.
 
         Raises:
             MoleculeError: for anything else.
@@ -126,7 +99,14 @@ class Molecule:
             raise MoleculeError(unknown("unit", str(unit), ("bohr", "angstrom")))
         rows = [line.replace(",", " ").split() for line in geometry.replace(";", "\n").splitlines() if line.strip()]
         if len(rows) == 1 and len(rows[0]) == 1:
-            rows = [[rows[0][0], "0", "0", "0"]]
+            word = rows[0][0]
+            known = word.capitalize() in ELEMENTS
+            if not known or (len(word) > 1 and word.isupper() and all(letter in ELEMENTS for letter in word)):  # CO is not cobalt
+                said = f"{word!r} may be a formula." if known else unknown("element", word, ELEMENTS)
+                raise MoleculeError(
+                    f"{said} Fix: an element as in the periodic table ('Co'), or every atom with its place: 'H 0 0 0; H 0 0 0.74'."
+                )
+            rows = [[word, "0", "0", "0"]]
         factor = 1.0 if unit == "bohr" else 1 / BOHR
         symbols, places = [], []
         for row in rows:
@@ -148,7 +128,7 @@ class Molecule:
             MoleculeError: when the file is absent or no XYZ file.
         """
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()  # comments come in any encoding
             count = int(lines[0])
         except OSError as error:
             raise MoleculeError(f"cannot read {path}: {error.strerror or error}. Fix: give the path of an XYZ file.") from error
@@ -157,6 +137,10 @@ class Molecule:
         atoms = [line for line in lines[2 : 2 + count] if line.strip()]
         if len(atoms) != count or count < 1:
             raise MoleculeError(f"{path} says {count} atoms and has {len(atoms)}, wanted one line for each.")
+        if any(line.strip() for line in lines[2 + count :]):
+            warnings.warn(
+                f"{path} goes on after its {count} atoms: its first geometry was read, the others were not.", PopflowWarning, stacklevel=2
+            )
         return cls.of("\n".join(" ".join(line.split()[:4]) for line in atoms), unit=unit, charge=charge, spin=spin)
 
     @classmethod
@@ -271,16 +255,21 @@ class Molecule:
         if not pairs:
             return
         least, a, b = min(pairs)
-        names = f"{self.symbols[a]}{a + 1} and {self.symbols[b]}{b + 1}"
         if least < 0.1:
-            raise MoleculeError(f"the nuclei {names} are {least:.3g} bohr apart, wanted at least 0.1: two atoms at one place?")
-        # the shortest bonds are 1.4 bohr with hydrogen and 2 without; 1 Angstrom taken for 1 bohr halves them
-        short = 0.75 if 1 in (z[a], z[b]) else 1.5
+            raise MoleculeError(f"the nuclei {self._names(a, b)} are {least:.3g} bohr apart, wanted at least 0.1: two atoms at one place?")
+        # the shortest bonds are 1.4 bohr of two hydrogens, 1.7 of one, 2 of none; 1 Angstrom taken for 1 bohr halves them
+        short = [(d / (1.5, 1.3, 0.75)[(z[a], z[b]).count(1)], d, a, b) for d, a, b in pairs]
+        share, least, a, b = min(short)
         far = max(min(d for d, i, j in pairs if k in (i, j)) for k in range(len(r)))
-        if least < short:
-            self._question(f"the nuclei {names} are {least:.3g} bohr apart, closer than any bond: were these Angstrom, read as bohr?")
+        if share < 1:
+            self._question(
+                f"the nuclei {self._names(a, b)} are {least:.3g} bohr apart, closer than any bond: were these Angstrom, read as bohr?"
+            )
         elif far > 15:
             self._question(f"a nucleus is {far:.3g} bohr from its nearest neighbour: were these bohr, read as Angstrom?")
+
+    def _names(self, a: int, b: int) -> str:
+        return f"{self.symbols[a]}{a + 1} and {self.symbols[b]}{b + 1}"
 
     @staticmethod
     def _question(text: str) -> None:

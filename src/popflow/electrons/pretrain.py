@@ -9,7 +9,7 @@ Hartree-Fock needs the extra ``qm`` (PySCF). Without it, or in a trap, begin wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,16 @@ from popflow.learn import Progress, cosine, fit
 _S, _P = 0.282094791773878143, 0.488602511902919921
 _D = (1.092548430592079070, 0.315391565252520002, 0.546274215296039535)
 _POOL = 2048
+_BASES = "Fix: cc-pvdz or 6-31g; sto-6g has every element that is known here; or pretrain='none'."
 
 
 class HartreeFock(nn.Module):
     """Hartree-Fock orbitals of a molecule, and ``log|psi|`` of their Slater determinant.
+
+    Args:
+        molecule: The molecule.
+        basis: A basis of PySCF with functions up to d.
+        kept: `tensors` of the same molecule and basis, in place of a calculation: where orbitals are degenerate, another one may turn them.
 
     Attributes:
         energy: Hartree-Fock energy in this basis, Hartree.
@@ -42,28 +48,23 @@ class HartreeFock(nn.Module):
         MoleculeError: for a basis that PySCF does not know, or one with functions beyond d.
     """
 
-    def __init__(self, molecule: Molecule, basis: str = "cc-pvdz"):
+    def __init__(self, molecule: Molecule, basis: str = "cc-pvdz", *, kept: Mapping[str, Tensor] | None = None):
         super().__init__()
-        mol, field = _solve(molecule, basis)
-        self.energy, self.basis = float(field.e_tot), basis
+        kept = _calculate(molecule, basis) if kept is None else kept
+        self.energy, self.basis = float(kept["energy"]), basis
         self.counts = (molecule.up, molecule.down)
-        shells = []
-        for i in range(mol.nbas):
-            if mol.bas_angular(i) > 2:
-                raise MoleculeError(f"basis={basis!r} has functions beyond d for {molecule.formula}, wanted s, p and d: cc-pvdz or 6-31g*.")
-            shells.append((int(mol.bas_angular(i)), int(mol.bas_atom(i)), _tensor(mol.bas_exp(i)), _tensor(mol._libcint_ctr_coeff(i))))
-        self.shells = [(angular, atom) for angular, atom, _, _ in shells]
-        for k, (_, _, exponents, coefficients) in enumerate(shells):
-            self.register_buffer(f"exponents_{k}", exponents)
-            self.register_buffer(f"coefficients_{k}", coefficients)
-        self.register_buffer("centres", molecule.centres)
-        both = field.mo_coeff if field.mo_coeff.ndim == 3 else (field.mo_coeff, field.mo_coeff)
-        self.register_buffer("up", _tensor(both[0][:, : molecule.up]))
-        self.register_buffer("down", _tensor(both[1][:, : molecule.down]))
+        self.shells: list[tuple[int, int]] = [(angular, atom) for angular, atom in kept["shells"].tolist()]
+        for name, value in kept.items():
+            if name not in ("energy", "shells"):
+                self.register_buffer(name, value)
 
     centres: Tensor
     up: Tensor
     down: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a file holds, to be given as ``kept``."""
+        return {"energy": torch.tensor(self.energy, dtype=torch.float64), "shells": torch.tensor(self.shells), **dict(self.named_buffers())}
 
     def atomic_orbitals(self, x: Tensor) -> Tensor:
         """Values of the basis functions, in PySCF's order: ``[..., 3] -> [..., functions]``."""
@@ -162,6 +163,21 @@ def _harmonics(angular: int, a: Tensor) -> Tensor:
     return torch.stack([_D[0] * x * y, _D[0] * y * z, _D[1] * (2 * z * z - x * x - y * y), _D[0] * x * z, _D[2] * (x * x - y * y)], -1)
 
 
+def _calculate(molecule: Molecule, basis: str) -> dict[str, Tensor]:
+    """Solve Hartree-Fock: its energy, the shells ``[k, 2]`` (angular momentum, atom) with exponents and coefficients, the orbitals of each spin."""
+    mol, field = _solve(molecule, basis)
+    shells = [(int(mol.bas_angular(i)), int(mol.bas_atom(i))) for i in range(mol.nbas)]
+    if any(angular > 2 for angular, _ in shells):
+        raise MoleculeError(
+            f"basis={basis!r} has functions beyond d for {molecule.formula}, wanted s, p and d. Fix: 6-31g or sto-6g, or pretrain='none'."
+        )
+    found = {"energy": _tensor(field.e_tot), "shells": torch.tensor(shells), "centres": molecule.centres}
+    for k in range(len(shells)):
+        found[f"exponents_{k}"], found[f"coefficients_{k}"] = _tensor(mol.bas_exp(k)), _tensor(mol._libcint_ctr_coeff(k))
+    both = field.mo_coeff if field.mo_coeff.ndim == 3 else (field.mo_coeff, field.mo_coeff)
+    return found | {"up": _tensor(both[0][:, : molecule.up]), "down": _tensor(both[1][:, : molecule.down])}
+
+
 def _solve(molecule: Molecule, basis: str) -> tuple[Any, Any]:
     try:
         from pyscf import gto, scf
@@ -174,7 +190,9 @@ def _solve(molecule: Molecule, basis: str) -> tuple[Any, Any]:
     try:
         mol = gto.M(atom=atoms, unit="Bohr", basis=basis, charge=molecule.charge, spin=molecule.up - molecule.down, verbose=0)
     except (BasisNotFoundError, KeyError, RuntimeError) as error:
-        raise MoleculeError(f"PySCF has no basis {basis!r} for {molecule.formula}: {error}. Fix: cc-pvdz, 6-31g* or sto-6g.") from error
+        raise MoleculeError(f"PySCF has no basis {basis!r} for {molecule.formula}: {error}. {_BASES}") from error
+    if not mol.nbas:
+        raise MoleculeError(f"basis={basis!r} has no functions for {molecule.formula}. {_BASES}")
     field = (scf.RHF if molecule.up == molecule.down else scf.UHF)(mol)
     field.kernel()
     if not field.converged:

@@ -1,6 +1,6 @@
 """Exact energies of small systems, non-relativistic and with nuclei at rest, in Hartree.
 
-Sources: H and traps are closed forms; He: Hylleraas-type expansions; Li and Be: explicitly correlated Gaussians; B to Ne: Chakravorty et al., Phys. Rev. A 47, 3649
+Sources: one electron at a nucleus and traps are closed forms; He: Hylleraas-type expansions; Li and Be: explicitly correlated Gaussians; B to Ne: Chakravorty et al., Phys. Rev. A 47, 3649
 (1993), estimates; H2 at 1.4 bohr: Kolos and Wolniewicz; LiH at 3.015 bohr: Cencek and Rychlewski.
 """
 
@@ -36,6 +36,8 @@ def reference(system: Molecule | Trap) -> float | None:
 
     >>> reference(Molecule.of("Be"))
     -14.667356
+    >>> reference(Molecule.of("He", charge=1))
+    -2.0
     >>> reference(Molecule.of("H 0 0 0; H 0 0 1.4", unit="bohr"))
     -1.174475714
     >>> reference(Molecule.of("H 0 0 0; H 0 0 1.5", unit="bohr")) is None
@@ -43,6 +45,8 @@ def reference(system: Molecule | Trap) -> float | None:
     """
     if isinstance(system, Trap):
         return system.energy
+    if len(system.symbols) == 1 and system.electrons == 1:
+        return -(system.charges[0] ** 2) / 2
     if system.charge:
         return None
     if len(system.symbols) == 1:

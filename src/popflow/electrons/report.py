@@ -159,8 +159,6 @@ def gradients(values: Tensor) -> dict[str, Tensor]:
 
 def axes(system: Molecule | Trap) -> tuple[str, str]:
     """The two axes along which a system is seen: those in which its centres are widest."""
-    if system.dim == 1:
-        return "x", "other"
     spread = system.centres.std(0, correction=0)
     order = sorted(range(system.dim), key=lambda k: (-float(spread[k]), k))[:2]
     first, last = ("xyz"[k] for k in order)

@@ -10,13 +10,14 @@ Source: Metropolis et al., J. Chem. Phys. 21, 1087 (1953).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from popflow.core.checks import at_least_one
+from popflow.core.checks import at_least_one, real
 from popflow.core.errors import NonFiniteError
 from popflow.core.streams import Streams
 from popflow.electrons.wavefunctions import System
@@ -55,7 +56,14 @@ class Walkers:
         return {"x": self.x, "log_psi": self.log_psi, "width": self.width, "age": self.age, "acceptance": self.acceptance}
 
     def first(self, count: int) -> Walkers:
-        """Take the first walkers."""
+        """Take the first ``count`` walkers.
+
+        Raises:
+            ValueError: where there are fewer.
+        """
+        at_least_one(count=count)
+        if count > len(self.x):
+            raise ValueError(f"count={count}, wanted at most {len(self.x)}, as many as there are. Fix: place as many walkers as you want.")
         return Walkers(self.x[:count], self.log_psi[:count], self.width, self.age[:count], self.acceptance)
 
     @staticmethod
@@ -78,9 +86,13 @@ def place(
         width: First width of the moves; None: 0.5 / (largest charge, or 1) + 0.1.
 
     Raises:
+        ValueError: unless ``width`` is finite and above 0.
         WalkerError: when ``psi`` vanishes or is not finite at most places, as it is when all determinants are zero.
     """
     at_least_one(walkers=count)
+    real(width=width)
+    if width is not None and not 0 < width < math.inf:
+        raise ValueError(f"width={width!r}, wanted finite and above 0: the standard deviation of a move in bohr. Fix: leave it out.")
     if dtype is None:
         parameter = next(psi.parameters(), None) if isinstance(psi, nn.Module) else None
         dtype = torch.float32 if parameter is None else parameter.dtype

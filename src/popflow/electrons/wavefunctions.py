@@ -121,6 +121,12 @@ class Features(nn.Module):
 
     def forward(self, x: Quantity) -> tuple[Quantity, Quantity]:
         """Features ``[B, N, size]`` and distances from the centres ``[B, N, A]`` (squared in a trap)."""
+        seen = (x if isinstance(x, Tensor) else x.value).shape
+        if seen[1:] != (len(self.spins), self.centres.shape[1]):
+            raise ValueError(
+                f"x has the shape {tuple(seen)}, wanted (walkers, {len(self.spins)}, {self.centres.shape[1]}): the electrons and dimensions of the "
+                "system that the wave function was made for."
+            )
         a, r = fl.displacements(x, self.centres)
         if self.smooth:
             r = fl.total(a * a, -1)  # smooth at the centre too, where r is not
@@ -236,6 +242,10 @@ class PsiFormer(WaveFunction):
             decay = 0.5 if system.smooth else 1.0
             self.envelope = nn.ModuleList(Envelope(len(system.centres), determinants * system.electrons, decay) for _ in self.counts)
         _to(self, dtype)
+
+    def extra_repr(self) -> str:
+        """Say what the shapes of the parameters do not."""
+        return f"heads={self.heads}"
 
     def orbitals(self, x: Quantity) -> Quantity:
         """``[B, N, d] -> [B, N, determinants, N]``."""

@@ -21,6 +21,7 @@ from .language_models import (
     TextModel as TextModel,
     load_text_model as load_text_model,
 )
+from .latent import LatentEdit as LatentEdit
 from .molecules import (
     canonical as canonical,
     canonical_or_none as canonical_or_none,

@@ -14,7 +14,7 @@ from popflow.evolve.addresses import plain_address
 from popflow.runs.config import Flag, check
 from popflow.runs.user_code import source_of
 
-OPERATORS = ("graph", "mutation", "edits", "lm", "chat")
+OPERATORS = ("graph", "mutation", "edits", "lm", "latent", "chat")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class EvolveConfig:
             option for several objectives.
         minimize: What is minimised, named as an oracle.
         operators: What makes children, separated by commas, in equal shares: graph, mutation, edits (mutations of the best), lm (the language
-            model that comes with the library), chat (an endpoint), hf:FOLDER (a language model saved with save_pretrained). A name may have a share,
-            as in lm=0.7,graph=0.3.
+            model that comes with the library), latent (the same model, its state moved along the gradient of the scores), chat (an endpoint), hf:FOLDER
+            (a language model saved with save_pretrained). A name may have a share, as in lm=0.7,graph=0.3.
         learn: Let the language model that comes with the library learn from the parents, anew in each generation.
         template: Prompt for the models in folders, with {smiles} or {selfies} for the parent, {score} and {goal}; one with {selfies} is answered in
             SELFIES. The word biot5 stands for the form of BioT5. If None: the chat template of the folder.
@@ -104,6 +104,14 @@ class EvolveConfig:
             raise ValueError(
                 "goal='nsga2' orders parents by place, which parents='proportional' cannot use. Fix: --parents rank or tournament."
             )
+        twice = sorted(name for name in self.names() if self.names().count(name) > 1)
+        if twice:
+            raise ValueError(
+                f"{twice[0]!r} is named twice as an objective, wanted each once. Fix: scale it in a function of your own: --oracle MODULE:FUNCTION."
+            )
+        for name, path in (("seeds", self.seeds), ("box", self.box)):
+            if path is not None and path.is_dir():
+                raise ValueError(f"{name}={str(path)!r} is a folder, wanted a file.")
         if self.target is not None and (several or self.minimize):
             raise ValueError("target with several or minimised objectives, wanted one --oracle whose value is to be hit.")
         if self.target is None and self.width != type(self).width:

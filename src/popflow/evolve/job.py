@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,8 @@ from popflow.runs import ConfigError, CostlyFunction, Ledger, Report, Run
 
 PARENTS = {"proportional": proportional(), "shifted": proportional(shift=True), "rank": rank(), "tournament": tournament()}
 SURVIVAL = {"front": front, "nsga2": nsga2}
+WORKERS_A_CORE = 8
+"""Workers allowed for each core: more only fill the memory, even where calls wait for another machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,11 @@ class Several:
 
 def run(config: EvolveConfig, run: Run) -> Report:
     """Breed molecules to the end of the budget; every call is in the ledger, every generation in the state."""
+    most = WORKERS_A_CORE * (os.cpu_count() or 1)
+    if config.workers > most:
+        raise ConfigError(
+            f"workers={config.workers} is more than {most}, {WORKERS_A_CORE} for each core: every worker is a process. Fix: --workers {most}."
+        )
     try:
         seeds = read_seeds(config.seeds)
         function = objective(config)
@@ -79,7 +87,8 @@ def run(config: EvolveConfig, run: Run) -> Report:
         try:
             evolution.run(costly, run.path / "state.json", told)
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            negative = any(value < 0 for value in evolution.fitness() if np.isfinite(value))
+            raise ConfigError(f"{error}{' Here: --parents rank or --parents shifted.' if negative else ''}") from error
         counts = {kind: count for kind, count in ledger.counts().items() if count}
     if chat is not None:
         chat.client.close()
@@ -110,6 +119,12 @@ def operators_of(config: EvolveConfig, run: Run) -> tuple[dict[str, Operator], A
             shipped()
             for label, one in (("lm: fill gap", FillGap()), ("lm: link fragments", LinkFragments())):
                 found[label] = LearnFirst(one) if config.learn else one
+        elif name == "latent":
+            from popflow.evolve.latent import LatentEdit
+            from popflow.evolve.smiles_model import shipped
+
+            shipped()
+            found[name] = LatentEdit()
         elif name.startswith("hf:"):
             found[name] = model_in_folder(config, name)
         elif name == "chat":
@@ -152,6 +167,11 @@ def constraints_of(config: EvolveConfig) -> list[Constraint]:
 def evolution_of(config: EvolveConfig, seeds: list[str], operators: dict[str, Operator]) -> Evolution:
     """Return the evolution of a configuration; molecules of the start pool stand by for a population from which no new child comes."""
     constraints = constraints_of(config)
+    reasons = [refused(one, constraints) for one in seeds]
+    if all(reasons):
+        raise ConfigError(
+            f"none of the {len(seeds)} seeds is what a molecule must be. The first, {seeds[0]!r}: {reasons[0]}. Fix: give a seed that is, or ask for less."
+        )
     mixture = config.mixture()
     shares = {name: mixture[name] if name in mixture else mixture["lm"] / 2 for name in operators}
     return Evolution(

@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations, islice
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from popflow.runs.figures import lines, scatter
 DRAWN = 12
 LISTED = 100
 LINEAGE = 20
+PAIRS = 6
+"""Pairs of objectives whose front is drawn: all pairs of up to four objectives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def report(result: Result, run: Run) -> Report:
         ),
         figure=drawing(best[:DRAWN]),
         comparison=(_best_table(best), *([_front_table(evolution, config)] if several else []), _lineage(evolution, best[0][0])),
-        diagnostics=(_curve(fitness), _credit(evolution), *([_front_figure(evolution, config)] if len(config.names()) == 2 else []))
+        diagnostics=(_curve(fitness), _credit(evolution), *_front_figures(evolution, config.objectives()))
         + ((_cost(result.chat, evolution),) if result.chat is not None else ())
         + (_calls(result),),
         results=_results(fitness, best, result),
@@ -182,12 +185,16 @@ def _front_table(evolution: Evolution, config: EvolveConfig) -> Table:
     return Table("Pareto front", ("SMILES", *names), rows, f"{len(found)} molecules are dominated by none; at most 20 are shown.")
 
 
-def _front_figure(evolution: Evolution, config: EvolveConfig) -> Figure:
-    found = [one.values for one in evolution.scored if one.values is not None]
-    edge = [one.values for one in evolution.front() if one.values is not None]
-    clouds = {"scored": torch.tensor(found, dtype=torch.float64), "front": torch.tensor(edge, dtype=torch.float64)}
-    x_label, y_label = config.objectives()
-    return Figure(scatter(clouds, x_label=x_label, y_label=y_label), "All molecules, and those that none dominates.", "a Pareto front")
+def _front_figures(evolution: Evolution, names: Sequence[str]) -> list[Figure]:
+    found = torch.tensor([one.values for one in evolution.scored if one.values is not None], dtype=torch.float64)
+    edge = torch.tensor([one.values for one in evolution.front() if one.values is not None], dtype=torch.float64)
+    figures = []
+    for pair in islice(combinations(range(len(names)), 2), PAIRS):
+        clouds = {"scored": found[:, pair], "front": edge[:, pair]}
+        image = scatter(clouds, x_label=names[pair[0]], y_label=names[pair[1]])
+        seen = "" if len(names) == 2 else f", by two of the {len(names)} objectives"
+        figures.append(Figure(image, f"All molecules, and those that none dominates{seen}.", "a Pareto front"))
+    return figures
 
 
 def _lineage(evolution: Evolution, one: Scored) -> Table:

@@ -25,6 +25,7 @@ from .openmm_force import OpenMMForce as OpenMMForce
 from .potentials import POTENTIALS as POTENTIALS, DoubleWell as DoubleWell, DualChannel as DualChannel, MuellerBrown as MuellerBrown
 from .process import Counted as Counted, Overdamped as Overdamped, Potential as Potential, Underdamped as Underdamped, force as force
 from .rare_events import Probability as Probability, probability as probability
+from .rates import committor as committor, rate as rate
 from .shooting import (
     Always as Always,
     Paths as Paths,

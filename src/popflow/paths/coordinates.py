@@ -19,8 +19,8 @@ _NEAR = 0.35
 """Distances in nm beyond which the weight of a pair in an initial path no longer falls: all far pairs count the same little."""
 
 
-def kabsch(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre both ``[*batch, N, 3]``, and turn ``a`` onto ``b`` by a proper rotation.
+def kabsch(a: Tensor, b: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Centre both ``[*batch, N, 3]``, and turn ``a`` onto ``b`` by a proper rotation; least squares with ``weights [N]``, such as masses, if given.
 
     >>> a = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
     >>> turned, centred = kabsch(a @ torch.tensor([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]]) + 5, a)
@@ -29,8 +29,14 @@ def kabsch(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """
     if a.shape[-2:] != b.shape[-2:] or a.shape[-1] != 3:
         raise ValueError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}, wanted the same [*batch, N, 3].")
-    p, q = a - a.mean(-2, keepdim=True), b - b.mean(-2, keepdim=True)
-    u, _, vt = torch.linalg.svd(p.transpose(-1, -2) @ q)
+    if weights is None:
+        p, q = a - a.mean(-2, keepdim=True), b - b.mean(-2, keepdim=True)
+        table = p.transpose(-1, -2) @ q
+    else:
+        share = (weights / weights.sum())[:, None]
+        p, q = a - (share * a).sum(-2, keepdim=True), b - (share * b).sum(-2, keepdim=True)
+        table = p.transpose(-1, -2) @ (share * q)
+    u, _, vt = torch.linalg.svd(table)
     proper = torch.ones_like(u[..., 0])
     proper[..., 2] = torch.linalg.det(u @ vt).sign()
     turned = p @ (u * proper[..., None, :] @ vt)

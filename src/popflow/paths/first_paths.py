@@ -7,6 +7,8 @@ by springs on all atoms in molecular dynamics (targeted dynamics; Schlitter et a
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ IMAGES, DISTANCES = 41, 21
 """Images of a first path; images that distances are interpolated at."""
 PULLED, STRENGTH, SMOOTH = 20.0, 3000.0, 15
 """Duration of pulling in ps, last spring constant in kJ/mol/nm^2, frames of 20 fs on each side that are averaged."""
+_STRAIGHT = 1e-2
+"""Width over length of a molecule that counts as straight."""
 FAR = 90.0
 """Turn in degrees about a bond beyond which the other way round is a candidate, too."""
 
@@ -41,16 +45,27 @@ def first_paths(molecule: Molecule, potential: Potential, count: int = 1, kt: fl
     with torch.no_grad():
         tops = [float(potential(path).max()) for path in candidates]
         bound = float(potential(torch.stack([molecule.a, molecule.b]).flatten(1)).max()) + molecule.a.numel() * kt
-    best = [candidates[k] for k in sorted(range(len(candidates)), key=lambda k: (tops[k] != tops[k], tops[k]))]
-    if not min(tops) < bound:
+    finite = [top if math.isfinite(top) else math.inf for top in tops]
+    best = [candidates[k] for k in sorted(range(len(candidates)), key=finite.__getitem__)]
+    if (
+        molecule.system.getNumForces() == 0
+    ):  # energies are not those of the system: a reaction is above any thermal bound, and nothing pulls it
+        if sorted(finite)[count - 1] == math.inf:
+            raise ValueError(
+                f"the energies of {finite.count(math.inf)} of {len(tops)} first paths are not finite: atoms meet. Fix: nearer states."
+            )
+    elif not min(finite) < bound:
         best = [pulled_path(molecule), *best]
     return best[:count]
 
 
 def internal_paths(molecule: Molecule) -> list[Tensor]:
-    """Paths ``[IMAGES, 3 N]`` of even internal coordinates: the short way round, then each bond that turns far the other way; none without dihedrals."""
+    """Paths ``[IMAGES, 3 N]`` of even internal coordinates: the short way round, then each bond that turns far the other way; none without dihedrals.
+
+    Where bonds break or form, those that stay need not join the molecule: none, too.
+    """
     a, b = molecule.a, molecule.b
-    if len(a) < 4:
+    if len(a) < 4 or not joined(len(a), molecule.bonds):
         return []
     internal = ZMatrix.of(len(a), molecule.bonds)
     change = (internal.to_internal(b) - internal.to_internal(a))[11::3]
@@ -69,7 +84,10 @@ def distance_path(molecule: Molecule) -> Tensor:
     images = idpp(molecule.a, molecule.b, DISTANCES)
     place = torch.linspace(0, DISTANCES - 1, IMAGES, dtype=images.dtype)
     left = place.long().clamp(max=DISTANCES - 2)
-    return superposed(torch.lerp(images[left], images[left + 1], (place - left)[:, None, None]), molecule.a, molecule.b)
+    even = torch.lerp(images[left], images[left + 1], (place - left)[:, None, None])
+    if straight(molecule.a) and straight(molecule.b):
+        return carried(even, molecule.b, molecule.masses[::3])
+    return superposed(even, molecule.a, molecule.b)
 
 
 def pulled_path(molecule: Molecule) -> Tensor:
@@ -99,6 +117,44 @@ def pulled_path(molecule: Molecule) -> Tensor:
     smooth = torch.cat([a, padded.unfold(0, 2 * SMOOTH + 1, 1).mean(-1), b]).flatten(1)
     length = torch.cat([smooth.new_zeros(1), smooth.diff(dim=0).norm(dim=1).cumsum(0)])
     return smooth[torch.searchsorted(length, torch.linspace(0, float(length[-1]), IMAGES, dtype=length.dtype)).clamp(max=len(smooth) - 1)]
+
+
+def joined(atoms: int, bonds: Sequence[tuple[int, int]]) -> bool:
+    """Whether bonds join all atoms.
+
+    >>> joined(3, [(0, 1)]), joined(3, [(0, 1), (2, 1)])
+    (False, True)
+    """
+    met = {0}
+    for _ in range(atoms):
+        met |= {one for bond in bonds for one in bond if met.intersection(bond)}
+    return len(met) == atoms
+
+
+def straight(x: Tensor) -> bool:
+    """Whether positions ``[N, 3]`` lie on a line."""
+    _, spread, _ = torch.linalg.svd(x - x.mean(0))
+    return bool(spread[1] < _STRAIGHT * spread[0])
+
+
+def carried(images: Tensor, b: Tensor, masses: Tensor) -> Tensor:
+    """Turn each image of a path onto the one before by masses, which is motion without angular momentum, and the last onto a straight b, evenly; ``[P, 3 N]``.
+
+    Where both ends are straight, the line between them does not say how to turn about it.
+    """
+    path = [kabsch(images[0], images[0], masses)[0]]
+    for image in images[1:]:
+        path.append(kabsch(image, path[-1], masses)[0])
+    turned = torch.stack(path)
+    first, last = (torch.nn.functional.normalize(x[-1] - x[0], dim=0) for x in (turned[-1], b))
+    across = torch.linalg.cross(first, last)
+    angle = torch.atan2(across.norm(), first @ last)
+    x, y, z = (across / across.norm().clamp_min(1e-12)).tolist()
+    turn = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=b.dtype, device=b.device)
+    s = torch.linspace(0, 1, len(images), dtype=b.dtype, device=b.device)[:, None, None]
+    turned = turned @ torch.matrix_exp(s * angle * turn).mT
+    turned[-1] = b
+    return turned.flatten(1)
 
 
 def superposed(images: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,12 @@ from popflow.paths.config import PathConfig
 from popflow.paths.curves import clock_grid
 from popflow.paths.doob import Action, action, fit
 from popflow.paths.ensemble import PathEnsemble, grid, simulate
-from popflow.paths.report import FILES, Outcome, Shot, report
+from popflow.paths.report import CALLS, FILES, Outcome, Shot, report
 from popflow.paths.scene import Scene, path, scene
 from popflow.paths.shooting import Always, Paths, Shooter, shoot, two_way
 from popflow.paths.thermal_path import ThermalPath
 from popflow.paths.trajectory import write
-from popflow.runs import ConfigError, Report, Run, once, training
+from popflow.runs import ConfigError, Ledger, Report, Run, once, training
 
 CHAINS = 200
 FAR = 1e3
@@ -28,11 +29,14 @@ FAR = 1e3
 
 def run(config: PathConfig, run: Run) -> Report:
     """Fit, measure, simulate, report."""
-    try:
-        made = scene(config)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
-    return report(solve(config, made, run), run)
+    with Ledger(run.path / CALLS) if config.costly else nullcontext() as ledger:
+        try:
+            made = scene(config, ledger)
+        except (ValueError, TypeError) as error:
+            if ledger is not None and not run.resumed:
+                (run.path / CALLS).unlink()  # nothing is left of a run that was refused: a mended one begins anew
+            raise ConfigError(str(error)) from error
+        return report(solve(config, made, run), run)
 
 
 def solve(config: PathConfig, made: Scene, run: Run) -> Outcome:

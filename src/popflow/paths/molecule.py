@@ -7,7 +7,7 @@ Positions are in nm, masses in Da, energies in kJ/mol.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ STEEP = 1e3
 """Largest force in kJ/mol/nm at a state that is taken for a minimum."""
 ABSURD = 1e6
 """Force in kJ/mol/nm beyond which the positions are taken to be in another unit."""
+LONG = 0.28
+"""Length in nm that no bond has, stretched as it may be: twice that of carbon to carbon, nearly."""
 _FLAT = 0.1
 """Volume of three unit bond vectors below which an atom is not called left- or right-handed."""
 
@@ -60,16 +62,15 @@ class Molecule:
                 field lacks a residue (it names it), and for positions in another unit.
             MissingExtraError: without openmm.
         """
-        app = _openmm().app
-        first, second = (_read(app, Path(path)) for path in (a, b))
-        same_atoms(first.topology, second.topology)
-        molecule = cls.of(first.topology, system_of(first.topology, forcefield), _positions(first), _positions(second))
+        (topology, x), (other, y) = (read_pdb(Path(path)) for path in (a, b))
+        same_atoms(topology, other)
+        molecule = cls.of(topology, system_of(topology, forcefield), x, y)
         molecule.check_forces(warn)
         return molecule
 
     @classmethod
     def of(cls, topology: Any, system: Any, a: Tensor, b: Tensor) -> Molecule:
-        """Make a molecule of parts, and check them: shapes, a plain system, the same handedness."""
+        """Make a molecule of parts, and check them: shapes, a plain system, bonds that no box cuts, the same handedness."""
         simple(system)
         n = system.getNumParticles()
         for name, x in (("a", a), ("b", b)):
@@ -77,6 +78,7 @@ class Molecule:
                 raise ValueError(
                     f"{name} has shape {tuple(x.shape)}, wanted finite positions [{n}, 3]: one row for each atom of the system."
                 )
+        whole(topology, a, b)
         same_hand(topology, a, b)
         turned, centred = kabsch(a.double(), b.double())
         return cls(topology, system, turned, centred)
@@ -102,14 +104,18 @@ class Molecule:
         """Pairs of bonded atoms."""
         return bonds_of(self.topology)
 
-    def check_forces(self, warn: bool = True) -> None:
+    def check_forces(self, warn: bool = True, force: Callable[[Tensor], Tensor] | None = None) -> None:
         """Refuse absurd forces at the ends, and warn of steep ones.
+
+        Args:
+            warn: Whether to warn.
+            force: Forces ``[3 N]`` at positions ``[3 N]``; those of the system unless given.
 
         Raises:
             ValueError: beyond `ABSURD`.
         """
         for name, x in (("A", self.a), ("B", self.b)):
-            forces = _forces(self.system, x).norm(dim=1)
+            forces = (_forces(self.system, x) if force is None else force(x.flatten()).reshape(-1, 3)).norm(dim=1)
             worst = int(forces.argmax())
             seen = f"state {name}: the force on {self.names[worst]} is {float(forces[worst]):.3g} kJ/mol/nm"
             if not float(forces[worst]) < ABSURD:
@@ -163,10 +169,10 @@ def system_of(topology: Any, forcefield: Sequence[str]) -> Any:
             f"forcefield={list(forcefield)}: {error}. Fix: give files that OpenMM has or paths, such as amber14/protein.ff14SB.xml."
         ) from error
     if missing:
-        residue = missing[0]
+        names = [f"{residue.name}{residue.id} ({len(list(residue.atoms()))} atoms)" for residue in missing[:5]]
         raise ValueError(
-            f"the force field {', '.join(forcefield)} has no parameters for residue {residue.name}{residue.id} "
-            f"({len(list(residue.atoms()))} atoms). Fix: add the file that has them; check names and missing hydrogens."
+            f"the force field {', '.join(forcefield)} has no parameters for residue {', '.join(names)}. Fix: add the file that has them; check names "
+            "and missing hydrogens; a residue beside one that is unknown is not found either."
         )
     return field.createSystem(topology, nonbondedMethod=app.NoCutoff, constraints=None, rigidWater=False, removeCMMotion=False)
 
@@ -194,6 +200,19 @@ def same_atoms(a: Any, b: Any) -> None:
             raise ValueError(
                 f"atom {place + 1} is {label(one)} in A and {label(other)} in B, wanted one order. Fix: sort the atoms of one file."
             )
+
+
+def whole(topology: Any, a: Tensor, b: Tensor) -> None:
+    """Refuse a state of which a bond is longer than `LONG`: a periodic box has cut the molecule, or its atoms are not those of the topology."""
+    atoms = list(topology.atoms())
+    for name, x in (("A", a), ("B", b)):
+        for i, j in bonds_of(topology):
+            length = float((x[i] - x[j]).norm())
+            if length > LONG:
+                raise ValueError(
+                    f"the bond {label(atoms[i])} to {label(atoms[j])} is {length:.3g} nm long in {name}, wanted below {LONG:g}. Fix: make the molecule whole if "
+                    "a periodic box cut it; give every residue a number of its own; PDB files hold angstroms, not bohr."
+                )
 
 
 def same_hand(topology: Any, a: Tensor, b: Tensor) -> None:
@@ -241,15 +260,16 @@ def _openmm() -> Any:
     return openmm
 
 
-def _read(app: Any, path: Path) -> Any:
+def read_pdb(path: Path) -> tuple[Any, Tensor]:
+    """Return the topology of a PDB file and its positions ``[N, 3]`` in nm."""
     try:
-        return app.PDBFile(str(path))
+        pdb = _openmm().app.PDBFile(str(path))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}. Fix: give a PDB file.") from error
     except (ValueError, IndexError, AssertionError) as error:
-        raise ValueError(f"{path} cannot be read as a PDB file: {' '.join(str(error).split()) or type(error).__name__}.") from error
-
-
-def _positions(pdb: Any) -> Tensor:
-    return torch.tensor(pdb.getPositions(asNumpy=True)._value, dtype=torch.float64)
+        why = "it holds no atoms" if isinstance(error, IndexError) else " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as a PDB file: {why}.") from error
+    return pdb.topology, torch.tensor(pdb.getPositions(asNumpy=True)._value, dtype=torch.float64)
 
 
 def _context(system: Any, x: Tensor) -> Any:

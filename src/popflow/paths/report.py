@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from popflow.paths import figures
+from popflow.paths.ase_force import ASEForce
 from popflow.paths.config import PathConfig
 from popflow.paths.doob import Action
 from popflow.paths.ensemble import PathEnsemble
@@ -22,7 +23,8 @@ FILES = {
     "path.pdb": "one simulated path, with its topology",
     "path.xtc": "the same, to open with path.pdb in mdtraj, MDAnalysis or VMD",
 }
-FRAMES, DRAWN, FEW, ARRIVE = 40, 60, 10, 0.95
+CALLS = "calls.jsonl"
+FRAMES, DRAWN, FEW, ARRIVE, MEANS = 40, 60, 10, 0.95, 41
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def report(outcome: Outcome, run: Run) -> Report:
             "fit.safetensors": "the fitted path, with the state of its training",
             "paths.safetensors": "simulated paths x [paths, times, coordinates] and log-weights towards the reference",
             **(FILES if scene.molecule else {}),
+            **({CALLS: "the ledger: every call of the calculator, written before it was used"} if outcome.config.costly else {}),
         },
         next=() if scene.molecule else (f"popflow path --potential {outcome.config.potential} --family full --components 3",),
     )
@@ -107,6 +110,13 @@ def report(outcome: Outcome, run: Run) -> Report:
 def _name(outcome: Outcome) -> str:
     a, b = outcome.config.a, outcome.config.b
     return outcome.config.potential if a is None or b is None else f"{a.name} to {b.name}, {outcome.config.temperature:g} K"
+
+
+def barrier(outcome: Outcome) -> float:
+    """Highest energy over A along the mean path, without thermal motion; of the component where it is lowest."""
+    with torch.no_grad():
+        means = outcome.path.moments(torch.linspace(0, outcome.scene.time, MEANS, dtype=torch.float64)).mean
+    return float(outcome.scene.energy(means.movedim(1, 0)).amax(1).min())
 
 
 def results(outcome: Outcome) -> dict[str, Measured]:
@@ -120,6 +130,14 @@ def results(outcome: Outcome) -> dict[str, Measured]:
         "forces_action": Measured(outcome.action.forces),
         "forces_paths": Measured(outcome.ensemble.forces),
     }
+    if outcome.scene.molecule is not None:
+        found["highest_energy_of_mean_path"] = Measured(barrier(outcome))
+    if isinstance(outcome.scene.process.potential, ASEForce):
+        counts = outcome.scene.process.potential.costly.ledger.counts()
+        found["calculator_calls"], found["calculator_failures"] = (
+            Measured(sum(counts.values())),
+            Measured(sum(counts.values()) - counts["value"]),
+        )
     if outcome.weighed:
         mean, error = outcome.ensemble.mean(outcome.scene.energy(outcome.ensemble.x).max(1).values)
         found["highest_energy_weighted"] = Measured(float(mean), float(error))
@@ -218,6 +236,8 @@ def _energies(outcome: Outcome) -> Table:
         note += (
             f" No weighted mean: the effective number of paths, {outcome.ensemble.ess:.1f}, is below {FEW}, where its error says nothing."
         )
+    if outcome.scene.molecule is not None:
+        note += f" Along the mean path, without thermal motion, it is {barrier(outcome):.4g}."
     return Table("Highest energy of a path", ("", "mean", "standard deviation", "least", "force evaluations"), tuple(rows), note)
 
 
@@ -246,4 +266,11 @@ def _cost(outcome: Outcome) -> Table:
     ]
     if outcome.shot is not None:
         rows.append(("shooting", outcome.shot.forces, 0))
-    return Table("What it cost", ("", "force evaluations", "Hessian-vector products"), tuple(rows), "Energies for figures are not counted.")
+    note = "Energies for figures are not counted."
+    if isinstance(outcome.scene.process.potential, ASEForce):
+        counts = outcome.scene.process.potential.costly.ledger.counts()
+        note = (
+            f"Calls of {outcome.config.calculator} in the ledger: {sum(counts.values())}, of which {sum(counts.values()) - counts['value']} failed, those of the first "
+            "path, of relaxing the states and of figures included. A Hessian-vector product is two calls; a failure has no force, and an energy of zero."
+        )
+    return Table("What it cost", ("", "force evaluations", "Hessian-vector products"), tuple(rows), note)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from popflow.core import Streams
 from popflow.core.checks import function
+from popflow.paths.ase_force import ASEForce
+from popflow.paths.calculated import calculator, last_failure, relaxed, states
 from popflow.paths.config import PathConfig
 from popflow.paths.curves import through
 from popflow.paths.exact import Grid
@@ -19,10 +21,16 @@ from popflow.paths.flow_path import FlowPath
 from popflow.paths.forcefield import TorchForce
 from popflow.paths.gaussian_path import DiagonalPath, FullPath, KinematicPath
 from popflow.paths.molecule import Molecule
+from popflow.paths.openmm_force import OpenMMForce
 from popflow.paths.potentials import POTENTIALS
 from popflow.paths.process import Overdamped, Potential, Process, Underdamped
 from popflow.paths.thermal_path import thermal_path
+from popflow.runs import Ledger
 
+FEWER = {"coefficients": 8, "rounds": 2, "samples": 1, "floating": True}
+"""Sizes of a thermal path whose every force is a call."""
+_SINGLE = 1e-4
+"""Displacement in nm for differences of forces in single precision."""
 BEND = 0.05
 """Bends of the first paths of a mixture, as a share of the way of an atom: larger ones push atoms into one another."""
 
@@ -99,15 +107,21 @@ class Scene:
         return Grid(self.process, domain[0], domain[1], spacing)
 
 
-def scene(config: PathConfig) -> Scene:
+def scene(config: PathConfig, ledger: Ledger | None = None) -> Scene:
     """Make the dynamics and the states of a configuration.
+
+    Args:
+        config: The configuration.
+        ledger: Where calls of an ASE calculator are recorded; in memory unless given.
 
     Raises:
         ValueError: when the potential cannot be loaded, does not give one finite energy and force for each state, or the
             states overlap.
     """
-    made = molecular(config) if config.molecular else surface(config)
+    made = surface(config) if not config.molecular else calculated(config, ledger) if config.costly else molecular(config)
     apart = float((made.end - made.start).norm())
+    if apart < 1e-6 * made.reach:
+        raise ValueError("A and B are the same state, wanted two. Fix: another file; minimising may have led both to one minimum.")
     if 2 * made.reach >= apart:
         raise ValueError(
             f"sigma0={made.sigma0!r} makes balls of radius {made.reach:.3g} around A and B, which are {apart:.3g} apart: they overlap, and a path "
@@ -156,7 +170,43 @@ def molecular(config: PathConfig) -> Scene:
     molecule = Molecule.from_pdb(config.a, config.b, config.forcefield, warn=not config.minimise)
     if config.minimise:
         molecule = molecule.minimised()
-    process = Underdamped(TorchForce(molecule.system), molecule.masses, config.friction, config.temperature)
+    if config.calculator is None:
+        potential = TorchForce(molecule.system)
+    else:
+        platform = config.calculator.partition(":")[2] or "Reference"
+        potential = OpenMMForce(molecule.system, platform, step=1e-5 if platform == "Reference" else _SINGLE)
+    return of_molecule(config, molecule, potential)
+
+
+def calculated(config: PathConfig, ledger: Ledger | None) -> Scene:
+    """Make the dynamics and the states of a molecule with an ASE calculator.
+
+    Raises:
+        ValueError: for files that do not fit each other, and a calculator that cannot be made, fails at a state, or gives absurd forces there.
+        MissingExtraError: without openmm or ase.
+    """
+    assert config.a is not None
+    assert config.b is not None
+    assert config.calculator is not None
+    make = calculator(config.calculator)
+    molecule = states(config.a, config.b)
+    potential = ASEForce(molecule.elements, make, ledger, workers=config.workers, name=config.calculator)
+    for name, x in (("A", molecule.a), ("B", molecule.b)):
+        if not potential.recorded(x.flatten())[1].isfinite().all():
+            raise ValueError(
+                f"calculator={config.calculator!r} fails at state {name}: {last_failure(potential)}. Fix: look at charge, spin and the positions, and at "
+                "what the calculator needs."
+            )
+    if config.minimise:
+        molecule = relaxed(molecule, potential)
+    molecule.check_forces(not config.minimise, potential.force)
+    potential.failed = 0.0  # from here on a failure is an outcome: it is counted, and has no force
+    return of_molecule(config, molecule, potential)
+
+
+def of_molecule(config: PathConfig, molecule: Molecule, potential: Potential) -> Scene:
+    """The dynamics of a molecule in a potential."""
+    process = Underdamped(potential, molecule.masses, config.friction, config.temperature)
     return Scene(process, molecule.a.flatten(), molecule.b.flatten(), config.setting("time"), config.setting("sigma0"), molecule)
 
 
@@ -187,8 +237,11 @@ def path(config: PathConfig, scene: Scene, rng: Streams) -> Any:
     """Make the path to fit: in float32 for potentials; a molecule's positions need float64, and begin on paths of whole molecules."""
     if scene.molecule is not None and isinstance(scene.process, Underdamped):
         if config.kind() == "thermal":
-            curves = [through(images) for images in first_paths(scene.molecule, scene.process.potential, config.components, scene.kt)]
-            return thermal_path(scene.process, curves, scene.time, sigma0=scene.sigma0, rng=rng)
+            potential = scene.process.potential
+            energy = (lambda x: potential.recorded(x)[0]) if isinstance(potential, ASEForce) else potential
+            curves = [through(images) for images in first_paths(scene.molecule, energy, config.components, scene.kt)]
+            sizes = FEWER if config.costly else {}  # a reaction begins on an elastic band
+            return thermal_path(scene.process, curves, scene.time, sigma0=scene.sigma0, rng=rng, **sizes)
         thermal = (scene.kt / torch.as_tensor(scene.process.mass)).sqrt()
         given = {
             "noise": scene.process.noise,

@@ -338,11 +338,11 @@ def shoot(shooter: Shooter, move: Move, paths: Paths, moves: int, rng: Streams, 
         (1.0, True)
 
     Raises:
-        ValueError: for a chain of `two_way` or `one_way` that does not begin with a transition path.
+        ValueError: for no paths, or one that is no transition path, which `two_way` and `one_way` begin with.
     """
     at_least_one(moves=moves)
-    if not isinstance(move, Always) and bool((shooter.joins(paths) <= 0).any()):
-        raise ValueError("paths holds one that does not lead from A to B, wanted transition paths alone: take those that Always has found.")
+    if not len(paths.x) or (not isinstance(move, Always) and bool((shooter.joins(paths) <= 0).any())):
+        raise ValueError("paths holds none, or one that does not lead from A to B, wanted transition paths: those that Always has found.")
     look = observe or (lambda one: one.length.double() - 1)
     values, weights, accepted, forces = [], [], [], 0
     for _ in range(moves):

@@ -124,6 +124,7 @@ def thermal_path(
     rounds: int = 6,
     samples: int = 4,
     learn_weights: bool = False,
+    floating: bool = False,
 ) -> ThermalPath:
     r"""Begin a `ThermalPath` on given curves, one component for each, with the precision of the self-consistent harmonic approximation.
 
@@ -143,13 +144,14 @@ def thermal_path(
         rounds: Rounds of the approximation; the precision moves half of the way in each.
         samples: Pairs of opposite points for a mean Hessian.
         learn_weights: Learn the weights of the components.
+        floating: Whether nothing holds the atoms in space, as in a molecule: an elastic band then neither shifts nor turns them as a whole.
     """
     at_least_one(coefficients=coefficients, rounds=rounds, samples=samples)
     counted = Counted(process.potential)
     process, knots = replace(process, potential=counted), _knots(coefficients)
     s = torch.stack([knots[j + 1 : j + 4].mean() for j in range(coefficients)])
     s[1], s[-2] = 0.0, 1.0
-    means = torch.stack([_relaxed(process, curve(s).detach(), rng) for curve in curves])
+    means = torch.stack([_relaxed(process, curve(s).detach(), rng, floating) for curve in curves])
     mass = torch.as_tensor(process.mass, dtype=means.dtype).expand(means.shape[-1])
     found: list[Tensor] = []
     for k, one in enumerate(means):
@@ -164,7 +166,7 @@ def thermal_path(
     return ThermalPath(process, time, means, torch.stack(found), learn_weights, counted.hvps)
 
 
-def _relaxed(process: Underdamped, means: Tensor, rng: Streams) -> Tensor:
+def _relaxed(process: Underdamped, means: Tensor, rng: Streams, floating: bool) -> Tensor:
     """Coefficients ``[P, D]`` relaxed across the path, at random times, by damped dynamics with short steps; unless energies are thermal already."""
     p, d = means.shape
     rows, speed, means = 2 * p, torch.zeros_like(means[2:-2]), means.clone()
@@ -182,11 +184,23 @@ def _relaxed(process: Underdamped, means: Tensor, rng: Streams) -> Tensor:
             pull = force(process.potential, line[1:-1])
             gap = (rate[1:].norm(dim=1) - rate[:-1].norm(dim=1))[:, None] / rows
             pull = pull + (_SPRING * gap - (pull * along).sum(1, keepdim=True)) * along
+            if floating:
+                pull = _unmoved(pull, line[1:-1])
             kick = torch.linalg.pinv(spline[:, 2:-2], rtol=0.05) @ _short(_MOBILITY * pull)
             speed = (0.9 * speed + 0.1 * kick * (speed.norm() / kick.norm()) if (kick * speed).sum() > 0 else 0.0) + kick
             speed = _short(speed)
             means[2:-2] += speed
     return means
+
+
+def _unmoved(pull: Tensor, x: Tensor) -> Tensor:
+    """Rows of forces ``[n, 3 N]`` without what shifts or turns positions as a whole."""
+    place = x.unflatten(1, (-1, 3))
+    away, axes = place - place.mean(1, keepdim=True), torch.eye(3).to(x)
+    shifts = axes.expand(len(x), away.shape[1], 3, 3).flatten(1, 2)
+    turns = torch.stack([torch.linalg.cross(axis.expand_as(away), away).flatten(1) for axis in axes], -1)
+    rigid = torch.cat([shifts, turns], -1)
+    return pull - (rigid @ (torch.linalg.pinv(rigid, rtol=1e-6) @ pull[..., None]))[..., 0]
 
 
 def _short(step: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class FlowConfig:
         populations: Column of ``obs`` with the patient (donor, sample) of each cell, to learn responses to treatments instead of times.
         treatment: Column of ``obs`` with the treatment of each cell (``populations``).
         control: The treatment that stands for none (``populations``).
-        cofactor: Features are ``arcsinh(x / cofactor)``, as usual for mass cytometry (``populations``).
+        cofactor: Features are ``arcsinh(x / cofactor)``, as usual for mass cytometry (``populations``). If None: features as they are.
         neighbours: Neighbours of a cell in the graph that embeds its population (``populations``).
         members: Flows of different seeds, whose spread tells how far to trust a prediction (``populations``).
         rep: Key of ``obsm`` with the coordinates. ``X`` takes all columns of the matrix itself (``populations``).
@@ -38,13 +38,14 @@ class FlowConfig:
         masses: Total mass of the snapshots: the same for all (``equal``), or proportional to the number of cells (``counts``). The latter is
             for ``unbalanced`` only, and for experiments that sequence the same fraction of every population.
         acceleration: Let all cells accelerate like the means of the training snapshots.
-        velocity: Key of ``obsm`` with RNA velocity in the same coordinates as ``rep``. The flow follows it where the snapshots leave a choice.
+        velocity: Key of ``obsm`` with RNA velocity in the same coordinates as ``rep``. The flow follows it where the snapshots leave a choice. If None:
+            not used.
         smooth: Prefer smooth trajectories across snapshots. The flow follows the velocities that the training snapshots imply, like a
             spline; it takes at least three.
         bandwidth: Length over which velocities are averaged (``velocity``, ``smooth``).
         strength: Factor on RNA velocities, whose direction is more reliable than their speed.
         hold_out: Time, or patient, to hold out of the fit and score the flow on. Repeat it for several; neither the first nor the last time.
-        types: Column of ``obs`` with cell types, for fates and growth rates by type.
+        types: Column of ``obs`` with cell types, for fates and growth rates by type. If None: no types.
         baseline: Fit and score OT-conditional flow matching for comparison.
         steps: Training steps.
         width: Hidden width of the networks.

@@ -26,7 +26,7 @@ class OptimizeConfig:
         beta: Inverse temperature, in units of one over the standard deviation of the target. 0 samples the data's distribution.
         route: Sequential Monte Carlo (``exact``), guided diffusion (``guided``), or guided diffusion and Langevin steps (``langevin``).
         select: The best different rows among the particles (``best``), or draws of the distribution (``draw``).
-        categorical: Column whose numbers are labels. Repeat it for several; ``all`` for every column. Columns of text are recognised.
+        categorical: Column whose numbers are labels. Repeat it for several; ``all`` for every column. Columns of text are recognised. If None: columns of text alone.
         missing: Refuse rows with missing values (``raise``), or leave them out (``drop``).
         kappa: Uncertainties added to a prediction on the optimistic side. Negative values are cautious.
         populations: Weights of the targets to look for at once (several targets).

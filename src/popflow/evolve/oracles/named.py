@@ -59,5 +59,5 @@ def imported(module: str, name: str) -> Oracle:
     """
     found = load(f"oracle '{module}:{name}'", module, name)
     if not callable(found):
-        raise ValueError(f"oracle '{module}:{name}' is a {type(found).__name__}, wanted a function of one SMILES.")
+        raise ValueError(f"oracle '{module}:{name}' is of the type {type(found).__name__}, wanted a function of one SMILES.")
     return cast(Oracle, found)
