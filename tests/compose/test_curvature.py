@@ -109,3 +109,18 @@ def test_what_is_no_longer_than_rounding_is_no_direction(least: float):
     basis = orthonormal([torch.tensor([[3.0, 4.0, 0.0]]), torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[6.0, 8.0, 0.0]])], [least] * 3)
     gram = basis @ basis.mT
     assert torch.allclose(gram, torch.diag_embed(torch.tensor([[1.0, 1.0, 0.0]]) * (least < 1)), atol=1e-6)
+
+
+def test_inverse_and_determinant_are_of_second_order_where_curvatures_differ():
+    """A Gaussian of unequal widths, over many directions: ``e^T (I + h H)^-1 e`` and ``log det(I + h H)`` against the plain Rayleigh quotient."""
+    n, h, dim = 4000, 0.15, 6
+    H, rng = -torch.diag(torch.linspace(0.0, 2.0, dim, dtype=F64)), torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, n, dim, generator=rng, dtype=F64).unbind(0)
+    point, frame = torch.zeros(n, dim, dtype=F64), torch.zeros(n, 0, dim, dtype=F64)
+    found = curved(lambda y: (y @ H).unsqueeze(0), point, frame, one, [other], h, 0.01, dim)
+    e = one / one.norm(dim=-1, keepdim=True)
+    quotient = 1 + h * torch.einsum("ni,ij,nj->n", e, H, e)
+    exact = torch.einsum("ni,ij,nj->n", e, torch.linalg.inv(torch.eye(dim, dtype=F64) + h * H), e)
+    assert (1 / found.across[:, 0] - exact).abs().mean() < 0.2 * (1 / quotient - exact).abs().mean()
+    volume = torch.logdet(torch.eye(dim, dtype=F64) + h * H)
+    assert (found.log_volume.mean() - volume).abs() < 0.3 * (dim * quotient.log().mean() - volume).abs()

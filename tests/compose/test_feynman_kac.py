@@ -551,7 +551,6 @@ def test_resuming_midway_gives_identical_bytes():
         ({"zeta": math.inf}, "zeta=inf, wanted a noise scale >= 0"),
         ({"window": (5.0, 1.0)}, r"window=\(5.0, 1.0\), wanted \(low, high\)"),
         ({"zeta": 0.4, "track": True}, r"zeta=0.4 with tracked log-densities, wanted zeta >= 1"),
-        ({"variance": "local", "track": True}, r"variance='local' with tracked log-densities"),
         ({"clip": 0.0}, "clip=0.0, wanted a positive bound"),
         ({"kernel_steps": -1}, "kernel_steps=-1, wanted 0 or more"),
         ({"ess_below": 0.0}, "ess_below=0.0, wanted a fraction"),

@@ -3,10 +3,13 @@
 The covariance of a backward kernel (`popflow.compose.backward_kernel`) is exactly ``h (I + h H)`` with ``H`` the Jacobian of the expert's score at the particle. It
 is taken to be ``K`` in the span of a few orthonormal directions ``U`` and one number across it,
 
-    K  =  I + h U H U^T,      c  =  1 + h e^T H e,      log det  =  log det K  +  (d - r) mean_k log(1 + h r_k^T H r_k)
+    K  =  I + h U H U^T,      c  =  c_e / (1 + b_e),      log det  =  log det K  +  (d - r) mean_k [log c_k - b_k / 2]
 
-where e is the direction that the particle moves in across the span, which carries the residual, and the ``r_k`` are e and random directions across. No variance
-may be smaller than that of a point, ``a = (sigma'/sigma)^2``.
+    c_k  =  1 + h r_k^T H r_k,      b_k  =  h^2 (|P H r_k|^2 - (r_k^T H r_k)^2) / c_k^2,      P  =  I - U^T U
+
+where e is the direction that the particle moves in across the span, which carries the residual, and the ``r_k`` are e and random directions across. ``b`` is the
+second order of the inverse and of the logarithm of ``I + h H`` in a direction that is no eigenvector: the product ``H r`` that is there anyway knows it. It is taken
+for 1 at most. No variance may be smaller than that of a point, ``a = (sigma'/sigma)^2``.
 """
 
 from __future__ import annotations
@@ -112,11 +115,15 @@ def curved(
     block = stacked[..., :r, :] @ frame.mT.unsqueeze(-3)
     along = torch.eye(r, dtype=block.dtype, device=block.device) + h / 2 * (block + block.mT)
     along, volume = _floored(along, floor)
-    each = (1 + h * (stacked[..., r:, :] * basis[..., None, r:, :]).sum(-1)).clamp_min(floor)  # [*batch, n, M, across]
+    slopes, inside = stacked[..., r:, :], stacked[..., r:, :] @ frame.mT.unsqueeze(-3)
+    straight = (slopes * basis[..., None, r:, :]).sum(-1)  # e^T H e, [*batch, n, M, across]
+    turned = slopes.square().sum(-1) - inside.square().sum(-1) - straight.square()  # |P H e|^2 - (e^T H e)^2
+    each = (1 + h * straight).clamp_min(floor)
     if not each.shape[-1]:
         return Curved(along, torch.ones_like(volume), volume)
+    bent = (h**2 * turned.clamp_min(0.0) / each.square()).clamp_max(1.0)
     rank = frame.square().sum((-2, -1)).round().unsqueeze(-1)
-    return Curved(along, each[..., 0], volume + (dim - rank) * each.log().mean(-1))
+    return Curved(along, each[..., 0] / (1 + bent[..., 0]), volume + (dim - rank) * (each.log() - bent / 2).mean(-1))
 
 
 def _floored(matrix: Tensor, floor: float) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,8 @@ def increments(displacement: Tensor, s: Tensor, h: float, variances: Sequence[fl
         displacement: ``dy [*batch, n, *tangent]``, whatever moved the particles.
         s: Scores before the step, ``[M, *batch, n, *tangent]``.
         h: ``sigma^2 - sigma'^2``.
-        variances: ``c_i`` of each expert: numbers, or ``[*tangent]`` (`popflow.compose.backward_kernel.kernel_variances`); 1 is the Ito sum.
+        variances: ``c_i`` of each expert: numbers, ``[*tangent]`` (`popflow.compose.backward_kernel.kernel_variances`), or one for each particle
+            ``[*batch, n, 1, ..., 1]``; 1 is the Ito sum.
         space: Where the particles live.
 
     Example:
@@ -85,12 +86,18 @@ def increments(displacement: Tensor, s: Tensor, h: float, variances: Sequence[fl
 
 
 def log_volume(variance: float | Tensor, space: Space) -> float | Tensor:
-    """``log det c`` over the degrees of freedom of a space, for one number or ``[*tangent]``."""
-    if not isinstance(variance, Tensor):
-        return space.dim * math.log(variance)
-    if not isinstance(space, ProductSpace):
-        return space.dim * variance.log().mean()
-    return sum((one.dim * part.log().mean() for one, part in zip(space.factors, space.split_tangent(variance), strict=True)), 0.0)
+    """``log det c`` over the degrees of freedom of a space: for one number, for ``[*tangent]``, or for one of each particle, then ``[*batch, n]``."""
+    return summed(variance.log(), space) if isinstance(variance, Tensor) else space.dim * math.log(variance)
+
+
+def summed(each: Tensor, space: Space) -> Tensor:
+    """Sum over the degrees of freedom of one number for all coordinates, for each of them ``[*tangent]``, or for each particle."""
+    event = len(space.tangent)
+    if each.ndim > event:
+        return space.dim * each.flatten(each.ndim - event).mean(-1)
+    if not isinstance(space, ProductSpace) or not each.ndim:
+        return space.dim * each.mean()
+    return sum((one.dim * part.mean() for one, part in zip(space.factors, space.split_tangent(each), strict=True)), each.new_zeros(()))
 
 
 def log_initial_normalizer(total: float, sigma: float, dim: int) -> float:

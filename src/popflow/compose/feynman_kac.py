@@ -31,7 +31,8 @@ from torch import Tensor
 from popflow.compose.backward_kernel import Variance, check_variance, kernel_variances, mean_precision, scores_and_curvatures
 from popflow.compose.densities import all_known, exact_densities, increments, initial_densities
 from popflow.compose.exponents import at
-from popflow.compose.product_kernel import ProductKernel, flow, weighted_sum
+from popflow.compose.last_move import curvatures, forgotten, remembered, tells
+from popflow.compose.product_kernel import ProductKernel, alone, flow, weighted_sum
 from popflow.compose.rewards import reward_gradient, sum_of_rewards
 from popflow.compose.sampler import Sampler, ending
 from popflow.compose.spaces.steps import between, follow, kernel, noise_for, stretched
@@ -74,8 +75,8 @@ def feynman_kac(
         step_size: Their ``eta`` as a function of sigma; about a tenth of the smallest variance of the target at that level.
         clip: Bound on a centred weight increment of one step. Biased; how often it acted is counted in ``aux["clipped"]``.
         track: Carry ``log q_i`` of each expert in ``aux["log_q"]``.
-        variance: Width of the experts' backward kernels: ``optimal``, from their denoising losses, which are measured first where they are not known;
-            ``local``, at each particle, for one Jacobian-vector product an expert and step; ``euler`` or ``posterior``. With ``zeta=0`` and one expert, ``posterior`` is DDIM. Langevin steps take the losses into account too.
+        variance: Width of the experts' backward kernels: ``optimal``, from their denoising losses, which are measured first where they are not known, and in few
+            dimensions from the last move of each particle as well (`popflow.compose.last_move`); ``local``, at each particle, for one Jacobian-vector product an expert and step; ``euler`` or ``posterior``. With ``zeta=0`` and one expert, ``posterior`` is DDIM. Langevin steps take the losses into account too.
 
     Raises:
         ValueError: for ``zeta < 1`` with densities that have to be tracked, a negative ``zeta`` or ``clip``, a reversed ``window``, and
@@ -95,9 +96,8 @@ def feynman_kac(
     track = track or (correct and target.varies and not all_known(target.experts))
     _check(target, zeta, track, correct, kernel_steps, clip, ess_below, window)
     check_variance(variance)
-    if variance == "local" and (track or not target.home.flat):
-        why = "tracked log-densities, whose kernels are those of the losses" if track else f"samples in {target.home}, which is not flat"
-        raise ValueError(f"variance='local' with {why}: wanted 'optimal'.")
+    if variance == "local" and not target.home.flat:
+        raise ValueError(f"variance='local' with samples in {target.home}, which is not flat: wanted 'optimal'.")
     unguiding = [r for r in target.rewards if not r.gradient] if correct else []
 
     weigh, move = weighing(target, zeta, variance, window if correct else None), moving(target, zeta, variance)
@@ -162,6 +162,9 @@ def weighing(target: Target, zeta: float, variance: Variance, window: Window | N
             s, curvature = scores_and_curvatures(target.experts, pop.x, math.sqrt(v), rng)
         else:
             s, curvature = scores(target.experts, pop.x, math.sqrt(v)), None
+        if variance == "optimal" and tells(space) and not alone(beta):
+            curvature = curvatures(target.experts, pop, s, v)
+            pop = pop.replace(aux=remembered(pop, s, v))
         kernels = replace(plain, curvature=curvature)
         push = _push(target, pop, math.sqrt(t1))
         total, dims = None, tuple(range(-len(space.tangent), 0))
@@ -247,10 +250,13 @@ class Kernels:
         return between(self.target.home, math.sqrt(v), math.sqrt(v1), self.like)
 
     def variances(self, v: float, v1: float) -> list[float | Tensor]:
-        """``c_i`` of each expert: at each particle where its curvature is known, no smaller than that of a point."""
+        """``c_i`` of each expert: at each particle where its curvature is known, no smaller than that of a point.
+
+        In a product none is larger than Euler's: a kernel as wide as that has several modes, and no power of a Gaussian is like the power of those.
+        """
         if self.curvature is None:
             return kernel_variances(self.target.experts, math.sqrt(v), math.sqrt(v1), self.variance, self.like)
-        c = (1 + (v - v1) * self.curvature).clamp_min(v1 / v)
+        c = (1 + (v - v1) * self.curvature).clamp(v1 / v, math.inf if alone(self.beta) else 1.0)
         return list(c.reshape(*c.shape, *[1] * len(self.target.home.tangent)))
 
     def product(self, v: float, v1: float) -> ProductKernel:
@@ -310,7 +316,7 @@ def denoise(target: Target) -> Step:
         beta = target.exponents(sigma)
         stretch = between(target.home, sigma, math.sqrt(t1), pop.x)
         combined = stretched(weighted_sum(beta, scores(target.experts, pop.x, sigma)), stretch)
-        return follow(target.home, pop, Rates(-combined / sum(beta)), t1 - t0, None, stretch)
+        return follow(target.home, pop.replace(aux=forgotten(pop)), Rates(-combined / sum(beta)), t1 - t0, None, stretch)
 
     return step
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from popflow.compose.densities import log_volume
+from popflow.compose.densities import log_volume, summed
 from popflow.compose.spaces.space import Space
 from popflow.core import PopflowWarning
 
@@ -76,8 +76,8 @@ class ProductKernel:
         variances = _widened(precision, variances, usual)
         pulls = [b / c for b, c in zip(beta, variances, strict=True)]
         precision = sum(pulls) + (1 - total)
-        volumes = sum(b * volume(c, space) for b, c in zip(beta, variances, strict=True))
-        return ProductKernel(space, h, beta, pulls, precision, (volumes + volume(precision, space)) / -2)
+        volumes = sum(b * log_volume(c, space) for b, c in zip(beta, variances, strict=True))
+        return ProductKernel(space, h, beta, pulls, precision, (volumes + log_volume(precision, space)) / -2)
 
     def log_normalizer(self, s: Tensor) -> Tensor:
         """Log-weight of a step from points with scores ``[M, *batch, n, *tangent]``, ``[*batch, n]``."""
@@ -130,7 +130,7 @@ def flow(space: Space, h: float, beta: Sequence[float], variances: Sequence[Numb
             each = (displacement - h / 2 * score) * score / one - displacement.square() * ((1 / one - 1) / (2 * h))
             total = total + b * each.sum(dims, dtype=torch.float64).to(total)
         left = (1 - step * closing / h).clamp_min(1e-6).log() - log_r
-        total = total + _summed(torch.where(usual, 0.0, left), space).to(total)
+        total = total + summed(torch.where(usual, 0.0, left), space).to(total)
     moved = [(score - displacement * ((1 - one) / h)) / one for one, score in zip(variances, s, strict=True)]
     return displacement, total, torch.stack(moved)
 
@@ -146,17 +146,6 @@ def weighted_sum(beta: Sequence[Number], s: Tensor) -> Tensor:
     for b, one in zip(beta[1:], s[1:], strict=True):
         total = total + b * one
     return total
-
-
-def volume(c: Number, space: Space) -> Number:
-    """``log det c``: a number, or ``[*batch, n]`` where c differs from particle to particle."""
-    return _summed(c.log(), space) if isinstance(c, Tensor) and c.ndim > len(space.tangent) else log_volume(c, space)
-
-
-def _summed(each: Tensor, space: Space) -> Tensor:
-    """Sum over the degrees of freedom of one number for all coordinates, for each of them, or for each particle."""
-    event = len(space.tangent)
-    return space.dim * (each.flatten(each.ndim - event).mean(-1) if each.ndim > event else each.mean())
 
 
 def _widened(precision: Number, variances: Sequence[Number], usual: Sequence[Number] | None) -> Sequence[Number]:

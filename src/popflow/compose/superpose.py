@@ -27,6 +27,7 @@ from torch import Tensor
 from popflow.compose.backward_kernel import Variance
 from popflow.compose.conjunction import Differences, equalise
 from popflow.compose.sampler import Sampler
+from popflow.compose.stranded import without_stranded
 from popflow.compose.superposition import Field, Guidance, Superposition
 from popflow.compose.target import Expert
 
@@ -107,6 +108,7 @@ def both(
     deterministic: bool = False,
     probes: int | None = 1,
     variance: Variance = "optimal",
+    tolerance: float | None = None,
 ) -> Sampler:
     """AND: follow the surface on which all models give the sample the same density.
 
@@ -135,6 +137,8 @@ def both(
         probes: As in `either`.
         variance: As in `either`. What AND is worth is the accuracy of its densities: "optimal" costs nothing and is exact for Gaussian experts; "local", for
             two experts and one probe three Jacobian-vector products a step, is of second order: true gaps vanish with the step.
+        tolerance: Weigh particles by ``exp(-gap^2 / (2 tolerance^2))``, the gap being what was left open of the differences of their tracked log-densities, in nats, and
+            resample them: those stranded where no move makes the experts agree give way to copies of others. None weighs nothing; particles are then independent.
 
     There is no stationary target density: this is a process on an iso-surface, not the product and not the minimum. Where two experts have the same score and
     different densities (the same training image among unequally many) no move closes the gap.
@@ -162,6 +166,8 @@ def both(
         raise ValueError(
             "guidance.w=0 in AND, wanted another weight: with 0 the shares have no effect, and no solution. 1 means no guidance."
         )
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance}, wanted nats above 0, or None to weigh nothing.")
     offset = _bias(bias, experts)
 
     def plan(log_q: Tensor, field: Field, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,7 +184,8 @@ def both(
         on = (p.unsqueeze(-2) @ of.basis).reshape(displacement.shape)
         return (equal + of.shares(p, field.reach)).to(log_q), displacement + on.to(displacement), gains.to(log_q)
 
-    return Superposition(tuple(experts), guidance, deterministic, probes, variance).sampler(plan)
+    sampler = Superposition(tuple(experts), guidance, deterministic, probes, variance).sampler(plan)
+    return sampler if tolerance is None else without_stranded(sampler, tolerance, feedback, offset)
 
 
 def _plus(log_q: Tensor, offset: Tensor | None) -> Tensor:
