@@ -13,6 +13,7 @@ from popflow.cli.app import main
 from popflow.cli.verbs import verb
 from popflow.registry import Task
 from popflow.runs import Report
+from popflow.view import forms
 from popflow.view.forms import jobs, plain_jobs
 
 
@@ -53,7 +54,7 @@ def test_a_new_field_is_in_help_config_and_errors(config: type, monkeypatch, tmp
     assert main(["work", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert ("--kernel-steps INTEGER Langevin steps at each level. [default: 5]" in said) is new
-    monkeypatch.setattr("popflow.view.forms.TASKS", registry.TASKS)
+    monkeypatch.setattr(forms, "TASKS", registry.TASKS)
     (form,) = (one for one in plain_jobs(jobs()[0]) if one["name"] == "work")
     shown = {field["label"]: (field["help"], field["default"]) for field in form["fields"]}
     assert (shown.get("--kernel-steps") == ("Langevin steps at each level.", "5")) is new

@@ -93,17 +93,17 @@ def mistakes() -> dict[str, tuple[list[str], str]]:
     return {
         "no objective": ([], "oracle is empty"),
         "unknown oracle": (["--oracle", "qedd"], "did you mean 'qed'"),
-        "text": (["--oracle", "fickle:text"], "text 'high', wanted one number"),
+        "text": (["--oracle", "mistaken:text"], "text 'high', wanted one number"),
         "no module": (["--oracle", "absent_one:score"], "cannot import it"),
         "small budget": (["--oracle", "qed", "--budget", "3"], "budget=3 is smaller than the start population of 5"),
-        "negative": (["--oracle", "fickle:score", "--recipe", "graph-ga"], "Here: --parents rank or --parents shifted."),
+        "negative": (["--oracle", "mistaken:score", "--recipe", "graph-ga"], "Here: --parents rank or --parents shifted."),
         "goal": (["--oracle", "qed", "--goal", "front"], "wanted several"),
         "box": (["--oracle", "vina:receptor.pdbqt"], "--box FILE"),
         "chat": (["--oracle", "qed", "--operators", "graph,chat"], "belong together"),
         "nsga2": (["--oracle", "qed", "--minimize", "sa", "--goal", "nsga2", "--parents", "proportional"], "--parents rank"),
         "edits": (["--oracle", "qed", "--recipe", "edits"], "--operators graph=0.7,edits=0.3"),
         "share": (["--oracle", "qed", "--operators", "graph=much"], "'much' is no share"),
-        "no function": (["--oracle", "fickle:number"], "is of the type int"),
+        "no function": (["--oracle", "mistaken:number"], "is of the type int"),
         "twice": (["--oracle", "qed", "--minimize", "qed"], "'qed' is named twice as an objective"),
         "core": (
             ["--oracle", "qed", "--core", "c1ccc2ccccc2c1"],
@@ -115,7 +115,7 @@ def mistakes() -> dict[str, tuple[list[str], str]]:
 
 @pytest.mark.parametrize("name", mistakes())
 def test_a_mistake_is_named(name: str, seeds: Path, capsys: pytest.CaptureFixture) -> None:
-    (seeds.parent / "fickle.py").write_text(
+    (seeds.parent / "mistaken.py").write_text(
         "def score(smiles):\n    return -1.0 * len(smiles)\n\ndef text(smiles):\n    return 'high'\n\nnumber = 3\n"
     )
     options, message = mistakes()[name]

@@ -139,7 +139,7 @@ def test_functions_are_found_by_module_and_name(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert oracle("my_oracle:score")("CCO") == 3.0
-    with pytest.raises(ValueError, match="is a int, wanted a function"):
+    with pytest.raises(ValueError, match="is of the type int, wanted a function"):
         oracle("my_oracle:limit")
     with pytest.raises(ValueError, match="cannot import it"):
         oracle("no_such_module:score")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import popflow.view.processes as module
 from popflow.view.processes import Processes
 
 POLITE = """trap 'echo "error: interrupted" >&2; exit 1' INT"""
@@ -22,7 +24,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         script = tmp_path / "python"
         script.write_text(f"#!/bin/sh\n{trap}\necho 'fit  3/10' >&2\nwhile :; do sleep 0.05; done\n")
         script.chmod(0o755)
-        monkeypatch.setattr("popflow.view.processes.sys.executable", str(script))
+        monkeypatch.setattr(sys, "executable", str(script))
 
     return command
 
@@ -68,7 +70,7 @@ def test_one_that_does_not_listen_is_ended_when_asked_again(command):
 
 
 def test_closing_leaves_none(command, monkeypatch):
-    monkeypatch.setattr("popflow.view.processes._PATIENCE", 0.3)
+    monkeypatch.setattr(module, "_PATIENCE", 0.3)
     command(STUBBORN)
     processes = Processes()
     several = [processes.start([], Path(f"runs/{i}")) for i in range(3)]
