@@ -141,7 +141,10 @@ def peer_scores(oracle: Callable[[str], float], start: list[str], seed: int, bud
             if one not in seen:
                 if len(seen) == budget:
                     raise Spent
-                seen[one] = oracle(one)
+                try:
+                    seen[one] = oracle(one)
+                except ValueError:  # larger than our oracles take
+                    seen[one] = 0.0
         return [seen[one] for one in batch]
 
     random.seed(seed)
