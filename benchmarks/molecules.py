@@ -99,8 +99,8 @@ def wins(table: Table, tasks: tuple[str, ...], one: str, other: str, about: str,
     half = [interval(column) for column in differences.T]
     notes = {
         "seeds": both,
-        "above with the interval": sum(h is not None and m > h for m, h in zip(mean, half, strict=True)),
-        "below with the interval": sum(h is not None and m < -h for m, h in zip(mean, half, strict=True)),
+        "above with the interval": sum(h is not None and bool(m > h) for m, h in zip(mean, half, strict=True)),
+        "below with the interval": sum(h is not None and bool(m < -h) for m, h in zip(mean, half, strict=True)),
         "gain of each task": {
             task: f"{m:.3f}" + ("" if h is None else f" ± {h:.3f}") for task, m, h in zip(tasks, mean, half, strict=True)
         },
