@@ -19,7 +19,7 @@ UNLIKE = gaussian_mixture(torch.tensor([[-4.0], [4.0]], dtype=F64), torch.tensor
 def learned(expert, before: Tensor, after: Tensor, sigma: float, lower: float) -> Tensor:
     """Curvature at ``after`` of a particle that came from ``before``."""
     there = Population.of(before)
-    here = there.replace(x=after, aux=remembered(there, expert.score(before, sigma).unsqueeze(0), sigma**2))
+    here = there.replace(x=after, aux=remembered(expert.home, there, expert.score(before, sigma).unsqueeze(0), sigma**2))
     return curvatures([expert], here, expert.score(after, lower).unsqueeze(0), lower**2)[0]
 
 

@@ -164,7 +164,7 @@ def weighing(target: Target, zeta: float, variance: Variance, window: Window | N
             s, curvature = scores(target.experts, pop.x, math.sqrt(v)), None
         if variance == "optimal" and tells(space) and not alone(beta):
             curvature = curvatures(target.experts, pop, s, v)
-            pop = pop.replace(aux=remembered(pop, s, v))
+            pop = pop.replace(aux=remembered(space, pop, s, v))
         kernels = replace(plain, curvature=curvature)
         push = _push(target, pop, math.sqrt(t1))
         total, dims = None, tuple(range(-len(space.tangent), 0))

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from popflow.compose.backward_kernel import denoising_loss
+from popflow.compose.spaces.products import ProductSpace, Proportional
 from popflow.compose.spaces.space import Space
 from popflow.compose.target import Expert
 from popflow.core import Population
@@ -35,9 +36,33 @@ _FEW = 16
 """Most dimensions in which a move is remembered: beyond, it would count next to nothing."""
 
 
+def units(space: Space) -> Tensor | float | None:
+    """Units ``[*tangent]`` in which all coordinates get the same noise, in flat spaces of few dimensions; None where moves are not used.
+
+    >>> from popflow.compose import Euclidean, Proportional, ProductSpace
+    >>> units(Euclidean((3,))), units(ProductSpace((Euclidean((1,)), Euclidean((2,))), (Proportional(0.5), Proportional())))
+    (1.0, tensor([0.5000, 1.0000, 1.0000]))
+    """
+    if space.dim > _FEW:
+        return None
+    if isinstance(space, ProductSpace):
+        clocks = space.clocks or (Proportional(),) * len(space.factors)
+        if not all(one.flat for one in space.factors) or not all(isinstance(clock, Proportional) for clock in clocks):
+            return None
+        return torch.cat([torch.full(one.tangent, clock(1.0)).flatten() for one, clock in zip(space.factors, clocks, strict=True)])
+    return 1.0 if space.flat else None
+
+
 def tells(space: Space) -> bool:
-    """Whether moves are used: in flat spaces of few dimensions."""
-    return space.flat and space.dim <= _FEW
+    """Whether moves are used."""
+    return units(space) is not None
+
+
+def _standard(space: Space, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Points and scores in these units."""
+    unit = units(space)
+    unit = unit.to(x) if isinstance(unit, Tensor) else unit or 1.0
+    return x / unit, s * unit
 
 
 def curvatures(experts: Sequence[Expert], pop: Population, s: Tensor, v: float) -> Tensor:
@@ -46,27 +71,30 @@ def curvatures(experts: Sequence[Expert], pop: Population, s: Tensor, v: float) 
     Example:
         >>> from popflow.compose import gaussian_mixture
         >>> q, there = gaussian_mixture(torch.zeros(1, 1), 1.0), Population.of(torch.tensor([[1.0], [3.0]]))
-        >>> here = there.replace(x=torch.tensor([[0.5], [-1.0]]), aux=remembered(there, q.score(there.x, 2.0).unsqueeze(0), 4.0))
+        >>> here = there.replace(x=torch.tensor([[0.5], [-1.0]]), aux=remembered(q.home, there, q.score(there.x, 2.0).unsqueeze(0), 4.0))
         >>> [round(float(H), 4) for H in curvatures([q], here, q.score(here.x, 1.0).unsqueeze(0), 1.0)[0]]  # -1 / (1 + sigma^2)
         [-0.5, -0.5]
     """
-    event = len(experts[0].home.tangent)
+    home = experts[0].home
+    event = len(home.tangent)
     usual = s.new_tensor([(denoising_loss(expert, math.sqrt(v), pop.x) - 1) / v for expert in experts])
     usual = usual.reshape(-1, *[1] * pop.log_w.ndim).expand(len(experts), *pop.log_w.shape)
     if _POINT not in pop.aux:
         return usual
     before, h = pop.aux[_SCORES].movedim(pop.log_w.ndim, 0), (pop.aux[_CLOCK] - v).to(s)
-    off = pop.x - pop.aux[_POINT] - h.reshape(*h.shape, *[1] * event) * before
+    x, s = _standard(home, pop.x, s)
+    off = x - pop.aux[_POINT] - h.reshape(*h.shape, *[1] * event) * before
     told, length = (one.flatten(one.ndim - event).sum(-1) for one in ((s - before) * off, off.square()))
-    prior = _PRIOR * experts[0].home.dim ** 2 * h.abs()
+    prior = _PRIOR * home.dim**2 * h.abs()
     found = (told + prior * usual) / (length + prior).clamp_min(torch.finfo(s.dtype).tiny)
     return torch.where(found > 0, usual, found)
 
 
-def remembered(pop: Population, s: Tensor, v: float) -> dict[str, Tensor]:
+def remembered(space: Space, pop: Population, s: Tensor, v: float) -> dict[str, Tensor]:
     """Companions of particles whose experts have scores ``s`` on the clock ``v``, for `curvatures` at the next level."""
+    x, s = _standard(space, pop.x, s)
     clock = torch.full_like(pop.log_w, v, dtype=torch.float64)
-    return {**pop.aux, _POINT: pop.x, _SCORES: s.movedim(0, pop.log_w.ndim), _CLOCK: clock}
+    return {**pop.aux, _POINT: x, _SCORES: s.movedim(0, pop.log_w.ndim), _CLOCK: clock}
 
 
 def forgotten(pop: Population) -> dict[str, Tensor]:
